@@ -1,0 +1,1 @@
+"""The `ledger` command: the only place that wires the packages together."""

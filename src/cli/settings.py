@@ -1,0 +1,99 @@
+"""Every setting of every process, read from the environment and from `$LEDGER_HOME/stack.env`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+DB_ROLES = ("migrate", "writer", "projector", "api", "analyst")
+AMQP_ROLES = ("migrate", "writer", "projector", "api")
+
+
+class MissingSecret(Exception):
+    """A password file is missing: start the stack first with `make run`, or set LEDGER_SECRETS_DIR."""
+
+
+class BadSettings(Exception):
+    """A setting has a value that can't be used."""
+
+
+class Settings(BaseSettings):
+    """The settings, each as `LEDGER_<NAME>` in the environment.
+
+    The environment wins over `stack.env`, which the local stack writes with the ports it chose.
+    Passwords are never settings: they are files in `secrets_dir`, one for each role.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LEDGER_", extra="ignore")
+
+    home: Path = Field(Path(".ledger"), description="data, logs and secrets of the local stack")
+    secrets_dir: Path | None = Field(
+        None, description="password files; default `$LEDGER_HOME/secrets`"
+    )
+    api_host: str = Field("127.0.0.1", description="address the API listens on")
+    api_port: Port = Field(8000, description="port the API listens on")
+    api_workers: int = Field(1, ge=1, le=16, description="API processes")
+    amqp_host: str = Field("127.0.0.1", description="RabbitMQ's host")
+    amqp_port: Port = Field(5672, description="RabbitMQ's port; the local stack picks a free one")
+    amqp_vhost: str = Field("ledger", description="RabbitMQ's virtual host")
+    db_host: str = Field("127.0.0.1", description="MySQL's or MariaDB's host")
+    db_port: Port = Field(3306, description="its port; the local stack picks a free one")
+    db_name: str = Field("ledger", pattern=r"^[a-z][a-z0-9_]{0,30}$", description="its schema")
+    db_ca_file: Path | None = Field(
+        None, description="CA certificate of the database; set: TLS, verified"
+    )
+    snapshot_every: int = Field(
+        50_000, ge=1, description="events between two snapshots of the writer"
+    )
+    inbox_max_length: int = Field(
+        100_000, ge=1, description="messages (groups of submitted events) the inbox holds at most"
+    )
+
+    def amqp_url(self, role: str) -> str:
+        """The AMQP URL of one role's account."""
+        vhost = self.amqp_vhost.replace("/", "%2f")
+        password = self._secret(f"amqp_{role}")
+        return f"amqp://ledger_{role}:{password}@{self.amqp_host}:{self.amqp_port}/{vhost}"
+
+    def db_url(self, role: str) -> URL:
+        """The SQLAlchemy URL of one role's account."""
+        return URL.create(
+            "mysql+asyncmy",
+            f"ledger_{role}",
+            self._secret(f"db_{role}"),
+            self.db_host,
+            self.db_port,
+            self.db_name,
+            {"charset": "utf8mb4"},
+        )
+
+    def db_passwords(self) -> dict[str, str]:
+        """The password of each database role, for the command that creates the accounts."""
+        return {role: self._secret(f"db_{role}") for role in DB_ROLES}
+
+    def _secret(self, name: str) -> str:
+        path = (self.secrets_dir or self.home / "secrets") / name
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            raise MissingSecret(
+                f"can't read {path}: start the stack with `make run`, or set LEDGER_SECRETS_DIR"
+            ) from error
+
+
+def load_settings() -> Settings:
+    """Read the settings; raises BadSettings naming each variable that can't be used."""
+    home = Path(os.environ.get("LEDGER_HOME", ".ledger"))
+    try:
+        return Settings(_env_file=home / "stack.env")  # type: ignore[call-arg]
+    except ValidationError as error:
+        problems = (
+            f"LEDGER_{'_'.join(map(str, e['loc'])).upper()}={e['input']}: {e['msg']}"
+            for e in error.errors()
+        )
+        raise BadSettings("; ".join(problems)) from error
