@@ -1,0 +1,244 @@
+"""Events to bytes and back: CloudEvents on the wire, canonical records and the hash chain at rest.
+
+The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JSON batch format.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from hashlib import sha256
+from struct import Struct as Layout
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from msgspec import DecodeError, Meta, Raw, Struct, convert
+from msgspec.json import Decoder, Encoder
+
+from ledger.core.events import (
+    DECIDED,
+    SUBMITTED,
+    TYPE_OF,
+    AnyPayload,
+    Recorded,
+    Submitted,
+)
+
+BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
+GENESIS_HASH: Final = bytes(32)
+MAX_SOURCE: Final = 200
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
+"""(type, schema_version) -> the function that lifts its data to the next schema_version."""
+
+CURRENT: Final[dict[str, int]] = {
+    name: 1 + sum(of == name for of, _ in UPCASTERS) for name in (*SUBMITTED, *DECIDED)
+}
+"""The current schema_version of each event type: one more than its upcasters."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_DECIDED_UUID_VERSION = 8
+_LAYOUT = Layout(">QQQQIHHII")
+_UUID8_MASK = (0xF << 76) | (0x3 << 62)
+_UUID8_BITS = (0x8 << 76) | (0x2 << 62)
+_PAYLOADS: Final[dict[str, type[AnyPayload]]] = {**SUBMITTED, **DECIDED}
+
+
+class Unreadable(Exception):
+    """Bytes that can't become an event: not JSON, an unknown type, a value out of range."""
+
+
+class Envelope(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """A CloudEvent with our extensions. Extensions that we don't know are passed over."""
+
+    specversion: Literal["1.0"]
+    id: UUID
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE)]
+    type: str
+    subject: UUID
+    time: Annotated[datetime, Meta(tz=True)]
+    data: Raw = Raw(b"{}")
+    schemaversion: int = 1
+
+
+class Record(Struct, frozen=True, gc=False):
+    """One row of the ledger, with its payload as canonical JSON bytes."""
+
+    position: int
+    event_id: bytes
+    stream_id: bytes
+    version: int
+    type: str
+    schema_version: int
+    cause_position: int
+    occurred_at_us: int
+    recorded_at_us: int
+    meta: bytes
+    data: bytes
+
+
+class Rejected(Struct, frozen=True):
+    """What the writer could not read, and why."""
+
+    body: bytes
+    reason: str
+
+
+_BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
+_encode = Encoder(order="sorted").encode
+_decode_group = Decoder(list[Envelope]).decode
+_decode_elements = Decoder(list[Raw]).decode
+_decode_envelope = Decoder(Envelope).decode
+_decode_object = Decoder(dict[str, Any]).decode
+_decode_payload: Final = {name: Decoder(payload).decode for name, payload in _PAYLOADS.items()}
+
+
+def encode_submitted(event: Submitted, source: str) -> bytes:
+    """The event as one CloudEvent."""
+    return _encode(
+        Envelope(
+            specversion="1.0",
+            id=event.event_id,
+            source=source,
+            type=TYPE_OF[type(event.payload)],
+            subject=event.stream_id,
+            time=_EPOCH + event.occurred_at_us * _MICROSECOND,
+            data=Raw(_encode(event.payload)),
+        )
+    )
+
+
+def join(events: Iterable[bytes]) -> bytes:
+    """Encoded events as one CloudEvents JSON batch."""
+    return b"[" + b",".join(events) + b"]"
+
+
+def decode_group(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
+    """The events of one message in order, and what of it could not be read.
+
+    A bad element does not spoil its neighbours; a body that is no JSON array is rejected whole.
+    """
+    try:
+        return [_submitted(envelope) for envelope in _decode_group(body)], []
+    except (*_BAD, Unreadable):
+        return _decode_one_by_one(body)
+
+
+def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
+    try:
+        elements = _decode_elements(body)
+    except _BAD as error:
+        return [], [Rejected(body, _reason(error))]
+    events: list[Submitted] = []
+    rejected: list[Rejected] = []
+    for element in elements:
+        try:
+            events.append(_submitted(_decode_envelope(element)))
+        except (*_BAD, Unreadable) as error:
+            rejected.append(Rejected(bytes(element), _reason(error)))
+    return events, rejected
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _submitted(envelope: Envelope) -> Submitted:
+    if envelope.type not in SUBMITTED:
+        raise Unreadable(f"{envelope.type!r} is not the type of a submitted event")
+    if envelope.id.version == _DECIDED_UUID_VERSION:
+        raise Unreadable("an id of UUID version 8 is reserved for decided events")
+    payload = decode_payload(envelope.type, envelope.schemaversion, bytes(envelope.data))
+    occurred_at_us = (envelope.time - _EPOCH) // _MICROSECOND
+    if occurred_at_us < 0:
+        raise Unreadable("time is before 1970")
+    return Submitted(
+        envelope.id,
+        envelope.subject,
+        occurred_at_us,
+        payload,  # type: ignore[arg-type]  # SUBMITTED, checked above
+        _meta(envelope.source),
+    )
+
+
+@lru_cache(maxsize=1024)
+def _meta(source: str) -> bytes:
+    return _encode({"source": source})
+
+
+def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:
+    """The payload of an event type, lifted from an old schema_version where it has to be.
+
+    Raises Unreadable for an unknown type or schema_version, msgspec.DecodeError for bad data.
+    """
+    decode = _decode_payload.get(name)
+    if decode is None:
+        raise Unreadable(f"unknown event type {name!r}")
+    if version == CURRENT[name]:
+        return decode(data)
+    if not 1 <= version < CURRENT[name]:
+        raise Unreadable(f"{name} is known up to schema_version {CURRENT[name]}, not {version}")
+    lifted = _decode_object(data)
+    for old in range(version, CURRENT[name]):
+        lifted = UPCASTERS[name, old](lifted)
+    return convert(lifted, _PAYLOADS[name])
+
+
+def encode_payload(payload: AnyPayload) -> bytes:
+    """Canonical JSON: sorted keys, no white space, UTF-8, integers only."""
+    return _encode(payload)
+
+
+def decided_id(cause_id: UUID, index: int) -> UUID:
+    """The id of the `index`th event decided of a cause: the same on every machine, for ever.
+
+    UUID version 8 (RFC 9562), which no submitted event may carry; its first 48 bits are those of
+    the cause, so that ids made by time stay in the order of time.
+    """
+    cause = cause_id.bytes
+    digest = sha256(cause + index.to_bytes(4)).digest()
+    number = int.from_bytes(cause[:6] + digest[:10])
+    return UUID(int=number & ~_UUID8_MASK | _UUID8_BITS)
+
+
+def next_hash(previous_hash: bytes, record: Record) -> bytes:
+    """The chain: SHA-256 over the previous hash and every column of the record, unambiguously."""
+    name = record.type.encode()
+    return sha256(
+        b"".join(
+            (
+                previous_hash,
+                _LAYOUT.pack(
+                    record.position,
+                    record.cause_position,
+                    record.occurred_at_us,
+                    record.recorded_at_us,
+                    record.version,
+                    record.schema_version,
+                    len(name),
+                    len(record.meta),
+                    len(record.data),
+                ),
+                record.event_id,
+                record.stream_id,
+                name,
+                record.meta,
+                record.data,
+            )
+        )
+    ).digest()
+
+
+def recorded(record: Record) -> Recorded:
+    """The event of a record."""
+    return Recorded(
+        record.position,
+        UUID(bytes=record.event_id),
+        UUID(bytes=record.stream_id),
+        record.version,
+        record.cause_position,
+        record.occurred_at_us,
+        record.recorded_at_us,
+        decode_payload(record.type, record.schema_version, record.data),
+    )

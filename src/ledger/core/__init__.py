@@ -1,0 +1,1 @@
+"""The pure core: events, state, pricing, decide and evolve, laws. No clock, no chance, no I/O."""

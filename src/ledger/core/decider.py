@@ -1,0 +1,162 @@
+"""The rules: `decide` says what follows from a submitted event, `evolve` applies any event.
+
+Both are pure and total. Refusals come first, in a fixed precedence; after the last of them nothing
+can fail any more.
+"""
+
+from typing import assert_never
+
+from ledger.core.events import (
+    MAX_BALANCE_MINOR,
+    MAX_STOCK,
+    AnyPayload,
+    CustomerRegistered,
+    DecidedPayload,
+    OrderCancelled,
+    OrderCancelRefused,
+    OrderCancelRequested,
+    OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    PriceChanged,
+    ProductListed,
+    Reason,
+    StockReceived,
+    SubmissionRefused,
+    SubmittedPayload,
+    WalletCredited,
+)
+from ledger.core.laws import LawBroken, shelf, wallet
+from ledger.core.state import Customer, Order, Product, State, Status, Subject
+
+Entry = CustomerRegistered | WalletCredited | ProductListed | StockReceived | PriceChanged
+
+
+def decide(state: State, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
+    """The decided events that stand right after `event`; empty where the event says it all."""
+    match event:
+        case OrderPlaced():
+            return (_decide_order(state, event),)
+        case OrderCancelRequested():
+            return (_decide_cancel(state),)
+        case _:
+            reason = _refusal(state.subject, event)
+            return (SubmissionRefused(reason),) if reason else ()
+
+
+def _refusal(subject: Subject, event: Entry) -> Reason | None:
+    match event:
+        case CustomerRegistered():
+            return Reason.DUPLICATE_CUSTOMER if subject else None
+        case ProductListed():
+            return Reason.DUPLICATE_PRODUCT if subject else None
+        case WalletCredited():
+            if not isinstance(subject, Customer):
+                return Reason.UNKNOWN_CUSTOMER
+            over = subject.balance_minor + event.amount_minor > MAX_BALANCE_MINOR
+            return Reason.BALANCE_LIMIT if over else None
+        case StockReceived():
+            if not isinstance(subject, Product):
+                return Reason.UNKNOWN_PRODUCT
+            return Reason.STOCK_LIMIT if subject.stock + event.quantity > MAX_STOCK else None
+        case PriceChanged():
+            return None if isinstance(subject, Product) else Reason.UNKNOWN_PRODUCT
+    assert_never(event)
+
+
+def _decide_order(state: State, order: OrderPlaced) -> DecidedPayload:
+    customer, product = state.customer, state.product
+    if state.subject:
+        return SubmissionRefused(Reason.DUPLICATE_ORDER)
+    if product is None:
+        return OrderFailed(Reason.UNKNOWN_PRODUCT)
+    if customer is None:
+        return OrderFailed(Reason.UNKNOWN_CUSTOMER)
+    if product.stock < order.quantity:
+        return OrderFailed(Reason.INSUFFICIENT_STOCK)
+    unit_price_minor = product.unit_price_minor
+    total_minor = unit_price_minor * order.quantity
+    if customer.balance_minor < total_minor:
+        return OrderFailed(Reason.INSUFFICIENT_BALANCE)
+    return OrderCompleted(
+        order.customer_id, order.product_id, order.quantity, unit_price_minor, total_minor
+    )
+
+
+def _decide_cancel(state: State) -> DecidedPayload:
+    order, customer, product = state.subject, state.customer, state.product
+    if not isinstance(order, Order):
+        return SubmissionRefused(Reason.UNKNOWN_ORDER)
+    if order.status is Status.CANCELLED:
+        return OrderCancelRefused(Reason.ALREADY_CANCELLED)
+    if order.status is not Status.COMPLETED or customer is None or product is None:
+        return OrderCancelRefused(Reason.NOT_COMPLETED)
+    if customer.balance_minor + order.total_minor > MAX_BALANCE_MINOR:
+        return OrderCancelRefused(Reason.BALANCE_LIMIT)
+    if product.stock + order.quantity > MAX_STOCK:
+        return OrderCancelRefused(Reason.STOCK_LIMIT)
+    return OrderCancelled(order.customer_id, order.product_id, order.quantity, order.total_minor)
+
+
+def evolve(state: State, event: AnyPayload) -> State:
+    """The state after an event that took effect. A refused submission must not be passed in."""
+    match event:
+        case CustomerRegistered():
+            return State(Customer(event.opening_balance_minor))
+        case ProductListed():
+            return State(Product(event.base_price_minor, event.initial_stock, event.initial_stock))
+        case WalletCredited():
+            return State(_credited(state.subject, event.amount_minor))
+        case StockReceived() | PriceChanged():
+            return State(_supplied(state.subject, event))
+        case OrderPlaced():
+            order = Order(event.customer_id, event.product_id, event.quantity)
+            return State(order, state.customer, state.product)
+        case OrderCompleted():
+            return _moved(state, event, Status.COMPLETED, -event.total_minor, -event.quantity)
+        case OrderCancelled():
+            return _moved(state, event, Status.CANCELLED, event.refund_minor, event.quantity)
+        case OrderFailed():
+            return State(_failed(state.subject), state.customer, state.product)
+        case OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
+            return state
+    assert_never(event)
+
+
+def _credited(subject: Subject, amount_minor: int) -> Customer:
+    if not isinstance(subject, Customer):
+        raise LawBroken("a wallet was credited that no customer has")
+    return Customer(subject.balance_minor + amount_minor)
+
+
+def _supplied(subject: Subject, event: StockReceived | PriceChanged) -> Product:
+    if not isinstance(subject, Product):
+        raise LawBroken("stock or price of a product changed that was never listed")
+    if isinstance(event, PriceChanged):
+        return Product(event.base_price_minor, subject.stock, subject.initial_stock)
+    stock = subject.stock + event.quantity
+    return Product(subject.base_price_minor, stock, stock)
+
+
+def _failed(subject: Subject) -> Order:
+    if not isinstance(subject, Order):
+        raise LawBroken("an order failed that was never placed")
+    return Order(subject.customer_id, subject.product_id, subject.quantity, Status.FAILED)
+
+
+def _moved(
+    state: State,
+    event: OrderCompleted | OrderCancelled,
+    status: Status,
+    money_minor: int,
+    units: int,
+) -> State:
+    """The order in its new status, with the money and the units moved, both or neither."""
+    customer, product = state.customer, state.product
+    if customer is None or product is None:
+        raise LawBroken("an order moved money or stock that nobody has")
+    return State(
+        Order(event.customer_id, event.product_id, event.quantity, status, abs(money_minor)),
+        wallet(customer.balance_minor + money_minor),
+        shelf(product, product.stock + units),
+    )

@@ -1,0 +1,184 @@
+"""Every event of the ledger: what clients submit, and what the fold decides.
+
+The limits stand on the fields, so that bytes which break one can't become an event.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Final
+from uuid import UUID
+
+from msgspec import Meta, Struct
+
+MAX_AMOUNT_MINOR: Final = 10**12
+MAX_BALANCE_MINOR: Final = 10**15
+MAX_QUANTITY: Final = 10**6
+MAX_STOCK: Final = 10**9
+MAX_USERNAME: Final = 100
+MAX_NAME: Final = 200
+MAX_DESCRIPTION: Final = 2000
+DEFAULT_BALANCE_MINOR: Final = 500_000
+
+Amount = Annotated[int, Meta(ge=1, le=MAX_AMOUNT_MINOR)]
+Units = Annotated[int, Meta(ge=1, le=MAX_STOCK)]
+
+
+class Reason(StrEnum):
+    """Why the fold said no. Clients see these words, so they never change."""
+
+    UNKNOWN_PRODUCT = "UNKNOWN_PRODUCT"
+    UNKNOWN_CUSTOMER = "UNKNOWN_CUSTOMER"
+    UNKNOWN_ORDER = "UNKNOWN_ORDER"
+    INSUFFICIENT_STOCK = "INSUFFICIENT_STOCK"
+    INSUFFICIENT_BALANCE = "INSUFFICIENT_BALANCE"
+    DUPLICATE_CUSTOMER = "DUPLICATE_CUSTOMER"
+    DUPLICATE_PRODUCT = "DUPLICATE_PRODUCT"
+    DUPLICATE_ORDER = "DUPLICATE_ORDER"
+    BALANCE_LIMIT = "BALANCE_LIMIT"
+    STOCK_LIMIT = "STOCK_LIMIT"
+    NOT_COMPLETED = "NOT_COMPLETED"
+    ALREADY_CANCELLED = "ALREADY_CANCELLED"
+
+
+class Payload(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """The `data` of an event."""
+
+
+class CustomerRegistered(Payload, frozen=True):
+    """A client asked for a customer with a wallet."""
+
+    username: Annotated[str, Meta(min_length=1, max_length=MAX_USERNAME)]
+    opening_balance_minor: Annotated[int, Meta(ge=0, le=MAX_AMOUNT_MINOR)] = DEFAULT_BALANCE_MINOR
+
+
+class WalletCredited(Payload, frozen=True):
+    """A client paid money in."""
+
+    amount_minor: Amount
+
+
+class ProductListed(Payload, frozen=True):
+    """A client put a product on sale."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
+    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)]
+    base_price_minor: Amount
+    initial_stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
+
+
+class StockReceived(Payload, frozen=True):
+    """Units came in; the sum becomes the new `initial_stock` of the pricing rule."""
+
+    quantity: Units
+
+
+class PriceChanged(Payload, frozen=True):
+    """A client set a new base price."""
+
+    base_price_minor: Amount
+
+
+class OrderPlaced(Payload, frozen=True):
+    """A client asked for `quantity` units, all or nothing."""
+
+    customer_id: UUID
+    product_id: UUID
+    quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)] = 1
+
+
+class OrderCancelRequested(Payload, frozen=True):
+    """A client asked to undo an order."""
+
+
+class OrderCompleted(Payload, frozen=True):
+    """The order was paid from the wallet and taken from stock."""
+
+    customer_id: UUID
+    product_id: UUID
+    quantity: int
+    unit_price_minor: int
+    total_minor: int
+
+
+class OrderFailed(Payload, frozen=True):
+    """The order was refused; nothing moved."""
+
+    reason: Reason
+
+
+class OrderCancelled(Payload, frozen=True):
+    """The order was undone: exactly its total went back to the wallet, its units to stock."""
+
+    customer_id: UUID
+    product_id: UUID
+    quantity: int
+    refund_minor: int
+
+
+class OrderCancelRefused(Payload, frozen=True):
+    """The order stands as it was."""
+
+    reason: Reason
+
+
+class SubmissionRefused(Payload, frozen=True):
+    """The submission right before it has no effect at all."""
+
+    reason: Reason
+
+
+SubmittedPayload = (
+    CustomerRegistered
+    | WalletCredited
+    | ProductListed
+    | StockReceived
+    | PriceChanged
+    | OrderPlaced
+    | OrderCancelRequested
+)
+DecidedPayload = (
+    OrderCompleted | OrderFailed | OrderCancelled | OrderCancelRefused | SubmissionRefused
+)
+AnyPayload = SubmittedPayload | DecidedPayload
+
+SUBMITTED: Final[dict[str, type[SubmittedPayload]]] = {
+    "customer.registered": CustomerRegistered,
+    "wallet.credited": WalletCredited,
+    "product.listed": ProductListed,
+    "stock.received": StockReceived,
+    "price.changed": PriceChanged,
+    "order.placed": OrderPlaced,
+    "order.cancel-requested": OrderCancelRequested,
+}
+DECIDED: Final[dict[str, type[DecidedPayload]]] = {
+    "order.completed": OrderCompleted,
+    "order.failed": OrderFailed,
+    "order.cancelled": OrderCancelled,
+    "order.cancel-refused": OrderCancelRefused,
+    "submission.refused": SubmissionRefused,
+}
+TYPE_OF: Final[dict[type[AnyPayload], str]] = {
+    payload: name for name, payload in (*SUBMITTED.items(), *DECIDED.items())
+}
+
+
+class Submitted(Struct, frozen=True, gc=False):
+    """An event as it came through the inbox. `occurred_at_us` is µs since the Unix epoch, UTC."""
+
+    event_id: UUID
+    stream_id: UUID
+    occurred_at_us: int
+    payload: SubmittedPayload
+    meta: bytes = b"{}"
+
+
+class Recorded(Struct, frozen=True, gc=False):
+    """An event as it stands in the ledger; `cause_position` is 0 for submitted events."""
+
+    position: int
+    event_id: UUID
+    stream_id: UUID
+    version: int
+    cause_position: int
+    occurred_at_us: int
+    recorded_at_us: int
+    payload: AnyPayload

@@ -1,0 +1,90 @@
+"""The fold: every customer and product at one position, and the orders that are at hand.
+
+Its memory is bounded by customers and products. Orders come and go: who folds a batch loads the
+orders it touches and forgets them afterwards.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from uuid import UUID
+
+from ledger.core.decider import decide, evolve
+from ledger.core.events import (
+    AnyPayload,
+    DecidedPayload,
+    OrderCancelled,
+    OrderCompleted,
+    OrderPlaced,
+    Recorded,
+    SubmissionRefused,
+    SubmittedPayload,
+)
+from ledger.core.state import Customer, Order, Product, State
+
+
+class Fold:
+    """A fold in progress. The only mutable thing of the core: three tables of frozen records."""
+
+    __slots__ = ("customers", "orders", "products")
+
+    def __init__(
+        self,
+        customers: dict[UUID, Customer] | None = None,
+        products: dict[UUID, Product] | None = None,
+    ) -> None:
+        self.customers = customers or {}
+        self.products = products or {}
+        self.orders: dict[UUID, Order] = {}
+
+    def submit(self, stream_id: UUID, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
+        """Decide a submitted event, apply it and what was decided, and return the latter."""
+        state = self._state(stream_id, event)
+        decided = decide(state, event)
+        if not is_refusal(decided):
+            state = evolve(state, event)
+            for payload in decided:
+                state = evolve(state, payload)
+            self._keep(stream_id, state)
+        return decided
+
+    def apply(self, stream_id: UUID, event: AnyPayload) -> None:
+        """Apply a recorded event that took effect (see `effective`)."""
+        self._keep(stream_id, evolve(self._state(stream_id, event), event))
+
+    def _state(self, stream_id: UUID, event: AnyPayload) -> State:
+        order = self.orders.get(stream_id)
+        subject = order or self.customers.get(stream_id) or self.products.get(stream_id)
+        named = event if isinstance(event, OrderPlaced | OrderCompleted | OrderCancelled) else order
+        if named is None:
+            return State(subject)
+        return State(
+            subject, self.customers.get(named.customer_id), self.products.get(named.product_id)
+        )
+
+    def _keep(self, stream_id: UUID, state: State) -> None:
+        match state.subject:
+            case Order() as order:
+                self.orders[stream_id] = order
+                if state.customer:
+                    self.customers[order.customer_id] = state.customer
+                if state.product:
+                    self.products[order.product_id] = state.product
+            case Customer() as customer:
+                self.customers[stream_id] = customer
+            case Product() as product:
+                self.products[stream_id] = product
+
+
+def is_refusal(decided: tuple[DecidedPayload, ...]) -> bool:
+    """Whether the submission before these decided events has no effect."""
+    return bool(decided) and isinstance(decided[0], SubmissionRefused)
+
+
+def effective(events: Sequence[Recorded]) -> Iterator[Recorded]:
+    """The events that took effect, in order: refused submissions are left out, refusals stay.
+
+    The events must be contiguous and must not end between a cause and what was decided of it.
+    """
+    for event, following in zip_longest(events, events[1:]):
+        if following is None or not isinstance(following.payload, SubmissionRefused):
+            yield event
