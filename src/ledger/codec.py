@@ -63,7 +63,7 @@ class Envelope(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
 
 
 class Record(Struct, frozen=True, gc=False):
-    """One row of the ledger, with its payload as canonical JSON bytes."""
+    """One row of the ledger, column for column; `data` and `meta` are canonical JSON bytes."""
 
     position: int
     event_id: bytes
@@ -76,6 +76,7 @@ class Record(Struct, frozen=True, gc=False):
     recorded_at_us: int
     meta: bytes
     data: bytes
+    hash: bytes = b""
 
 
 class Rejected(Struct, frozen=True):
@@ -203,7 +204,7 @@ def decided_id(cause_id: UUID, index: int) -> UUID:
 
 
 def next_hash(previous_hash: bytes, record: Record) -> bytes:
-    """The chain: SHA-256 over the previous hash and every column of the record, unambiguously."""
+    """The chain: SHA-256 over the hash before and every other column, unambiguously."""
     name = record.type.encode()
     return sha256(
         b"".join(

@@ -109,15 +109,13 @@ def evolve(state: State, event: AnyPayload) -> State:
             return State(_credited(state.subject, event.amount_minor))
         case StockReceived() | PriceChanged():
             return State(_supplied(state.subject, event))
-        case OrderPlaced():
-            order = Order(event.customer_id, event.product_id, event.quantity)
+        case OrderPlaced() | OrderFailed():
+            order = evolve_order(_ordered(state.subject), event)
             return State(order, state.customer, state.product)
         case OrderCompleted():
-            return _moved(state, event, Status.COMPLETED, -event.total_minor, -event.quantity)
+            return _moved(state, event, -event.total_minor, -event.quantity)
         case OrderCancelled():
-            return _moved(state, event, Status.CANCELLED, event.refund_minor, event.quantity)
-        case OrderFailed():
-            return State(_failed(state.subject), state.customer, state.product)
+            return _moved(state, event, event.refund_minor, event.quantity)
         case OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
             return state
     assert_never(event)
@@ -138,25 +136,37 @@ def _supplied(subject: Subject, event: StockReceived | PriceChanged) -> Product:
     return Product(subject.base_price_minor, stock, stock)
 
 
-def _failed(subject: Subject) -> Order:
-    if not isinstance(subject, Order):
-        raise LawBroken("an order failed that was never placed")
-    return Order(subject.customer_id, subject.product_id, subject.quantity, Status.FAILED)
+def _ordered(subject: Subject) -> Order | None:
+    return subject if isinstance(subject, Order) else None
+
+
+def evolve_order(order: Order | None, event: AnyPayload) -> Order | None:
+    """The order alone after an event that took effect, as its own history tells it."""
+    match event:
+        case OrderPlaced():
+            return Order(event.customer_id, event.product_id, event.quantity)
+        case OrderCompleted():
+            status, total_minor = Status.COMPLETED, event.total_minor
+        case OrderCancelled():
+            status, total_minor = Status.CANCELLED, event.refund_minor
+        case OrderFailed():
+            if order is None:
+                raise LawBroken("an order failed that was never placed")
+            return Order(order.customer_id, order.product_id, order.quantity, Status.FAILED)
+        case _:
+            return order
+    return Order(event.customer_id, event.product_id, event.quantity, status, total_minor)
 
 
 def _moved(
-    state: State,
-    event: OrderCompleted | OrderCancelled,
-    status: Status,
-    money_minor: int,
-    units: int,
+    state: State, event: OrderCompleted | OrderCancelled, money_minor: int, units: int
 ) -> State:
     """The order in its new status, with the money and the units moved, both or neither."""
     customer, product = state.customer, state.product
     if customer is None or product is None:
         raise LawBroken("an order moved money or stock that nobody has")
     return State(
-        Order(event.customer_id, event.product_id, event.quantity, status, abs(money_minor)),
+        evolve_order(_ordered(state.subject), event),
         wallet(customer.balance_minor + money_minor),
         shelf(product, product.stock + units),
     )

@@ -1,0 +1,105 @@
+"""One batch of the writer, without I/O: submitted events in, the records to append out."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
+
+from msgspec import structs
+
+from ledger.codec import CURRENT, Record, decided_id, encode_payload, next_hash, recorded
+from ledger.core.decider import evolve_order
+from ledger.core.events import (
+    TYPE_OF,
+    AnyPayload,
+    OrderCancelRequested,
+    OrderPlaced,
+    Submitted,
+)
+from ledger.core.fold import Fold, effective
+from ledger.core.state import Order
+
+
+class Composer:
+    """Decides submitted events after `position` and makes their records, chained and versioned."""
+
+    def __init__(
+        self,
+        fold: Fold,
+        position: int,
+        hash_: bytes,
+        versions: Mapping[bytes, int],
+        recorded_at_us: int,
+    ) -> None:
+        self._fold = fold
+        self._position = position
+        self._hash = hash_
+        self._versions = Counter(versions)
+        self._recorded_at_us = recorded_at_us
+        self.records: list[Record] = []
+
+    def add(self, event: Submitted) -> None:
+        """Record a submitted event and, right after it, what is decided of it."""
+        decided = self._fold.submit(event.stream_id, event.payload)
+        self._record(event, event.event_id, event.payload, event.meta, 0)
+        cause_position = self._position
+        for index, payload in enumerate(decided):
+            event_id = decided_id(event.event_id, index)
+            self._record(event, event_id, payload, b"{}", cause_position)
+
+    def _record(
+        self,
+        cause: Submitted,
+        event_id: UUID,
+        payload: AnyPayload,
+        meta: bytes,
+        cause_position: int,
+    ) -> None:
+        stream_id = cause.stream_id.bytes
+        name = TYPE_OF[type(payload)]
+        self._position += 1
+        self._versions[stream_id] += 1
+        record = Record(
+            self._position,
+            event_id.bytes,
+            stream_id,
+            self._versions[stream_id],
+            name,
+            CURRENT[name],
+            cause_position,
+            cause.occurred_at_us,
+            self._recorded_at_us,
+            meta,
+            encode_payload(payload),
+        )
+        self._hash = next_hash(self._hash, record)
+        self.records.append(structs.replace(record, hash=self._hash))
+
+
+def without_repeats(events: Iterable[Submitted], known: set[bytes]) -> list[Submitted]:
+    """The events that are neither in the ledger nor earlier in the batch; the first one counts."""
+    first: dict[UUID, Submitted] = {}
+    for event in events:
+        if event.event_id.bytes not in known:
+            first.setdefault(event.event_id, event)
+    return list(first.values())
+
+
+def order_streams(events: Iterable[Submitted], versions: Mapping[bytes, int]) -> list[bytes]:
+    """The order streams of a batch that have a history, which must be at hand to decide."""
+    streams = {
+        event.stream_id.bytes
+        for event in events
+        if isinstance(event.payload, OrderPlaced | OrderCancelRequested)
+    }
+    return [stream for stream in streams if stream in versions]
+
+
+def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
+    """Bring orders back to hand from their histories."""
+    for history in histories:
+        order: Order | None = None
+        events = list(effective([recorded(record) for record in history]))
+        for event in events:
+            order = evolve_order(order, event.payload)
+        if order:
+            fold.orders[events[0].stream_id] = order

@@ -1,0 +1,2 @@
+CREATE TRIGGER events_no_delete BEFORE DELETE ON events FOR EACH ROW
+    SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'events is append-only: no DELETE'

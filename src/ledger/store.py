@@ -1,0 +1,133 @@
+"""The ledger in the database: read, append under the fence, look up."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.codec import Record
+
+PAGE: Final = 5_000
+COLUMNS: Final = ", ".join(Record.__struct_fields__)
+_SELECT = f"SELECT {COLUMNS} FROM events"
+_INSERT = f"INSERT INTO events ({COLUMNS}) VALUES ({', '.join(['%s'] * 12)})"
+
+
+class Fenced(Exception):
+    """Another writer took over, or the head moved: this one's view of the ledger is out of date."""
+
+
+class GapFound(Exception):
+    """A position is missing: the ledger was damaged, and nothing after it can be trusted."""
+
+
+class Head(Struct, frozen=True):
+    """Where the ledger ends, and the epoch of the writer that may append to it."""
+
+    position: int
+    hash: bytes
+    epoch: int
+
+
+class Store:
+    """The ledger on one connection. Transactions are the caller's."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def head(self) -> Head:
+        """The head as it is now."""
+        (row,) = await self._rows("SELECT position, hash, epoch FROM ledger_head WHERE id = 1")
+        return Head(*row)
+
+    async def raise_epoch(self) -> Head:
+        """Take the head over, in a transaction of its own; every older writer is fenced off."""
+        await self._connection.exec_driver_sql("UPDATE ledger_head SET epoch = epoch + 1")
+        head = await self.head()
+        await self._connection.commit()
+        return head
+
+    async def append(self, head: Head, records: Sequence[Record]) -> Head:
+        """Append records after `head` and commit; the new head.
+
+        Raises Fenced, with nothing appended, when `head` is no longer the head. After a database
+        error it is not known whether they were appended: only a new look at the head can tell.
+        """
+        last = records[-1]
+        await self._connection.exec_driver_sql(
+            _INSERT, [tuple(getattr(r, c) for c in Record.__struct_fields__) for r in records]
+        )
+        moved = await self._connection.exec_driver_sql(
+            "UPDATE ledger_head SET position = %s, hash = %s"
+            " WHERE id = 1 AND epoch = %s AND position = %s",
+            (last.position, last.hash, head.epoch, head.position),
+        )
+        if moved.rowcount != 1:
+            await self._connection.rollback()
+            raise Fenced(f"epoch {head.epoch} at position {head.position} is out of date")
+        await self._connection.commit()
+        return Head(last.position, last.hash, head.epoch)
+
+    async def read(self, after: int, limit: int = PAGE) -> list[Record]:
+        """The records after a position, in order, at most `limit` (2 or more).
+
+        A page never ends between a cause and what was decided of it. Raises GapFound.
+        """
+        rows = await self._rows(
+            f"{_SELECT} WHERE position > %s ORDER BY position LIMIT %s", (after, limit + 1)
+        )
+        records = [Record(*row) for row in rows]
+        if len(records) > limit:
+            cut = records[-1].cause_position or records[-1].position
+            records = records[: cut - records[0].position]
+        _refuse_gaps(records, after)
+        return records
+
+    async def stream(self, stream_id: UUID) -> list[Record]:
+        """The records of one stream, in order."""
+        return (await self.streams([stream_id.bytes])).get(stream_id.bytes, [])
+
+    async def streams(self, stream_ids: Sequence[bytes]) -> dict[bytes, list[Record]]:
+        """The records of some streams, each in order."""
+        histories: dict[bytes, list[Record]] = {}
+        if stream_ids:
+            rows = await self._rows(
+                f"{_SELECT} WHERE stream_id IN ({_marks(stream_ids)}) ORDER BY position", stream_ids
+            )
+            for row in rows:
+                record = Record(*row)
+                histories.setdefault(record.stream_id, []).append(record)
+        return histories
+
+    async def versions(self, stream_ids: Sequence[bytes]) -> dict[bytes, int]:
+        """The newest version of those of the streams that have one."""
+        return dict(
+            await self._rows(
+                "SELECT stream_id, MAX(version) FROM events"
+                f" WHERE stream_id IN ({_marks(stream_ids)}) GROUP BY stream_id",
+                stream_ids,
+            )
+        )
+
+    async def recorded(self, event_ids: Sequence[bytes]) -> set[bytes]:
+        """Those of the event ids that the ledger has."""
+        rows = await self._rows(
+            f"SELECT event_id FROM events WHERE event_id IN ({_marks(event_ids)})", event_ids
+        )
+        return {event_id for (event_id,) in rows}
+
+    async def _rows(self, statement: str, parameters: Sequence[object] = ()) -> Sequence[Any]:
+        found = await self._connection.exec_driver_sql(statement, tuple(parameters))
+        return found.all()
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+def _refuse_gaps(records: Iterable[Record], after: int) -> None:
+    for expected, record in enumerate(records, after + 1):
+        if record.position != expected:
+            raise GapFound(f"position {expected} is missing before {record.position}")

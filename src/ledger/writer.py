@@ -1,0 +1,214 @@
+"""The single writer: it folds the inbox, in queue order, into the ledger.
+
+Many may run; the broker's single active consumer feeds one of them, and the fence in the store
+keeps every other from appending. After any error the writer forgets all it knew and starts again
+from the ledger.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from ledger import snapshots
+from ledger.batch import Composer, order_streams, recall_orders, without_repeats
+from ledger.broker import BROKER_ERRORS
+from ledger.codec import GENESIS_HASH, Record, recorded
+from ledger.core.events import Submitted
+from ledger.core.fold import Fold, effective
+from ledger.database import DATABASE_ERRORS, refuse_unsafe
+from ledger.hints import Hints
+from ledger.inbox import Batch, Inbox, open_inbox
+from ledger.sessions import keep_alive
+from ledger.store import Fenced, Head, Store
+
+log = logging.getLogger(__name__)
+
+BATCH_EVENTS: Final = 1_000
+IDLE_CHECK_S: Final = 1.0
+
+
+class Progress(Struct):
+    """What the writer did since the process began, for logs and the benchmark."""
+
+    events: int = 0
+    messages: int = 0
+    commits: int = 0
+    repeats: int = 0
+    parked: int = 0
+
+
+class Writer:
+    """The writer of one process. `run` works until `stop` was called."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        inbox_url: str,
+        name: str,
+        hints: Hints,
+        *,
+        snapshot_every: int,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._engine = engine
+        self._inbox_url = inbox_url
+        self._name = name
+        self._hints = hints
+        self._snapshot_every = snapshot_every
+        self._now_us = now_us
+        self._stopping = asyncio.Event()
+        self._snapshot_task: asyncio.Task[None] | None = None
+        self.progress = Progress()
+
+    def stop(self) -> None:
+        """Finish the batch under way, ack what is committed, and return from `run`."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Write until stopped; raises what no new start can heal, such as UnsafeDatabase."""
+        errors = (*BROKER_ERRORS, *DATABASE_ERRORS, Fenced)
+        await keep_alive("writer", self._session, errors)
+
+    async def _session(self) -> None:
+        async with self._engine.connect() as connection:
+            await refuse_unsafe(connection)
+            known = await load(connection)
+            async with open_inbox(self._inbox_url, self._name) as inbox:
+                await self._write(connection, known, inbox)
+
+    async def _write(self, connection: AsyncConnection, known: "Known", inbox: Inbox) -> None:
+        """Append batch after batch. The head is taken over at the first delivery, no sooner:
+
+        a writer that stands by must not fence off the one that the broker feeds.
+        """
+        leading = False
+        while not self._stopping.is_set():
+            batch = await inbox.batch(BATCH_EVENTS, IDLE_CHECK_S)
+            if batch is None:
+                await self._check_idle(connection, inbox)
+                continue
+            if not leading:
+                await take_over(connection, known)
+                leading = True
+            await self._append(connection, known, batch, inbox)
+        log.info("writer: stopped at position %s", known.head.position)
+
+    async def _check_idle(self, connection: AsyncConnection, inbox: Inbox) -> None:
+        await inbox.check()
+        await Store(connection).head()
+        await connection.rollback()
+
+    async def _append(
+        self, connection: AsyncConnection, known: "Known", batch: Batch, inbox: Inbox
+    ) -> None:
+        await inbox.park(batch.rejected)
+        before = known.head.position
+        events = await self._decide_and_commit(connection, known, batch.events)
+        await inbox.ack(batch)
+        if known.head.position > before:
+            self._hints.tell(str(known.head.position).encode())
+        self.progress.messages += batch.messages
+        self.progress.events += known.head.position - before
+        self.progress.repeats += len(batch.events) - events
+        self.progress.parked += len(batch.rejected)
+        self._snapshot_when_due(known)
+
+    async def _decide_and_commit(
+        self, connection: AsyncConnection, known: "Known", submitted: list[Submitted]
+    ) -> int:
+        """Append what is new of a batch and return how many events that was."""
+        if not submitted:
+            return 0
+        store = Store(connection)
+        repeats = await store.recorded([event.event_id.bytes for event in submitted])
+        events = without_repeats(submitted, repeats)
+        if not events:
+            await connection.rollback()
+            return 0
+        versions = await store.versions(list({event.stream_id.bytes for event in events}))
+        histories = await store.streams(order_streams(events, versions))
+        recall_orders(known.fold, histories.values())
+        records = self._decide(known, events, versions)
+        known.head = await store.append(known.head, records)
+        known.recorded_at_us = records[-1].recorded_at_us
+        known.fold.orders.clear()
+        self.progress.commits += 1
+        return len(events)
+
+    def _decide(
+        self, known: "Known", events: list[Submitted], versions: dict[bytes, int]
+    ) -> list[Record]:
+        recorded_at_us = max(self._now_us(), known.recorded_at_us)
+        head = known.head
+        composer = Composer(known.fold, head.position, head.hash, versions, recorded_at_us)
+        for event in events:
+            composer.add(event)
+        return composer.records
+
+    def _snapshot_when_due(self, known: "Known") -> None:
+        saving = self._snapshot_task is not None and not self._snapshot_task.done()
+        if saving or known.head.position - known.snapshot_position < self._snapshot_every:
+            return
+        known.snapshot_position = known.head.position
+        snapshot = snapshots.take(known.fold, known.head.position, known.head.hash)
+        self._snapshot_task = asyncio.create_task(self._save(snapshot))
+
+    async def _save(self, snapshot: snapshots.Snapshot) -> None:
+        try:
+            await snapshots.save(self._engine, snapshot)
+            log.info("writer: saved a snapshot at position %s", snapshot.position)
+        except DATABASE_ERRORS as error:
+            log.warning("writer: no snapshot at position %s: %s", snapshot.position, error)
+
+
+class Known(Struct):
+    """All that the writer knows of the ledger, up to its head."""
+
+    fold: Fold
+    head: Head
+    recorded_at_us: int
+    snapshot_position: int
+
+
+async def load(connection: AsyncConnection) -> Known:
+    """The fold of the ledger as it is: the newest snapshot and what came after it."""
+    snapshot = await snapshots.newest(connection)
+    known = Known(Fold(), Head(0, GENESIS_HASH, 0), 0, 0)
+    if snapshot:
+        known.fold = Fold(snapshot.customers, snapshot.products)
+        known.head = Head(snapshot.position, snapshot.hash, 0)
+        known.snapshot_position = snapshot.position
+    await catch_up(connection, known)
+    return known
+
+
+async def catch_up(connection: AsyncConnection, known: Known) -> None:
+    """Fold what the ledger has beyond what is known."""
+    store = Store(connection)
+    while records := await store.read(known.head.position):
+        for event in effective([recorded(record) for record in records]):
+            known.fold.apply(event.stream_id, event.payload)
+        known.fold.orders.clear()
+        known.head = Head(records[-1].position, records[-1].hash, known.head.epoch)
+        known.recorded_at_us = records[-1].recorded_at_us
+    await connection.rollback()
+
+
+async def take_over(connection: AsyncConnection, known: Known) -> None:
+    """Fence off every older writer, then learn what it wrote until then.
+
+    Raises Fenced when the ledger's last event is not the one that the head names.
+    """
+    head = await Store(connection).raise_epoch()
+    await catch_up(connection, known)
+    if (known.head.position, known.head.hash) != (head.position, head.hash):
+        raise Fenced(
+            f"the head names position {head.position}, the ledger ends at {known.head.position}"
+        )
+    known.head = head
+    log.info("writer: leads from position %s in epoch %s", head.position, head.epoch)
