@@ -1,8 +1,11 @@
 """Money as integer minor units, and as the exact two-decimal numbers that clients see."""
 
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Context, Decimal, DecimalException, Inexact, InvalidOperation, Overflow
 
 MINOR_PER_UNIT = 100
+
+_ONE = Decimal(1)
+_MAX_DIGITS = 40
 
 
 class NotMoney(ValueError):
@@ -13,10 +16,11 @@ def to_minor(amount: Decimal) -> int:
     """Minor units of an amount; raises NotMoney rather than round what a client wrote."""
     if not amount.is_finite():
         raise NotMoney("must be a finite number")
-    minor = amount * MINOR_PER_UNIT
-    if minor != minor.to_integral_value():
-        raise NotMoney("must have at most two decimals")
-    return int(minor)
+    exact = Context(prec=_MAX_DIGITS, traps=[Inexact, InvalidOperation, Overflow])
+    try:
+        return int(amount.scaleb(2, exact).quantize(_ONE, context=exact))
+    except DecimalException:
+        raise NotMoney(f"must have at most two decimals and {_MAX_DIGITS} digits") from None
 
 
 def to_amount(minor: int) -> str:
@@ -27,5 +31,6 @@ def to_amount(minor: int) -> str:
 
 
 def times(minor: int, factor: Decimal) -> int:
-    """`minor * factor`, rounded half-up to the cent."""
-    return int((minor * factor).to_integral_value(ROUND_HALF_UP))
+    """`minor * factor`, neither below zero, rounded half-up to the cent."""
+    numerator, denominator = factor.as_integer_ratio()
+    return (2 * minor * numerator + denominator) // (2 * denominator)

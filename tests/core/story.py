@@ -1,0 +1,115 @@
+"""Stories: `given(...).when(...).then(...)`, told to a fold through its front door."""
+
+from typing import Self
+from uuid import UUID
+
+from ledger.core.events import (
+    CustomerRegistered,
+    DecidedPayload,
+    OrderCancelRequested,
+    OrderPlaced,
+    PriceChanged,
+    ProductListed,
+    StockReceived,
+    SubmittedPayload,
+    WalletCredited,
+)
+from ledger.core.fold import Fold, is_refusal
+from ledger.core.state import Customer, Order, Product, Status
+
+ANN, BOB = UUID(int=0xA1), UUID(int=0xA2)
+PEN, INK = UUID(int=0xB1), UUID(int=0xB2)
+ORDER, OTHER_ORDER = UUID(int=0xC1), UUID(int=0xC2)
+NOBODY = UUID(int=0xD1)
+
+Submission = tuple[UUID, SubmittedPayload]
+
+
+def customer(balance_minor: int = 500_000, at: UUID = ANN) -> Submission:
+    return at, CustomerRegistered("ann", balance_minor)
+
+
+def credit(amount_minor: int, at: UUID = ANN) -> Submission:
+    return at, WalletCredited(amount_minor)
+
+
+def product(price_minor: int = 1000, stock: int = 10, at: UUID = PEN) -> Submission:
+    return at, ProductListed("pen", "", price_minor, stock)
+
+
+def receipt(quantity: int, at: UUID = PEN) -> Submission:
+    return at, StockReceived(quantity)
+
+
+def price(price_minor: int, at: UUID = PEN) -> Submission:
+    return at, PriceChanged(price_minor)
+
+
+def order(quantity: int = 1, at: UUID = ORDER, by: UUID = ANN, of: UUID = PEN) -> Submission:
+    return at, OrderPlaced(by, of, quantity)
+
+
+def cancel(at: UUID = ORDER) -> Submission:
+    return at, OrderCancelRequested()
+
+
+class Story:
+    """One fold, what was decided last, and what must be true of it."""
+
+    def __init__(self, fold: Fold) -> None:
+        self.fold = fold
+        self.decided: tuple[DecidedPayload, ...] = ()
+        self.before = remembered(fold)
+
+    def when(self, *submissions: Submission) -> Self:
+        for stream_id, event in submissions:
+            self.before = remembered(self.fold)
+            self.decided = self.fold.submit(stream_id, event)
+        return self
+
+    def then(self, *decided: DecidedPayload) -> Self:
+        assert self.decided == decided
+        return self
+
+    def leaves(
+        self,
+        balance_minor: int | None = None,
+        stock: int | None = None,
+        initial_stock: int | None = None,
+        status: Status | None = None,
+    ) -> Self:
+        """The given numbers hold for ANN, PEN and ORDER; what is not given is not looked at."""
+        if balance_minor is not None:
+            assert self.fold.customers[ANN].balance_minor == balance_minor
+        if stock is not None:
+            assert self.fold.products[PEN].stock == stock
+        if initial_stock is not None:
+            assert self.fold.products[PEN].initial_stock == initial_stock
+        if status is not None:
+            assert self.fold.orders[ORDER].status is status
+        return self
+
+    def changes_nothing(self) -> Self:
+        assert remembered(self.fold) == self.before
+        return self
+
+
+def given(*history: Submission) -> Story:
+    """A story that starts after this history, none of which may be refused."""
+    fold = Fold()
+    for stream_id, event in history:
+        assert not is_refusal(fold.submit(stream_id, event)), "the premise does not hold"
+    return Story(fold)
+
+
+def given_at_hand(balance_minor: int = 10**9, shelf: Product | None = None) -> Story:
+    """A story that starts from a snapshot, for states that take too long to tell."""
+    return Story(Fold({ANN: Customer(balance_minor)}, {PEN: shelf or Product(1000, 10, 10)}))
+
+
+Remembered = tuple[dict[UUID, Customer], dict[UUID, Product], dict[UUID, Order]]
+
+
+def remembered(fold: Fold) -> Remembered:
+    """All that the fold knows, as a copy."""
+    return dict(fold.customers), dict(fold.products), dict(fold.orders)

@@ -1,0 +1,233 @@
+"""Replaying a history: what took effect is applied, and a history that can't be is named."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+import pytest
+
+from ledger.core.decider import evolve
+from ledger.core.events import (
+    AnyPayload,
+    CustomerRegistered,
+    OrderCancelled,
+    OrderCancelRefused,
+    OrderCancelRequested,
+    OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    PriceChanged,
+    ProductListed,
+    Reason,
+    Recorded,
+    StockReceived,
+    SubmissionRefused,
+    WalletCredited,
+)
+from ledger.core.fold import Fold, effective, is_refusal
+from ledger.core.laws import LawBroken, money_moved_minor
+from ledger.core.state import Customer, Order, Product, State, Status
+
+from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product
+
+REGISTERED = CustomerRegistered("ann", 5000)
+LISTED = ProductListed("pen", "", 1000, 10)
+PLACED = OrderPlaced(ANN, PEN, 2)
+COMPLETED = OrderCompleted(ANN, PEN, 2, 1000, 2000)
+ASKED = OrderCancelRequested()
+CANCELLED = OrderCancelled(ANN, PEN, 2, 2000)
+FAILED = OrderFailed(Reason.INSUFFICIENT_STOCK)
+REFUSED = SubmissionRefused(Reason.DUPLICATE_CUSTOMER)
+CANCEL_REFUSED = OrderCancelRefused(Reason.ALREADY_CANCELLED)
+
+
+def history(*events: tuple[UUID, AnyPayload]) -> list[Recorded]:
+    return [
+        Recorded(position, UUID(int=position), stream_id, 1, 0, 0, 0, payload)
+        for position, (stream_id, payload) in enumerate(events, start=1)
+    ]
+
+
+def replayed(events: Iterable[Recorded], fold: Fold | None = None) -> Fold:
+    fold = fold or Fold()
+    for event in events:
+        fold.apply(event.stream_id, event.payload)
+    return fold
+
+
+@pytest.mark.parametrize(
+    ("payloads", "left"),
+    [
+        ([], []),
+        ([REGISTERED], [REGISTERED]),
+        ([REGISTERED, REFUSED], [REFUSED]),
+        ([REGISTERED, REGISTERED, REFUSED], [REGISTERED, REFUSED]),
+        ([REGISTERED, REFUSED, REGISTERED], [REFUSED, REGISTERED]),
+        ([REGISTERED, REFUSED, REGISTERED, REFUSED], [REFUSED, REFUSED]),
+        ([REFUSED], [REFUSED]),
+        ([REFUSED, REGISTERED], [REFUSED, REGISTERED]),
+        ([PLACED, FAILED], [PLACED, FAILED]),
+        ([PLACED, COMPLETED], [PLACED, COMPLETED]),
+        ([ASKED, CANCEL_REFUSED], [ASKED, CANCEL_REFUSED]),
+        ([ASKED, REFUSED, PLACED], [REFUSED, PLACED]),
+    ],
+)
+def test_only_a_submission_right_before_its_refusal_had_no_effect(
+    payloads: list[AnyPayload], left: list[AnyPayload]
+) -> None:
+    events = history(*((ANN, payload) for payload in payloads))
+    assert [event.payload for event in effective(events)] == left
+
+
+def test_a_single_event_is_effective() -> None:
+    (event,) = history((ANN, REGISTERED))
+    assert list(effective((event,))) == [event]
+
+
+def test_a_refusal_at_the_end_takes_its_submission_with_it() -> None:
+    events = history((ANN, REGISTERED), (ANN, CustomerRegistered("eve", 9)), (ANN, REFUSED))
+    assert list(effective(events)) == [events[0], events[2]]
+    assert replayed(effective(events)).customers == {ANN: Customer(5000)}
+
+
+def test_a_replay_ends_where_the_fold_ended() -> None:
+    events = history(
+        (ANN, REGISTERED),
+        (PEN, LISTED),
+        (ANN, WalletCredited(1)),
+        (PEN, PriceChanged(3000)),
+        (ORDER, PLACED),
+        (ORDER, COMPLETED),
+        (PEN, StockReceived(5)),
+        (ORDER, ASKED),
+        (ORDER, CANCELLED),
+        (ORDER, ASKED),
+        (ORDER, CANCEL_REFUSED),
+    )
+    fold = replayed(effective(events))
+    assert fold.customers == {ANN: Customer(5001 - 2000 + 2000)}
+    assert fold.products == {PEN: Product(3000, 15, 13)}
+    assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.CANCELLED, 2000)}
+
+
+def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
+    dear = OrderCompleted(ANN, PEN, 1, 4999, 4999)
+    events = history((ANN, REGISTERED), (PEN, LISTED), (ORDER, PLACED), (ORDER, dear))
+    fold = replayed(effective(events))
+    assert fold.customers[ANN].balance_minor == 1
+    assert fold.orders[ORDER].total_minor == 4999
+
+
+def test_a_cancel_replays_although_its_order_is_no_longer_at_hand() -> None:
+    fold = Fold({ANN: Customer(3000)}, {PEN: Product(1000, 8, 10)})
+    replayed(effective(history((ORDER, ASKED), (ORDER, CANCELLED))), fold)
+    assert fold.customers == {ANN: Customer(5000)}
+    assert fold.products == {PEN: Product(1000, 10, 10)}
+    assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.CANCELLED, 2000)}
+
+
+def test_a_placed_order_is_pending_until_its_decision_is_applied() -> None:
+    fold = replayed(history((ANN, REGISTERED), (PEN, LISTED), (ORDER, PLACED)))
+    assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.PENDING)}
+    assert fold.customers == {ANN: Customer(5000)}
+    assert fold.products == {PEN: Product(1000, 10, 10)}
+
+
+@pytest.mark.parametrize(
+    "refusal", [CANCEL_REFUSED, REFUSED, SubmissionRefused(Reason.UNKNOWN_ORDER)]
+)
+@pytest.mark.parametrize("at", [ORDER, ANN, PEN, NOBODY])
+def test_a_refusal_applied_changes_nothing(refusal: AnyPayload, at: UUID) -> None:
+    story = given(customer(), product(), order())
+    replayed(history((at, ASKED), (at, refusal)), story.fold)
+    assert story.fold.orders[ORDER].status is Status.COMPLETED
+    assert story.fold.customers == {ANN: Customer(499_000)}
+    assert story.fold.products == {PEN: Product(1000, 9, 10)}
+    assert len(story.fold.orders) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "at", "event", "names"),
+    [
+        ((), ANN, WalletCredited(1), "wallet was credited"),
+        ((product(),), PEN, WalletCredited(1), "wallet was credited"),
+        ((), PEN, StockReceived(1), "never listed"),
+        ((customer(),), ANN, StockReceived(1), "never listed"),
+        ((), PEN, PriceChanged(1), "never listed"),
+        ((), ORDER, FAILED, "never placed"),
+        ((customer(),), ANN, FAILED, "never placed"),
+        ((product(),), ORDER, COMPLETED, "nobody has"),
+        ((customer(),), ORDER, COMPLETED, "nobody has"),
+        ((customer(),), ORDER, CANCELLED, "nobody has"),
+        ((customer(1999), product()), ORDER, COMPLETED, "wallet would hold -1"),
+        ((customer(), product(stock=1)), ORDER, COMPLETED, "stock would be -1"),
+    ],
+)
+def test_a_history_that_breaks_a_law_is_named_and_not_applied(
+    start: tuple[tuple[UUID, AnyPayload], ...], at: UUID, event: AnyPayload, names: str
+) -> None:
+    fold = replayed(history(*start))
+    customers, products = dict(fold.customers), dict(fold.products)
+    with pytest.raises(LawBroken, match=names):
+        fold.apply(at, event)
+    assert fold.customers == customers
+    assert fold.products == products
+    assert fold.orders == {}
+
+
+def test_a_wallet_and_a_shelf_may_end_at_exactly_zero() -> None:
+    fold = replayed(history(customer(2000), product(stock=2), (ORDER, PLACED), (ORDER, COMPLETED)))
+    assert fold.customers == {ANN: Customer(0)}
+    assert fold.products == {PEN: Product(1000, 0, 2)}
+
+
+@pytest.mark.parametrize(
+    ("event", "moved_minor"),
+    [
+        (REGISTERED, 5000),
+        (WalletCredited(7), 7),
+        (COMPLETED, -2000),
+        (CANCELLED, 2000),
+        (LISTED, 0),
+        (StockReceived(3), 0),
+        (PriceChanged(3), 0),
+        (PLACED, 0),
+        (ASKED, 0),
+        (FAILED, 0),
+        (CANCEL_REFUSED, 0),
+        (REFUSED, 0),
+    ],
+)
+def test_the_money_an_event_moves_is_told_exactly(event: AnyPayload, moved_minor: int) -> None:
+    assert money_moved_minor(event) == moved_minor
+
+
+@pytest.mark.parametrize(
+    ("decided", "refused"),
+    [
+        ((), False),
+        ((REFUSED,), True),
+        ((COMPLETED,), False),
+        ((FAILED,), False),
+        ((CANCEL_REFUSED,), False),
+    ],
+)
+def test_only_a_refused_submission_has_no_effect(
+    decided: tuple[OrderCompleted | OrderFailed | OrderCancelRefused | SubmissionRefused, ...],
+    refused: bool,
+) -> None:
+    assert is_refusal(decided) is refused
+
+
+def test_evolve_leaves_the_state_it_was_given_as_it_was() -> None:
+    state = State(Order(ANN, PEN, 2), Customer(5000), Product(1000, 10, 10))
+    evolved = evolve(state, COMPLETED)
+    assert state == State(Order(ANN, PEN, 2), Customer(5000), Product(1000, 10, 10))
+    assert evolved == State(
+        Order(ANN, PEN, 2, Status.COMPLETED, 2000), Customer(3000), Product(1000, 8, 10)
+    )
+
+
+def test_two_folds_share_nothing() -> None:
+    one, other = Fold(), Fold()
+    one.apply(ANN, REGISTERED)
+    assert other.customers == {}
