@@ -1,0 +1,76 @@
+"""A program of the stack: how it's started, and how a forgotten one is found and ended."""
+
+import contextlib
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+MARK = "LEDGER_STACK"
+"""Every process of a stack carries its home in this variable, so it's known as ours for certain."""
+
+STOP_TIMEOUT_S = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A command with its environment; a `bare` one sees nothing of its parent's environment."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    bare: bool
+    stop_timeout_s: int = 10
+
+    def script(self, home: Path) -> str:
+        """A shell script that becomes the program; paths of any spelling are safe in it."""
+        settings = {**self.environment, MARK: str(home)}
+        env = ["env", *(["-i"] if self.bare else []), *(f"{k}={v}" for k, v in settings.items())]
+        return f"#!/bin/sh\nexec {shlex.join([*env, *self.command])}\n"
+
+    def write_script(self, home: Path) -> Path:
+        """Write the script below `home`; returns its path relative to it."""
+        path = home / "run" / f"{self.name}.sh"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.script(home))
+        return path.relative_to(home)
+
+
+def find_processes(home: Path) -> list[psutil.Process]:
+    """The living processes that belong to the stack of this home."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(home):
+                found.append(process)
+    return found
+
+
+def stop_processes(home: Path) -> int:
+    """End every process of the stack of this home, supervisors first; returns how many there were.
+
+    They get `STOP_TIMEOUT_S` to end by themselves and are killed after it.
+    """
+    found = find_processes(home)
+    supervisors = [process for process in found if _is_supervisor(process)]
+    _end(supervisors)
+    _end(find_processes(home))
+    return len(found)
+
+
+def _is_supervisor(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return "supervisor.supervisord" in process.cmdline()
+    return False
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=STOP_TIMEOUT_S)

@@ -1,0 +1,133 @@
+"""The passwords, one file an account, and what the two servers are told of them."""
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+
+from cli.settings import AMQP_ROLES, DB_ROLES
+
+NAMES = (
+    *(f"db_{role}" for role in (*DB_ROLES, "root")),
+    *(f"amqp_{role}" for role in (*AMQP_ROLES, "admin")),
+    "erlang_cookie",
+)
+DEFINITIONS = "definitions.json"
+BOOTSTRAP = "bootstrap.sql"
+
+NOTHING = "^$"
+EVERYTHING = ".*"
+PERMISSIONS = {
+    "migrate": (EVERYTHING, EVERYTHING, EVERYTHING),
+    "api": (
+        r"^ledger\.api\..*",
+        r"^(ledger\.submitted|ledger\.api\..*)$",
+        r"^(ledger\.submitted|ledger\.announced|ledger\.api\..*)$",
+    ),
+    "writer": (NOTHING, r"^(ledger\.parking|ledger\.recorded)$", r"^ledger\.inbox$"),
+    "projector": (
+        r"^ledger\.projector\..*",
+        r"^(ledger\.announced|ledger\.projector\..*)$",
+        r"^(ledger\.recorded|ledger\.projector\..*)$",
+    ),
+}
+"""What each role may configure, write and read in the virtual host, as RabbitMQ's patterns."""
+
+
+def create_secrets(directory: Path) -> None:
+    """Make the password files that don't exist yet; the ones that do are kept."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name in NAMES:
+        if not (directory / name).exists():
+            write_private(directory / name, secrets.token_hex(24))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads; after a crash it's either whole or not there."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def read_secret(directory: Path, name: str) -> str:
+    """The password in the file of that name."""
+    return (directory / name).read_text().strip()
+
+
+def write_definitions(directory: Path, vhost: str, with_admin: bool = False) -> Path:
+    """Write the definitions that the broker imports at each start; returns their path."""
+    path = directory / DEFINITIONS
+    write_private(path, json.dumps(definitions(directory, vhost, with_admin), indent=1))
+    return path
+
+
+def definitions(directory: Path, vhost: str, with_admin: bool) -> dict[str, object]:
+    """The virtual host, one user a role with only its own rights, and no `guest`.
+
+    The administrator exists for tests, which make a virtual host each.
+    """
+    users = [_user(directory, role, []) for role in PERMISSIONS]
+    if with_admin:
+        users.append(_user(directory, "admin", ["administrator"]))
+    return {
+        "users": users,
+        "vhosts": [{"name": vhost}],
+        "permissions": [permission(role, vhost) for role in PERMISSIONS],
+    }
+
+
+def _user(directory: Path, role: str, tags: list[str]) -> dict[str, object]:
+    return {
+        "name": f"ledger_{role}",
+        "password_hash": hash_password(read_secret(directory, f"amqp_{role}")),
+        "hashing_algorithm": "rabbit_password_hashing_sha256",
+        "tags": tags,
+    }
+
+
+def permission(role: str, vhost: str) -> dict[str, str]:
+    """What a role may do in a virtual host, as RabbitMQ's definitions spell it."""
+    configure, write, read = PERMISSIONS[role]
+    return {
+        "user": f"ledger_{role}",
+        "vhost": vhost,
+        "configure": configure,
+        "write": write,
+        "read": read,
+    }
+
+
+def hash_password(password: str, salt: bytes | None = None) -> str:
+    """RabbitMQ's salted SHA-256: base64 of four bytes of salt and the digest of salt + password.
+
+    https://www.rabbitmq.com/docs/passwords#this-is-the-algorithm
+    """
+    salt = salt or secrets.token_bytes(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def write_bootstrap(directory: Path, schema: str) -> Path:
+    """Write the SQL that the database runs at its first start; returns its path."""
+    path = directory / BOOTSTRAP
+    write_private(path, bootstrap_sql(schema, read_secret(directory, "db_migrate")))
+    return path
+
+
+def bootstrap_sql(schema: str, password: str) -> str:
+    """The schema and the account of `ledger migrate`, which makes the other accounts itself.
+
+    It may be run again. One statement a line, as `init-file` wants it.
+    """
+    migrate = "'ledger_migrate'@'%'"
+    statements = (
+        f"CREATE DATABASE IF NOT EXISTS `{schema}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+        f"CREATE USER IF NOT EXISTS {migrate} IDENTIFIED BY '{password}'",
+        f"ALTER USER {migrate} IDENTIFIED BY '{password}'",
+        f"GRANT ALL PRIVILEGES ON `{schema}`.* TO {migrate} WITH GRANT OPTION",
+        rf"GRANT ALL PRIVILEGES ON `ledger\_%`.* TO {migrate} WITH GRANT OPTION",
+        f"GRANT CREATE USER ON *.* TO {migrate}",
+    )
+    return "".join(f"{statement};\n" for statement in statements)

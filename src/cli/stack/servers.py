@@ -1,0 +1,197 @@
+"""The two private servers: everything they need below one home, and a pair of them for tests."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from cli.stack import StackRefused, database, probes, rabbitmq
+from cli.stack.install import Binaries, ensure_binaries
+from cli.stack.ports import choose_ports
+from cli.stack.programs import Program, stop_processes
+from cli.stack.secrets import create_secrets, write_bootstrap, write_definitions
+from cli.stack.watchdog import Watchdog
+
+PORTS = ("LEDGER_AMQP_PORT", "LEDGER_DB_PORT", "LEDGER_EPMD_PORT", "LEDGER_AMQP_DIST_PORT")
+MANAGEMENT_PORT = "LEDGER_MANAGEMENT_PORT"
+EPMD_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where the servers are to live, what they're to hold, and whether tests may administrate."""
+
+    home: Path
+    secrets_dir: Path
+    vhost: str = "ledger"
+    schema: str = "ledger"
+    with_management: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A program, how to see that it serves, and for how long to wait for that."""
+
+    program: Program
+    answers: probes.Probe
+    start_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What `prepare_servers` made: the servers in the order of their start, ports, passwords."""
+
+    plan: Plan
+    ports: dict[str, int]
+    servers: tuple[Server, ...]
+
+
+def prepare_servers(plan: Plan, binaries: Binaries) -> Layout:
+    """Write passwords, ports, configuration and, the first time, the data directory."""
+    create_secrets(plan.secrets_dir)
+    names = (*PORTS, MANAGEMENT_PORT) if plan.with_management else PORTS
+    ports = choose_ports(plan.home, names)
+    write_definitions(plan.secrets_dir, plan.vhost, with_admin=plan.with_management)
+    bootstrap = write_bootstrap(plan.secrets_dir, plan.schema)
+    epmd, broker = rabbitmq.prepare_rabbitmq(plan.home, plan.secrets_dir, ports, binaries)
+    db = database.prepare_database(plan.home, bootstrap, ports["LEDGER_DB_PORT"], binaries)
+    servers = (
+        Server(epmd, lambda: probes.accepts(ports["LEDGER_EPMD_PORT"]), EPMD_TIMEOUT_S),
+        Server(db, lambda: probes.sql_answers(ports["LEDGER_DB_PORT"]), database.START_TIMEOUT_S),
+        Server(broker, _broker_probe(ports), rabbitmq.START_TIMEOUT_S),
+    )
+    return Layout(plan, ports, servers)
+
+
+def _broker_probe(ports: dict[str, int]) -> probes.Probe:
+    management = ports.get(MANAGEMENT_PORT)
+    return lambda: (
+        probes.amqp_answers(ports["LEDGER_AMQP_PORT"])
+        and (management is None or probes.accepts(management))
+    )
+
+
+@dataclass(slots=True)
+class Servers:
+    """A running pair without a supervisor, to be thrown away; a context manager that stops it."""
+
+    layout: Layout
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    watchdog: Watchdog | None = None
+
+    @property
+    def home(self) -> Path:
+        return self.layout.plan.home
+
+    @property
+    def amqp_port(self) -> int:
+        return self.layout.ports["LEDGER_AMQP_PORT"]
+
+    @property
+    def db_port(self) -> int:
+        return self.layout.ports["LEDGER_DB_PORT"]
+
+    @property
+    def management_port(self) -> int:
+        return self.layout.ports[MANAGEMENT_PORT]
+
+    @property
+    def secrets_dir(self) -> Path:
+        return self.layout.plan.secrets_dir
+
+    def environment(self) -> dict[str, str]:
+        """The settings of a process that uses these servers."""
+        return {
+            "LEDGER_HOME": str(self.home),
+            "LEDGER_SECRETS_DIR": str(self.secrets_dir),
+            "LEDGER_AMQP_HOST": "127.0.0.1",
+            "LEDGER_AMQP_PORT": str(self.amqp_port),
+            "LEDGER_DB_HOST": "127.0.0.1",
+            "LEDGER_DB_PORT": str(self.db_port),
+        }
+
+    def start(self) -> None:
+        """Start all at once and wait for each; on failure nothing is left running."""
+        try:
+            for server in self.layout.servers:
+                self.processes.append(self._spawn(server.program))
+            self.watchdog = Watchdog([process.pid for process in self.processes])
+            for server, process in zip(self.layout.servers, self.processes, strict=True):
+                self._wait(server, process)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End broker and database in an orderly way, and then whatever is left of them."""
+        for process in reversed(self.processes):
+            process.terminate()
+        for program, process in zip(self._programs(), self.processes, strict=False):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(program.stop_timeout_s)
+        stop_processes(self.home)
+        for process in self.processes:
+            process.wait(1)
+        self.processes.clear()
+        if self.watchdog:
+            self.watchdog.dismiss()
+            self.watchdog = None
+
+    def _programs(self) -> Iterator[Program]:
+        return (server.program for server in self.layout.servers)
+
+    def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
+        home = self.home
+        (home / "logs").mkdir(exist_ok=True)
+        with (home / "logs" / f"{program.name}.log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 (our own script)
+                ["/bin/sh", program.write_script(home)],
+                cwd=home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _wait(self, server: Server, process: subprocess.Popen[bytes]) -> None:
+        name = server.program.name
+        log = self.home / "logs" / f"{name}.log"
+
+        def answers_or_ended() -> bool:
+            return process.poll() is not None or server.answers()
+
+        probes.wait_until(
+            answers_or_ended,
+            server.start_timeout_s,
+            f"{name} did not answer within {server.start_timeout_s:.0f} s: see {log}",
+        )
+        if process.poll() is not None:
+            raise StackRefused(f"{name} ended with status {process.returncode}: see {log}")
+
+    def __enter__(self) -> "Servers":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def start_servers(home: Path, with_management: bool = False) -> Servers:
+    """Start a private pair below `home`, to be stopped by the caller; they end with this process.
+
+    With management, the HTTP API listens on `management_port` and the account `ledger_admin`
+    (password in the file `amqp_admin`) may make virtual hosts. Raises StackRefused.
+    """
+    home = home.resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    binaries = ensure_binaries(lambda _: None)
+    plan = Plan(home, home / "secrets", with_management=with_management)
+    servers = Servers(prepare_servers(plan, binaries))
+    servers.start()
+    return servers
