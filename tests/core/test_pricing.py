@@ -98,7 +98,7 @@ def test_rounding_comes_before_the_multiplication_by_the_quantity() -> None:
 
 def test_the_price_of_an_order_is_that_of_the_stock_before_it() -> None:
     story = given_history(customer(), product(1000, 4))
-    paid = []
+    paid: list[int] = []
     for number in range(4):
         story.when(order(1, at=UUID(int=number)))
         paid.extend(e.total_minor for e in story.decided if isinstance(e, OrderCompleted))

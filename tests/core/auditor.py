@@ -1,0 +1,183 @@
+"""A second opinion: the rules of the ledger written again, naively, from the design alone.
+
+It shares no code with the fold. It hears submitted events as a type and plain data, keeps plain
+dicts, reckons in fractions and predicts every decided event.
+"""
+
+from collections.abc import Callable
+from fractions import Fraction
+from math import floor
+from typing import Any
+from uuid import UUID
+
+Data = dict[str, Any]
+Events = list[tuple[str, Data]]
+
+LARGEST_BALANCE = 10_000_000_000_000_00
+LARGEST_STOCK = 1_000_000_000
+
+
+class Auditor:
+    """Keeps the books by hand."""
+
+    def __init__(self) -> None:
+        self.money: dict[UUID, int] = {}
+        self.shop: dict[UUID, Data] = {}
+        self.orders: dict[UUID, Data] = {}
+        self.paid_in = 0
+        self.delivered: dict[UUID, int] = {}
+
+    def hears(self, stream: UUID, name: str, data: Data) -> Events:
+        """What the ledger must decide of this event."""
+        rules: dict[str, Callable[[UUID, Data], Events]] = {
+            "customer.registered": self._registered,
+            "wallet.credited": self._credited,
+            "product.listed": self._listed,
+            "stock.received": self._received,
+            "price.changed": self._repriced,
+            "order.placed": self._placed,
+            "order.cancel-requested": self._cancelled,
+        }
+        return rules[name](stream, data)
+
+    def opens(self, customer: UUID, balance: int) -> None:
+        self.money[customer] = balance
+        self.paid_in += balance
+
+    def shelves(self, product: UUID, price: int, stock: int, initial: int) -> None:
+        self.shop[product] = {"price": price, "stock": stock, "initial": initial}
+        self.delivered[product] = stock
+
+    def sold(self, product: UUID) -> int:
+        """Units of the product in orders that stand."""
+        return sum(
+            order["quantity"]
+            for order in self.orders.values()
+            if order["status"] == "COMPLETED" and order["product"] == product
+        )
+
+    def spent(self) -> int:
+        """Money in orders that stand."""
+        return sum(o["total"] for o in self.orders.values() if o["status"] == "COMPLETED")
+
+    def _taken(self, stream: UUID) -> bool:
+        return stream in self.money or stream in self.shop or stream in self.orders
+
+    def _registered(self, stream: UUID, data: Data) -> Events:
+        if self._taken(stream):
+            return refused("DUPLICATE_CUSTOMER")
+        self.opens(stream, data["opening_balance_minor"])
+        return []
+
+    def _credited(self, stream: UUID, data: Data) -> Events:
+        if stream not in self.money:
+            return refused("UNKNOWN_CUSTOMER")
+        if self.money[stream] + data["amount_minor"] > LARGEST_BALANCE:
+            return refused("BALANCE_LIMIT")
+        self.money[stream] += data["amount_minor"]
+        self.paid_in += data["amount_minor"]
+        return []
+
+    def _listed(self, stream: UUID, data: Data) -> Events:
+        if self._taken(stream):
+            return refused("DUPLICATE_PRODUCT")
+        stock = data["initial_stock"]
+        self.shelves(stream, data["base_price_minor"], stock, stock)
+        return []
+
+    def _received(self, stream: UUID, data: Data) -> Events:
+        if stream not in self.shop:
+            return refused("UNKNOWN_PRODUCT")
+        stock = self.shop[stream]["stock"] + data["quantity"]
+        if stock > LARGEST_STOCK:
+            return refused("STOCK_LIMIT")
+        self.shop[stream].update(stock=stock, initial=stock)
+        self.delivered[stream] += data["quantity"]
+        return []
+
+    def _repriced(self, stream: UUID, data: Data) -> Events:
+        if stream not in self.shop:
+            return refused("UNKNOWN_PRODUCT")
+        self.shop[stream]["price"] = data["base_price_minor"]
+        return []
+
+    def _placed(self, stream: UUID, data: Data) -> Events:
+        if self._taken(stream):
+            return refused("DUPLICATE_ORDER")
+        who, what, quantity = data["customer_id"], data["product_id"], data["quantity"]
+        order = {"customer": who, "product": what, "quantity": quantity, "total": 0}
+        self.orders[stream] = order
+        why = self._why_not(who, what, quantity)
+        if why:
+            order["status"] = "FAILED"
+            return [("order.failed", {"reason": why})]
+        price = self._price(what)
+        order.update(status="COMPLETED", total=price * quantity)
+        self.money[who] -= price * quantity
+        self.shop[what]["stock"] -= quantity
+        return [
+            (
+                "order.completed",
+                {**data, "unit_price_minor": price, "total_minor": price * quantity},
+            )
+        ]
+
+    def _why_not(self, who: UUID, what: UUID, quantity: int) -> str | None:
+        if what not in self.shop:
+            return "UNKNOWN_PRODUCT"
+        if who not in self.money:
+            return "UNKNOWN_CUSTOMER"
+        if self.shop[what]["stock"] < quantity:
+            return "INSUFFICIENT_STOCK"
+        if self.money[who] < self._price(what) * quantity:
+            return "INSUFFICIENT_BALANCE"
+        return None
+
+    def _price(self, what: UUID) -> int:
+        product = self.shop[what]
+        left = Fraction(product["stock"], product["initial"] or 1)
+        if left > Fraction(50, 100):
+            factor = Fraction(1)
+        elif left > Fraction(25, 100):
+            factor = Fraction(12, 10)
+        else:
+            factor = Fraction(15, 10)
+        price: int = product["price"]
+        return floor(price * factor + Fraction(1, 2))
+
+    def _cancelled(self, stream: UUID, _: Data) -> Events:
+        if stream not in self.orders:
+            return refused("UNKNOWN_ORDER")
+        order = self.orders[stream]
+        why = self._why_no_cancel(order)
+        if why:
+            return [("order.cancel-refused", {"reason": why})]
+        order["status"] = "CANCELLED"
+        self.money[order["customer"]] += order["total"]
+        self.shop[order["product"]]["stock"] += order["quantity"]
+        return [
+            (
+                "order.cancelled",
+                {
+                    "customer_id": order["customer"],
+                    "product_id": order["product"],
+                    "quantity": order["quantity"],
+                    "refund_minor": order["total"],
+                },
+            )
+        ]
+
+    def _why_no_cancel(self, order: Data) -> str | None:
+        if order["status"] == "CANCELLED":
+            return "ALREADY_CANCELLED"
+        if order["status"] == "FAILED":
+            return "NOT_COMPLETED"
+        if self.money[order["customer"]] + order["total"] > LARGEST_BALANCE:
+            return "BALANCE_LIMIT"
+        if self.shop[order["product"]]["stock"] + order["quantity"] > LARGEST_STOCK:
+            return "STOCK_LIMIT"
+        return None
+
+
+def refused(reason: str) -> Events:
+    return [("submission.refused", {"reason": reason})]

@@ -1,0 +1,258 @@
+"""The fold against an independent auditor, over random histories with collisions and repeats."""
+
+from uuid import UUID
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
+
+from ledger.core.decider import evolve_order
+from ledger.core.events import (
+    TYPE_OF,
+    AnyPayload,
+    CustomerRegistered,
+    DecidedPayload,
+    OrderCancelRefused,
+    OrderCancelRequested,
+    OrderFailed,
+    OrderPlaced,
+    PriceChanged,
+    ProductListed,
+    Recorded,
+    StockReceived,
+    SubmissionRefused,
+    SubmittedPayload,
+    WalletCredited,
+)
+from ledger.core.fold import Fold, effective
+from ledger.core.laws import money_moved_minor
+from ledger.core.state import Customer, Order, Product
+
+from .auditor import Auditor
+from .story import Remembered, remembered
+
+Delivery = tuple[UUID, UUID, SubmittedPayload]
+
+CUSTOMERS = [UUID(int=0xA0 + n) for n in range(3)]
+PRODUCTS = [UUID(int=0xB0 + n) for n in range(3)]
+ORDERS = [UUID(int=0xC0 + n) for n in range(5)]
+RICH, POOR, FULL = CUSTOMERS[0], CUSTOMERS[1], PRODUCTS[0]
+
+
+def mostly(ids: list[UUID]) -> st.SearchStrategy[UUID]:
+    """One of these ids, now and then one of another kind."""
+    others = [CUSTOMERS[0], PRODUCTS[0], ORDERS[0]]
+    return st.sampled_from([*ids, *ids, *ids, *others])
+
+
+amounts = st.one_of(st.integers(1, 500), st.sampled_from([10**12 - 1, 10**12]))
+balances = st.one_of(st.integers(0, 3000), st.sampled_from([0, 10**12]))
+stocks = st.one_of(st.integers(0, 12), st.sampled_from([0, 10**9]))
+receipts = st.one_of(st.integers(1, 8), st.sampled_from([10**9 - 10, 10**9]))
+quantities = st.one_of(st.integers(1, 4), st.integers(1, 10**6))
+
+
+class Bookkeeping(RuleBasedStateMachine):
+    """Delivers events, some of them twice, and compares every answer with the auditor's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fold = Fold()
+        self.auditor = Auditor()
+        self.start: tuple[dict[UUID, Customer], dict[UUID, Product]] = ({}, {})
+        self.deliveries: list[Delivery] = []
+        self.seen: set[UUID] = set()
+        self.decided: list[tuple[DecidedPayload, ...]] = []
+        self.ledger: list[Recorded] = []
+
+    @initialize(
+        balance=st.integers(10**15 - 300, 10**15),
+        little=st.integers(0, 600),
+        stock=st.integers(10**9 - 3, 10**9),
+        price=st.integers(1, 300),
+    )
+    def starts_from_a_snapshot_near_the_limits(
+        self, balance: int, little: int, stock: int, price: int
+    ) -> None:
+        self.start = (
+            {RICH: Customer(balance), POOR: Customer(little)},
+            {FULL: Product(price, stock, stock)},
+        )
+        self.fold = self._fresh()
+        self.auditor.opens(RICH, balance)
+        self.auditor.opens(POOR, little)
+        self.auditor.shelves(FULL, price, stock, stock)
+
+    @rule(at=mostly(CUSTOMERS), balance=balances)
+    def registers(self, at: UUID, balance: int) -> None:
+        self._deliver(at, CustomerRegistered("ann", balance))
+
+    @rule(at=mostly(CUSTOMERS), amount=amounts)
+    def pays_in(self, at: UUID, amount: int) -> None:
+        self._deliver(at, WalletCredited(amount))
+
+    @rule(at=mostly(PRODUCTS), price=amounts, stock=stocks)
+    def lists(self, at: UUID, price: int, stock: int) -> None:
+        self._deliver(at, ProductListed("pen", "", price, stock))
+
+    @rule(at=mostly(PRODUCTS), quantity=receipts)
+    def receives(self, at: UUID, quantity: int) -> None:
+        self._deliver(at, StockReceived(quantity))
+
+    @rule(at=mostly(PRODUCTS), price=amounts)
+    def reprices(self, at: UUID, price: int) -> None:
+        self._deliver(at, PriceChanged(price))
+
+    @rule(at=mostly(ORDERS), by=mostly(CUSTOMERS), of=mostly(PRODUCTS), quantity=quantities)
+    def orders(self, at: UUID, by: UUID, of: UUID, quantity: int) -> None:
+        self._deliver(at, OrderPlaced(by, of, quantity))
+
+    @rule(at=st.sampled_from(ORDERS), by=st.sampled_from([RICH, POOR]), quantity=quantities)
+    def orders_what_is_there(self, at: UUID, by: UUID, quantity: int) -> None:
+        self._deliver(at, OrderPlaced(by, FULL, quantity))
+
+    @rule(at=mostly(ORDERS))
+    def cancels(self, at: UUID) -> None:
+        self._deliver(at, OrderCancelRequested())
+
+    @precondition(lambda self: self.deliveries)
+    @rule(data=st.data())
+    def the_broker_delivers_again(self, data: st.DataObject) -> None:
+        before = remembered(self.fold)
+        self._take(data.draw(st.sampled_from(self.deliveries)))
+        assert remembered(self.fold) == before
+
+    def _deliver(self, stream: UUID, payload: SubmittedPayload) -> None:
+        self._take((UUID(int=len(self.deliveries) + 1), stream, payload))
+
+    def _take(self, delivery: Delivery) -> None:
+        event_id, stream, payload = delivery
+        self.deliveries.append(delivery)
+        if event_id in self.seen:
+            return
+        self.seen.add(event_id)
+        before = remembered(self.fold)
+        decided = self.fold.submit(stream, payload)
+        told = self.auditor.hears(stream, *plain(payload))
+        assert [plain(each) for each in decided] == told
+        refusal_changes_nothing(decided, before, remembered(self.fold), stream)
+        self.decided.append(decided)
+        cause = self._record(event_id, stream, 0, payload)
+        for each in decided:
+            self._record(event_id, stream, cause, each)
+
+    def _record(self, event_id: UUID, stream: UUID, cause: int, payload: AnyPayload) -> int:
+        position = len(self.ledger) + 1
+        self.ledger.append(Recorded(position, event_id, stream, 1, cause, 0, 0, payload))
+        return position
+
+    def _fresh(self) -> Fold:
+        customers, products = self.start
+        return Fold(dict(customers), dict(products))
+
+    @invariant()
+    def every_balance_and_every_stock_is_the_auditors(self) -> None:
+        fold, auditor = self.fold, self.auditor
+        assert {k: v.balance_minor for k, v in fold.customers.items()} == auditor.money
+        assert {k: shelf(v) for k, v in fold.products.items()} == auditor.shop
+        assert {k: bill(v) for k, v in fold.orders.items()} == auditor.orders
+
+    @invariant()
+    def money_and_units_are_neither_made_nor_lost(self) -> None:
+        wallets = sum(each.balance_minor for each in self.fold.customers.values())
+        assert wallets == self.auditor.paid_in - self.auditor.spent()
+        for product, each in self.fold.products.items():
+            assert each.stock == self.auditor.delivered[product] - self.auditor.sold(product)
+
+    @invariant()
+    def nothing_is_below_zero_or_over_its_limit(self) -> None:
+        assert all(0 <= each.balance_minor <= 10**15 for each in self.fold.customers.values())
+        assert all(0 <= each.stock <= 10**9 for each in self.fold.products.values())
+
+    def teardown(self) -> None:
+        self._the_money_of_the_record_adds_up()
+        self._a_replay_ends_in_the_same_state()
+        self._the_same_history_is_decided_the_same_way()
+        self._each_order_is_told_by_its_own_stream()
+
+    def _the_money_of_the_record_adds_up(self) -> None:
+        moved = sum(money_moved_minor(event.payload) for event in effective(self.ledger))
+        wallets = sum(each.balance_minor for each in self.fold.customers.values())
+        assert wallets == sum(each.balance_minor for each in self.start[0].values()) + moved
+
+    def _a_replay_ends_in_the_same_state(self) -> None:
+        fold, forgetful = self._fresh(), self._fresh()
+        for event in effective(self.ledger):
+            fold.apply(event.stream_id, event.payload)
+            if event.cause_position == 0:
+                forgetful.orders.clear()
+            forgetful.apply(event.stream_id, event.payload)
+        assert remembered(fold) == remembered(self.fold)
+        assert forgetful.customers == self.fold.customers
+        assert forgetful.products == self.fold.products
+
+    def _the_same_history_is_decided_the_same_way(self) -> None:
+        fold, forgetful = self._fresh(), self._fresh()
+        kept: dict[UUID, Order] = {}
+        decided = []
+        for _, stream, payload in once(self.deliveries):
+            decided.append(fold.submit(stream, payload))
+            forgetful.orders = {stream: kept[stream]} if stream in kept else {}
+            assert forgetful.submit(stream, payload) == decided[-1]
+            kept |= forgetful.orders
+        assert decided == self.decided
+        assert remembered(fold) == remembered(self.fold)
+        assert kept == self.fold.orders
+
+    def _each_order_is_told_by_its_own_stream(self) -> None:
+        for stream in {event.stream_id for event in self.ledger}:
+            order: Order | None = None
+            for event in effective([e for e in self.ledger if e.stream_id == stream]):
+                order = evolve_order(order, event.payload)
+            assert order == self.fold.orders.get(stream)
+
+
+def plain(payload: AnyPayload) -> tuple[str, dict[str, object]]:
+    return TYPE_OF[type(payload)], structs.asdict(payload)
+
+
+def shelf(product: Product) -> dict[str, int]:
+    return {
+        "price": product.base_price_minor,
+        "stock": product.stock,
+        "initial": product.initial_stock,
+    }
+
+
+def bill(order: Order) -> dict[str, object]:
+    return {
+        "customer": order.customer_id,
+        "product": order.product_id,
+        "quantity": order.quantity,
+        "status": order.status,
+        "total": order.total_minor,
+    }
+
+
+def refusal_changes_nothing(
+    decided: tuple[DecidedPayload, ...], before: Remembered, after: Remembered, stream: UUID
+) -> None:
+    match decided:
+        case (SubmissionRefused() | OrderCancelRefused(),):
+            assert after == before
+        case (OrderFailed(),):
+            assert after[:2] == before[:2]
+            assert {k: v for k, v in after[2].items() if k != stream} == before[2]
+
+
+def once(deliveries: list[Delivery]) -> list[Delivery]:
+    """The deliveries without repeats: the first of each event id counts."""
+    first: dict[UUID, Delivery] = {}
+    for delivery in deliveries:
+        first.setdefault(delivery[0], delivery)
+    return list(first.values())
+
+
+TestBookkeeping = Bookkeeping.TestCase
+TestBookkeeping.settings = settings(max_examples=200, stateful_step_count=40)
