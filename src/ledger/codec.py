@@ -38,6 +38,7 @@ CURRENT: Final[dict[str, int]] = {
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_END_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _DECIDED_UUID_VERSION = 8
 _LAYOUT = Layout(">QQQQIHHII")
 _UUID8_MASK = (0xF << 76) | (0x3 << 62)
@@ -97,15 +98,17 @@ _decode_payload: Final = {name: Decoder(payload).decode for name, payload in _PA
 
 def encode_submitted(event: Submitted, source: str) -> bytes:
     """The event as one CloudEvent."""
+    name = TYPE_OF[type(event.payload)]
     return _encode(
         Envelope(
             specversion="1.0",
             id=event.event_id,
             source=source,
-            type=TYPE_OF[type(event.payload)],
+            type=name,
             subject=event.stream_id,
             time=_EPOCH + event.occurred_at_us * _MICROSECOND,
             data=Raw(_encode(event.payload)),
+            schemaversion=CURRENT[name],
         )
     )
 
@@ -152,8 +155,8 @@ def _submitted(envelope: Envelope) -> Submitted:
         raise Unreadable("an id of UUID version 8 is reserved for decided events")
     payload = decode_payload(envelope.type, envelope.schemaversion, bytes(envelope.data))
     occurred_at_us = (envelope.time - _EPOCH) // _MICROSECOND
-    if occurred_at_us < 0:
-        raise Unreadable("time is before 1970")
+    if not 0 <= occurred_at_us <= _END_US:
+        raise Unreadable("time in UTC is before 1970 or after 9999")
     return Submitted(
         envelope.id,
         envelope.subject,
@@ -180,10 +183,17 @@ def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:
         return decode(data)
     if not 1 <= version < CURRENT[name]:
         raise Unreadable(f"{name} is known up to schema_version {CURRENT[name]}, not {version}")
-    lifted = _decode_object(data)
-    for old in range(version, CURRENT[name]):
-        lifted = UPCASTERS[name, old](lifted)
-    return convert(lifted, _PAYLOADS[name])
+    return convert(_lifted(name, version, _decode_object(data)), _PAYLOADS[name])
+
+
+def _lifted(name: str, version: int, data: dict[str, Any]) -> dict[str, Any]:
+    """The data in its current shape; an upcaster may trust the shape that it lifts from."""
+    try:
+        for old in range(version, CURRENT[name]):
+            data = UPCASTERS[name, old](data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Unreadable(f"{name} of schema_version {version}: {error!r}") from error
+    return data
 
 
 def encode_payload(payload: AnyPayload) -> bytes:

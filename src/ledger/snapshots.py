@@ -28,6 +28,7 @@ class Snapshot(Struct, frozen=True):
 
     position: int
     hash: bytes
+    recorded_at_us: int
     customers: dict[UUID, Customer]
     products: dict[UUID, Product]
 
@@ -41,9 +42,9 @@ _encode = Encoder().encode
 _decode = Decoder(_Part).decode
 
 
-def take(fold: Fold, position: int, hash_: bytes) -> Snapshot:
+def take(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) -> Snapshot:
     """The fold as it is now; its records are frozen, so two shallow copies are all it takes."""
-    return Snapshot(position, hash_, fold.customers.copy(), fold.products.copy())
+    return Snapshot(position, hash_, recorded_at_us, fold.customers.copy(), fold.products.copy())
 
 
 async def save(engine: AsyncEngine, snapshot: Snapshot) -> None:
@@ -70,7 +71,7 @@ async def newest(connection: AsyncConnection) -> Snapshot | None:
     """The newest snapshot that is whole, of today's shape, and of this very ledger."""
     for position in await _positions(connection):
         found = await connection.exec_driver_sql(
-            "SELECT s.parts, s.hash, s.body FROM snapshots s"
+            "SELECT s.parts, s.hash, e.recorded_at_us, s.body FROM snapshots s"
             " JOIN events e ON e.position = s.position AND e.hash = s.hash"
             " WHERE s.position = %s AND s.fold_version = %s ORDER BY s.part",
             (position, FOLD_VERSION),
@@ -106,9 +107,9 @@ def _pack(part: _Part) -> bytes:
 def _unpack(position: int, rows: Sequence[Any]) -> Snapshot | None:
     if not rows or len(rows) != rows[0][0]:
         return None
-    snapshot = Snapshot(position, rows[0][1], {}, {})
+    snapshot = Snapshot(position, rows[0][1], rows[0][2], {}, {})
     try:
-        for _, _, body in rows:
+        for *_, body in rows:
             part = _decode(zlib.decompress(body))
             snapshot.customers.update({k: Customer(*c) for k, c in part.customers.items()})
             snapshot.products.update({k: Product(*p) for k, p in part.products.items()})

@@ -19,8 +19,8 @@ class Fenced(Exception):
     """Another writer took over, or the head moved: this one's view of the ledger is out of date."""
 
 
-class GapFound(Exception):
-    """A position is missing: the ledger was damaged, and nothing after it can be trusted."""
+class LedgerDamaged(Exception):
+    """The ledger breaks its own rules; nothing may be built on it until an operator has looked."""
 
 
 class Head(Struct, frozen=True):
@@ -73,7 +73,7 @@ class Store:
     async def read(self, after: int, limit: int = PAGE) -> list[Record]:
         """The records after a position, in order, at most `limit` (2 or more).
 
-        A page never ends between a cause and what was decided of it. Raises GapFound.
+        A page never ends between a cause and what was decided of it. Raises LedgerDamaged.
         """
         rows = await self._rows(
             f"{_SELECT} WHERE position > %s ORDER BY position LIMIT %s", (after, limit + 1)
@@ -130,4 +130,4 @@ def _marks(values: Sequence[object]) -> str:
 def _refuse_gaps(records: Iterable[Record], after: int) -> None:
     for expected, record in enumerate(records, after + 1):
         if record.position != expected:
-            raise GapFound(f"position {expected} is missing before {record.position}")
+            raise LedgerDamaged(f"position {expected} is missing before {record.position}")

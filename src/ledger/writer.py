@@ -17,14 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger import snapshots
 from ledger.batch import Composer, order_streams, recall_orders, without_repeats
 from ledger.broker import BROKER_ERRORS
-from ledger.codec import GENESIS_HASH, Record, recorded
+from ledger.codec import GENESIS_HASH, Record, next_hash, recorded
 from ledger.core.events import Submitted
 from ledger.core.fold import Fold, effective
 from ledger.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.hints import Hints
 from ledger.inbox import Batch, Inbox, open_inbox
 from ledger.sessions import keep_alive
-from ledger.store import Fenced, Head, Store
+from ledger.store import Fenced, Head, LedgerDamaged, Store
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,12 @@ class Writer:
     async def run(self) -> None:
         """Write until stopped; raises what no new start can heal, such as UnsafeDatabase."""
         errors = (*BROKER_ERRORS, *DATABASE_ERRORS, Fenced)
-        await keep_alive("writer", self._session, errors)
+        try:
+            await keep_alive("writer", self._session, errors)
+        finally:
+            if self._snapshot_task:
+                self._snapshot_task.cancel()
+                await asyncio.gather(self._snapshot_task, return_exceptions=True)
 
     async def _session(self) -> None:
         async with self._engine.connect() as connection:
@@ -155,7 +160,9 @@ class Writer:
         if saving or known.head.position - known.snapshot_position < self._snapshot_every:
             return
         known.snapshot_position = known.head.position
-        snapshot = snapshots.take(known.fold, known.head.position, known.head.hash)
+        snapshot = snapshots.take(
+            known.fold, known.head.position, known.head.hash, known.recorded_at_us
+        )
         self._snapshot_task = asyncio.create_task(self._save(snapshot))
 
     async def _save(self, snapshot: snapshots.Snapshot) -> None:
@@ -182,19 +189,25 @@ async def load(connection: AsyncConnection) -> Known:
     if snapshot:
         known.fold = Fold(snapshot.customers, snapshot.products)
         known.head = Head(snapshot.position, snapshot.hash, 0)
+        known.recorded_at_us = snapshot.recorded_at_us
         known.snapshot_position = snapshot.position
     await catch_up(connection, known)
     return known
 
 
 async def catch_up(connection: AsyncConnection, known: Known) -> None:
-    """Fold what the ledger has beyond what is known."""
+    """Fold what the ledger has beyond what is known; raises LedgerDamaged if the chain breaks."""
     store = Store(connection)
     while records := await store.read(known.head.position):
+        hash_ = known.head.hash
+        for record in records:
+            hash_ = next_hash(hash_, record)
+            if hash_ != record.hash:
+                raise LedgerDamaged(f"the hash at position {record.position} is not the chain's")
         for event in effective([recorded(record) for record in records]):
             known.fold.apply(event.stream_id, event.payload)
         known.fold.orders.clear()
-        known.head = Head(records[-1].position, records[-1].hash, known.head.epoch)
+        known.head = Head(records[-1].position, hash_, known.head.epoch)
         known.recorded_at_us = records[-1].recorded_at_us
     await connection.rollback()
 
@@ -202,12 +215,12 @@ async def catch_up(connection: AsyncConnection, known: Known) -> None:
 async def take_over(connection: AsyncConnection, known: Known) -> None:
     """Fence off every older writer, then learn what it wrote until then.
 
-    Raises Fenced when the ledger's last event is not the one that the head names.
+    Raises LedgerDamaged when the ledger does not end where its head says.
     """
     head = await Store(connection).raise_epoch()
     await catch_up(connection, known)
     if (known.head.position, known.head.hash) != (head.position, head.hash):
-        raise Fenced(
+        raise LedgerDamaged(
             f"the head names position {head.position}, the ledger ends at {known.head.position}"
         )
     known.head = head

@@ -1,0 +1,87 @@
+"""`ledger migrate`: tables, accounts and topology, each made where it is missing."""
+
+import asyncio
+from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cli.settings import Settings
+from ledger import topology
+from ledger.broker import CALL_TIMEOUT_S, open_channel
+from ledger.database import make_engine, refuse_unsafe
+from ledger.migrations import upgrade
+from projections.projection import METADATA, Projection
+from projections.registry import PROJECTIONS
+from projections.views import register
+
+LEDGER_GRANTS: Final = {
+    "writer": {
+        "events": "SELECT, INSERT",
+        "ledger_head": "SELECT, UPDATE",
+        "snapshots": "SELECT, INSERT, DELETE",
+    },
+    "projector": {
+        "events": "SELECT",
+        "ledger_head": "SELECT",
+        "checkpoints": "SELECT, UPDATE",
+    },
+    "api": {"checkpoints": "SELECT"},
+    "analyst": {"checkpoints": "SELECT"},
+}
+VIEW_GRANTS: Final = {
+    "projector": "SELECT, INSERT, UPDATE, DELETE",
+    "api": "SELECT",
+    "analyst": "SELECT",
+}
+"""What each account may do, table by table; nobody but `migrate` may change `events`."""
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring database and broker to what this version needs; a second time changes nothing.
+
+    Raises UnsafeDatabase where a COMMIT could be lost.
+    """
+    await _migrate_database(settings)
+    await _declare_topology(settings)
+
+
+async def _migrate_database(settings: Settings) -> None:
+    engine = make_engine(settings.db_url("migrate"), settings.db_ca_file)
+    try:
+        async with engine.begin() as connection:
+            await refuse_unsafe(connection)
+            await connection.exec_driver_sql(
+                f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+            )
+            await connection.run_sync(upgrade)
+            await connection.run_sync(METADATA.create_all)
+            await register(connection, PROJECTIONS)
+            await _create_accounts(connection, settings)
+    finally:
+        await engine.dispose()
+
+
+async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:
+    for role, password in settings.db_passwords().items():
+        if role in LEDGER_GRANTS:
+            account = f"'ledger_{role}'@'%%'"
+            await connection.exec_driver_sql(
+                f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY %s", (password,)
+            )
+            await connection.exec_driver_sql(f"ALTER USER {account} IDENTIFIED BY %s", (password,))
+            for table, rights in grants(role, PROJECTIONS).items():
+                await connection.exec_driver_sql(
+                    f"GRANT {rights} ON `{settings.db_name}`.{table} TO 'ledger_{role}'@'%'"
+                )
+
+
+def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str]:
+    """The rights of a role by table."""
+    views = {projection.name: VIEW_GRANTS.get(role, "") for projection in projections}
+    return LEDGER_GRANTS[role] | {name: rights for name, rights in views.items() if rights}
+
+
+async def _declare_topology(settings: Settings) -> None:
+    async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await topology.declare(channel, settings.inbox_max_length)

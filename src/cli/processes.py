@@ -1,0 +1,74 @@
+"""The three long-running processes: what each is made of, and how it stops."""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from cli.settings import Settings
+from ledger.database import make_engine
+from ledger.hints import Hints
+from ledger.sessions import first_to_end
+from ledger.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
+from ledger.writer import Writer
+from projections.projector import Projector, listen
+from projections.registry import PROJECTIONS
+
+log = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S: Final = 8.0
+
+
+async def run_writer(settings: Settings) -> None:
+    """Write until SIGTERM or SIGINT."""
+    engine = make_engine(settings.db_url("writer"), settings.db_ca_file)
+    url, name = settings.amqp_url("writer"), f"writer-{os.getpid()}"
+    hints = Hints(url, RECORDED_EXCHANGE, f"{name}-hints")
+    writer = Writer(engine, url, name, hints, snapshot_every=settings.snapshot_every)
+    try:
+        await until_signalled(writer.stop, writer.run(), hints.run())
+    finally:
+        await engine.dispose()
+
+
+async def run_projector(settings: Settings) -> None:
+    """Project until SIGTERM or SIGINT."""
+    engine = make_engine(settings.db_url("projector"), settings.db_ca_file)
+    url, name = settings.amqp_url("projector"), f"projector-{os.getpid()}"
+    announce = Hints(url, ANNOUNCED_EXCHANGE, f"{name}-announcements")
+    projector = Projector(engine, PROJECTIONS, announce)
+    try:
+        await until_signalled(
+            projector.stop, projector.run(), listen(url, projector), announce.run()
+        )
+    finally:
+        await engine.dispose()
+
+
+async def until_signalled(
+    stop: Callable[[], None], work: Coroutine[Any, Any, None], *beside: Coroutine[Any, Any, None]
+) -> None:
+    """Run `work` and what it needs beside it; on a signal call `stop` and let `work` finish.
+
+    Work that has not finished after STOP_TIMEOUT_S is cancelled, which rolls back what it had not
+    committed. Raises what the work raised.
+    """
+    running = asyncio.ensure_future(first_to_end(work, *beside))
+    signalled = False
+
+    def on_signal() -> None:
+        nonlocal signalled
+        signalled = True
+        stop()
+        asyncio.get_running_loop().call_later(STOP_TIMEOUT_S, running.cancel)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not signalled:
+            raise
+        log.warning("stopped after %s s with work under way; it was rolled back", STOP_TIMEOUT_S)

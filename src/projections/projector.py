@@ -1,0 +1,155 @@
+"""The projector: reads the ledger in order and keeps every view, each event exactly once."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from aio_pika.abc import AbstractIncomingMessage
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
+from ledger.codec import recorded
+from ledger.core.events import Recorded
+from ledger.core.fold import effective
+from ledger.database import DATABASE_ERRORS
+from ledger.hints import Hints
+from ledger.sessions import keep_alive
+from ledger.store import PAGE, LedgerDamaged, Store
+from ledger.topology import RECORDED_EXCHANGE
+from projections.announcements import Announcement, encode, outcomes
+from projections.projection import Projection
+from projections.stock import STOCK
+from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, replace_rows
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.5
+
+
+class Projector:
+    """The projector of one process. `run` works until `stop` was called.
+
+    Two may run: the lock on the checkpoints lets them take turns, and no event counts twice.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        projections: Sequence[Projection[Any]],
+        announce: Hints,
+    ) -> None:
+        self._engine = engine
+        self._projections = projections
+        self._announce = announce
+        self._woken = asyncio.Event()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Finish the batch under way and return from `run`."""
+        self._stopping = True
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Look at the ledger now rather than at the next poll."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Project until stopped; raises LedgerDamaged, which no new start can heal."""
+        await keep_alive("projector", self._session, DATABASE_ERRORS)
+
+    async def _session(self) -> None:
+        async with self._engine.connect() as connection:
+            while not self._stopping:
+                self._woken.clear()
+                announcement = await advance(connection, self._projections)
+                moved = announcement.position > announcement.after
+                if moved or not await self._woken_in_time():
+                    self._announce.tell(encode(announcement))
+
+    async def _woken_in_time(self) -> bool:
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+async def advance(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> Announcement:
+    """Bring the views one batch further, rows and checkpoints in one transaction.
+
+    Views at the same checkpoint advance together; one that lags catches up with the others first.
+    With nothing left to project it says where the views are. Raises LedgerDamaged at a gap, and
+    where the ledger ends before a checkpoint.
+    """
+    checkpoints = await lock_checkpoints(connection, projections)
+    after = min(checkpoints.values())
+    ahead = [position for position in checkpoints.values() if position > after]
+    store = Store(connection)
+    records = await store.read(after, min([PAGE, *(position - after for position in ahead)]))
+    if not records:
+        head = await store.head()
+        await connection.rollback()
+        if head.position < max(checkpoints.values()):
+            raise LedgerDamaged(f"the views are ahead of the ledger, which ends at {head.position}")
+        return Announcement(after, after)
+    behind = [view for view in projections if checkpoints[view.name] == after]
+    events = [recorded(record) for record in records]
+    changed = await _project(connection, behind, events)
+    await move_checkpoints(connection, behind, records[-1].position)
+    await connection.commit()
+    products = list(changed.get(STOCK.name, ()))
+    return Announcement(after, records[-1].position, outcomes(events), products)
+
+
+async def _project(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], events: Sequence[Recorded]
+) -> dict[str, dict[UUID, Struct]]:
+    """Write the rows that the events change, and return them by view."""
+    taking_effect = list(effective(events))
+    changed: dict[str, dict[UUID, Struct]] = {}
+    for projection in projections:
+        rows = await _changed_rows(connection, projection, taking_effect)
+        await replace_rows(connection, projection, rows)
+        changed[projection.name] = rows
+    return changed
+
+
+async def _changed_rows(
+    connection: AsyncConnection, projection: Projection[Any], events: Sequence[Recorded]
+) -> dict[UUID, Struct]:
+    keyed = [(key, event) for event in events if (key := projection.key(event)) is not None]
+    made: set[UUID] = set()
+    wanted: set[UUID] = set()
+    for key, event in keyed:
+        if isinstance(event.payload, projection.creates):
+            made.add(key)
+        elif key not in made:
+            wanted.add(key)
+    rows = await fetch_rows(connection, projection, wanted)
+    for key, event in keyed:
+        rows[key] = projection.apply(rows.get(key), event)
+    return rows
+
+
+async def listen(url: str, projector: Projector) -> None:
+    """Wake the projector at each hint of the writer, for as long as the process runs."""
+
+    async def hear(_: AbstractIncomingMessage) -> None:
+        projector.wake()
+
+    async def session() -> None:
+        name = f"ledger.projector.{uuid4().hex}"
+        async with open_channel(url, name, confirms=False) as channel:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+                await queue.bind(RECORDED_EXCHANGE)
+                await queue.consume(hear, no_ack=True)
+            await until_closed(channel)
+
+    await keep_alive("projector's hints", session, BROKER_ERRORS)

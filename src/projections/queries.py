@@ -1,0 +1,107 @@
+"""Reads of the views. Each answer comes with the position at which all of it was true."""
+
+import asyncio
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ledger.database import DATABASE_ERRORS
+from projections.orders import ORDERS, OrderRow
+from projections.projection import Projection, Row, from_columns
+from projections.stock import STOCK, StockRow
+from projections.wallets import WALLETS, WalletRow
+
+QUERY_TIMEOUT_S: Final = 1.5
+
+
+class ViewsUnavailable(Exception):
+    """The database did not answer in time."""
+
+
+class Views:
+    """The views, through the account of the API. Every method raises ViewsUnavailable."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def product(self, product_id: UUID) -> tuple[StockRow | None, int]:
+        """A product, if the view has it."""
+        return await self._one(STOCK, product_id)
+
+    async def wallet(self, customer_id: UUID) -> tuple[WalletRow | None, int]:
+        """A customer's wallet, if the view has it."""
+        return await self._one(WALLETS, customer_id)
+
+    async def order(self, order_id: UUID) -> tuple[OrderRow | None, int]:
+        """An order, if the view has it."""
+        return await self._one(ORDERS, order_id)
+
+    async def position(self) -> int:
+        """The position that all views have reached."""
+        rows = await self._rows("SELECT MIN(position) FROM checkpoints", ())
+        return int(rows[0][0])
+
+    async def products(self, after: UUID | None, limit: int) -> tuple[list[StockRow], int]:
+        """A page of products by id, after one of them."""
+        after_id = after.bytes if after else b""
+        rows, position = await self._page(STOCK, "product_id > %s", "product_id", (after_id, limit))
+        return sorted(rows, key=lambda row: row.product_id.bytes), position
+
+    async def orders(
+        self,
+        *,
+        customer_id: UUID | None = None,
+        product_id: UUID | None = None,
+        status: str | None = None,
+        after: int | None = None,
+        limit: int,
+    ) -> tuple[list[OrderRow], int]:
+        """A page of orders, newest first, before the `placed_position` given as `after`."""
+        wanted = {
+            "customer_id = %s": customer_id and customer_id.bytes,
+            "product_id = %s": product_id and product_id.bytes,
+            "status = %s": status,
+            "placed_position < %s": after,
+        }
+        given = {clause: value for clause, value in wanted.items() if value is not None}
+        rows, position = await self._page(
+            ORDERS,
+            " AND ".join(given) or "TRUE",
+            "placed_position DESC",
+            (*given.values(), limit),
+        )
+        return sorted(rows, key=lambda row: -row.placed_position), position
+
+    async def _one(self, view: Projection[Row], key: UUID) -> tuple[Row | None, int]:
+        """A row and the view's checkpoint, in one statement and so as of one moment."""
+        columns = ", ".join(f"v.{name}" for name in view.row.__struct_fields__)
+        rows = await self._rows(
+            f"SELECT c.position, {columns} FROM checkpoints c"
+            f" LEFT JOIN {view.name} v ON v.{view.key_column} = %s WHERE c.name = %s",
+            (key.bytes, view.name),
+        )
+        position, first, *_ = rows[0]
+        return (None if first is None else from_columns(view.row, rows[0][1:])), position
+
+    async def _page(
+        self, view: Projection[Row], where: str, order: str, parameters: tuple[Any, ...]
+    ) -> tuple[list[Row], int]:
+        fields = view.row.__struct_fields__
+        columns = ", ".join(f"v.{name}" for name in fields)
+        rows = await self._rows(
+            f"SELECT c.position, {columns} FROM checkpoints c LEFT JOIN (SELECT"
+            f" {', '.join(fields)} FROM {view.name} WHERE {where} ORDER BY {order} LIMIT %s) v"
+            " ON TRUE WHERE c.name = %s",
+            (*parameters, view.name),
+        )
+        found = [from_columns(view.row, row[1:]) for row in rows if row[1] is not None]
+        return found, rows[0][0]
+
+    async def _rows(self, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            async with asyncio.timeout(QUERY_TIMEOUT_S), self._engine.connect() as connection:
+                found = await connection.exec_driver_sql(statement, parameters)
+                return [tuple(row) for row in found]
+        except DATABASE_ERRORS as error:
+            raise ViewsUnavailable(f"the database did not answer: {error}") from error

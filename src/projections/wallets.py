@@ -1,0 +1,88 @@
+"""The wallets view: every customer with the balance of the wallet."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import Column, String, Table
+
+from ledger.core.events import (
+    MAX_USERNAME,
+    CustomerRegistered,
+    OrderCancelled,
+    OrderCompleted,
+    Recorded,
+    WalletCredited,
+)
+from ledger.core.laws import money_moved_minor
+from projections.projection import (
+    METADATA,
+    Projection,
+    amount_column,
+    id_column,
+    moment,
+    moment_column,
+    position_column,
+    present,
+)
+
+
+class WalletRow(Struct, frozen=True, gc=False):
+    """A customer and what the wallet holds."""
+
+    customer_id: UUID
+    username: str
+    balance_minor: int
+    created_at: datetime
+    updated_at: datetime
+    position: int
+
+
+TABLE: Final = Table(
+    "wallets",
+    METADATA,
+    id_column("customer_id", primary_key=True),
+    Column("username", String(MAX_USERNAME), nullable=False, comment="name of the customer"),
+    amount_column("balance_minor", "what the wallet holds, in minor units"),
+    moment_column("created_at", "when the customer was registered, as the client's API told"),
+    moment_column("updated_at", "recorded time of the last change"),
+    position_column(),
+)
+
+
+def key(event: Recorded) -> UUID | None:
+    """The customer whose row an event changes."""
+    match event.payload:
+        case CustomerRegistered() | WalletCredited():
+            return event.stream_id
+        case OrderCompleted() | OrderCancelled() as moved:
+            return moved.customer_id
+        case _:
+            return None
+
+
+def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
+    """The customer's row after an event."""
+    recorded_at = moment(event.recorded_at_us)
+    if isinstance(event.payload, CustomerRegistered):
+        return WalletRow(
+            event.stream_id,
+            event.payload.username,
+            event.payload.opening_balance_minor,
+            moment(event.occurred_at_us),
+            recorded_at,
+            event.position,
+        )
+    row = present(row, event)
+    return WalletRow(
+        row.customer_id,
+        row.username,
+        row.balance_minor + money_moved_minor(event.payload),
+        row.created_at,
+        recorded_at,
+        event.position,
+    )
+
+
+WALLETS: Final = Projection("wallets", 1, TABLE, WalletRow, CustomerRegistered, key, apply)
