@@ -116,6 +116,11 @@ class Bookkeeping(RuleBasedStateMachine):
     def cancels(self, at: UUID) -> None:
         self._deliver(at, OrderCancelRequested())
 
+    @precondition(lambda self: self.fold.orders)
+    @rule(data=st.data())
+    def cancels_what_was_ordered(self, data: st.DataObject) -> None:
+        self._deliver(data.draw(st.sampled_from(list(self.fold.orders))), OrderCancelRequested())
+
     @precondition(lambda self: self.deliveries)
     @rule(data=st.data())
     def the_broker_delivers_again(self, data: st.DataObject) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the codec: bytes in, events out, and what never gets through."""

@@ -1,0 +1,110 @@
+"""The golden files: what was ever written is read, and hashed, the same for ever."""
+
+from pathlib import Path
+
+import pytest
+
+from ledger.codec import (
+    CURRENT,
+    GENESIS_HASH,
+    decode_group,
+    decode_payload,
+    encode_payload,
+    encode_submitted,
+    join,
+    next_hash,
+    recorded,
+)
+from ledger.core.events import DECIDED, SUBMITTED, Reason
+
+from .golden_files import (
+    EXAMPLES,
+    FOLDER,
+    SOURCE,
+    golden_of,
+    names,
+    read,
+    record_of,
+    wire_bytes,
+)
+
+FILES = sorted(FOLDER.glob("*.v*.json"))
+WIRES = [path for path in FILES if "wire" in read(path)]
+
+
+def _name(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_type_and_schema_version_has_a_golden_file(name: str) -> None:
+    assert (FOLDER / name).exists(), (
+        f"tests/codec/golden/{name} is missing: give the type an example in "
+        f"tests/codec/golden_files.py and run that file before the shape changes again"
+    )
+
+
+def test_every_golden_file_is_of_a_type_and_schema_version_that_is_known() -> None:
+    assert {path.name for path in FILES} <= set(names())
+
+
+def test_every_type_has_an_example() -> None:
+    assert set(EXAMPLES) == {*SUBMITTED, *DECIDED}
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_a_golden_record_is_still_read(path: Path) -> None:
+    record = record_of(read(path))
+    event = recorded(record)
+    kinds = {**SUBMITTED, **DECIDED}
+    assert isinstance(event.payload, kinds[record.type])
+    assert (event.position, event.version) == (record.position, record.version)
+    assert (event.event_id.bytes, event.stream_id.bytes) == (record.event_id, record.stream_id)
+    assert event.cause_position == record.cause_position
+    assert event.occurred_at_us == record.occurred_at_us
+    assert event.recorded_at_us == record.recorded_at_us
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_a_golden_record_still_has_the_same_hash(path: Path) -> None:
+    golden = read(path)
+    assert next_hash(GENESIS_HASH, record_of(golden)).hex() == golden["hash"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_the_data_of_a_current_golden_record_is_written_in_the_same_bytes(path: Path) -> None:
+    record = record_of(read(path))
+    payload = decode_payload(record.type, record.schema_version, record.data)
+    if record.schema_version == CURRENT[record.type]:
+        assert encode_payload(payload) == record.data
+
+
+@pytest.mark.parametrize("path", WIRES, ids=_name)
+def test_a_golden_cloudevent_is_still_read_as_the_same_event(path: Path) -> None:
+    golden = read(path)
+    record = record_of(golden)
+    events, rejected = decode_group(join([wire_bytes(golden)]))
+    assert rejected == []
+    (event,) = events
+    assert (event.event_id.bytes, event.stream_id.bytes) == (record.event_id, record.stream_id)
+    assert event.occurred_at_us == record.occurred_at_us
+    assert event.meta == record.meta
+    assert event.payload == decode_payload(record.type, record.schema_version, record.data)
+
+
+@pytest.mark.parametrize("path", WIRES, ids=_name)
+def test_a_current_golden_cloudevent_is_written_in_the_same_bytes(path: Path) -> None:
+    golden = read(path)
+    (event,), _ = decode_group(join([wire_bytes(golden)]))
+    if golden["record"]["schema_version"] == CURRENT[golden["record"]["type"]]:
+        assert encode_submitted(event, SOURCE) == wire_bytes(golden)
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_the_golden_file_of_the_current_shape_is_what_is_written_today(name: str) -> None:
+    assert read(FOLDER / f"{name}.v{CURRENT[name]}.json") == golden_of(name)
+
+
+def test_the_words_that_clients_see_as_reasons_are_the_promised_ones() -> None:
+    promised = (FOLDER / "reasons.txt").read_text(encoding="utf-8").split()
+    assert sorted(Reason) == promised
