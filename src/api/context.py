@@ -1,0 +1,49 @@
+"""What every handler works with."""
+
+from dataclasses import dataclass
+
+from api.idempotency import Keys
+from api.pending import Pending
+from api.product_cache import ProductCache
+from api.reading import Reading
+from api.waiting import Waiting
+from ledger.publisher import Publisher
+from projections.announcements import Announcements
+from projections.queries import Views
+
+
+@dataclass(frozen=True)
+class Deps:
+    """What the API needs of others."""
+
+    publisher: Publisher
+    announcements: Announcements
+    views: Views
+
+
+@dataclass(frozen=True)
+class Context:
+    """The others, and what one API process remembers. All of it may be lost at any time."""
+
+    publisher: Publisher
+    announcements: Announcements
+    views: Views
+    waiting: Waiting
+    reading: Reading
+    pending: Pending
+    keys: Keys
+    products: ProductCache
+
+
+def make_context(deps: Deps) -> Context:
+    """A context whose parts listen to the announcements."""
+    waiting, pending, keys = Waiting(), Pending(), Keys()
+    reading = Reading(waiting)
+    products = ProductCache(deps.announcements, reading)
+    for part in (products, pending, keys, waiting):
+        deps.announcements.subscribe(part.announced)
+    for part in (products, pending):
+        deps.announcements.on_reset(part.reset)
+    return Context(
+        deps.publisher, deps.announcements, deps.views, waiting, reading, pending, keys, products
+    )

@@ -1,0 +1,159 @@
+"""/orders: place, follow, list, cancel."""
+
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import requests, schemas
+from api.context import Context
+from api.idempotency import draft
+from api.lists import follow, limit_of
+from api.prefer import Preference, preference
+from api.problems import Problem, invalid
+from api.reading import min_position, min_position_of
+from api.replies import PREFIX, at, reply
+from api.submitting import answer, earlier, submit
+from ledger.core.events import OrderCancelRequested, OrderPlaced
+from ledger.core.state import Status
+from projections.orders import OrderRow
+
+
+async def place(context: Context, request: Request) -> Response:
+    """Accept an order without looking anything up; only a retry by key is looked up."""
+    body = await requests.body(request, schemas.PlaceOrder)
+    wish = preference(request, default_wait_s=0)
+    placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
+    new = draft(request, "POST /orders", placed)
+    order_id = new.event.stream_id
+    row = await earlier(
+        context, new, lambda: context.views.order(order_id), lambda row: _placed(row) == placed
+    )
+    if row:
+        return _again(row, wish)
+    submission = await submit(context, new, wish)
+    return await answer(
+        context,
+        submission,
+        lambda: context.views.order(order_id),
+        schemas.order,
+        location=_path(order_id),
+        accepted=schemas.accepted_order(order_id, placed, submission.event.occurred_at_us),
+        created=True,
+    )
+
+
+def _placed(row: OrderRow) -> OrderPlaced:
+    return OrderPlaced(row.customer_id, row.product_id, row.quantity)
+
+
+def _again(row: OrderRow, wish: Preference) -> Response:
+    """The answer to a retry whose order the view shows already."""
+    headers = {
+        "Location": _path(row.order_id),
+        "Idempotency-Replayed": "true",
+        **wish.applied(decided=True),
+    }
+    if wish.wait_s:
+        return reply(201, schemas.order(row), headers)
+    return reply(202, schemas.accepted_again(row), headers)
+
+
+def _path(order_id: UUID) -> str:
+    return f"{PREFIX}/orders/{order_id}"
+
+
+async def show(context: Context, request: Request) -> Response:
+    """One order: as the view has it, else as it was accepted here."""
+    order_id = requests.path_id(request, "order_id")
+    order, position = await _find(context, order_id, min_position(request))
+    return reply(200, order, at(position))
+
+
+async def _find(
+    context: Context, order_id: UUID, min_position: int = 0
+) -> tuple[schemas.Order, int]:
+    """View, pending, view: an order may pass from the second to the first between two looks."""
+    row, position = await context.reading.read_at_least(
+        min_position, lambda: context.views.order(order_id)
+    )
+    if row is None and (found := context.pending.get(order_id)):
+        return schemas.pending_order(order_id, *found), position
+    if row is None:
+        row, position = await context.reading.read(lambda: context.views.order(order_id))
+    if row is None:
+        raise Problem("unknown-order", f"there is no order {order_id}")
+    return schemas.order(row), position
+
+
+async def cancel(context: Context, request: Request) -> Response:
+    """Ask to undo an order; a refusal that is certain already is told at once."""
+    order_id = requests.path_id(request, "order_id")
+    await requests.no_body(request, schemas.Nothing)
+    wish = preference(request, default_wait_s=0)
+    new = draft(request, "POST /orders/cancel", OrderCancelRequested(), order_id)
+    if not context.keys.knows(new.event):
+        order, _ = await _find(context, order_id)
+        _refuse_final(order)
+    submission = await submit(context, new, wish)
+    return await answer(
+        context,
+        submission,
+        lambda: context.views.order(order_id),
+        schemas.order,
+        location=_path(order_id),
+        accepted=schemas.AcceptedCancel(order_id, schemas.ACCEPTED),
+        created=False,
+    )
+
+
+def _refuse_final(order: schemas.Order) -> None:
+    if order.status in (Status.FAILED, Status.CANCELLED):
+        raise Problem(
+            "not-cancellable",
+            f"the order is {order.status}; only a COMPLETED order can be cancelled",
+            reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
+        )
+
+
+async def browse(context: Context, request: Request) -> Response:
+    """A page of orders, newest first, filtered by customer, product and status."""
+    found = requests.parameters(
+        request, "customer_id", "product_id", "status", "after", "limit", "min_position"
+    )
+    customer_id = found.get("customer_id")
+    return await page(
+        context,
+        request,
+        found,
+        requests.uuid_of("customer_id", customer_id) if customer_id is not None else None,
+    )
+
+
+async def page(
+    context: Context, request: Request, found: dict[str, str], customer_id: UUID | None
+) -> Response:
+    """The page of orders that the parameters ask for."""
+    product_id, after, limit = found.get("product_id"), found.get("after"), limit_of(found)
+    status = _status(found.get("status"))
+    product = requests.uuid_of("product_id", product_id) if product_id is not None else None
+    below = requests.whole("after", after, 1, requests.MAX_POSITION) if after is not None else None
+    rows, position = await context.reading.read_at_least(
+        min_position_of(found),
+        lambda: context.views.orders(
+            customer_id=customer_id,
+            product_id=product,
+            status=status,
+            after=below,
+            limit=limit + 1,
+        ),
+    )
+    next_after = rows[limit - 1].placed_position if len(rows) > limit else None
+    orders = schemas.Orders([schemas.order(row) for row in rows[:limit]], next_after)
+    return reply(200, orders, {**at(position), **follow(request, found, next_after)})
+
+
+def _status(text: str | None) -> str | None:
+    if text is not None and text not in Status.__members__:
+        raise invalid("status", f"must be one of {', '.join(Status.__members__)}")
+    return text

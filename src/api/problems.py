@@ -1,0 +1,138 @@
+"""Errors as clients see them: RFC 9457 problem details with stable types.
+
+One table says which status each kind of problem has, one which kind each reason of the fold is.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from starlette.responses import Response
+
+from api.replies import encode
+from ledger.core.events import Reason
+
+PROBLEM_JSON: Final = "application/problem+json"
+RETRY: Final = {"Retry-After": "1"}
+CLOSE: Final = {"Connection": "close"}
+
+
+class Kind(NamedTuple):
+    """What all problems of one type have in common."""
+
+    status: HTTPStatus
+    title: str
+
+
+KINDS: Final[dict[str, Kind]] = {
+    "bad-request": Kind(HTTPStatus.BAD_REQUEST, "The request can't be read"),
+    "bad-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
+    "invalid-fields": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Some fields can't be used"),
+    "key-reused": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key used with another body"),
+    "no-such-path": Kind(HTTPStatus.NOT_FOUND, "Nothing lives at this path"),
+    "unknown-order": Kind(HTTPStatus.NOT_FOUND, "No such order"),
+    "unknown-product": Kind(HTTPStatus.NOT_FOUND, "No such product"),
+    "unknown-customer": Kind(HTTPStatus.NOT_FOUND, "No such customer"),
+    "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "The path has no such method"),
+    "head-too-slow": Kind(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"),
+    "body-too-slow": Kind(HTTPStatus.REQUEST_TIMEOUT, "The body took too long to arrive"),
+    "duplicate": Kind(HTTPStatus.CONFLICT, "It exists already"),
+    "balance-limit": Kind(HTTPStatus.CONFLICT, "The wallet would hold more than it can"),
+    "stock-limit": Kind(HTTPStatus.CONFLICT, "The stock would be more than it can"),
+    "out-of-stock": Kind(HTTPStatus.CONFLICT, "Not enough in stock"),
+    "out-of-money": Kind(HTTPStatus.CONFLICT, "Not enough in the wallet"),
+    "not-cancellable": Kind(HTTPStatus.CONFLICT, "The order can't be cancelled"),
+    "body-too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
+    "not-json": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Only JSON bodies are read"),
+    "head-too-large": Kind(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Path and headers are too large"
+    ),
+    "internal-error": Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here"),
+    "inbox-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The inbox can't be reached"),
+    "inbox-full": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is waiting to be decided"),
+    "views-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The views can't be read"),
+    "views-behind": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The views are not there yet"),
+}
+
+REFUSALS: Final[dict[Reason, str]] = {
+    Reason.UNKNOWN_PRODUCT: "unknown-product",
+    Reason.UNKNOWN_CUSTOMER: "unknown-customer",
+    Reason.UNKNOWN_ORDER: "unknown-order",
+    Reason.INSUFFICIENT_STOCK: "out-of-stock",
+    Reason.INSUFFICIENT_BALANCE: "out-of-money",
+    Reason.DUPLICATE_CUSTOMER: "duplicate",
+    Reason.DUPLICATE_PRODUCT: "duplicate",
+    Reason.DUPLICATE_ORDER: "duplicate",
+    Reason.BALANCE_LIMIT: "balance-limit",
+    Reason.STOCK_LIMIT: "stock-limit",
+    Reason.NOT_COMPLETED: "not-cancellable",
+    Reason.ALREADY_CANCELLED: "not-cancellable",
+}
+"""A limit is a conflict with what the ledger holds now (409), not a fault of the body (422)."""
+
+
+class FieldError(Struct, frozen=True, omit_defaults=True):
+    """What is wrong with one field, parameter or header, and what would be right."""
+
+    field: str
+    detail: str
+    limit: int | str | None = None
+
+
+class ProblemDetails(Struct, frozen=True, omit_defaults=True):
+    """The body of every error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[FieldError] = []
+    reason: str | None = None
+    position: int | None = None
+    min_position: int | None = None
+
+
+class Problem(Exception):
+    """An error answer. `kind` is a name of KINDS; `members` are further ones of the body."""
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        **members: str | int,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = headers or {}
+        self.members = members
+
+    def response(self, instance: str) -> Response:
+        """The answer to the request for the path `instance`."""
+        status, title = KINDS[self.kind]
+        details = ProblemDetails(
+            f"/problems/{self.kind}",
+            title,
+            status,
+            self.detail,
+            instance,
+            self.errors,
+            **self.members,  # type: ignore[arg-type]  # the names are those of ProblemDetails
+        )
+        headers = {"Content-Type": PROBLEM_JSON, "Cache-Control": "no-store", **self.headers}
+        return Response(encode(details), status, headers)
+
+
+def invalid(field: str, detail: str, limit: int | str | None = None) -> Problem:
+    """A problem with one field, parameter or header."""
+    return Problem("invalid-fields", f"{field} {detail}", [FieldError(field, detail, limit)])
+
+
+def refused(reason: str, what: str) -> Problem:
+    """The problem for a submission that the fold refused."""
+    return Problem(REFUSALS[Reason(reason)], f"{what}: {reason}", reason=reason)

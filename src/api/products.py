@@ -1,0 +1,136 @@
+"""/products: list, show, restock, price."""
+
+import asyncio
+from typing import Final
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api import requests, schemas
+from api.context import Context
+from api.idempotency import Draft, draft
+from api.lists import follow, limit_of
+from api.prefer import DEFAULT_WAIT_S, preference
+from api.problems import Problem
+from api.product_cache import MAX_AGE_S, Page
+from api.reading import min_position, min_position_of
+from api.replies import JSON, PREFIX, at, encode, reply
+from api.submitting import answer, earlier, submit
+from ledger.core.events import PriceChanged, ProductListed, StockReceived
+from projections.stock import StockRow
+
+_CONTENT_TYPE: Final = (b"content-type", JSON.encode())
+
+
+async def create(context: Context, request: Request) -> Response:
+    """Put a product on sale."""
+    body = await requests.body(request, schemas.ListProduct)
+    wish = preference(request, DEFAULT_WAIT_S)
+    listed = ProductListed(body.name, body.description, body.base_price, body.stock)
+    new = draft(request, "POST /products", listed)
+    product_id = new.event.stream_id
+    row = await earlier(
+        context, new, lambda: context.views.product(product_id), lambda row: _lists(row, listed)
+    )
+    if row:
+        headers = {"Location": _path(product_id), "Idempotency-Replayed": "true"}
+        return reply(201, schemas.product(row), {**headers, **wish.applied(decided=True)})
+    return await _answer(context, request, new, created=True)
+
+
+def _lists(row: StockRow, listed: ProductListed) -> bool:
+    """Whether the row can come from this listing; stock and price change later."""
+    return (row.name, row.description) == (listed.name, listed.description)
+
+
+async def receive(context: Context, request: Request) -> Response:
+    """Take units into stock."""
+    product_id = requests.path_id(request, "product_id")
+    body = await requests.body(request, schemas.ReceiveStock)
+    received = StockReceived(body.quantity)
+    new = draft(request, "POST /products/receipts", received, product_id)
+    return await _answer(context, request, new, created=False)
+
+
+async def change(context: Context, request: Request) -> Response:
+    """Set a new base price."""
+    product_id = requests.path_id(request, "product_id")
+    body = await requests.body(request, schemas.ChangePrice)
+    new = draft(request, "PATCH /products", PriceChanged(body.base_price), product_id)
+    return await _answer(context, request, new, created=False)
+
+
+async def _answer(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
+    submission = await submit(context, new, preference(request, DEFAULT_WAIT_S))
+    product_id = new.event.stream_id
+    return await answer(
+        context,
+        submission,
+        lambda: context.views.product(product_id),
+        schemas.product,
+        location=_path(product_id),
+        accepted=schemas.AcceptedProduct(product_id, schemas.ACCEPTED),
+        created=created,
+    )
+
+
+def _path(product_id: UUID) -> str:
+    return f"{PREFIX}/products/{product_id}"
+
+
+async def show(context: Context, request: Request) -> Response:
+    """One product, from the cache where that is known to be right."""
+    if not request.scope["query_string"]:
+        cached = context.products.get(request.path_params["product_id"])
+        if cached:
+            return _page(request, *cached)
+    product_id = requests.path_id(request, "product_id")
+    generation = context.products.generation
+    row, position = await context.reading.read_at_least(
+        min_position(request), lambda: context.views.product(product_id)
+    )
+    if row is None:
+        raise Problem("unknown-product", f"there is no product {product_id}")
+    page = _render(row, position)
+    context.products.put(product_id, page, generation)
+    return _page(request, page, position)
+
+
+def _render(row: StockRow, position: int) -> Page:
+    """The row alone makes the body, and its position names its version: a strong ETag."""
+    expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
+    return Page(encode(schemas.product(row)), f'"{row.position}"'.encode(), position, expires_at)
+
+
+def _page(request: Request, page: Page, position: int) -> Response:
+    headers = [(b"etag", page.etag), (b"ledger-position", b"%d" % position)]
+    if _has(request, page.etag):
+        response = Response(None, 304)
+    else:
+        response = Response(page.body)
+        headers.append(_CONTENT_TYPE)
+    response.raw_headers += headers
+    return response
+
+
+def _has(request: Request, etag: bytes) -> bool:
+    """Whether If-None-Match names the ETag, compared weakly (RFC 9110, 13.1.2)."""
+    known = b",".join(v for name, v in request.scope["headers"] if name == b"if-none-match")
+    if not known:
+        return False
+    tags = [tag.strip().removeprefix(b"W/") for tag in known.split(b",")]
+    return etag in tags or b"*" in tags
+
+
+async def browse(context: Context, request: Request) -> Response:
+    """A page of the catalogue, by id."""
+    found = requests.parameters(request, "after", "limit", "min_position")
+    after, limit = found.get("after"), limit_of(found)
+    after_id = requests.uuid_of("after", after) if after is not None else None
+    rows, position = await context.reading.read_at_least(
+        min_position_of(found), lambda: context.views.products(after_id, limit + 1)
+    )
+    next_after = rows[limit - 1].product_id if len(rows) > limit else None
+    products = schemas.Products([schemas.product(row) for row in rows[:limit]], next_after)
+    return reply(200, products, {**at(position), **follow(request, found, next_after)})
