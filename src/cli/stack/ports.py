@@ -27,30 +27,40 @@ def choose_ports(home: Path, names: Iterable[str]) -> dict[str, int]:
     return chosen
 
 
-def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a server could listen there now."""
+def bind(port: int, host: str = "127.0.0.1") -> None:
+    """Take a port for a moment; raises OSError where no server could listen now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+        probe.bind((host, port))
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now."""
+    try:
+        bind(port)
+    except OSError:
+        return False
     return True
 
 
 def require_free(name: str, port: int, host: str = "127.0.0.1") -> None:
-    """Raise StackRefused when something already listens there."""
-    if not is_free(port, host):
+    """Raise StackRefused, naming the setting, where nothing can listen on its port."""
+    try:
+        bind(port, host)
+    except OSError as error:
         raise StackRefused(
-            f"port {port} is in use by another program: stop that, or set {name} to a free port"
-        )
+            f"can't listen on port {port} of {host} ({os.strerror(error.errno or 0)}): "
+            f"stop what uses it, or set {name} to a free port"
+        ) from error
 
 
 def _asked(name: str) -> int | None:
     value = os.environ.get(name)
     if value is None:
         return None
+    if not value.isdigit():
+        raise StackRefused(f"{name}={value} is not a port: set it to a number, or unset it")
     require_free(name, int(value))
     return int(value)
 

@@ -41,11 +41,25 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What `prepare_servers` made: the servers in the order of their start, ports, passwords."""
+    """What `prepare_servers` made: the ports and the servers.
+
+    epmd comes first and must answer before the others start, or the broker makes its own.
+    """
 
     plan: Plan
     ports: dict[str, int]
     servers: tuple[Server, ...]
+
+    def environment(self) -> dict[str, str]:
+        """The settings of a process that uses these servers."""
+        return {
+            "LEDGER_HOME": str(self.plan.home),
+            "LEDGER_SECRETS_DIR": str(self.plan.secrets_dir),
+            "LEDGER_AMQP_HOST": "127.0.0.1",
+            "LEDGER_AMQP_PORT": str(self.ports["LEDGER_AMQP_PORT"]),
+            "LEDGER_DB_HOST": "127.0.0.1",
+            "LEDGER_DB_PORT": str(self.ports["LEDGER_DB_PORT"]),
+        }
 
 
 def prepare_servers(plan: Plan, binaries: Binaries) -> Layout:
@@ -103,23 +117,16 @@ class Servers:
 
     def environment(self) -> dict[str, str]:
         """The settings of a process that uses these servers."""
-        return {
-            "LEDGER_HOME": str(self.home),
-            "LEDGER_SECRETS_DIR": str(self.secrets_dir),
-            "LEDGER_AMQP_HOST": "127.0.0.1",
-            "LEDGER_AMQP_PORT": str(self.amqp_port),
-            "LEDGER_DB_HOST": "127.0.0.1",
-            "LEDGER_DB_PORT": str(self.db_port),
-        }
+        return self.layout.environment()
 
     def start(self) -> None:
-        """Start all at once and wait for each; on failure nothing is left running."""
+        """Start them and wait until each answers; on failure nothing is left running."""
         try:
-            for server in self.layout.servers:
-                self.processes.append(self._spawn(server.program))
-            self.watchdog = Watchdog([process.pid for process in self.processes])
-            for server, process in zip(self.layout.servers, self.processes, strict=True):
+            epmd, *others = self.layout.servers
+            self._wait(epmd, self._spawn(epmd.program))
+            for server, process in [(server, self._spawn(server.program)) for server in others]:
                 self._wait(server, process)
+            self.watchdog = Watchdog([process.pid for process in self.processes])
         except BaseException:
             self.stop()
             raise
@@ -146,7 +153,7 @@ class Servers:
         home = self.home
         (home / "logs").mkdir(exist_ok=True)
         with (home / "logs" / f"{program.name}.log").open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 (our own script)
+            process = subprocess.Popen(  # noqa: S603 (our own script)
                 ["/bin/sh", program.write_script(home)],
                 cwd=home,
                 stdin=subprocess.DEVNULL,
@@ -154,6 +161,8 @@ class Servers:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.processes.append(process)
+        return process
 
     def _wait(self, server: Server, process: subprocess.Popen[bytes]) -> None:
         name = server.program.name
