@@ -1,0 +1,28 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format clean
+
+help: ## print the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv with the pinned dependencies (the others do it when it's needed)
+	@sh deploy/bootstrap.sh
+
+run: setup ## start everything on this machine; Ctrl-C stops it and keeps the data
+	@exec .venv/bin/ledger up
+
+test: setup ## run the tests on private throw-away servers; ARGS are pytest's
+	@exec .venv/bin/pytest $(ARGS)
+
+check: setup ## check format, lint, types and import rules
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+format: setup ## format the code and sort its imports
+	@.venv/bin/ruff check --select I --fix .
+	@.venv/bin/ruff format .
+
+clean: ## remove .venv and the tools' caches, not the data of `make run` in .ledger
+	@rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	@find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
