@@ -7,6 +7,7 @@ import pytest
 from ledger.codec import (
     CURRENT,
     GENESIS_HASH,
+    UPCASTERS,
     decode_group,
     decode_payload,
     encode_payload,
@@ -46,6 +47,11 @@ def test_every_type_and_schema_version_has_a_golden_file(name: str) -> None:
 
 def test_every_golden_file_is_of_a_type_and_schema_version_that_is_known() -> None:
     assert {path.name for path in FILES} <= set(names())
+
+
+@pytest.mark.parametrize("name", sorted(CURRENT))
+def test_the_upcasters_of_a_type_lead_from_its_first_shape_to_its_current_one(name: str) -> None:
+    assert sorted(version for of, version in UPCASTERS if of == name) == [*range(1, CURRENT[name])]
 
 
 def test_every_type_has_an_example() -> None:

@@ -19,16 +19,7 @@ from ledger.codec import (
     encode_submitted,
     join,
 )
-from ledger.core.events import (
-    DECIDED,
-    MAX_AMOUNT_MINOR,
-    MAX_DESCRIPTION,
-    MAX_NAME,
-    MAX_QUANTITY,
-    MAX_STOCK,
-    MAX_USERNAME,
-    Submitted,
-)
+from ledger.core.events import DECIDED, Submitted
 
 from .strategies import GOOD, submitted
 
@@ -125,7 +116,7 @@ POISON: dict[str, tuple[bytes, str]] = {
     "text with an overlong form": (username(b'"\xc0\xaf"'), "utf-8"),
     "an empty username": (username(b'""'), "length >= 1"),
     "a username that is too long": (
-        data_of("customer.registered", username="é" * (MAX_USERNAME + 1)),
+        data_of("customer.registered", username="é" * 101),
         "length <= 100",
     ),
     "an opening balance below zero": (
@@ -133,35 +124,38 @@ POISON: dict[str, tuple[bytes, str]] = {
         ">= 0",
     ),
     "an opening balance over the limit": (
-        data_of("customer.registered", username="ann", opening_balance_minor=MAX_AMOUNT_MINOR + 1),
+        data_of("customer.registered", username="ann", opening_balance_minor=10**12 + 1),
         "<= 1000000000000",
     ),
     "a product without a name": (data_of("product.listed", **LISTED | {"name": ""}), ">= 1"),
     "a name that is too long": (
-        data_of("product.listed", **LISTED | {"name": "x" * (MAX_NAME + 1)}),
+        data_of("product.listed", **LISTED | {"name": "x" * 201}),
         "<= 200",
     ),
     "a description that is too long": (
-        data_of("product.listed", **LISTED | {"description": "x" * (MAX_DESCRIPTION + 1)}),
+        data_of("product.listed", **LISTED | {"description": "x" * 2001}),
         "<= 2000",
     ),
     "a product for nothing": (data_of("product.listed", **LISTED | {"base_price_minor": 0}), ">="),
     "a stock below zero": (data_of("product.listed", **LISTED | {"initial_stock": -1}), ">= 0"),
     "a stock over the limit": (
-        data_of("product.listed", **LISTED | {"initial_stock": MAX_STOCK + 1}),
-        "<=",
+        data_of("product.listed", **LISTED | {"initial_stock": 1_000_000_001}),
+        "<= 1000000000 ",
     ),
     "a receipt of nothing": (data_of("stock.received", quantity=0), ">= 1"),
-    "a receipt over the limit": (data_of("stock.received", quantity=MAX_STOCK + 1), "<="),
+    "a receipt over the limit": (
+        data_of("stock.received", quantity=1_000_000_001),
+        "<= 1000000000 ",
+    ),
     "a price of nothing": (data_of("price.changed", base_price_minor=0), ">= 1"),
     "a price over the limit": (
-        data_of("price.changed", base_price_minor=MAX_AMOUNT_MINOR + 1),
-        "<=",
+        data_of("price.changed", base_price_minor=10**12 + 1),
+        "<= 1000000000000 ",
     ),
     "an order of nothing": (data_of("order.placed", **PLACED, quantity=0), ">= 1"),
     "an order over the limit": (
-        data_of("order.placed", **PLACED, quantity=MAX_QUANTITY + 1),
-        "<=",
+        data_of("order.placed", **PLACED, quantity=1_000_001),
+        "<= 1000000 ",
     ),
     "an order by no UUID": (data_of("order.placed", **PLACED | {"customer_id": "ann"}), "UUID"),
     "an order of no product": (data_of("order.placed", customer_id=str(UUID(int=1))), "product_id"),
@@ -169,6 +163,24 @@ POISON: dict[str, tuple[bytes, str]] = {
         f"{name}, which only the fold decides": (wire(type=name, data={}), f"'{name}'")
         for name in DECIDED
     },
+}
+
+AT_THE_LIMIT: dict[str, bytes] = {
+    "a credit": amount(b"1000000000000"),
+    "a source": wire(source="x" * 200),
+    "a username": data_of("customer.registered", username="\N{DESERT ISLAND}" * 100),
+    "an opening balance": data_of(
+        "customer.registered", username="x", opening_balance_minor=10**12
+    ),
+    "no opening balance": data_of("customer.registered", username="\x00", opening_balance_minor=0),
+    "a name": data_of("product.listed", **LISTED | {"name": "é" * 200}),
+    "a description": data_of("product.listed", **LISTED | {"description": "é" * 2000}),
+    "a stock": data_of("product.listed", **LISTED | {"initial_stock": 10**9}),
+    "a base price": data_of("product.listed", **LISTED | {"base_price_minor": 10**12}),
+    "a receipt": data_of("stock.received", quantity=10**9),
+    "a price": data_of("price.changed", base_price_minor=10**12),
+    "an order": data_of("order.placed", **PLACED, quantity=10**6),
+    "paired surrogates": username(b'"\\ud83c\\udfdd"'),
 }
 
 MALFORMED: dict[str, bytes] = {
@@ -226,6 +238,13 @@ def test_a_body_that_no_json_reader_gets_through_is_rejected_whole(label: str) -
 
 def test_the_event_that_the_poison_is_made_from_is_good() -> None:
     events, rejected = decode_group(join([GOOD_BYTES]))
+    assert len(events) == 1
+    assert rejected == []
+
+
+@pytest.mark.parametrize("label", AT_THE_LIMIT)
+def test_what_is_just_within_the_limits_is_taken(label: str) -> None:
+    events, rejected = decode_group(join([AT_THE_LIMIT[label]]))
     assert len(events) == 1
     assert rejected == []
 
