@@ -1,7 +1,6 @@
 """`ledger demo`: the catalogue and the customer of the demo, submitted once for ever."""
 
 import time
-from collections.abc import Awaitable, Callable
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -41,7 +40,7 @@ CATALOGUE: Final[dict[UUID, SubmittedPayload]] = {
 
 
 class DemoLate(Exception):
-    """The demo was submitted but not decided in time: is `ledger writer` running?"""
+    """The demo was submitted but not decided in time."""
 
 
 async def load_demo(settings: Settings) -> None:
@@ -64,9 +63,9 @@ async def _submit(publisher: Publisher, views: Views) -> None:
         Submitted(uuid5(NAMESPACE, str(stream_id)), stream_id, now_us, payload)
         for stream_id, payload in CATALOGUE.items()
     ]
-    await _until(lambda: _is_connected(publisher), InboxUnavailable("the broker is away"))
+    await _retrying(InboxUnavailable("the broker is away"))(_is_connected, publisher)
     await publisher.submit(events)
-    await _until(lambda: _is_shown(views), DemoLate("the writer has not decided the demo yet"))
+    await _retrying(DemoLate("the demo is not decided yet; does the writer run?"))(_is_shown, views)
 
 
 async def _is_connected(publisher: Publisher) -> bool:
@@ -78,14 +77,15 @@ async def _is_shown(views: Views) -> bool:
     return row is not None
 
 
-async def _until(condition: Callable[[], Awaitable[bool]], error: Exception) -> None:
+def _retrying(error: Exception) -> AsyncRetrying:
+    """Ask again until the answer is yes; raises `error` at the deadline."""
+
     def give_up(_: RetryCallState) -> None:
         raise error
 
-    retrying = AsyncRetrying(
-        retry=retry_if_result(lambda true: not true),
+    return AsyncRetrying(
+        retry=retry_if_result(lambda yes: not yes),
         wait=wait_fixed(0.05),
         stop=stop_after_delay(DECIDED_TIMEOUT_S),
         retry_error_callback=give_up,
     )
-    await retrying(condition)

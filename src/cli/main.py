@@ -1,40 +1,46 @@
 """The `ledger` command."""
 
-from typing import Annotated
+import logging
+from collections.abc import Coroutine
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 import typer
+import uvloop
 from rich.console import Console
 
-from cli.settings import BadSettings, MissingSecret
-from cli.stack import StackRefused
+from cli.settings import BadSettings, MissingSecret, Settings, load_settings
 from ledger.broker import BROKER_ERRORS
 from ledger.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.publisher import InboxUnavailable
+from ledger.store import LedgerDamaged
+from projections.queries import ViewsUnavailable
 
 app = typer.Typer(
     help="An event-sourced order ledger.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+Answer = TypeVar("Answer")
 
-CAN_NOT = (
-    BadSettings,
-    MissingSecret,
-    StackRefused,
+REFUSED: Final = (
     UnsafeDatabase,
+    LedgerDamaged,
     InboxUnavailable,
+    ViewsUnavailable,
+    MissingSecret,
     *BROKER_ERRORS,
     *DATABASE_ERRORS,
 )
+"""What ends a command with one sentence and status 1, rather than with a traceback."""
 
 
 @app.command()
 def up() -> None:
     """Start the local stack and run it until Ctrl-C: RabbitMQ, MariaDB, api, writer, projector."""
-    from cli.stack.up import up as run_stack
+    from cli.stack.up import up as run
 
-    _guarded(lambda: run_stack(_settings()))
+    run(_settings())
 
 
 @app.command()
@@ -91,3 +97,24 @@ def status(
         typer.echo(msgspec.json.encode(found))
     else:
         out.print(as_table(found))
+
+
+def _settings() -> Settings:
+    try:
+        return load_settings()
+    except BadSettings as error:
+        err.print(f"[red]✗[/] {error}")
+        raise typer.Exit(2) from None
+
+
+def _run(work: Coroutine[Any, Any, Answer]) -> Answer:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    for library, level in (("aiormq", "ERROR"), ("asyncmy", "ERROR"), ("alembic", "WARNING")):
+        logging.getLogger(library).setLevel(level)
+    try:
+        return uvloop.run(work)
+    except REFUSED as error:
+        err.print(f"[red]✗[/] {type(error).__name__}: {error}")
+        raise typer.Exit(1) from None

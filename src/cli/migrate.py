@@ -71,7 +71,7 @@ async def _create_accounts(connection: AsyncConnection, settings: Settings) -> N
             await connection.exec_driver_sql(f"ALTER USER {account} IDENTIFIED BY %s", (password,))
             for table, rights in grants(role, PROJECTIONS).items():
                 await connection.exec_driver_sql(
-                    f"GRANT {rights} ON `{settings.db_name}`.{table} TO 'ledger_{role}'@'%'"
+                    f"GRANT {rights} ON `{settings.db_name}`.{table} TO {account}"
                 )
 
 

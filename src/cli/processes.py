@@ -7,18 +7,43 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from api import serve
+from api.app import build_app
+from api.context import Deps
 from cli.settings import Settings
 from ledger.database import make_engine
 from ledger.hints import Hints
+from ledger.publisher import Publisher
 from ledger.sessions import first_to_end
 from ledger.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
 from ledger.writer import Writer
+from projections.announcements import Announcements
 from projections.projector import Projector, listen
+from projections.queries import Views
 from projections.registry import PROJECTIONS
 
 log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S: Final = 8.0
+API_READ_TIMEOUT_S: Final = 5.0
+API_CONNECTIONS: Final = 8
+
+
+async def run_api(settings: Settings) -> None:
+    """Serve the API until SIGTERM or SIGINT."""
+    engine = make_engine(
+        settings.db_url("api"),
+        settings.db_ca_file,
+        read_timeout_s=API_READ_TIMEOUT_S,
+        pool_size=API_CONNECTIONS,
+        autocommit=True,
+    )
+    url, name = settings.amqp_url("api"), f"api-{os.getpid()}"
+    deps = Deps(Publisher(url, "/api", name), Announcements(url, name), Views(engine))
+    try:
+        await serve.run(build_app(deps), settings.api_host, settings.api_port)
+    finally:
+        await engine.dispose()
 
 
 async def run_writer(settings: Settings) -> None:

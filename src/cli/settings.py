@@ -15,7 +15,7 @@ AMQP_ROLES = ("migrate", "writer", "projector", "api")
 
 
 class MissingSecret(Exception):
-    """A password file is missing: start the stack first with `make run`, or set LEDGER_SECRETS_DIR."""
+    """A password file is missing: start the stack with `make run`, or set LEDGER_SECRETS_DIR."""
 
 
 class BadSettings(Exception):
@@ -37,7 +37,6 @@ class Settings(BaseSettings):
     )
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: Port = Field(8000, description="port the API listens on")
-    api_workers: int = Field(1, ge=1, le=16, description="API processes")
     amqp_host: str = Field("127.0.0.1", description="RabbitMQ's host")
     amqp_port: Port = Field(5672, description="RabbitMQ's port; the local stack picks a free one")
     amqp_vhost: str = Field("ledger", description="RabbitMQ's virtual host")
@@ -90,7 +89,7 @@ def load_settings() -> Settings:
     """Read the settings; raises BadSettings naming each variable that can't be used."""
     home = Path(os.environ.get("LEDGER_HOME", ".ledger"))
     try:
-        return Settings(_env_file=home / "stack.env")  # type: ignore[call-arg]
+        return Settings(_env_file=home / "stack.env")
     except ValidationError as error:
         problems = (
             f"LEDGER_{'_'.join(map(str, e['loc'])).upper()}={e['input']}: {e['msg']}"

@@ -1,6 +1,7 @@
 """`ledger status`: where the ledger, its views and its queues are."""
 
 import asyncio
+from typing import Any
 
 from msgspec import Struct
 from rich.table import Table
@@ -50,7 +51,8 @@ async def read_status(settings: Settings) -> Status:
 
 async def _checkpoints(connection: AsyncConnection) -> list[tuple[str, int]]:
     found = await connection.exec_driver_sql("SELECT name, position FROM checkpoints ORDER BY name")
-    return [(row[0], row[1]) for row in found]
+    rows: Any = found.all()
+    return list(rows)
 
 
 async def _depths(settings: Settings) -> tuple[int, int]:

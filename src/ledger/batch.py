@@ -8,13 +8,7 @@ from msgspec import structs
 
 from ledger.codec import CURRENT, Record, decided_id, encode_payload, next_hash, recorded
 from ledger.core.decider import evolve_order
-from ledger.core.events import (
-    TYPE_OF,
-    AnyPayload,
-    OrderCancelRequested,
-    OrderPlaced,
-    Submitted,
-)
+from ledger.core.events import TYPE_OF, AnyPayload, Submitted
 from ledger.core.fold import Fold, effective
 from ledger.core.state import Order
 
@@ -84,14 +78,16 @@ def without_repeats(events: Iterable[Submitted], known: set[bytes]) -> list[Subm
     return list(first.values())
 
 
-def order_streams(events: Iterable[Submitted], versions: Mapping[bytes, int]) -> list[bytes]:
-    """The order streams of a batch that have a history, which must be at hand to decide."""
-    streams = {
-        event.stream_id.bytes
-        for event in events
-        if isinstance(event.payload, OrderPlaced | OrderCancelRequested)
-    }
-    return [stream for stream in streams if stream in versions]
+def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:
+    """Those of the streams with a history that may hold an order, which must be at hand to decide.
+
+    Whatever is asked of such a stream: else an id would count as new once its order was forgotten.
+    """
+    return [
+        stream_id
+        for stream_id in versions
+        if (key := UUID(bytes=stream_id)) not in fold.customers and key not in fold.products
+    ]
 
 
 def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:

@@ -136,7 +136,7 @@ class Writer:
             await connection.rollback()
             return 0
         versions = await store.versions(list({event.stream_id.bytes for event in events}))
-        histories = await store.streams(order_streams(events, versions))
+        histories = await store.streams(order_streams(known.fold, versions))
         recall_orders(known.fold, histories.values())
         records = self._decide(known, events, versions)
         known.head = await store.append(known.head, records)
