@@ -1,0 +1,177 @@
+"""What tests share: real servers, a ledger of one's own on them, real processes, deadlines."""
+
+import asyncio
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TypeVar
+
+import httpx
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from cli.migrate import migrate
+from cli.settings import Settings
+from cli.stack.secrets import PERMISSIONS, read_secret
+from cli.stack.servers import Servers
+
+Value = TypeVar("Value")
+DEADLINE_S = 20.0
+_numbers = itertools.count(1)
+
+
+async def eventually(
+    ask: Callable[[], Awaitable[Value]], what: str, deadline_s: float = DEADLINE_S
+) -> Value:
+    """The first true answer of `ask`; fails, saying what was awaited, at the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        answer = await ask()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"not within {deadline_s} s: {what} (last: {answer!r})"
+        await asyncio.sleep(0.02)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def make_ledger(servers: Servers, **changes: object) -> Settings:
+    """A migrated, empty ledger with a schema and a virtual host of its own."""
+    name = f"ledger_test_{os.getpid()}_{next(_numbers)}"
+    settings = Settings(
+        home=servers.home,
+        secrets_dir=servers.secrets_dir,
+        amqp_port=servers.amqp_port,
+        amqp_vhost=name,
+        db_port=servers.db_port,
+        db_name=name,
+        api_port=free_port(),
+        **changes,  # type: ignore[arg-type]
+    )
+    engine = create_async_engine(settings.db_url("migrate").set(database=None))
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    await engine.dispose()
+    await make_vhost(servers, name)
+    await migrate(settings)
+    return settings
+
+
+async def make_vhost(servers: Servers, name: str) -> None:
+    """A virtual host in which each role has its rights."""
+    async with broker_admin(servers) as http:
+        (await http.put(f"/vhosts/{name}")).raise_for_status()
+        for role, (configure, write, read) in PERMISSIONS.items():
+            rights = {"configure": configure, "write": write, "read": read}
+            path = f"/permissions/{name}/ledger_{role}"
+            (await http.put(path, json=rights)).raise_for_status()
+
+
+def broker_admin(servers: Servers) -> httpx.AsyncClient:
+    """The management API of the private broker."""
+    password = read_secret(servers.secrets_dir, "amqp_admin")
+    return httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{servers.management_port}/api",
+        auth=("ledger_admin", password),
+        timeout=10,
+    )
+
+
+def engine_of(settings: Settings, role: str) -> AsyncEngine:
+    """Connections with one role's account."""
+    return create_async_engine(settings.db_url(role), isolation_level="READ COMMITTED")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The settings as environment variables."""
+    given = settings.model_dump(exclude_none=True)
+    return {f"LEDGER_{name.upper()}": str(value) for name, value in given.items()}
+
+
+@dataclass
+class Stack:
+    """A ledger with its processes, which can be killed and started again one by one."""
+
+    settings: Settings
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    logs: dict[str, IO[bytes]] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """Where the API serves."""
+        return f"http://127.0.0.1:{self.settings.api_port}"
+
+    def client(self) -> httpx.AsyncClient:
+        """A client of the API."""
+        return httpx.AsyncClient(base_url=f"{self.url}/api/v1", timeout=30)
+
+    def start(self, name: str) -> None:
+        """Start `ledger NAME` as a process."""
+        log = self.log_path(name).open("ab")
+        self.logs[name] = log
+        self.processes[name] = subprocess.Popen(
+            [Path(sys.executable).with_name("ledger"), name],
+            env=os.environ | environment(self.settings),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+    def log_path(self, name: str) -> Path:
+        """Where a process writes what it has to say."""
+        return self.settings.home / "logs" / f"{self.settings.db_name}-{name}.log"
+
+    def kill(self, name: str) -> None:
+        """End a process at once, as a crash would."""
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.wait(name)
+
+    def terminate(self, name: str) -> int:
+        """Ask a process to end; its exit status."""
+        self.processes[name].send_signal(signal.SIGTERM)
+        return self.wait(name)
+
+    def wait(self, name: str) -> int:
+        """The exit status of a process that is about to end."""
+        status = self.processes.pop(name).wait(timeout=15)
+        self.logs.pop(name).close()
+        return status
+
+    async def ready(self) -> None:
+        """Wait until the API says that it is ready."""
+        async with httpx.AsyncClient(base_url=self.url) as http:
+
+            async def is_ready() -> bool:
+                assert self.processes["api"].poll() is None, self.log_path("api").read_text()
+                try:
+                    return (await http.get("/health/ready")).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            await eventually(is_ready, "the API is ready")
+
+    def stop(self) -> None:
+        """End whatever still runs."""
+        for name in list(self.processes):
+            self.terminate(name)
+
+
+async def start_stack(servers: Servers, **changes: object) -> Stack:
+    """An empty ledger with api, writer and projector running."""
+    stack = Stack(await make_ledger(servers, **changes))
+    for name in ("writer", "projector", "api"):
+        stack.start(name)
+    await stack.ready()
+    return stack
