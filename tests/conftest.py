@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-import httpx
 import pytest
 
 from cli.settings import Settings
 from cli.stack.servers import Servers, start_servers
-from harness import Stack, make_ledger, start_stack
+from tests.harness import Stack, make_ledger, start_stack
 
 
 @pytest.fixture(scope="session")
@@ -28,14 +27,7 @@ async def stack(servers: Servers) -> AsyncIterator[Stack]:
     """A running ledger that many tests share; none may expect it to be empty, or harm it."""
     running = await start_stack(servers)
     yield running
-    running.stop()
-
-
-@pytest.fixture
-async def http(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the shared ledger's API."""
-    async with stack.client() as client:
-        yield client
+    await running.stop()
 
 
 @pytest.fixture
@@ -49,4 +41,4 @@ async def make_stack(servers: Servers) -> AsyncIterator[Callable[..., Awaitable[
 
     yield make
     for running in made:
-        running.stop()
+        await running.stop()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -60,7 +61,7 @@ async def make_ledger(servers: Servers, **changes: object) -> Settings:
         api_port=free_port(),
         **changes,  # type: ignore[arg-type]
     )
-    engine = create_async_engine(settings.db_url("migrate").set(database=None))
+    engine = create_async_engine(settings.db_url("migrate")._replace(database=None))
     async with engine.begin() as connection:
         await connection.exec_driver_sql(f"CREATE DATABASE {name}")
     await engine.dispose()
@@ -113,7 +114,8 @@ class Stack:
         """Where the API serves."""
         return f"http://127.0.0.1:{self.settings.api_port}"
 
-    def client(self) -> httpx.AsyncClient:
+    @cached_property
+    def http(self) -> httpx.AsyncClient:
         """A client of the API."""
         return httpx.AsyncClient(base_url=f"{self.url}/api/v1", timeout=30)
 
@@ -162,8 +164,9 @@ class Stack:
 
             await eventually(is_ready, "the API is ready")
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """End whatever still runs."""
+        await self.http.aclose()
         for name in list(self.processes):
             self.terminate(name)
 
