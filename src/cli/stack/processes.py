@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cli.stack import StackRefused
-from cli.stack.programs import Program
+from cli.stack.programs import Program, last_line
 from cli.stack.servers import Layout
 
 NAMES = ("writer", "projector", "api")
@@ -44,7 +44,7 @@ async def run_command(name: str, layout: Layout) -> None:
         finally:
             await _end(process)
     if status:
-        raise StackRefused(f"`ledger {name}` failed ({_last_line(log)}): see {log}")
+        raise StackRefused(f"`ledger {name}` failed ({last_line(log)}): see {log}")
 
 
 def _command(name: str) -> tuple[str, ...]:
@@ -56,8 +56,3 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "no output"

@@ -37,6 +37,12 @@ class Program:
         return path.relative_to(home)
 
 
+def last_line(log: Path) -> str:
+    """What a program said last, which is mostly why it ended."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1].strip() if lines else "no output"
+
+
 def find_processes(home: Path) -> list[psutil.Process]:
     """The living processes that belong to the stack of this home."""
     found = []

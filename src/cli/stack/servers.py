@@ -10,7 +10,7 @@ from types import TracebackType
 from cli.stack import StackRefused, database, probes, rabbitmq
 from cli.stack.install import Binaries, ensure_binaries
 from cli.stack.ports import choose_ports
-from cli.stack.programs import Program, stop_processes
+from cli.stack.programs import Program, last_line, stop_processes
 from cli.stack.secrets import create_secrets, write_bootstrap, write_definitions
 from cli.stack.watchdog import Watchdog
 
@@ -177,7 +177,9 @@ class Servers:
             f"{name} did not answer within {server.start_timeout_s:.0f} s: see {log}",
         )
         if process.poll() is not None:
-            raise StackRefused(f"{name} ended with status {process.returncode}: see {log}")
+            raise StackRefused(
+                f"{name} ended with status {process.returncode} ({last_line(log)}): see {log}"
+            )
 
     def __enter__(self) -> "Servers":
         return self

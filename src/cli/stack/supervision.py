@@ -18,7 +18,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 from cli.stack import StackRefused
 from cli.stack.probes import INTERVAL_S, Probe
-from cli.stack.programs import MARK, Program, stop_processes
+from cli.stack.programs import MARK, Program, last_line, stop_processes
 from cli.stack.watchdog import Watchdog
 
 CONTROL_TIMEOUT_S = 15.0
@@ -203,7 +203,8 @@ class Supervision:
 
     def _refuse_if_ended(self, name: str) -> None:
         if self._state(name) not in ("STARTING", "RUNNING"):
-            raise StackRefused(f"{name} ended soon after its start: {self._see(name)}")
+            last = last_line(self.log(name))
+            raise StackRefused(f"{name} ended soon after its start ({last}): {self._see(name)}")
 
     @contextlib.contextmanager
     def _control(self) -> Iterator[_Control]:
