@@ -21,6 +21,7 @@ from ledger.core.events import PriceChanged, ProductListed, StockReceived
 from projections.stock import StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
+_ASK_AGAIN: Final = (b"cache-control", b"no-cache")
 
 
 async def create(context: Context, request: Request) -> Response:
@@ -104,7 +105,7 @@ def _render(row: StockRow, position: int) -> Page:
 
 
 def _page(request: Request, page: Page, position: int) -> Response:
-    headers = [(b"etag", page.etag), (b"ledger-position", b"%d" % position)]
+    headers = [_ASK_AGAIN, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
     if _has(request, page.etag):
         response = Response(None, 304)
     else:

@@ -81,11 +81,11 @@ async def _submit(
 async def _append(context: Context, event: Submitted) -> None:
     if not isinstance(event.payload, OrderPlaced):
         return await context.publisher.submit((event,))
-    context.pending.add(event)
+    context.pending.add(event, event.payload)
     try:
         await context.publisher.submit((event,))
     except InboxUnavailable:
-        context.pending.drop(event)
+        context.pending.drop(event.stream_id)
         raise
 
 

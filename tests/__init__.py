@@ -1,0 +1,1 @@
+"""The tests: one package, so that none of its parts is taken for the code it tests."""

@@ -1,0 +1,95 @@
+"""Connections: limits on what comes before the body, and what is no HTTP at all."""
+
+import asyncio
+import json
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from api.protocol import MAX_HEAD, MAX_HEADERS
+
+DEADLINE_S = 20
+
+
+async def exchange(http: httpx.AsyncClient, sent: bytes) -> bytes:
+    """All that the server says to these bytes until it hangs up."""
+    url = urlsplit(str(http.base_url))
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        try:
+            writer.write(sent)
+            return await reader.read()
+        except ConnectionResetError:
+            return b""
+        finally:
+            writer.close()
+
+
+def refusal(answer: bytes, status: int, kind: str) -> None:
+    """The answer must be this problem, with the connection closed behind it."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer[:200]
+    assert b"content-type: application/problem+json" in head
+    assert b"connection: close" in head.lower()
+    assert json.loads(body)["type"] == f"/problems/{kind}"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health/live HTTP/1.1\r\nHost : x\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_refused(http: httpx.AsyncClient, sent: bytes) -> None:
+    refusal(await exchange(http, sent), 400, "bad-request")
+
+
+async def test_a_flood_of_headers_is_refused(http: httpx.AsyncClient) -> None:
+    headers = b"".join(b"x-%d: y\r\n" % n for n in range(MAX_HEADERS))
+    sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
+    refusal(await exchange(http, sent), 431, "head-too-large")
+
+
+@pytest.mark.parametrize("part", [b"x-long: ", b"", b"x: y\r\n"])
+async def test_a_head_without_end_is_refused(http: httpx.AsyncClient, part: bytes) -> None:
+    url = urlsplit(str(http.base_url))
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" if part else b"GET /")
+        await writer.drain()
+        writer.write(part + b"y" * (MAX_HEAD + 1))
+        refusal(await reader.read(), 431, "head-too-large")
+        writer.close()
+
+
+async def test_a_head_of_many_bytes_within_the_limit_is_read(http: httpx.AsyncClient) -> None:
+    value = b"y" * (MAX_HEAD // 2)
+    sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx: " + value + b"\r\n\r\n"
+    assert (await exchange(http, sent)).startswith(b"HTTP/1.1 200 OK")
+
+
+async def test_requests_in_one_packet_are_answered_in_order(http: httpx.AsyncClient) -> None:
+    one = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    two = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await exchange(http, one + two)
+    assert answer.index(b'"live"') < answer.index(b"no-such-path")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health/live HTTP/1.1\r\nHost:"])
+async def test_who_says_nothing_or_half_a_thing_is_hung_up_on(
+    http: httpx.AsyncClient, sent: bytes
+) -> None:
+    refusal(await exchange(http, sent), 408, "head-too-slow")
+
+
+async def test_a_body_that_does_not_come_is_given_up(http: httpx.AsyncClient) -> None:
+    head = b"POST /api/v1/orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    answer = await exchange(http, head + b"Content-Length: 10\r\n\r\n{")
+    refusal(answer, 408, "body-too-slow")

@@ -1,0 +1,126 @@
+"""What holds for every route: slashes, methods, unknown paths, and errors that are problems."""
+
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from api.app import ROUTES
+from api.replies import PREFIX
+
+from .client import list_product, order, problem, register
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+CALLS = [(method, path) for path, handlers in ROUTES.items() for method in handlers]
+NAMES = ("order_id", "product_id", "customer_id")
+
+
+def root(http: httpx.AsyncClient) -> str:
+    """The URL below which ROUTES are."""
+    url = urlsplit(str(http.base_url))
+    return f"{url.scheme}://{url.netloc}"
+
+
+def filled(path: str) -> str:
+    """The path with ids that nobody was given."""
+    return path.format(**dict.fromkeys(NAMES, uuid4()))
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_a_trailing_slash_makes_no_difference(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    url = root(http) + filled(path)
+    plain, slashed = [await http.request(method, u) for u in (url, f"{url}/")]
+    assert plain.status_code == slashed.status_code
+    assert not plain.is_redirect
+    if plain.is_error:
+        assert plain.json()["type"] == slashed.json()["type"]
+
+
+async def test_orders_may_be_placed_with_a_trailing_slash(http: httpx.AsyncClient) -> None:
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    assert (await http.post("/orders/", json=body)).status_code == 202
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_a_method_that_is_not_there_is_told_which_are(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    known = set(ROUTES[path]) | ({"HEAD"} if "GET" in ROUTES[path] else set())
+    for method in set(METHODS) - known:
+        response = await http.request(method, root(http) + filled(path))
+        problem(response, 405, "method-not-allowed") if method != "HEAD" else None
+        assert response.status_code == 405
+        assert set(response.headers["allow"].split(", ")) == known
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/x",
+        "/api",
+        "/api/v1",
+        "/api/v2/orders",
+        "/api/v1/order",
+        "/orders",
+        "/api/v1/orders//",
+        "/api/v1//orders",
+        "/api/v1/orders/x/y/z",
+        "/health",
+        "/API/V1/ORDERS",
+        "/api/v1/orders%00",
+        "/%ff",
+        "/api/v1/orders/..",
+        "/api/v1/" + "x" * 5000,
+    ],
+)
+async def test_a_path_where_nothing_lives(http: httpx.AsyncClient, path: str) -> None:
+    for method in ("GET", "POST"):
+        problem(await http.request(method, root(http) + path), 404, "no-such-path")
+
+
+@pytest.mark.parametrize("path", [path for path, handlers in ROUTES.items() if "GET" in handlers])
+async def test_head_is_get_without_the_body(http: httpx.AsyncClient, path: str) -> None:
+    customer_id, product_id = await register(http), await list_product(http)
+    ids = {
+        "customer_id": customer_id,
+        "product_id": product_id,
+        "order_id": (await order(http, customer_id, product_id))["order_id"],
+    }
+    url = root(http) + path.format(**ids)
+    got, head = await http.get(url), await http.head(url)
+    assert head.status_code == got.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == got.headers["content-type"] == "application/json"
+    assert int(head.headers["content-length"]) == len(got.content)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path, handlers in ROUTES.items() if "GET" in handlers and PREFIX in path]
+)
+async def test_every_answer_from_a_view_says_its_position(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    customer_id, product_id = await register(http), await list_product(http)
+    placed = await order(http, customer_id, product_id)
+    ids = {"customer_id": customer_id, "product_id": product_id, "order_id": placed["order_id"]}
+    response = await http.get(root(http) + path.format(**ids))
+    assert int(response.headers["ledger-position"]) >= placed["position"]
+    problem(
+        await http.get(root(http) + path.format(**ids), params={"min_position": "x"}),
+        422,
+        "invalid-fields",
+        "min_position",
+    )
+
+
+@pytest.mark.parametrize(("method", "path"), [(m, p) for m, p in CALLS if "_id}" in p])
+async def test_an_id_in_the_path_that_is_no_uuid_is_named(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    name = next(name for name in NAMES if name in path)
+    url = root(http) + path.format(**dict.fromkeys(NAMES, "7"))
+    problem(await http.request(method, url), 422, "invalid-fields", name)

@@ -1,0 +1,306 @@
+"""Broker, database, writer or client away: what cannot go on says so in time, the rest goes on."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.harness import Stack, eventually, free_port
+
+from .client import WAIT, Body, list_product, order, problem, register, stock
+from .proxy import Proxy, open_proxy
+
+WRITES_S = 2.0
+"""A write that can't be done must be refused within this time."""
+
+SLACK_S = 0.5
+"""What a busy machine may add to it."""
+
+
+@dataclass
+class Ways:
+    """A ledger, and one API process of it that reaches the servers through proxies."""
+
+    stack: Stack
+    http: httpx.AsyncClient
+    broker: Proxy
+    database: Proxy
+
+    async def health(self) -> Body:
+        """What the API says about itself."""
+        url = urlsplit(str(self.http.base_url))
+        ready = await self.http.get(f"http://{url.netloc}/health/ready")
+        assert ready.status_code == (200 if ready.json()["status"] == "ready" else 503)
+        return ready.json()
+
+    async def until_ready(self) -> None:
+        """Wait until the API has all it needs."""
+        await eventually(self._is_ready, "the API is ready")
+
+    async def _is_ready(self) -> bool:
+        return bool((await self.health())["status"] == "ready")
+
+
+@pytest.fixture
+async def ways(make_stack: Callable[..., Awaitable[Stack]]) -> AsyncIterator[Ways]:
+    stack = await make_stack()
+    settings = stack.settings
+    async with open_proxy(settings.amqp_port) as broker, open_proxy(settings.db_port) as database:
+        changes = {
+            "api_port": free_port(),
+            "amqp_port": broker.port,
+            "db_port": database.port,
+        }
+        api = Stack(settings.model_copy(update=changes))
+        api.start("api")
+        try:
+            await api.ready()
+            async with api.client() as http:
+                yield Ways(stack, http, broker, database)
+        finally:
+            api.stop()
+
+
+async def timed(answer: Awaitable[httpx.Response]) -> httpx.Response:
+    """The answer, which must come in the time that a write may take."""
+    begun = time.monotonic()
+    response = await answer
+    assert time.monotonic() - begun < WRITES_S + SLACK_S
+    return response
+
+
+@pytest.mark.parametrize("fault", [Proxy.cut, Proxy.stall])
+async def test_without_broker_writes_are_refused_in_time_and_reads_go_on(
+    ways: Ways, fault: Callable[[Proxy], None]
+) -> None:
+    customer_id, product_id = await register(ways.http), await list_product(ways.http)
+    placed = await order(ways.http, customer_id, product_id)
+    fault(ways.broker)
+    body = {"customer_id": customer_id, "product_id": product_id}
+    for path, sent in (
+        ("/orders", body),
+        ("/customers", {"username": "ann"}),
+        (f"/customers/{customer_id}/deposits", {"amount": 1}),
+        (f"/orders/{placed['order_id']}/cancel", {}),
+    ):
+        problem(await timed(ways.http.post(path, json=sent)), 503, "inbox-unavailable")
+    assert (await ways.http.get(f"/orders/{placed['order_id']}")).status_code == 200
+    assert await stock(ways.http, product_id) == 99
+    ways.broker.heal()
+    await ways.until_ready()
+    again = await ways.http.post("/orders", json=body, headers=WAIT)
+    assert again.json()["status"] == "COMPLETED"
+
+
+async def test_readiness_names_what_is_away(ways: Ways) -> None:
+    ways.broker.cut()
+
+    async def misses_the_broker() -> bool:
+        health = await ways.health()
+        return [health["inbox"], health["announcements"], health["views"]] == [False, False, True]
+
+    await eventually(misses_the_broker, "the broker is missed")
+    ways.broker.heal()
+    await ways.until_ready()
+    ways.database.cut()
+    health = await ways.health()
+    assert [health["inbox"], health["announcements"], health["views"]] == [True, True, False]
+    ways.database.heal()
+    await ways.until_ready()
+
+
+@pytest.mark.parametrize("fault", [Proxy.cut, Proxy.stall])
+async def test_without_database_orders_are_taken_and_reads_are_refused(
+    ways: Ways, fault: Callable[[Proxy], None]
+) -> None:
+    customer_id, product_id = await register(ways.http), await list_product(ways.http)
+    fault(ways.database)
+    accepted = await timed(
+        ways.http.post("/orders", json={"customer_id": customer_id, "product_id": product_id})
+    )
+    assert accepted.status_code == 202
+    keyed = {"Idempotency-Key": str(uuid4())}
+    body = {"customer_id": customer_id, "product_id": product_id}
+    assert (await timed(ways.http.post("/orders", json=body, headers=keyed))).status_code == 202
+    order_id = accepted.json()["order_id"]
+    for path in (f"/orders/{order_id}", f"/customers/{customer_id}", "/orders", "/products"):
+        problem(await timed(ways.http.get(path)), 503, "views-unavailable")
+    ways.database.heal()
+    await ways.until_ready()
+
+    async def is_completed() -> bool:
+        found = await ways.http.get(f"/orders/{order_id}")
+        return bool(found.json().get("status") == "COMPLETED")
+
+    await eventually(is_completed, "the order is completed")
+
+
+async def test_what_was_accepted_is_never_refused_because_the_view_is_away(ways: Ways) -> None:
+    """A 503 would make the client register a second customer."""
+    ways.database.cut()
+    response = await ways.http.post("/customers", json={"username": "ann"}, headers=WAIT)
+    assert response.status_code == 202
+    ways.database.heal()
+    await ways.until_ready()
+    found = await ways.http.get(response.headers["location"].removeprefix("/api/v1"))
+    assert found.json()["username"] == "ann"
+
+
+async def test_without_writer_orders_are_pending_and_none_is_lost(ways: Ways) -> None:
+    ways.stack.kill("writer")
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    accepted = [await ways.http.post("/orders", json=body) for _ in range(50)]
+    ids = [response.json()["order_id"] for response in accepted]
+    for order_id, response in zip(ids, accepted, strict=True):
+        found = (await ways.http.get(f"/orders/{order_id}")).json()
+        assert found["status"] == "PENDING"
+        assert found["created_at"] == response.json()["created_at"]
+        assert found["position"] is None
+    assert (await ways.health())["pending_orders"] == 50
+    ways.stack.start("writer")
+
+    async def all_decided() -> bool:
+        return bool((await ways.health())["pending_orders"] == 0)
+
+    await eventually(all_decided, "nothing is pending")
+    for order_id in ids:
+        assert (await ways.http.get(f"/orders/{order_id}")).json()["status"] == "FAILED"
+
+
+async def test_a_late_decision_is_answered_with_the_place_to_look(ways: Ways) -> None:
+    customer_id = await register(ways.http)
+    ways.stack.kill("writer")
+    wait = {"Prefer": "wait=1"}
+    late = await ways.http.post("/customers", json={"username": "ann"}, headers=wait)
+    unasked = await timed(
+        ways.http.post("/products", json={"name": "x", "base_price": 1, "stock": 1})
+    )
+    deposit = await ways.http.post(
+        f"/customers/{customer_id}/deposits", json={"amount": 1}, headers=wait
+    )
+    placed = await ways.http.post(
+        "/orders", json={"customer_id": customer_id, "product_id": str(uuid4())}, headers=wait
+    )
+    for response in (late, deposit, placed):
+        assert response.status_code == 202
+        assert response.headers["preference-applied"] == "respond-async"
+    assert unasked.status_code == 202
+    assert "preference-applied" not in unasked.headers
+    assert placed.json()["status"] == "PENDING"
+    problem(
+        await ways.http.get(late.headers["location"].removeprefix("/api/v1")),
+        404,
+        "unknown-customer",
+    )
+    ways.stack.start("writer")
+
+    async def is_there() -> bool:
+        found = await ways.http.get(unasked.headers["location"].removeprefix("/api/v1"))
+        return found.status_code == 200
+
+    await eventually(is_there, "the product is listed")
+
+
+async def test_a_retry_while_the_first_try_is_undecided_is_the_same_event(ways: Ways) -> None:
+    ways.stack.kill("writer")
+    headers = {"Idempotency-Key": str(uuid4()), "Prefer": "wait=1"}
+    tries = [
+        await ways.http.post("/customers", json={"username": "ann"}, headers=headers)
+        for _ in range(2)
+    ]
+    ways.stack.start("writer")
+    last = await ways.http.post("/customers", json={"username": "ann"}, headers={**headers, **WAIT})
+    assert [response.status_code for response in tries] == [202, 202]
+    assert last.status_code == 201
+    assert {response.headers["location"] for response in (*tries, last)} == {
+        last.headers["location"]
+    }
+    assert last.json()["position"] == 1
+
+
+async def test_orders_whose_announcement_was_missed_do_not_stay_pending(ways: Ways) -> None:
+    """Nothing else would ever take them out of this process's memory."""
+    ways.stack.kill("writer")
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    for _ in range(10):
+        await ways.http.post("/orders", json=body)
+    ways.broker.cut()
+    ways.stack.start("writer")
+
+    async def all_shown() -> bool:
+        found = await ways.http.get("/orders", params={"status": "FAILED"})
+        return len(found.json()["items"]) == 10
+
+    await eventually(all_shown, "the views show all")
+    assert (await ways.health())["pending_orders"] == 10
+    ways.broker.heal()
+    await ways.until_ready()
+
+    async def none_pending() -> bool:
+        return bool((await ways.health())["pending_orders"] == 0)
+
+    await eventually(none_pending, "nothing is pending")
+
+
+@pytest.mark.parametrize("fault", [Proxy.cut, Proxy.stall])
+async def test_a_cached_product_does_not_outlive_the_announcements(
+    ways: Ways, fault: Callable[[Proxy], None]
+) -> None:
+    product_id = await list_product(ways.http)
+    assert await stock(ways.http, product_id) == 100
+    fault(ways.broker)
+    async with ways.stack.client() as elsewhere:
+        await order(elsewhere, await register(elsewhere), product_id)
+
+    async def shows_the_sale() -> bool:
+        return await stock(ways.http, product_id) == 99
+
+    await eventually(shows_the_sale, "the new stock", 3)
+
+
+async def test_a_client_that_hangs_up_does_not_take_its_order_back(ways: Ways) -> None:
+    customer_id, url = str(uuid4()), urlsplit(str(ways.http.base_url))
+    body = json.dumps({"customer_id": customer_id, "product_id": str(uuid4())})
+    head = "POST /api/v1/orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    for _ in range(20):
+        _, writer = await asyncio.open_connection(url.hostname, url.port)
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    async def all_there() -> bool:
+        found = await ways.http.get("/orders", params={"customer_id": customer_id})
+        return len(found.json()["items"]) == 20
+
+    await eventually(all_there, "all orders are in the view")
+
+
+async def test_a_stopped_process_answers_who_waits_and_ends_well(
+    make_stack: Callable[..., Awaitable[Stack]],
+) -> None:
+    stack = await make_stack()
+    stack.kill("writer")
+    async with stack.client() as http:
+        body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+        waiting = asyncio.create_task(
+            http.post("/orders", json=body, headers={"Prefer": "wait=30"})
+        )
+
+        async def is_pending() -> bool:
+            health = await http.get(f"{stack.url}/health/ready")
+            return bool(health.json()["pending_orders"] == 1)
+
+        await eventually(is_pending, "the order is in the inbox")
+        begun = time.monotonic()
+        status = await asyncio.to_thread(stack.terminate, "api")
+        response = await waiting
+    assert status == 0
+    assert time.monotonic() - begun < 10
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"

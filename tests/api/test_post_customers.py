@@ -1,0 +1,112 @@
+"""POST /customers, and GET /customers/{customer_id}."""
+
+from decimal import Decimal
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from ledger.core.events import MAX_USERNAME
+
+from .client import WAIT, exact, limit, nothing_appended, post, problem, register
+
+
+async def test_a_customer_starts_with_five_thousand(http: httpx.AsyncClient) -> None:
+    response = await http.post("/customers", json={"username": "ann"}, headers=WAIT)
+    made = exact(response)
+    assert response.status_code == 201
+    assert '"wallet_balance":5000.00' in response.text
+    assert made["username"] == "ann"
+    assert UUID(made["customer_id"]).version == 7
+    assert response.headers["location"] == f"/api/v1/customers/{made['customer_id']}"
+    found = await http.get(f"/customers/{made['customer_id']}")
+    assert found.status_code == 200
+    assert exact(found) == made
+    assert int(found.headers["ledger-position"]) >= made["position"]
+
+
+async def test_an_answer_is_waited_for_without_asking(http: httpx.AsyncClient) -> None:
+    response = await http.post("/customers", json={"username": "ann"})
+    assert response.status_code == 201
+    assert "preference-applied" not in response.headers
+
+
+async def test_who_does_not_want_to_wait_is_told_where_to_look(http: httpx.AsyncClient) -> None:
+    headers = {"Prefer": "respond-async"}
+    response = await http.post("/customers", json={"username": "ann"}, headers=headers)
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"
+    customer_id = response.json()["customer_id"]
+    assert response.headers["location"] == f"/api/v1/customers/{customer_id}"
+    position = exact(await http.post("/customers", json={"username": "b"}, headers=WAIT))[
+        "position"
+    ]
+    found = await http.get(f"/customers/{customer_id}", params={"min_position": position})
+    assert found.json()["username"] == "ann"
+
+
+async def test_two_customers_may_have_one_name(http: httpx.AsyncClient) -> None:
+    assert await register(http) != await register(http)
+
+
+@pytest.mark.parametrize("name", ["a", "é" * MAX_USERNAME, "🦆", "a\tb", "Ж 'quoted' \\"])
+async def test_names_come_back_as_they_were(http: httpx.AsyncClient, name: str) -> None:
+    response = await http.post("/customers", json={"username": name}, headers=WAIT)
+    assert response.status_code == 201
+    assert response.json()["username"] == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{}", '{"username": ""}', '{"username": null}', '{"username": 7}', r'{"username": "\ud800"}'],
+)
+async def test_a_bad_name_is_refused(http: httpx.AsyncClient, text: str) -> None:
+    async with nothing_appended(http):
+        problem(await post(http, "/customers", text), 422, "invalid-fields", "username")
+
+
+async def test_a_name_that_is_too_long_names_the_limit(http: httpx.AsyncClient) -> None:
+    response = await http.post("/customers", json={"username": "x" * (MAX_USERNAME + 1)})
+    body = problem(response, 422, "invalid-fields", "username")
+    assert limit(body, "username") == MAX_USERNAME
+
+
+async def test_nobody_chooses_the_balance_to_start_with(http: httpx.AsyncClient) -> None:
+    response = await post(http, "/customers", '{"username": "ann", "wallet_balance": 1000000.00}')
+    problem(response, 422, "invalid-fields", "wallet_balance")
+
+
+async def test_a_retry_with_the_same_key_is_the_same_customer(http: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": str(uuid4()), **WAIT}
+    first = await http.post("/customers", json={"username": "ann"}, headers=headers)
+    async with nothing_appended(http):
+        again = await http.post("/customers", json={"username": "ann"}, headers=headers)
+        other = await http.post("/customers", json={"username": "bob"}, headers=headers)
+    assert first.status_code == again.status_code == 201
+    assert exact(first) == exact(again)
+    assert again.headers["idempotency-replayed"] == "true"
+    problem(other, 422, "key-reused")
+
+
+async def test_one_key_may_be_used_on_two_paths(http: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": str(uuid4()), **WAIT}
+    customer = await http.post("/customers", json={"username": "ann"}, headers=headers)
+    product = await post(
+        http, "/products", '{"name": "Lamp", "base_price": 1.00, "stock": 1}', headers
+    )
+    assert customer.status_code == product.status_code == 201
+
+
+async def test_a_customer_nobody_registered_is_unknown(http: httpx.AsyncClient) -> None:
+    problem(await http.get(f"/customers/{uuid4()}"), 404, "unknown-customer")
+
+
+async def test_an_id_that_is_no_uuid_is_named(http: httpx.AsyncClient) -> None:
+    problem(await http.get("/customers/ann"), 422, "invalid-fields", "customer_id")
+
+
+async def test_the_balance_is_a_number_with_two_decimals(http: httpx.AsyncClient) -> None:
+    customer_id = await register(http, balance="5000.10")
+    response = await http.get(f"/customers/{customer_id}")
+    assert '"wallet_balance":5000.10,' in response.text
+    assert exact(response)["wallet_balance"] == Decimal("5000.10")
