@@ -4,10 +4,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from pathlib import Path
 
 from cli.stack import StackRefused
-from cli.stack.programs import Program, last_line
+from cli.stack.programs import LEDGER, Program, last_line
 from cli.stack.servers import Layout
 
 NAMES = ("writer", "projector", "api")
@@ -48,7 +47,7 @@ async def run_command(name: str, layout: Layout) -> None:
 
 
 def _command(name: str) -> tuple[str, ...]:
-    return (sys.executable, str(Path(sys.executable).with_name("ledger")), name)
+    return (sys.executable, LEDGER, name)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

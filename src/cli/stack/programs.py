@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import psutil
 
 MARK = "LEDGER_STACK"
 """Every process of a stack carries its home in this variable, so it's known as ours for certain."""
+
+LEDGER = str(Path(sys.executable).with_name("ledger"))
+"""The `ledger` command of this installation."""
 
 STOP_TIMEOUT_S = 40.0
 
@@ -54,20 +58,21 @@ def find_processes(home: Path) -> list[psutil.Process]:
 
 
 def stop_processes(home: Path) -> int:
-    """End every process of the stack of this home, supervisors first; returns how many there were.
+    """End every process of the stack of this home; returns how many there were.
 
-    They get `STOP_TIMEOUT_S` to end by themselves and are killed after it.
+    Supervisors go first, or they'd start the others again, and the servers last, so that what uses
+    them can finish. Each gets `STOP_TIMEOUT_S` to end by itself and is killed after it.
     """
     found = find_processes(home)
-    supervisors = [process for process in found if _is_supervisor(process)]
-    _end(supervisors)
+    _end([process for process in found if _has_argument(process, "supervisor.supervisord")])
+    _end([process for process in find_processes(home) if _has_argument(process, LEDGER)])
     _end(find_processes(home))
     return len(found)
 
 
-def _is_supervisor(process: psutil.Process) -> bool:
+def _has_argument(process: psutil.Process, argument: str) -> bool:
     with contextlib.suppress(psutil.Error):
-        return "supervisor.supervisord" in process.cmdline()
+        return argument in process.cmdline()
     return False
 
 

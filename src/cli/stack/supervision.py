@@ -26,6 +26,7 @@ STOP_TIMEOUT_S = 90.0
 LOG_BYTES = 10_000_000
 LOG_BACKUPS = 3
 RETRIES = 10
+FOLLOW_INTERVAL_S = 0.1
 
 EXITED = re.compile(r"exited: (?P<name>\S+) \((?P<why>[^;]+); (not )?expected\)")
 GAVE_UP = re.compile(r"gave up: (?P<name>\S+) entered FATAL state")
@@ -36,9 +37,8 @@ file = {socket}
 chmod = 0700
 
 [supervisord]
-logfile = logs/supervisord.log
-logfile_maxbytes = {log_bytes}
-logfile_backups = {log_backups}
+logfile = /dev/null
+logfile_maxbytes = 0
 pidfile = run/supervisord.pid
 childlogdir = run
 minfds = 1024
@@ -119,7 +119,6 @@ class Supervision:
         self._groups = groups
         self._report = report
         self._full_names = {p.name: f"{group}:{p.name}" for group, ps in groups.items() for p in ps}
-        self._stopping = False
 
     async def __aenter__(self) -> Self:
         # Not below the home: the path of a socket has 103 characters at most on macOS.
@@ -165,18 +164,20 @@ class Supervision:
         (self._home / "logs").mkdir(parents=True, exist_ok=True)
         config = self._home / "supervisord.conf"
         config.write_text(configuration(self._home, self._socket, self._groups))
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "supervisor.supervisord", "--nodaemon", "-c", config.name),
-            cwd=self._home,
-            env={**os.environ, MARK: str(self._home)},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            start_new_session=True,
-        )
+        # Not a pipe to this process: supervisord must be able to stop everything after its death.
+        with self.log("supervisord").open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "supervisor.supervisord", "--nodaemon", "-c", config.name),
+                cwd=self._home,
+                env={**os.environ, MARK: str(self._home)},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
         self._watchdog = Watchdog([self._process.pid])
-        self._reader = asyncio.create_task(self._read())
+        self._follower = asyncio.create_task(self._follow())
         await self._await_control(time.monotonic() + CONTROL_TIMEOUT_S)
 
     async def _await_control(self, deadline: float) -> None:
@@ -187,10 +188,17 @@ class Supervision:
             await asyncio.sleep(INTERVAL_S)
         raise StackRefused(f"the supervisor did not start: {self._see('supervisord')}")
 
-    async def _read(self) -> None:
-        async for line in cast(asyncio.StreamReader, self._process.stdout):
-            if not self._stopping:
-                self._notice(line.decode(errors="replace"))
+    async def _follow(self) -> None:
+        """Read what supervisord says, line by line, as it's written."""
+        with self.log("supervisord").open(errors="replace") as log:
+            unread = ""
+            while True:
+                unread += log.readline()
+                if unread.endswith("\n"):
+                    self._notice(unread)
+                    unread = ""
+                else:
+                    await asyncio.sleep(FOLLOW_INTERVAL_S)
 
     def _notice(self, line: str) -> None:
         if exited := EXITED.search(line):
@@ -225,15 +233,14 @@ class Supervision:
 
     async def _stop(self) -> None:
         """End supervisord, which ends its programs in order, and then whatever is left of them."""
-        self._stopping = True
         process = getattr(self, "_process", None)
         if process:
+            self._follower.cancel()
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
             await asyncio.to_thread(stop_processes, self._home)
-            await self._reader
             self._watchdog.dismiss()
         shutil.rmtree(self._socket.parent, ignore_errors=True)
 
