@@ -83,9 +83,9 @@ def from_columns(row: type[Row], columns: tuple[Any, ...]) -> Row:
     )
 
 
-def id_column(name: str, **options: Any) -> Column[bytes]:
+def id_column(name: str, comment: str, *, primary_key: bool = False) -> Column[bytes]:
     """A UUID as 16 bytes."""
-    return Column(name, BINARY(16), nullable=False, **options)
+    return Column(name, BINARY(16), primary_key=primary_key, nullable=False, comment=comment)
 
 
 def amount_column(name: str, comment: str, *, nullable: bool = False) -> Column[int]:
@@ -103,8 +103,6 @@ def moment_column(name: str, comment: str) -> Column[datetime]:
     return Column(name, DATETIME(fsp=6), nullable=False, comment=comment)
 
 
-def position_column(name: str = "position") -> Column[int]:
+def position_column(name: str, comment: str) -> Column[int]:
     """A position in the ledger."""
-    return Column(
-        name, BIGINT(unsigned=True), nullable=False, comment="position of the event it is as of"
-    )
+    return Column(name, BIGINT(unsigned=True), nullable=False, comment=comment)

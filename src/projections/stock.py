@@ -47,7 +47,7 @@ class StockRow(Struct, frozen=True, gc=False):
 TABLE: Final = Table(
     "stock",
     METADATA,
-    id_column("product_id", primary_key=True),
+    id_column("product_id", "the product", primary_key=True),
     Column("name", String(MAX_NAME), nullable=False, comment="name of the product"),
     Column("description", String(MAX_DESCRIPTION), nullable=False, comment="what it is"),
     amount_column("base_price_minor", "price of a unit while stock is plenty, in minor units"),
@@ -55,7 +55,7 @@ TABLE: Final = Table(
     Column("stock", BigInteger, nullable=False, comment="units left"),
     Column("initial_stock", BigInteger, nullable=False, comment="units after the last receipt"),
     moment_column("updated_at", "recorded time of the last change"),
-    position_column(),
+    position_column("position", "position of the event that last changed the row"),
 )
 
 

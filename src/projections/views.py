@@ -21,7 +21,7 @@ CHECKPOINTS: Final = Table(
     "checkpoints",
     METADATA,
     Column("name", String(40, "ascii_bin"), primary_key=True, comment="the view"),
-    position_column(),
+    position_column("position", "the last position applied"),
     Column("view_version", Integer, nullable=False, comment="the code that made the view"),
 )
 

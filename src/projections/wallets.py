@@ -42,12 +42,12 @@ class WalletRow(Struct, frozen=True, gc=False):
 TABLE: Final = Table(
     "wallets",
     METADATA,
-    id_column("customer_id", primary_key=True),
+    id_column("customer_id", "the customer", primary_key=True),
     Column("username", String(MAX_USERNAME), nullable=False, comment="name of the customer"),
     amount_column("balance_minor", "what the wallet holds, in minor units"),
     moment_column("created_at", "when the customer was registered, as the client's API told"),
     moment_column("updated_at", "recorded time of the last change"),
-    position_column(),
+    position_column("position", "position of the event that last changed the row"),
 )
 
 

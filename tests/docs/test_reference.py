@@ -1,0 +1,96 @@
+"""What the reference pages list is what the code has."""
+
+import re
+from pathlib import Path
+
+import pytest
+from sqlalchemy.dialects import mysql
+
+from api.app import ROUTES
+from api.replies import PREFIX
+from cli.main import app
+from cli.settings import Settings
+from ledger.core.events import DECIDED, SUBMITTED, Reason
+from projections.projection import METADATA
+from projections.registry import PROJECTIONS
+from projections.views import CHECKPOINTS
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(page: str, heading: str = "") -> dict[str, list[str]]:
+    """The rows of the tables of a page, below a heading, by their first cell."""
+    text = (ROOT / page).read_text()
+    if heading:
+        text = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    lines = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {first.strip("`"): rest for first, *rest in cells}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_documented_as_it_is(name: str) -> None:
+    field = Settings.model_fields[name]
+    default = "" if field.default is None else f"`{field.default}`"
+    documented = rows("docs/reference/settings.md")[f"LEDGER_{name.upper()}"]
+    assert documented == [default, field.description]
+
+
+def test_no_setting_is_documented_that_does_not_exist() -> None:
+    documented = set(rows("docs/reference/settings.md")) - {"variable"}
+    assert documented == {f"LEDGER_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_command_is_documented() -> None:
+    commands = {
+        f"ledger {command.callback.__name__}"
+        for command in app.registered_commands
+        if command.callback and not command.hidden
+    }
+    assert set(rows("docs/reference/commands.md")) - {"command"} == commands
+
+
+@pytest.mark.parametrize("table", [*(p.table for p in PROJECTIONS), CHECKPOINTS], ids=str)
+def test_every_column_of_a_view_is_documented(table: object) -> None:
+    view = METADATA.tables[str(table)]
+    documented = rows("docs/reference/views.md", view.name)
+    assert list(documented) == ["column", *(column.name for column in view.columns)]
+    for column in view.columns:
+        kind = column.type.compile(dialect=mysql.dialect())
+        assert documented[column.name][0] == re.split(" COLLATE| CHARACTER", kind)[0]
+        if column.comment:
+            assert documented[column.name][1] == column.comment
+
+
+def test_every_event_and_its_fields_are_documented() -> None:
+    documented = rows("docs/reference/events.md")
+    for kind, types in (("submitted", SUBMITTED), ("decided", DECIDED)):
+        for name, payload in types.items():
+            fields = ", ".join(f"`{field}`" for field in payload.__struct_fields__)
+            assert documented[name] == [kind, fields or "–"]
+
+
+def test_every_reason_is_documented() -> None:
+    assert set(rows("docs/reference/events.md", "Reasons")) - {"reason"} == set(Reason)
+
+
+def test_the_readme_lists_the_routes_and_no_others() -> None:
+    served = {
+        f"{method} {path.removeprefix(PREFIX)}"
+        for path, handlers in ROUTES.items()
+        for method in handlers
+    }
+    assert set(rows("README.md", "REST")) - {"call"} == served
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")))
+def test_no_link_between_pages_is_broken(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "path", re.findall(r"`(tests/[\w/.]+)`", (ROOT / "ARCHITECTURE.md").read_text())
+)
+def test_what_the_architecture_page_names_as_proof_exists(path: str) -> None:
+    assert (ROOT / path).exists()
