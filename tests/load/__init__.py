@@ -1,0 +1,1 @@
+"""The load tests of the contract, with smaller numbers."""
