@@ -7,7 +7,7 @@ from hashlib import sha256
 from typing import Final
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from msgspec import Struct
 from pamqp.commands import Basic
 
@@ -17,6 +17,7 @@ from ledger.core.events import Submitted
 from ledger.topology import INBOX, PARKING_EXCHANGE
 
 PREFETCH: Final = 128
+MAX_REASON: Final = 1_000
 
 
 class InboxLost(ConnectionError):
@@ -35,9 +36,8 @@ class Batch(Struct, frozen=True):
 class Inbox:
     """One consumer of the inbox, on a channel of its own."""
 
-    def __init__(self, channel: AbstractChannel, parking: AbstractExchange) -> None:
+    def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
-        self._parking = parking
         # Bounded by the prefetch: the broker sends no more until something is acked.
         self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(PREFETCH)
 
@@ -67,20 +67,6 @@ class Inbox:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await batch.last.ack(multiple=True)
 
-    async def park(self, rejected: Sequence[Rejected]) -> None:
-        """Keep what could not be read, with its reason; returns when the broker has it."""
-        for item in rejected:
-            message = Message(
-                item.body,
-                delivery_mode=DeliveryMode.PERSISTENT,
-                message_id=sha256(item.body).hexdigest(),
-                headers={"x-reason": item.reason[:1000]},
-            )
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                answer = await self._parking.publish(message, routing_key="")
-            if not isinstance(answer, Basic.Ack):
-                raise InboxLost("the broker did not take a message for the parking queue")
-
     async def check(self) -> None:
         """Raises InboxLost, or what aio-pika raises, when nothing can come any more."""
         async with asyncio.timeout(CALL_TIMEOUT_S):
@@ -95,7 +81,33 @@ async def open_inbox(url: str, name: str) -> AsyncIterator[Inbox]:
     async with open_channel(url, name, confirms=True) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await channel.set_qos(prefetch_count=PREFETCH)
-            inbox = Inbox(channel, await channel.get_exchange(PARKING_EXCHANGE))
+            inbox = Inbox(channel)
             queue = await channel.declare_queue(INBOX, passive=True)
             await queue.consume(inbox.enqueue)
         yield inbox
+
+
+async def park(url: str, name: str, rejected: Sequence[Rejected]) -> None:
+    """Keep what could not be read, with its reason; returns when the broker has it.
+
+    On a connection of its own: a broker in need stops reading from connections that publish, and
+    must go on reading the acks of the consumer.
+    """
+    if not rejected:
+        return
+    async with open_channel(url, f"{name}-parking", confirms=True) as channel:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            exchange = await channel.get_exchange(PARKING_EXCHANGE)
+            for item in rejected:
+                answer = await exchange.publish(_parked(item), routing_key="")
+                if not isinstance(answer, Basic.Ack):
+                    raise InboxLost("the broker did not take a message for the parking queue")
+
+
+def _parked(item: Rejected) -> Message:
+    return Message(
+        item.body,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        message_id=sha256(item.body).hexdigest(),
+        headers={"x-reason": item.reason[:MAX_REASON]},
+    )

@@ -22,7 +22,7 @@ from ledger.core.events import Submitted
 from ledger.core.fold import Fold, effective
 from ledger.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.hints import Hints
-from ledger.inbox import Batch, Inbox, open_inbox
+from ledger.inbox import Batch, Inbox, open_inbox, park
 from ledger.sessions import keep_alive
 from ledger.store import Fenced, Head, LedgerDamaged, Store
 
@@ -89,13 +89,15 @@ class Writer:
     async def _write(self, connection: AsyncConnection, known: "Known", inbox: Inbox) -> None:
         """Append batch after batch. The head is taken over at the first delivery, no sooner:
 
-        a writer that stands by must not fence off the one that the broker feeds.
+        a writer that stands by must not fence off the one that the broker feeds. It follows the
+        ledger instead, so that it can take over at once.
         """
         leading = False
         while not self._stopping.is_set():
             batch = await inbox.batch(BATCH_EVENTS, IDLE_CHECK_S)
             if batch is None:
-                await self._check_idle(connection, inbox)
+                await inbox.check()
+                await catch_up(connection, known)
                 continue
             if not leading:
                 await take_over(connection, known)
@@ -103,15 +105,10 @@ class Writer:
             await self._append(connection, known, batch, inbox)
         log.info("writer: stopped at position %s", known.head.position)
 
-    async def _check_idle(self, connection: AsyncConnection, inbox: Inbox) -> None:
-        await inbox.check()
-        await Store(connection).head()
-        await connection.rollback()
-
     async def _append(
         self, connection: AsyncConnection, known: "Known", batch: Batch, inbox: Inbox
     ) -> None:
-        await inbox.park(batch.rejected)
+        await park(self._inbox_url, self._name, batch.rejected)
         before = known.head.position
         events = await self._decide_and_commit(connection, known, batch.events)
         await inbox.ack(batch)

@@ -23,7 +23,7 @@ from ledger.topology import ANNOUNCED_EXCHANGE
 
 log = logging.getLogger(__name__)
 
-PREFETCH: Final = 64
+MAX_WAITING: Final = 10_000
 
 
 class Outcome(Struct, frozen=True):
@@ -109,9 +109,10 @@ class Announcements:
     async def _session(self) -> None:
         async with open_channel(self._url, f"{self._instance}-listener", confirms=False) as channel:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                await channel.set_qos(prefetch_count=PREFETCH)
                 name = f"ledger.api.{self._instance}.{uuid4().hex[:8]}"
-                queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+                queue = await channel.declare_queue(
+                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": MAX_WAITING}
+                )
                 await queue.bind(ANNOUNCED_EXCHANGE)
                 await queue.consume(self._hear, no_ack=True)
             self._reset(connected=True)

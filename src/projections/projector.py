@@ -147,7 +147,9 @@ async def listen(url: str, projector: Projector) -> None:
         name = f"ledger.projector.{uuid4().hex}"
         async with open_channel(url, name, confirms=False) as channel:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+                queue = await channel.declare_queue(
+                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": 1}
+                )
                 await queue.bind(RECORDED_EXCHANGE)
                 await queue.consume(hear, no_ack=True)
             await until_closed(channel)
