@@ -3,7 +3,7 @@
 # server: policy-rc.d refuses service starts (invoke-rc.d(8)) for as long as this runs.
 set -eu
 
-policy=/usr/sbin/policy-rc.d
+policy="${POLICY_RC_D:-/usr/sbin/policy-rc.d}"
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
     trap 'exit 1' HUP INT TERM

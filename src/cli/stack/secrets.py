@@ -17,14 +17,6 @@ NAMES = (
 DEFINITIONS = "definitions.json"
 BOOTSTRAP = "bootstrap.sql"
 
-USER_IDS = {"migrate": 10000, "api": 10001, "writer": 10002, "projector": 10003}
-"""Under which user each role runs in compose."""
-
-SERVER_USER_ID = 999
-"""Under which user both official images, mysql and rabbitmq, run their server."""
-
-SERVER_FILES = {DEFINITIONS, BOOTSTRAP, "db_root"}
-
 NOTHING = "^$"
 EVERYTHING = ".*"
 PERMISSIONS = {
@@ -139,22 +131,3 @@ def bootstrap_sql(schema: str, password: str) -> str:
         f"GRANT CREATE USER ON *.* TO {migrate}",
     )
     return "".join(f"{statement};\n" for statement in statements)
-
-
-def hand_out(directory: Path, vhost: str, schema: str) -> None:
-    """Make every secret for the containers of compose and give each file to who reads it.
-
-    Must run as root. A container runs under its role's user id and so reads its own passwords only;
-    `ledger migrate` also reads, by its group, those of the database accounts that it creates.
-    """
-    create_secrets(directory)
-    write_definitions(directory, vhost)
-    write_bootstrap(directory, schema)
-    directory.chmod(0o711)
-    for path in directory.iterdir():
-        os.chown(path, _owner(path.name), USER_IDS["migrate"])
-        path.chmod(0o440 if path.name.startswith("db_") and path.name != "db_root" else 0o400)
-
-
-def _owner(name: str) -> int:
-    return SERVER_USER_ID if name in SERVER_FILES else USER_IDS.get(name.rpartition("_")[2], 0)

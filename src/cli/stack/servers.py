@@ -132,9 +132,13 @@ class Servers:
             raise
 
     def stop(self) -> None:
-        """End broker and database in an orderly way, and then whatever is left of them."""
+        """End broker and database, and then whatever is left of them.
+
+        Orderly, but for a pair with management: no data of it is kept, and its broker would wait
+        five seconds for HTTP connections.
+        """
         for process in reversed(self.processes):
-            process.terminate()
+            process.kill() if self.layout.plan.with_management else process.terminate()
         for program, process in zip(self._programs(), self.processes, strict=False):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(program.stop_timeout_s)

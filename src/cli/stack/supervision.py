@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, cast
@@ -81,7 +81,7 @@ class _Control(Protocol):
     def getProcessInfo(self, name: str) -> dict[str, object]: ...  # noqa: N802
 
 
-def configuration(home: Path, socket: Path, groups: dict[str, tuple[Program, ...]]) -> str:
+def configuration(home: Path, socket: Path, groups: Mapping[str, tuple[Program, ...]]) -> str:
     """What supervisord is to run; groups are stopped in the reverse of their order here.
 
     Paths are relative to the home, where supervisord runs, so the home may have any name.
@@ -113,7 +113,7 @@ class Supervision:
     """
 
     def __init__(
-        self, home: Path, groups: dict[str, tuple[Program, ...]], report: Callable[[str], None]
+        self, home: Path, groups: Mapping[str, tuple[Program, ...]], report: Callable[[str], None]
     ) -> None:
         self._home = home
         self._groups = groups

@@ -1,0 +1,1 @@
+"""The promises of the local stack and of compose."""

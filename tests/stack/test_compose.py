@@ -1,0 +1,55 @@
+"""Compose: the same configuration, no password, and commands that exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cli.main import app
+from cli.stack import DEPLOY, hand_out
+from cli.stack.servers import Servers
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = (ROOT / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["rabbitmq.conf", "mysql.cnf"])
+def test_compose_and_the_local_stack_share_their_configuration(servers: Servers, name: str) -> None:
+    local = {"rabbitmq.conf": "rabbitmq/rabbitmq.conf", "mysql.cnf": "database/my.cnf"}[name]
+    assert (servers.home / local).read_text().startswith((DEPLOY / name).read_text())
+    assert f"./deploy/{name}:/etc/" in COMPOSE
+
+
+def test_every_file_that_compose_mounts_exists() -> None:
+    for name in re.findall(r"- \./(\S+?):", COMPOSE):
+        assert (ROOT / name).is_file()
+
+
+def test_every_command_of_compose_is_one_of_ours() -> None:
+    commands = {
+        command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    used = set(re.findall(r"command: \[(\w+)\]", COMPOSE))
+    assert used == {"migrate", "api", "writer", "projector", "demo"} <= commands
+    assert f"entrypoint: [python, -m, {hand_out.__name__}]" in COMPOSE
+
+
+def test_no_password_is_in_any_file_of_the_deployment() -> None:
+    for path in (ROOT / "compose.yaml", *DEPLOY.iterdir()):
+        assert not re.search(r"PASS(WORD)?\s*[:=]\s*[^\s\"$]", path.read_text()), path
+
+
+def test_each_role_runs_under_the_user_that_its_secrets_are_given_to() -> None:
+    services = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", COMPOSE, re.MULTILINE))
+    for role, user_id in hand_out.USER_IDS.items():
+        assert f'user: "{user_id}:{user_id}"' in services[role]
+
+
+def test_only_the_api_has_a_port_and_on_loopback() -> None:
+    assert re.findall(r"ports: (.*)", COMPOSE) == ['["127.0.0.1:${LEDGER_API_PORT:-8000}:8000"]']
+
+
+def test_make_alone_prints_the_targets() -> None:
+    done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"run", "test", "check"} <= set(re.findall(r"^make (\w+)", done.stdout, re.MULTILINE))

@@ -1,0 +1,97 @@
+"""The private pair: beside others, on loopback only, and gone when it's to be gone."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import aio_pika
+import asyncmy
+import psutil
+import pytest
+
+from cli.stack import StackRefused
+from cli.stack.install import ensure_binaries
+from cli.stack.programs import find_processes
+from cli.stack.servers import Plan, Servers, prepare_servers, start_servers
+from tests.harness import eventually
+
+LONG = "a directory with spaces, ümlauts and % in a path longer than any socket's may be " * 2
+
+
+def listening(home: Path) -> set[str]:
+    return {
+        connection.laddr.ip
+        for process in find_processes(home)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+@pytest.mark.usefixtures("servers")
+def test_a_pair_starts_beside_another_on_loopback_only_and_leaves_nothing(tmp_path: Path) -> None:
+    home = tmp_path / LONG
+    with start_servers(home) as pair:
+        names = {process.name() for process in find_processes(home)}
+        assert {"beam.smp", "epmd"} <= names
+        assert names & {"mariadbd", "mysqld"}
+        assert listening(home) <= {"127.0.0.1", "::1"}
+        assert pair.amqp_port != pair.db_port
+    assert find_processes(home) == []
+
+
+def test_data_and_ports_are_there_again_after_a_restart(servers: Servers, tmp_path: Path) -> None:
+    plan = Plan(tmp_path, tmp_path / "secrets")
+    binaries = ensure_binaries(lambda _: None)
+    first = prepare_servers(plan, binaries)
+    made = (tmp_path / "database" / "data").stat().st_ino
+    assert prepare_servers(plan, binaries).ports == first.ports
+    assert (tmp_path / "database" / "data").stat().st_ino == made
+
+
+async def test_neither_root_nor_guest_can_log_in(servers: Servers) -> None:
+    with pytest.raises(asyncmy.errors.OperationalError, match=r"Access denied|locked"):
+        await asyncmy.connect(host="127.0.0.1", port=servers.db_port, user="root")
+    with pytest.raises(aio_pika.exceptions.ProbableAuthenticationError):
+        await aio_pika.connect(f"amqp://guest:guest@127.0.0.1:{servers.amqp_port}/ledger")
+
+
+def test_a_server_that_does_not_start_is_named_with_its_last_line_and_the_other_is_stopped(
+    tmp_path: Path,
+) -> None:
+    broken = tmp_path / "rabbitmq-server"
+    broken.write_text("#!/bin/sh\necho no more of this\nexit 3\n")
+    broken.chmod(0o755)
+    binaries = replace(ensure_binaries(lambda _: None), rabbitmq_server=broken)
+    home = tmp_path / "home"
+    home.mkdir()
+    layout = prepare_servers(Plan(home, home / "secrets"), binaries)
+    log = re.escape(str(home / "logs" / "rabbitmq.log"))
+    with pytest.raises(StackRefused, match=rf"rabbitmq ended .*no more of this\): see {log}"):
+        Servers(layout).start()
+    assert find_processes(home) == []
+
+
+async def test_a_pair_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+    code = (
+        "import pathlib, sys, time\n"
+        "from cli.stack.servers import start_servers\n"
+        "pair = start_servers(pathlib.Path(sys.argv[1]))\n"
+        "print('started', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    user = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert user.stdout
+    assert await user.stdout.readline() == b"started\n"
+    assert find_processes(tmp_path)
+    user.kill()
+    await user.wait()
+
+    async def gone() -> bool:
+        return not find_processes(tmp_path)
+
+    await eventually(gone, "the servers end after the death of what started them")

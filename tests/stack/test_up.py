@@ -1,0 +1,104 @@
+"""`ledger up`, whole: ready, resumed with its data, stopped for good; and what it refuses."""
+
+import fcntl
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cli.settings import Settings
+from cli.stack.probes import wait_until
+from cli.stack.programs import LEDGER, find_processes
+from cli.stack.up import up
+from tests.harness import free_port
+
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+
+class Up:
+    """A running `ledger up` as a person sees it."""
+
+    def __init__(self, home: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._output = home.with_name("output")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("LEDGER_")}
+        started_at = time.monotonic()
+        with self._output.open("w") as output:
+            self.process = subprocess.Popen(
+                [LEDGER, "up"],
+                env=inherited | {"LEDGER_HOME": str(home), "LEDGER_API_PORT": str(port)},
+                stdout=output,
+                stderr=output,
+            )
+        wait_until(self._ready_or_ended, READY_TIMEOUT_S, "`ledger up` is not ready in time")
+        assert self.process.poll() is None, self.output()
+        self.seconds = time.monotonic() - started_at
+
+    def _ready_or_ended(self) -> bool:
+        return "Ctrl-C stops" in self.output() or self.process.poll() is not None
+
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(STOP_TIMEOUT_S)
+
+
+def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path: Path) -> None:
+    home = tmp_path / "home with a space"
+    port = free_port()
+    first = Up(home, port)
+    curl = re.search(r"curl .*", first.output())
+    assert curl
+    placed = subprocess.run(["sh", "-c", curl[0]], capture_output=True, check=True)
+    order = httpx.Response(202, content=placed.stdout).json()
+    assert order["status"] == "PENDING"
+    assert first.stop(signal.SIGINT) == 0
+    assert find_processes(home) == []
+
+    second = Up(home, port)
+    url = f"{second.url}/api/v1/orders/{order['order_id']}"
+    wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", 10, "the order is lost")
+    assert second.seconds < 20
+    assert second.stop(signal.SIGTERM) == 0
+    assert find_processes(home) == []
+
+
+def refusal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        up(settings)
+    assert ended.value.code == 1
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_second_up_is_refused_while_one_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "up.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        said = refusal(Settings(home=tmp_path), capsys)
+    assert "is running already: stop that one with Ctrl-C, or set LEDGER_HOME" in said
+
+
+def test_a_busy_api_port_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        said = refusal(Settings(home=tmp_path, api_port=busy.getsockname()[1]), capsys)
+    assert "stop what uses it, or set LEDGER_API_PORT to a free port" in said
+    assert not (tmp_path / "database").exists()
+
+
+def test_a_home_that_the_broker_could_not_work_in_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(Settings(home=tmp_path / "it's", api_port=free_port()), capsys)
+    assert "set LEDGER_HOME to another one" in said
