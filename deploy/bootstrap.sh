@@ -48,8 +48,11 @@ fi
 python="$(find_python)"
 ensure_venv_module
 pip_install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
-        --root-user-action=ignore "$@" || fail "pip could not install the dependencies: see above"
+    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+        --root-user-action=ignore "$@" >.venv/install.log 2>&1 || {
+        grep '^ERROR' .venv/install.log >&2 || tail -n 5 .venv/install.log >&2
+        fail "pip could not install the dependencies: see .venv/install.log, then start again"
+    }
 }
 
 # An environment that was moved, or whose Python is gone, is made anew.
