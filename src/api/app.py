@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api import customers, health, orders, products
 from api.context import Context, Deps, make_context
 from api.fields import invalid_fields
-from api.problems import CLOSE, RETRY, Problem
+from api.problems import CLOSE, Problem
 from api.replies import PREFIX
 from ledger.publisher import InboxFull, InboxUnavailable
 from projections.queries import ViewsUnavailable
@@ -42,11 +42,9 @@ ROUTES: Final[dict[str, dict[str, Handler]]] = {
 ERRORS: Final[dict[type[Exception], Callable[[Any], Problem]]] = {
     Problem: lambda problem: problem,
     ValidationError: invalid_fields,
-    InboxFull: lambda error: Problem("inbox-full", str(error), headers=RETRY),
-    InboxUnavailable: lambda error: Problem("inbox-unavailable", str(error), headers=RETRY),
-    ViewsUnavailable: lambda _: Problem(
-        "views-unavailable", "the database did not answer in time", headers=RETRY
-    ),
+    InboxFull: lambda error: Problem("inbox-full", str(error)),
+    InboxUnavailable: lambda error: Problem("inbox-unavailable", str(error)),
+    ViewsUnavailable: lambda _: Problem("views-unavailable", "the database did not answer in time"),
     ClientDisconnect: lambda _: Problem("bad-json", "the body ended early", headers=CLOSE),
 }
 """Anything else is logged and becomes an internal-error."""

@@ -14,7 +14,7 @@ from api.replies import encode
 from ledger.core.events import Reason
 
 PROBLEM_JSON: Final = "application/problem+json"
-RETRY: Final = {"Retry-After": "1"}
+RETRY_AFTER_S: Final = 1
 CLOSE: Final = {"Connection": "close"}
 
 
@@ -125,6 +125,8 @@ class Problem(Exception):
             **self.members,  # type: ignore[arg-type]  # the names are those of ProblemDetails
         )
         headers = {"Content-Type": PROBLEM_JSON, "Cache-Control": "no-store", **self.headers}
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers["Retry-After"] = str(RETRY_AFTER_S)
         return Response(encode(details), status, headers)
 
 

@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 
 from starlette.requests import Request
 
-from api.problems import RETRY, Problem
+from api.problems import Problem
 from api.requests import MAX_POSITION, parameters, whole
 from api.waiting import Waiting
 
@@ -40,7 +40,6 @@ class Reading:
         raise Problem(
             "views-behind",
             f"the views are at position {position}, {min_position - position} behind",
-            headers=RETRY,
             position=position,
             min_position=min_position,
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
 from typing import Final, NoReturn, TypeVar
@@ -16,6 +17,8 @@ from api.problems import CLOSE, FieldError, Problem, invalid
 
 MAX_BODY: Final = 64 * 1024
 BODY_TIMEOUT_S: Final = 10.0
+MAX_DISCARD: Final = 2 * 1024 * 1024
+DISCARD_TIMEOUT_S: Final = 1.0
 MAX_POSITION: Final = 2**63 - 1
 _MAX_PARAMETERS: Final = 20
 _UUID_LENGTH: Final = 36
@@ -127,7 +130,7 @@ _decode: Final = json.JSONDecoder(
 
 async def _read_json(request: Request) -> bytes:
     headers = dict(request.scope["headers"])
-    raw = await _read(request.receive, headers.get(b"content-length", b""))
+    raw = await _read(request.receive, headers)
     if raw and not _is_json(headers.get(b"content-type", b"")):
         raise Problem("not-json", "send the body with Content-Type: application/json")
     if raw and headers.get(b"content-encoding", b"identity") != b"identity":
@@ -146,8 +149,11 @@ def _is_json(content_type: bytes) -> bool:
     return known and charset in (b"", b"charset=utf-8", b"charset=utf8")
 
 
-async def _read(receive: Receive, declared: bytes) -> bytes:
+async def _read(receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+    declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:20]) > MAX_BODY:
+        if b"expect" not in headers:
+            await _discard(receive)
         raise _too_large()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -166,9 +172,22 @@ async def _collect(receive: Receive) -> bytes:
             raise ClientDisconnect
         collected += bytes(message.get("body", b""))
         if len(collected) > MAX_BODY:
+            if message.get("more_body", False):
+                await _discard(receive)
             raise _too_large()
         if not message.get("more_body", False):
             return collected
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a while: closing on unread bytes resets the connection, answer and all."""
+    discarded, more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_TIMEOUT_S):
+            while more and discarded < MAX_DISCARD:
+                message = await receive()
+                discarded += len(message.get("body", b""))
+                more = message.get("more_body", False)
 
 
 def _too_large() -> Problem:

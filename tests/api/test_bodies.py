@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -152,15 +152,13 @@ async def test_a_body_over_the_limit_is_refused(
 async def test_a_body_that_does_not_tell_its_size_is_cut_off_at_the_limit(
     http: httpx.AsyncClient,
 ) -> None:
-    async def endless() -> Any:
+    async def endless() -> AsyncIterator[bytes]:
         for _ in range(64):
             yield b" " * 16_384
 
-    try:
+    async with nothing_appended(http):
         response = await http.post("/customers", content=endless(), headers=JSON)
-    except httpx.WriteError:
-        return  # the connection was closed before all was sent, which is as good
-    problem(response, 413, "body-too-large")
+        problem(response, 413, "body-too-large")
 
 
 async def test_a_client_that_hangs_up_within_its_body_appends_nothing(

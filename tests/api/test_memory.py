@@ -1,0 +1,216 @@
+"""What an API process remembers: bounded, and never believed when it may be wrong."""
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID, uuid4
+
+import pytest
+
+from api.pending import Pending
+from api.product_cache import MAX_AGE_S, Page, ProductCache
+from api.reading import Reading
+from api.waiting import Waiting
+from ledger.core.events import OrderPlaced, Submitted
+from ledger.publisher import InboxFull
+from projections.announcements import Announcement, Announcements, Outcome
+from tests.harness import eventually
+
+PRODUCT = uuid4()
+
+
+def outcome(event_id: UUID, stream_id: UUID | None = None) -> Outcome:
+    return Outcome(event_id, stream_id or uuid4(), 7, "order.completed")
+
+
+def placed() -> Submitted:
+    return Submitted(uuid4(), uuid4(), 1_700_000_000_000_001, OrderPlaced(uuid4(), uuid4(), 3))
+
+
+class TestPending:
+    """An order is here from before it is submitted until its outcome is announced."""
+
+    def add(self, pending: Pending) -> Submitted:
+        event = placed()
+        assert isinstance(event.payload, OrderPlaced)
+        pending.add(event, event.payload)
+        return event
+
+    def test_what_goes_in_comes_out(self) -> None:
+        pending = Pending()
+        event = self.add(pending)
+        assert pending.get(event.stream_id) == (event.payload, event.occurred_at_us)
+
+    def test_an_outcome_takes_its_order_out(self) -> None:
+        pending = Pending()
+        event, other = self.add(pending), self.add(pending)
+        pending.announced(Announcement(1, 2, [outcome(event.event_id, event.stream_id)]))
+        assert pending.get(event.stream_id) is None
+        assert pending.get(other.stream_id)
+
+    def test_beyond_its_limit_orders_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("api.pending.MAX_PENDING", 2)
+        pending = Pending()
+        first = self.add(pending)
+        self.add(pending)
+        with pytest.raises(InboxFull):
+            self.add(pending)
+        pending.drop(first.stream_id)
+        self.add(pending)
+
+    async def test_after_a_reset_what_the_view_shows_is_taken_out(self) -> None:
+        pending, asked = Pending(), list[UUID]()
+        shown, hidden = self.add(pending), self.add(pending)
+
+        async def show(order_ids: Sequence[UUID]) -> set[UUID]:
+            asked.extend(order_ids)
+            return {shown.stream_id}
+
+        async def one_is_left() -> bool:
+            return len(pending) == 1
+
+        running = asyncio.create_task(pending.run(show))
+        pending.reset()
+        await eventually(one_is_left, "one order is left")
+        running.cancel()
+        assert asked == [shown.stream_id, hidden.stream_id]
+        assert pending.get(hidden.stream_id)
+
+
+class TestWaiting:
+    """Nobody waits for ever, and nothing is left behind."""
+
+    async def test_an_outcome_wakes_all_who_wait_for_it_and_no_others(self) -> None:
+        waiting, event_id = Waiting(), uuid4()
+        with (
+            waiting.outcome_of(event_id) as one,
+            waiting.outcome_of(event_id) as two,
+            waiting.outcome_of(uuid4()) as other,
+        ):
+            waiting.announced(Announcement(1, 2, [outcome(event_id)]))
+            assert (await one) == (await two) == outcome(event_id, one.result().stream_id)  # type: ignore[union-attr]
+            assert not other.done()
+
+    async def test_who_gave_up_leaves_nothing_behind(self) -> None:
+        waiting, event_id = Waiting(), uuid4()
+        with waiting.outcome_of(event_id):
+            pass
+        waiting.announced(Announcement(1, 2, [outcome(event_id)]))
+        with waiting.outcome_of(event_id) as again:
+            assert not again.done()
+
+    async def test_beyond_the_limit_nobody_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("api.waiting.MAX_WAITS", 1)
+        waiting = Waiting()
+        with waiting.outcome_of(uuid4()) as one, waiting.outcome_of(uuid4()) as two:
+            assert not one.done()
+            assert two.result() is None
+
+    async def test_a_position_wakes_who_waits_for_it_or_less(self) -> None:
+        waiting = Waiting()
+        waits = [asyncio.create_task(waiting.position(n, 20)) for n in (5, 7, 8)]
+        await asyncio.sleep(0)
+        waiting.announced(Announcement(4, 7))
+        await asyncio.gather(*waits[:2])
+        assert not waits[2].done()
+        waiting.stop()
+        await waits[2]
+
+    async def test_stopping_ends_all_waiting(self) -> None:
+        waiting = Waiting()
+        with waiting.outcome_of(uuid4()) as before:
+            waiting.stop()
+            assert before.result() is None
+        with waiting.outcome_of(uuid4()) as after:
+            assert after.result() is None
+
+
+class TestProductCache:
+    """A page is served only if no announcement, and nothing this process showed, is newer."""
+
+    @pytest.fixture
+    def announcements(self) -> Announcements:
+        """A listener that nobody talks to; connected, as far as it says."""
+        heard = Announcements("amqp://127.0.0.1:1", "test")
+        heard.connected = True
+        heard.position = 10
+        return heard
+
+    @pytest.fixture
+    def reading(self) -> Reading:
+        return Reading(Waiting())
+
+    @pytest.fixture
+    def cache(self, announcements: Announcements, reading: Reading) -> ProductCache:
+        return ProductCache(announcements, reading)
+
+    def page(self, position: int, age_s: float = 0) -> Page:
+        now = asyncio.get_running_loop().time()
+        return Page(b"{}", b'"1"', position, now + MAX_AGE_S - age_s)
+
+    async def test_a_page_is_served_as_of_the_last_announcement(
+        self, cache: ProductCache, announcements: Announcements
+    ) -> None:
+        page = self.page(10)
+        cache.put(PRODUCT, page, cache.generation)
+        announcements.position = 15
+        assert cache.get(str(PRODUCT)) == (page, 15)
+
+    async def test_a_change_drops_the_page(self, cache: ProductCache) -> None:
+        cache.put(PRODUCT, self.page(10), cache.generation)
+        cache.announced(Announcement(10, 11, [], [PRODUCT]))
+        assert cache.get(str(PRODUCT)) is None
+
+    async def test_a_row_read_before_the_last_announcement_is_not_kept(
+        self, cache: ProductCache, announcements: Announcements
+    ) -> None:
+        announcements.position = 11
+        cache.put(PRODUCT, self.page(10), cache.generation)
+        assert cache.get(str(PRODUCT)) is None
+
+    async def test_a_row_read_before_a_reset_is_not_kept(self, cache: ProductCache) -> None:
+        generation = cache.generation
+        cache.reset()
+        cache.put(PRODUCT, self.page(10), generation)
+        assert cache.get(str(PRODUCT)) is None
+
+    async def test_a_reset_drops_all(self, cache: ProductCache) -> None:
+        cache.put(PRODUCT, self.page(10), cache.generation)
+        cache.reset()
+        assert cache.get(str(PRODUCT)) is None
+
+    async def test_nothing_is_served_while_announcements_are_away(
+        self, cache: ProductCache, announcements: Announcements
+    ) -> None:
+        cache.put(PRODUCT, self.page(10), cache.generation)
+        announcements.connected = False
+        assert cache.get(str(PRODUCT)) is None
+
+    async def test_who_saw_a_later_position_is_not_shown_an_older_page(
+        self, cache: ProductCache, reading: Reading, announcements: Announcements
+    ) -> None:
+        cache.put(PRODUCT, self.page(10), cache.generation)
+        reading.seen = 11
+        assert cache.get(str(PRODUCT)) is None
+        announcements.position = 11
+        assert cache.get(str(PRODUCT)) is not None
+
+    async def test_after_a_start_a_page_is_served_before_the_first_announcement(
+        self, cache: ProductCache, reading: Reading, announcements: Announcements
+    ) -> None:
+        announcements.position = 0
+        reading.seen = 10
+        cache.put(PRODUCT, self.page(10), cache.generation)
+        assert cache.get(str(PRODUCT)) is not None
+
+    async def test_no_page_gets_old(self, cache: ProductCache) -> None:
+        cache.put(PRODUCT, self.page(10, age_s=MAX_AGE_S + 0.1), cache.generation)
+        assert cache.get(str(PRODUCT)) is None
+
+    async def test_pages_are_bounded(
+        self, cache: ProductCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("api.product_cache.MAX_PAGES", 2)
+        ids = [uuid4() for _ in range(3)]
+        for product_id in ids:
+            cache.put(product_id, self.page(10), cache.generation)
+        assert [cache.get(str(i)) is not None for i in ids] == [False, True, True]
