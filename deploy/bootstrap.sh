@@ -27,7 +27,6 @@ ensure_venv_module() {
     package="python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"
     remedy="run \`sudo apt-get install $package\`, then start again"
     command -v apt-get >/dev/null || fail "$python has no venv module: install it, or set PYTHON"
-    echo "… installing $package with apt (once)"
     if [ "$(id -u)" = 0 ]; then
         as_root=
     elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
@@ -35,7 +34,11 @@ ensure_venv_module() {
     else
         fail "$python has no venv module, and installing it needs root: $remedy"
     fi
-    $as_root sh deploy/apt-install.sh "$package" >/dev/null || fail "$package is missing: $remedy"
+    echo "… installing $package with apt (once)"
+    said="$($as_root sh deploy/apt-install.sh "$package" 2>&1)" || {
+        echo "$said" | tail -n 3 >&2
+        fail "apt could not install $package: $remedy"
+    }
 }
 
 stamp=.venv/installed
@@ -55,8 +58,11 @@ pip_install() {
     }
 }
 
-# An environment that was moved, or whose Python is gone, is made anew.
-if [ "$(cat "$stamp" 2>/dev/null)" != "$here" ] || ! .venv/bin/python -c '' 2>/dev/null; then
+# One that was moved holds the old path in its scripts; one that has no pip was never finished.
+if [ -e "$stamp" ] && [ "$(cat "$stamp")" != "$here" ]; then
+    rm -rf .venv
+fi
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     echo "… making .venv with $("$python" --version)"
     rm -rf .venv
     "$python" -m venv .venv
