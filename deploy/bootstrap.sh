@@ -44,7 +44,7 @@ ensure_venv_module() {
 stamp=.venv/installed
 here="$(pwd -P)"
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$here" ] && .venv/bin/python -c '' 2>/dev/null &&
-    [ ! requirements.lock -nt "$stamp" ] && [ ! pyproject.toml -nt "$stamp" ]; then
+    [ -z "$(find requirements.lock pyproject.toml -newer "$stamp")" ]; then
     exit 0
 fi
 
