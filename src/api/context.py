@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from api.idempotency import Keys
 from api.pending import Pending
 from api.product_cache import ProductCache
-from api.reading import Reading
+from api.reading import Reading, Shared
 from api.waiting import Waiting
 from ledger.publisher import Publisher
 from projections.announcements import Announcements
 from projections.queries import Views
+from projections.stock import StockRow
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Context:
     pending: Pending
     keys: Keys
     products: ProductCache
+    product_reads: Shared[tuple[StockRow | None, int]]
 
 
 def make_context(deps: Deps) -> Context:
@@ -45,5 +47,13 @@ def make_context(deps: Deps) -> Context:
     for part in (products, pending):
         deps.announcements.on_reset(part.reset)
     return Context(
-        deps.publisher, deps.announcements, deps.views, waiting, reading, pending, keys, products
+        deps.publisher,
+        deps.announcements,
+        deps.views,
+        waiting,
+        reading,
+        pending,
+        keys,
+        products,
+        Shared(),
     )

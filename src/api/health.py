@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
+from api.problems import RETRY_AFTER_S
 from api.replies import at, reply
 from api.requests import parameters
 from projections.queries import ViewsUnavailable
@@ -45,7 +46,9 @@ async def ready(context: Context, request: Request) -> Response:
     headers = {"Cache-Control": "no-store"}
     if position is not None:
         headers |= at(position)
-    return reply(200, content, headers) if all_there else reply(503, content, headers)
+    if all_there:
+        return reply(200, content, headers)
+    return reply(503, content, {**headers, "Retry-After": str(RETRY_AFTER_S)})
 
 
 async def _position(context: Context) -> int | None:

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 MAX_PENDING: Final = 1_000_000
 CHUNK: Final = 500
 SWEEP_S: Final = 30.0
-SWEEP_MAX: Final = 5_000
+SWEEP_MAX: Final = 1_000
 _US: Final = 1_000_000
 _LAYOUT: Final = Layout(">QI16s16s")
 

@@ -89,7 +89,8 @@ async def show(context: Context, request: Request) -> Response:
     product_id = requests.path_id(request, "product_id")
     generation = context.products.generation
     row, position = await context.reading.read_at_least(
-        min_position(request), lambda: context.views.product(product_id)
+        min_position(request),
+        lambda: context.product_reads.read(product_id, lambda: context.views.product(product_id)),
     )
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")

@@ -1,7 +1,9 @@
 """Reading the views: not before the position a client asks for, and noting how far one saw."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
+from uuid import UUID
 
 from starlette.requests import Request
 
@@ -43,6 +45,36 @@ class Reading:
             position=position,
             min_position=min_position,
         )
+
+
+class Shared(Generic[T]):
+    """Reads of one thing by many at once: at most one query of a key runs at a time.
+
+    Who comes while it runs shares the next one. So each answer was read after its reader came, and
+    a thing that everybody asks for costs the database one query after the other, not all at once.
+    """
+
+    def __init__(self) -> None:
+        self._next: dict[UUID, asyncio.Task[T]] = {}
+        self._running: dict[UUID, asyncio.Task[T]] = {}
+
+    async def read(self, key: UUID, query: Callable[[], Awaitable[T]]) -> T:
+        """What a query of this key answers that began after this call."""
+        if key not in self._next:
+            self._next[key] = asyncio.create_task(self._after(self._running.get(key), key, query))
+        return await asyncio.shield(self._next[key])
+
+    async def _after(
+        self, before: asyncio.Task[T] | None, key: UUID, query: Callable[[], Awaitable[T]]
+    ) -> T:
+        if before:
+            await asyncio.wait((before,))
+        mine = self._running[key] = self._next.pop(key)
+        try:
+            return await query()
+        finally:
+            if self._running[key] is mine:
+                del self._running[key]
 
 
 def min_position(request: Request) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from api.pending import Pending
 from api.product_cache import MAX_AGE_S, Page, ProductCache
-from api.reading import Reading
+from api.reading import Reading, Shared
 from api.waiting import Waiting
 from ledger.core.events import OrderPlaced, Submitted
 from ledger.publisher import InboxFull
@@ -122,6 +122,57 @@ class TestWaiting:
             assert before.result() is None
         with waiting.outcome_of(uuid4()) as after:
             assert after.result() is None
+
+
+class TestShared:
+    """Many who ask for one thing share a query, but never one that began before they asked."""
+
+    async def test_who_comes_while_a_query_runs_shares_the_next(self) -> None:
+        shared, key, begun, go_on = Shared[int](), uuid4(), list[int](), asyncio.Event()
+
+        async def query() -> int:
+            begun.append(len(begun))
+            number = begun[-1]
+            await go_on.wait()
+            return number
+
+        first = asyncio.create_task(shared.read(key, query))
+        await eventually(lambda: has(begun, 1), "the first query runs")
+        later = [asyncio.create_task(shared.read(key, query)) for _ in range(10)]
+        elsewhere = asyncio.create_task(shared.read(uuid4(), query))
+        await eventually(lambda: has(begun, 2), "a query of another key does not wait")
+        go_on.set()
+        assert await first == 0
+        assert await elsewhere == 1
+        assert {await task for task in later} == {2}
+        assert await shared.read(key, query) == 3
+
+    async def test_a_query_that_fails_fails_those_who_share_it_and_no_others(self) -> None:
+        shared, key = Shared[int](), uuid4()
+
+        async def fail() -> int:
+            raise LookupError
+
+        async def answer() -> int:
+            return 7
+
+        failing = [asyncio.create_task(shared.read(key, fail)) for _ in range(2)]
+        await asyncio.wait(failing)
+        assert [type(task.exception()) for task in failing] == [LookupError, LookupError]
+        assert await shared.read(key, answer) == 7
+
+    async def test_who_gives_up_does_not_stop_the_others(self) -> None:
+        shared, key, go_on = Shared[bool](), uuid4(), asyncio.Event()
+        one, two = (asyncio.create_task(shared.read(key, go_on.wait)) for _ in range(2))
+        await asyncio.sleep(0)
+        one.cancel()
+        await asyncio.wait((one,))
+        go_on.set()
+        assert await two
+
+
+async def has(found: list[int], count: int) -> bool:
+    return len(found) == count
 
 
 class TestProductCache:

@@ -313,3 +313,60 @@ async def test_a_stopped_process_answers_who_waits_and_ends_well(
     assert time.monotonic() - begun < 10
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "respond-async"
+
+
+async def test_a_retry_on_another_process_is_the_same_event(ways: Ways) -> None:
+    """As after a restart: the key is all that the two have in common."""
+    here, there = ways.http, ways.stack.http
+    customer_id, product_id = await register(here), await list_product(here)
+    body = {"customer_id": customer_id, "product_id": product_id}
+    calls: list[tuple[str, Body, Body]] = [
+        ("/orders", body, {**body, "quantity": 2}),
+        ("/customers", {"username": "ann"}, {"username": "bob"}),
+        (
+            "/products",
+            {"name": "Lamp", "base_price": 1, "stock": 1},
+            {"name": "Desk", "base_price": 1, "stock": 1},
+        ),
+    ]
+    for path, sent, other in calls:
+        headers = {"Idempotency-Key": str(uuid4()), **WAIT}
+        first = await here.post(path, json=sent, headers=headers)
+        again = await there.post(path, json=sent, headers=headers)
+        assert first.status_code == again.status_code == 201
+        assert first.json() == again.json()
+        assert again.headers["idempotency-replayed"] == "true"
+        problem(await there.post(path, json=other, headers=headers), 422, "key-reused")
+    assert await stock(there, product_id) == 99
+
+
+async def test_an_order_retried_without_waiting_is_answered_as_at_first(ways: Ways) -> None:
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    headers = {"Idempotency-Key": str(uuid4())}
+    first = await ways.http.post("/orders", json=body, headers=headers)
+    await ways.until_idle()
+    again = await ways.stack.http.post("/orders", json=body, headers=headers)
+    assert first.status_code == again.status_code == 202
+    assert first.json() == again.json()
+    assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_a_deposit_retried_on_another_process_is_paid_once(ways: Ways) -> None:
+    customer_id = await register(ways.http)
+    path, headers = f"/customers/{customer_id}/deposits", {"Idempotency-Key": str(uuid4())}
+    first = await ways.http.post(path, json={"amount": 1}, headers={**headers, **WAIT})
+    again = await ways.stack.http.post(
+        path, json={"amount": 1}, headers={**headers, "Prefer": "wait=1"}
+    )
+    assert first.status_code == 200
+    assert again.status_code == 202
+    assert (await ways.http.get(f"/customers/{customer_id}")).json() == first.json()
+
+
+async def test_a_process_told_where_another_is_waits_until_it_is_there_too(ways: Ways) -> None:
+    product_id = await list_product(ways.http)
+    placed = await order(ways.http, await register(ways.http), product_id)
+    found = await ways.stack.http.get(
+        f"/products/{product_id}", params={"min_position": placed["position"]}
+    )
+    assert found.json()["stock"] == 99
