@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from uuid import UUID
 
 from msgspec import structs
 
 from ledger.codec import CURRENT, Record, decided_id, encode_payload, next_hash, recorded
 from ledger.core.decider import evolve_order
-from ledger.core.events import TYPE_OF, AnyPayload, Submitted
+from ledger.core.events import TYPE_OF, AnyPayload, DecidedPayload, OrderPlaced, Submitted
 from ledger.core.fold import Fold, effective
 from ledger.core.state import Order
 
@@ -31,9 +33,22 @@ class Composer:
         self._recorded_at_us = recorded_at_us
         self.records: list[Record] = []
 
-    def add(self, event: Submitted) -> None:
-        """Record a submitted event and, right after it, what is decided of it."""
-        decided = self._fold.submit(event.stream_id, event.payload)
+    def add(self, events: Iterable[Submitted]) -> None:
+        """Record submitted events, each with what is decided of it right after it."""
+        for atomic_id, group in groupby(events, key=attrgetter("atomic_id")):
+            if atomic_id is None:
+                for event in group:
+                    self._record_both(event, self._fold.submit(event.stream_id, event.payload))
+            else:
+                self._add_atomic(list(group))
+
+    def _add_atomic(self, events: Sequence[Submitted]) -> None:
+        orders = [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
+        decided = self._fold.submit_atomic(orders)
+        for event, payloads in zip(events, decided, strict=True):
+            self._record_both(event, payloads)
+
+    def _record_both(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> None:
         self._record(event, event.event_id, event.payload, event.meta, 0)
         cause_position = self._position
         for index, payload in enumerate(decided):

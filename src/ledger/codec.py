@@ -26,6 +26,9 @@ from ledger.core.events import (
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 GENESIS_HASH: Final = bytes(32)
 MAX_SOURCE: Final = 200
+MAX_SUBMITTER: Final = 200
+DECIDED_SOURCE: Final = "/writer"
+MAX_TRACEPARENT: Final = 100
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
@@ -61,6 +64,30 @@ class Envelope(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     time: Annotated[datetime, Meta(tz=True)]
     data: Raw = Raw(b"{}")
     schemaversion: int = 1
+    submitter: Annotated[str, Meta(min_length=1, max_length=MAX_SUBMITTER)] | None = None
+    traceparent: Annotated[str, Meta(max_length=MAX_TRACEPARENT)] | None = None
+    atomicid: UUID | None = None
+
+
+class RecordedEnvelope(Envelope, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """A CloudEvent as the ledger gives it out; `hash` is in hex, `recordedtime` the writer's."""
+
+    datacontenttype: str = ""
+    schemaversion: int = 0
+    position: int = 0
+    version: int = 0
+    recordedtime: datetime | None = None
+    causationid: UUID | None = None
+    hash: str = ""
+
+
+class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What came with a submitted event besides its data: the `meta` of its record."""
+
+    source: str = DECIDED_SOURCE
+    submitter: str | None = None
+    traceparent: str | None = None
+    atomicid: UUID | None = None
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -93,6 +120,7 @@ _decode_group = Decoder(list[Envelope]).decode
 _decode_elements = Decoder(list[Raw]).decode
 _decode_envelope = Decoder(Envelope).decode
 _decode_object = Decoder(dict[str, Any]).decode
+_decode_origin = Decoder(Origin).decode
 _decode_payload: Final = {name: Decoder(payload).decode for name, payload in _PAYLOADS.items()}
 
 
@@ -106,11 +134,45 @@ def encode_submitted(event: Submitted, source: str) -> bytes:
             source=source,
             type=name,
             subject=event.stream_id,
-            time=_EPOCH + event.occurred_at_us * _MICROSECOND,
+            time=moment(event.occurred_at_us),
             data=Raw(_encode(event.payload)),
             schemaversion=CURRENT[name],
+            submitter=event.submitter,
+            traceparent=event.traceparent,
+            atomicid=event.atomic_id,
         )
     )
+
+
+def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
+    """The record as one CloudEvent; `cause_id` is the id of the event it was decided of."""
+    origin = _decode_origin(record.meta)
+    return _encode(
+        RecordedEnvelope(
+            specversion="1.0",
+            id=UUID(bytes=record.event_id),
+            source=origin.source,
+            type=record.type,
+            subject=UUID(bytes=record.stream_id),
+            time=moment(record.occurred_at_us),
+            data=Raw(record.data),
+            datacontenttype="application/json",
+            schemaversion=record.schema_version,
+            submitter=origin.submitter,
+            traceparent=origin.traceparent,
+            atomicid=origin.atomicid,
+            position=record.position,
+            version=record.version,
+            recordedtime=moment(record.recorded_at_us),
+            causationid=UUID(bytes=cause_id) if cause_id else None,
+            hash=record.hash.hex(),
+        )
+    )
+
+
+def moment(us: int) -> datetime:
+    """The UTC time of microseconds since the epoch."""
+    return _EPOCH + us * _MICROSECOND
 
 
 def join(events: Iterable[bytes]) -> bytes:
@@ -153,6 +215,8 @@ def _submitted(envelope: Envelope) -> Submitted:
         raise Unreadable(f"{envelope.type!r} is not the type of a submitted event")
     if envelope.id.version == _DECIDED_UUID_VERSION:
         raise Unreadable("an id of UUID version 8 is reserved for decided events")
+    if envelope.atomicid and envelope.type != "order.placed":
+        raise Unreadable("only orders are decided all or none: atomicid must not be there")
     payload = decode_payload(envelope.type, envelope.schemaversion, bytes(envelope.data))
     occurred_at_us = (envelope.time - _EPOCH) // _MICROSECOND
     if not 0 <= occurred_at_us <= _END_US:
@@ -162,13 +226,18 @@ def _submitted(envelope: Envelope) -> Submitted:
         envelope.subject,
         occurred_at_us,
         payload,  # type: ignore[arg-type]  # SUBMITTED, checked above
-        _meta(envelope.source),
+        _meta(envelope.source, envelope.submitter, envelope.traceparent, envelope.atomicid),
+        envelope.submitter,
+        envelope.traceparent,
+        envelope.atomicid,
     )
 
 
 @lru_cache(maxsize=1024)
-def _meta(source: str) -> bytes:
-    return _encode({"source": source})
+def _meta(
+    source: str, submitter: str | None, traceparent: str | None, atomic_id: UUID | None
+) -> bytes:
+    return _encode(Origin(source, submitter, traceparent, atomic_id))
 
 
 def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:

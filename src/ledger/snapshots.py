@@ -44,7 +44,7 @@ _decode = Decoder(_Part).decode
 
 def take(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) -> Snapshot:
     """The fold as it is now; its records are frozen, so two shallow copies are all it takes."""
-    return Snapshot(position, hash_, recorded_at_us, fold.customers.copy(), fold.products.copy())
+    return Snapshot(position, hash_, recorded_at_us, dict(fold.customers), dict(fold.products))
 
 
 async def save(engine: AsyncEngine, snapshot: Snapshot) -> None:

@@ -148,8 +148,7 @@ class Writer:
         recorded_at_us = max(self._now_us(), known.recorded_at_us)
         head = known.head
         composer = Composer(known.fold, head.position, head.hash, versions, recorded_at_us)
-        for event in events:
-            composer.add(event)
+        composer.add(events)
         return composer.records
 
     def _snapshot_when_due(self, known: "Known") -> None:

@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Struct, structs
 from sqlalchemy import Column, Index, Integer, Table
 
+from ledger.codec import moment
 from ledger.core.events import (
     OrderCancelled,
     OrderCompleted,
@@ -20,7 +21,6 @@ from projections.projection import (
     Projection,
     amount_column,
     id_column,
-    moment,
     moment_column,
     position_column,
     present,

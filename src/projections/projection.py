@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, Generic, TypeVar
 from uuid import UUID
 
@@ -13,7 +13,6 @@ from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 from ledger.core.events import AnyPayload, Recorded
 
 METADATA: Final = MetaData()
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Row = TypeVar("Row", bound=Struct)
 
@@ -50,11 +49,6 @@ def present(row: Row | None, event: Recorded) -> Row:
     if row is None:
         raise RowMissing(f"the event at position {event.position} changes a row that is not there")
     return row
-
-
-def moment(us: int) -> datetime:
-    """The UTC time of microseconds since the epoch."""
-    return _EPOCH + timedelta(microseconds=us)
 
 
 def to_columns(row: Struct) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy import Column, String, Table
 
+from ledger.codec import moment
 from ledger.core.events import (
     MAX_USERNAME,
     CustomerRegistered,
@@ -21,7 +22,6 @@ from projections.projection import (
     Projection,
     amount_column,
     id_column,
-    moment,
     moment_column,
     position_column,
     present,

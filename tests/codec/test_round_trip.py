@@ -135,7 +135,7 @@ def test_an_event_without_data_may_leave_it_out(spelled: object) -> None:
 
 @pytest.mark.parametrize(
     "extension",
-    [{"traceparent": "00-ab-cd-01"}, {"datacontenttype": "application/json"}, {"mine": [1, {}]}],
+    [{"tracestate": "a=b"}, {"datacontenttype": "application/json"}, {"mine": [1, {}]}],
 )
 def test_an_extension_that_is_not_ours_is_passed_over(extension: dict[str, object]) -> None:
     assert decode_group(canonical([GOOD | extension])) == decode_group(canonical([GOOD]))

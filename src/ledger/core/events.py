@@ -37,6 +37,7 @@ class Reason(StrEnum):
     STOCK_LIMIT = "STOCK_LIMIT"
     NOT_COMPLETED = "NOT_COMPLETED"
     ALREADY_CANCELLED = "ALREADY_CANCELLED"
+    BATCH_FAILED = "BATCH_FAILED"
 
 
 class Payload(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -162,13 +163,20 @@ TYPE_OF: Final[dict[type[AnyPayload], str]] = {
 
 
 class Submitted(Struct, frozen=True, gc=False):
-    """An event as it came through the inbox. `occurred_at_us` is µs since the Unix epoch, UTC."""
+    """An event as it came through the inbox. `occurred_at_us` is µs since the Unix epoch, UTC.
+
+    Orders with the same `atomic_id`, next to each other in one group, are decided all or none.
+    `submitter` names who asked for it and `traceparent` the W3C trace that it belongs to.
+    """
 
     event_id: UUID
     stream_id: UUID
     occurred_at_us: int
     payload: SubmittedPayload
     meta: bytes = b"{}"
+    submitter: str | None = None
+    traceparent: str | None = None
+    atomic_id: UUID | None = None
 
 
 class Recorded(Struct, frozen=True, gc=False):

@@ -4,7 +4,8 @@ Its memory is bounded by customers and products. Orders come and go: who folds a
 orders it touches and forgets them afterwards.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, MutableMapping, Sequence
 from itertools import zip_longest
 from uuid import UUID
 
@@ -14,7 +15,9 @@ from ledger.core.events import (
     DecidedPayload,
     OrderCancelled,
     OrderCompleted,
+    OrderFailed,
     OrderPlaced,
+    Reason,
     Recorded,
     SubmissionRefused,
     SubmittedPayload,
@@ -29,12 +32,12 @@ class Fold:
 
     def __init__(
         self,
-        customers: dict[UUID, Customer] | None = None,
-        products: dict[UUID, Product] | None = None,
+        customers: MutableMapping[UUID, Customer] | None = None,
+        products: MutableMapping[UUID, Product] | None = None,
     ) -> None:
-        self.customers = customers or {}
-        self.products = products or {}
-        self.orders: dict[UUID, Order] = {}
+        self.customers = {} if customers is None else customers
+        self.products = {} if products is None else products
+        self.orders: MutableMapping[UUID, Order] = {}
 
     def submit(self, stream_id: UUID, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
         """Decide a submitted event, apply it and what was decided, and return the latter."""
@@ -46,6 +49,25 @@ class Fold:
                 state = evolve(state, payload)
             self._keep(stream_id, state)
         return decided
+
+    def submit_atomic(
+        self, orders: Sequence[tuple[UUID, OrderPlaced]]
+    ) -> list[tuple[DecidedPayload, ...]]:
+        """Decide orders all or none: where one can't be completed, none is.
+
+        Each that could not keeps its own reason; the others fail for BATCH_FAILED.
+        """
+        trial = Fold(ChainMap({}, self.customers), ChainMap({}, self.products))
+        trial.orders = ChainMap({}, self.orders)
+        tried = [trial.submit(*order) for order in orders]
+        if all(isinstance(payload, OrderCompleted) for (payload,) in tried):
+            return [self.submit(*order) for order in orders]
+        verdicts = [_failed_together(payload) for (payload,) in tried]
+        for (stream_id, placed), verdict in zip(orders, verdicts, strict=True):
+            if isinstance(verdict, OrderFailed):
+                self.apply(stream_id, placed)
+                self.apply(stream_id, verdict)
+        return [(verdict,) for verdict in verdicts]
 
     def apply(self, stream_id: UUID, event: AnyPayload) -> None:
         """Apply a recorded event that took effect (see `effective`)."""
@@ -73,6 +95,10 @@ class Fold:
                 self.customers[stream_id] = customer
             case Product() as product:
                 self.products[stream_id] = product
+
+
+def _failed_together(payload: DecidedPayload) -> DecidedPayload:
+    return OrderFailed(Reason.BATCH_FAILED) if isinstance(payload, OrderCompleted) else payload
 
 
 def is_refusal(decided: tuple[DecidedPayload, ...]) -> bool:

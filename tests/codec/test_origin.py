@@ -1,0 +1,82 @@
+"""What comes with an event besides its data is kept, hashed and given out again."""
+
+from uuid import UUID
+
+import msgspec
+
+from ledger.codec import (
+    Record,
+    decode_group,
+    encode_payload,
+    encode_recorded,
+    encode_submitted,
+    join,
+)
+from ledger.core.events import OrderPlaced, Submitted, WalletCredited
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+PLACED = OrderPlaced(UUID(int=3), UUID(int=4))
+EVENT = Submitted(
+    UUID(int=1),
+    UUID(int=2),
+    5,
+    PLACED,
+    submitter="key:abc",
+    traceparent=TRACE,
+    atomic_id=UUID(int=9),
+)
+
+
+def test_submitter_trace_and_batch_come_through_the_inbox() -> None:
+    (event,), rejected = decode_group(join([encode_submitted(EVENT, "/api")]))
+    assert rejected == []
+    assert (event.submitter, event.traceparent, event.atomic_id) == ("key:abc", TRACE, UUID(int=9))
+    assert msgspec.json.decode(event.meta) == {
+        "source": "/api",
+        "submitter": "key:abc",
+        "traceparent": TRACE,
+        "atomicid": str(UUID(int=9)),
+    }
+
+
+def test_the_ledger_gives_an_event_out_as_a_cloudevent_with_all_that_came_with_it() -> None:
+    (event,), _ = decode_group(join([encode_submitted(EVENT, "/api")]))
+    record = Record(
+        7,
+        event.event_id.bytes,
+        event.stream_id.bytes,
+        1,
+        "order.placed",
+        1,
+        0,
+        5,
+        6,
+        event.meta,
+        encode_payload(event.payload),
+        bytes(32),
+    )
+    assert msgspec.json.decode(encode_recorded(record, None)) == {
+        "specversion": "1.0",
+        "id": str(UUID(int=1)),
+        "source": "/api",
+        "type": "order.placed",
+        "subject": str(UUID(int=2)),
+        "time": "1970-01-01T00:00:00.000005Z",
+        "datacontenttype": "application/json",
+        "schemaversion": 1,
+        "submitter": "key:abc",
+        "traceparent": TRACE,
+        "atomicid": str(UUID(int=9)),
+        "position": 7,
+        "version": 1,
+        "recordedtime": "1970-01-01T00:00:00.000006Z",
+        "hash": "00" * 32,
+        "data": {"customer_id": str(UUID(int=3)), "product_id": str(UUID(int=4)), "quantity": 1},
+    }
+
+
+def test_only_orders_can_be_atomic() -> None:
+    event = Submitted(UUID(int=1), UUID(int=2), 5, WalletCredited(1), atomic_id=UUID(int=9))
+    events, (rejected,) = decode_group(join([encode_submitted(event, "/api")]))
+    assert events == []
+    assert "atomicid" in rejected.reason

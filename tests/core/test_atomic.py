@@ -1,0 +1,85 @@
+"""Orders that are decided all or none."""
+
+from uuid import UUID
+
+from ledger.core.events import (
+    CustomerRegistered,
+    OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    ProductListed,
+    Reason,
+    SubmissionRefused,
+)
+from ledger.core.fold import Fold
+from ledger.core.state import Customer, Product, Status
+
+ANN, BOB, TEA, POT = (UUID(int=number) for number in range(1, 5))
+FIRST, SECOND, THIRD = (UUID(int=number) for number in range(11, 14))
+
+
+def shop() -> Fold:
+    fold = Fold()
+    fold.submit(ANN, CustomerRegistered("ann", 10_000))
+    fold.submit(BOB, CustomerRegistered("bob", 10))
+    fold.submit(TEA, ProductListed("tea", "", 1_000, 10))
+    fold.submit(POT, ProductListed("pot", "", 2_000, 1))
+    return fold
+
+
+def test_all_of_them_are_completed_where_all_of_them_can_be() -> None:
+    fold = shop()
+    decided = fold.submit_atomic(
+        [(FIRST, OrderPlaced(ANN, TEA, 2)), (SECOND, OrderPlaced(ANN, POT))]
+    )
+    assert decided == [
+        (OrderCompleted(ANN, TEA, 2, 1_000, 2_000),),
+        (OrderCompleted(ANN, POT, 1, 2_000, 2_000),),
+    ]
+    assert fold.customers[ANN] == Customer(6_000)
+    assert fold.products[TEA].stock == 8
+
+
+def test_a_later_order_sees_what_the_earlier_ones_of_its_batch_took() -> None:
+    fold = shop()
+    decided = fold.submit_atomic(
+        [(FIRST, OrderPlaced(ANN, TEA, 5)), (SECOND, OrderPlaced(ANN, TEA))]
+    )
+    assert [
+        payload.unit_price_minor for (payload,) in decided if isinstance(payload, OrderCompleted)
+    ] == [
+        1_000,
+        1_200,
+    ]
+
+
+def test_none_of_them_is_completed_where_one_can_not_be() -> None:
+    fold = shop()
+    decided = fold.submit_atomic(
+        [
+            (FIRST, OrderPlaced(ANN, TEA)),
+            (SECOND, OrderPlaced(BOB, TEA)),
+            (THIRD, OrderPlaced(ANN, POT)),
+        ]
+    )
+    assert decided == [
+        (OrderFailed(Reason.BATCH_FAILED),),
+        (OrderFailed(Reason.INSUFFICIENT_BALANCE),),
+        (OrderFailed(Reason.BATCH_FAILED),),
+    ]
+    assert fold.customers == {ANN: Customer(10_000), BOB: Customer(10)}
+    assert fold.products == {TEA: Product(1_000, 10, 10), POT: Product(2_000, 1, 1)}
+    assert {order.status for order in fold.orders.values()} == {Status.FAILED}
+
+
+def test_an_order_that_is_there_already_fails_its_batch_and_stays_as_it_was() -> None:
+    fold = shop()
+    fold.submit(FIRST, OrderPlaced(ANN, TEA))
+    before = fold.orders[FIRST]
+    decided = fold.submit_atomic([(FIRST, OrderPlaced(ANN, TEA)), (SECOND, OrderPlaced(ANN, TEA))])
+    assert decided == [
+        (SubmissionRefused(Reason.DUPLICATE_ORDER),),
+        (OrderFailed(Reason.BATCH_FAILED),),
+    ]
+    assert fold.orders[FIRST] == before
+    assert fold.customers[ANN] == Customer(9_000)
