@@ -74,24 +74,24 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line_and_the_other_
     assert find_processes(home) == []
 
 
-async def test_a_pair_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+async def test_what_a_process_started_does_not_outlive_it_even_if_it_is_killed() -> None:
     code = (
-        "import pathlib, sys, time\n"
-        "from cli.stack.servers import start_servers\n"
-        "pair = start_servers(pathlib.Path(sys.argv[1]))\n"
-        "print('started', flush=True)\n"
+        "import subprocess, sys\n"
+        "from cli.stack.watchdog import Watchdog\n"
+        "server = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "watchdog = Watchdog([server.pid])\n"
+        "print(server.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     user = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert user.stdout
-    assert await user.stdout.readline() == b"started\n"
-    assert find_processes(tmp_path)
+    server = psutil.Process(int(await user.stdout.readline()))
     user.kill()
     await user.wait()
 
     async def gone() -> bool:
-        return not find_processes(tmp_path)
+        return not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
-    await eventually(gone, "the servers end after the death of what started them")
+    await eventually(gone, "the server ends after the death of what started it")

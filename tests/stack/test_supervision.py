@@ -68,6 +68,29 @@ async def test_a_killed_program_is_started_again_with_a_line_that_says_which_and
     ]
 
 
+async def test_a_program_that_keeps_failing_is_tried_until_it_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.stack.supervision.RETRIES", 0)
+    fault = tmp_path / "fault"
+    code = "test -e fault && exit 1; exec sleep 60"
+    async with Watched(tmp_path, {"ledger": (program("worker", code),)}) as supervision:
+        await supervision.run("worker")
+        fault.touch()
+        next(p for p in find_processes(tmp_path) if p.name() == "sleep").kill()
+
+        async def given_up() -> bool:
+            return any("ends each time" in line for line in supervision.lines)
+
+        await eventually(given_up, "it's said that the program keeps failing")
+        fault.unlink()
+
+        async def runs() -> bool:
+            return supervision.is_running("worker")
+
+        await eventually(runs, "the program runs when its fault is mended")
+
+
 async def test_what_the_programs_say_is_kept_in_their_logs(
     supervision: Watched, tmp_path: Path
 ) -> None:

@@ -207,7 +207,8 @@ class Supervision:
         elif gave_up := GAVE_UP.search(line):
             name = gave_up["name"]
             self._report(f"{name} ends each time soon after its start: {self._see(name)}")
-            self._start(name)
+            with contextlib.suppress(OSError, xmlrpclib.Error):
+                self._start(name)
 
     def _refuse_if_ended(self, name: str) -> None:
         if self._state(name) not in ("STARTING", "RUNNING"):

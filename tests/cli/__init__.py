@@ -1,0 +1,1 @@
+"""The `ledger` command, as a process."""

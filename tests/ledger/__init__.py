@@ -1,0 +1,1 @@
+"""The write side against the real broker and the real database."""

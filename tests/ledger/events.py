@@ -1,0 +1,66 @@
+"""Submitted events as clients would send them, and random histories of them."""
+
+import random
+import time
+from collections.abc import Iterator
+from uuid import UUID, uuid4
+
+from ledger.core.events import Submitted
+from tests.core.story import (
+    Submission,
+    cancel,
+    credit,
+    customer,
+    order,
+    price,
+    product,
+    receipt,
+)
+
+CUSTOMERS = [UUID(int=0xA1 + n) for n in range(3)]
+PRODUCTS = [UUID(int=0xB1 + n) for n in range(3)]
+ORDERS = [UUID(int=0xC1 + n) for n in range(12)]
+
+
+def asked(submission: Submission, event_id: UUID | None = None) -> Submitted:
+    """An event that a client submits now."""
+    stream_id, payload = submission
+    return Submitted(event_id or uuid4(), stream_id, time.time_ns() // 1000, payload)
+
+
+def opening(balance_minor: int = 10**9, stock: int = 10_000) -> list[Submitted]:
+    """A customer who can pay and a product that is there."""
+    return [asked(customer(balance_minor)), asked(product(1000, stock))]
+
+
+def orders(count: int) -> list[Submitted]:
+    """Orders of one unit each, by the customer of `opening`."""
+    return [asked(order(at=uuid4())) for _ in range(count)]
+
+
+def history(seed: int, length: int) -> list[Submitted]:
+    """A random history on few ids, so that every refusal and every collision of ids is in it."""
+    chance = random.Random(seed)
+    submissions = _submissions(chance)
+    numbers = random.Random(seed + 1)
+    return [
+        asked(next(submissions), UUID(int=numbers.getrandbits(128), version=4))
+        for _ in range(length)
+    ]
+
+
+def _submissions(chance: random.Random) -> Iterator[Submission]:
+    while True:
+        at = chance.choice([*ORDERS, *ORDERS, *CUSTOMERS, *PRODUCTS])
+        by, of = chance.choice([*CUSTOMERS, at]), chance.choice([*PRODUCTS, at])
+        yield chance.choice(
+            [
+                customer(chance.choice([0, 5_000, 50_000]), by),
+                credit(chance.randint(1, 9_999), by),
+                product(chance.randint(1, 999), chance.randint(0, 20), of),
+                receipt(chance.randint(1, 9), of),
+                price(chance.randint(1, 999), of),
+                *[order(chance.randint(1, 4), at, by, of)] * 5,
+                *[cancel(at)] * 3,
+            ]
+        )

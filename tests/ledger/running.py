@@ -1,0 +1,244 @@
+"""The parts of the pipeline on one ledger, run inside the test's own process."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from aio_pika import DeliveryMode, Message
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cli.settings import Settings
+from ledger.broker import open_channel
+from ledger.codec import Record, encode_submitted, join
+from ledger.core.events import Submitted
+from ledger.database import make_engine
+from ledger.hints import Hints
+from ledger.inbox import PREFETCH, open_inbox
+from ledger.publisher import Publisher
+from ledger.store import Head, Store
+from ledger.topology import (
+    ANNOUNCED_EXCHANGE,
+    INBOX,
+    PARKING,
+    RECORDED_EXCHANGE,
+    SUBMITTED_EXCHANGE,
+)
+from ledger.writer import Writer
+from projections.projector import Projector, listen
+from projections.registry import PROJECTIONS
+from tests.harness import eventually
+
+_numbers = itertools.count(1)
+
+
+@asynccontextmanager
+async def beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run works until the block ends; what one of them raised fails the test."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        yield
+    finally:
+        ended = [task for task in tasks if task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in ended:
+        task.result()
+
+
+class Ledger:
+    """One ledger of a test's own: what stands in it, and parts that work on it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._engines: dict[str, AsyncEngine] = {}
+
+    def engine(self, role: str) -> AsyncEngine:
+        """Connections with one role's account."""
+        if role not in self._engines:
+            self._engines[role] = make_engine(self.settings.db_url(role), pool_size=8)
+        return self._engines[role]
+
+    async def close(self) -> None:
+        """Close every connection to the database."""
+        for engine in self._engines.values():
+            await engine.dispose()
+
+    @asynccontextmanager
+    async def connection(self, role: str = "writer") -> AsyncIterator[AsyncConnection]:
+        """A connection with one role's account."""
+        async with self.engine(role).connect() as connection:
+            yield connection
+
+    async def execute(self, statement: str, role: str = "migrate", *parameters: object) -> None:
+        """Run and commit one statement."""
+        async with self.engine(role).begin() as connection:
+            await connection.exec_driver_sql(statement, parameters)
+
+    async def rows(
+        self, statement: str, role: str = "migrate", *parameters: object
+    ) -> list[tuple[Any, ...]]:
+        """The rows of one query."""
+        async with self.connection(role) as connection:
+            found = await connection.exec_driver_sql(statement, parameters)
+            return [tuple(row) for row in found]
+
+    async def kill_connections(self, role: str) -> int:
+        """End every connection of a role to this ledger; how many there were."""
+        await self.engine(role).dispose()
+        async with self.connection(role) as connection:
+            found = await connection.exec_driver_sql(
+                "SELECT id FROM information_schema.processlist"
+                " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+            numbers = list(found.scalars())
+            for number in numbers:
+                with suppress(DBAPIError):  # it ended by itself
+                    await connection.exec_driver_sql(f"KILL {number}")
+        return len(numbers)
+
+    async def head(self) -> Head:
+        """Where the ledger ends."""
+        async with self.connection() as connection:
+            return await Store(connection).head()
+
+    async def records(self) -> list[Record]:
+        """The whole ledger."""
+        async with self.connection() as connection:
+            found: list[Record] = []
+            while page := await Store(connection).read(len(found)):
+                found += page
+            return found
+
+    async def until_recorded(self, events: Iterable[Submitted]) -> list[Record]:
+        """Wait until the ledger has these events; all of it then."""
+        wanted = [event.event_id.bytes for event in events]
+
+        async def have_all() -> bool:
+            async with self.connection() as connection:
+                return len(await Store(connection).recorded(wanted)) == len(set(wanted))
+
+        await eventually(have_all, f"{len(wanted)} events are recorded")
+        return await self.records()
+
+    async def until_inbox_empty(self) -> None:
+        """Wait until the writer has acked all there was."""
+
+        async def is_empty() -> bool:
+            return await self.depth(INBOX) == 0
+
+        await eventually(is_empty, "the inbox is empty")
+
+    async def depth(self, queue: str) -> int:
+        """How many messages wait in a queue, deliveries that are not acked left out."""
+        async with open_channel(self.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+            found = await channel.declare_queue(queue, passive=True)
+            return found.declaration_result.message_count or 0
+
+    async def put(self, *bodies: bytes) -> None:
+        """Put messages into the inbox just as they are."""
+        async with open_channel(self.settings.amqp_url("api"), "t", confirms=True) as channel:
+            exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
+            for body in bodies:
+                message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
+                await exchange.publish(message, routing_key="")
+
+    async def put_events(self, *groups: Iterable[Submitted]) -> None:
+        """Put groups of events into the inbox, each as one message."""
+        await self.put(*(group_of(group) for group in groups))
+
+    async def waiting(self) -> list[list[Submitted]]:
+        """The first messages of the inbox with their events; they go on waiting there."""
+        count = min(await self.depth(INBOX), PREFETCH)
+        async with open_inbox(self.settings.amqp_url("writer"), "look") as inbox:
+            found = [await inbox.batch(1, 5) for _ in range(count)]
+        return [batch.events for batch in found if batch]
+
+    async def parked(self) -> list[tuple[bytes, str]]:
+        """What is parked, each with its reason; it is taken out."""
+        found = []
+        async with open_channel(self.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+            queue = await channel.declare_queue(PARKING, passive=True)
+            while message := await queue.get(fail=False):
+                found.append((message.body, str(message.headers["x-reason"])))
+                await message.ack()
+        return found
+
+    def make_writer(
+        self,
+        settings: Settings | None = None,
+        *,
+        snapshot_every: int = 50_000,
+        read_timeout_s: float = 15,
+        **options: Callable[[], int],
+    ) -> tuple[Writer, Hints]:
+        """A writer and its hints; other settings may lead it through a proxy."""
+        chosen = settings or self.settings
+        url, name = chosen.amqp_url("writer"), f"writer-{next(_numbers)}"
+        engine = make_engine(chosen.db_url("writer"), read_timeout_s=read_timeout_s)
+        self._engines[name] = engine
+        hints = Hints(url, RECORDED_EXCHANGE, f"{name}-hints")
+        return Writer(engine, url, name, hints, snapshot_every=snapshot_every, **options), hints
+
+    @asynccontextmanager
+    async def writing(
+        self, settings: Settings | None = None, **options: Any
+    ) -> AsyncIterator[Writer]:
+        """A running writer; leaving the block ends it as abruptly as a crash."""
+        writer, hints = self.make_writer(settings, **options)
+        async with beside(writer.run(), hints.run()):
+            yield writer
+
+    @asynccontextmanager
+    async def publishing(self, settings: Settings | None = None) -> AsyncIterator[Publisher]:
+        """A connected publisher."""
+        publisher = Publisher((settings or self.settings).amqp_url("api"), "/tests", "tests")
+        async with beside(publisher.run()):
+            await until_connected(publisher)
+            yield publisher
+
+    @asynccontextmanager
+    async def projecting(self, settings: Settings | None = None) -> AsyncIterator[Projector]:
+        """A running projector that listens to hints and announces."""
+        chosen = settings or self.settings
+        url, name = chosen.amqp_url("projector"), f"projector-{next(_numbers)}"
+        self._engines[name] = engine = make_engine(chosen.db_url("projector"))
+        announce = Hints(url, ANNOUNCED_EXCHANGE, f"{name}-announcements")
+        projector = Projector(engine, PROJECTIONS, announce)
+        async with beside(projector.run(), listen(url, projector), announce.run()):
+            yield projector
+
+    async def write(self, *groups: Iterable[Submitted]) -> list[Record]:
+        """Let a real writer decide groups of events; the whole ledger afterwards."""
+        listed = [list(group) for group in groups]
+        await self.put_events(*listed)
+        async with self.writing():
+            records = await self.until_recorded(event for group in listed for event in group)
+            await self.until_inbox_empty()
+        return records
+
+
+def group_of(events: Iterable[Submitted]) -> bytes:
+    """Events as one message."""
+    return join(encode_submitted(event, "/tests") for event in events)
+
+
+async def until_connected(publisher: Publisher) -> None:
+    """Wait until the publisher has its connection, again."""
+
+    async def is_connected() -> bool:
+        return publisher.connected
+
+    await eventually(is_connected, "the publisher is connected")
+
+
+@asynccontextmanager
+async def running_ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """A ledger whose connections are closed in the end."""
+    async with AsyncExitStack() as stack:
+        ledger = Ledger(settings)
+        stack.push_async_callback(ledger.close)
+        yield ledger

@@ -1,0 +1,279 @@
+"""The store's promises: the fence, uniqueness, whole pages, and that nothing is ever changed."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from msgspec import structs
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cli.migrate import grants
+from ledger.batch import Composer
+from ledger.codec import Record
+from ledger.core.events import Submitted
+from ledger.core.fold import Fold
+from ledger.store import Fenced, Head, LedgerDamaged, Store
+from ledger.writer import load, take_over
+from projections.registry import PROJECTIONS
+from tests.harness import eventually
+
+from .audit import audit
+from .events import history, opening, orders
+from .running import Ledger
+
+DENIED = 1142
+"""ER_TABLEACCESS_DENIED_ERROR of both servers."""
+
+
+def composed(head: Head, events: Sequence[Submitted]) -> list[Record]:
+    """The records of events that come next."""
+    composer = Composer(Fold(), head.position, head.hash, {}, 1)
+    for event in events:
+        composer.add(event)
+    return composer.records
+
+
+async def test_an_append_moves_the_head_to_its_last_record(ledger: Ledger) -> None:
+    async with ledger.connection() as connection:
+        store = Store(connection)
+        records = composed(await store.head(), opening())
+        head = await store.append(await store.head(), records)
+        assert head == Head(2, records[-1].hash, 0)
+        assert await store.head() == head
+    assert await ledger.records() == records
+
+
+async def test_a_writer_of_an_older_epoch_appends_nothing(ledger: Ledger) -> None:
+    async with ledger.connection() as connection, ledger.connection() as other:
+        old = await Store(connection).raise_epoch()
+        new = await Store(other).raise_epoch()
+        with pytest.raises(Fenced):
+            await Store(connection).append(old, composed(old, opening()))
+        assert (old.epoch, new.epoch) == (1, 2)
+    assert await ledger.head() == new
+    assert await ledger.records() == []
+
+
+@pytest.mark.parametrize("believed", [1, 5])
+async def test_a_writer_at_another_position_appends_nothing(ledger: Ledger, believed: int) -> None:
+    async with ledger.connection() as connection:
+        store = Store(connection)
+        head = await store.head()
+        astray = structs.replace(head, position=believed)
+        with pytest.raises(Fenced):
+            await store.append(astray, composed(astray, opening()))
+    assert await ledger.head() == head
+    assert await ledger.records() == []
+
+
+async def test_of_two_appends_at_one_head_only_one_is_kept(ledger: Ledger) -> None:
+    events = [opening(), opening()]
+    async with ledger.connection() as one, ledger.connection() as other:
+        head = await Store(one).raise_epoch()
+        attempts = [
+            Store(connection).append(head, composed(head, each))
+            for connection, each in zip((one, other), events, strict=True)
+        ]
+        answers = await asyncio.gather(*attempts, return_exceptions=True)
+    refused = [answer for answer in answers if isinstance(answer, DBAPIError | Fenced)]
+    assert len(refused) == 1
+    assert len(await ledger.records()) == 2
+    assert (await ledger.head()).position == 2
+
+
+async def test_two_stores_with_no_broker_between_them_never_break_the_ledger(
+    ledger: Ledger,
+) -> None:
+    """The fence alone must hold: here nothing else keeps the two apart."""
+    events = orders(40)
+
+    async def append_all(connection: AsyncConnection) -> None:
+        for event in events:
+            while True:
+                try:
+                    known = await load(connection)
+                    await take_over(connection, known)
+                    if event.event_id.bytes not in await Store(connection).recorded(
+                        [event.event_id.bytes]
+                    ):
+                        await Store(connection).append(known.head, composed(known.head, [event]))
+                    await connection.rollback()
+                    break
+                except (Fenced, DBAPIError):
+                    await connection.rollback()
+
+    async with ledger.connection() as one, ledger.connection() as two:
+        await asyncio.gather(append_all(one), append_all(two))
+    records = await ledger.records()
+    audit(records)
+    assert len(records) == 2 * len(events)
+
+
+async def test_a_takeover_waits_for_a_commit_under_way_and_sees_what_it_wrote(
+    ledger: Ledger,
+) -> None:
+    async with ledger.connection() as old, ledger.connection() as new:
+        head = await Store(old).raise_epoch()
+        await old.exec_driver_sql("UPDATE ledger_head SET hash = hash, epoch = epoch")
+        known = await load(new)
+        takeover = asyncio.create_task(take_over(new, known))
+
+        async def is_waiting() -> bool:
+            found = await ledger.rows(
+                "SELECT COUNT(*) FROM information_schema.processlist"
+                " WHERE db = DATABASE() AND info LIKE 'UPDATE ledger_head%%'",
+                "writer",
+            )
+            return found[0][0] > 0
+
+        await eventually(is_waiting, "the takeover waits for the row")
+        assert not takeover.done()
+        await Store(old).append(head, composed(head, opening()))
+        await takeover
+    assert (known.head.position, known.head.epoch) == (2, 2)
+
+
+async def test_an_event_id_stands_once_for_ever(ledger: Ledger) -> None:
+    first, second = opening()
+    again = structs.replace(second, event_id=first.event_id)
+    async with ledger.connection() as connection:
+        head = await Store(connection).head()
+        with pytest.raises(IntegrityError, match="events_event_id"):
+            await Store(connection).append(head, composed(head, [first, again]))
+    assert await ledger.records() == []
+
+
+async def test_a_version_of_a_stream_stands_once(ledger: Ledger) -> None:
+    async with ledger.connection() as connection:
+        store = Store(connection)
+        head = await store.head()
+        one, two = composed(head, opening())
+        twice = structs.replace(two, stream_id=one.stream_id)
+        with pytest.raises(IntegrityError, match="events_stream"):
+            await store.append(head, [one, twice])
+    assert await ledger.records() == []
+
+
+async def test_no_page_ends_between_a_cause_and_its_decision(ledger: Ledger) -> None:
+    whole = await ledger.write(opening() + history(3, 12))
+    async with ledger.connection() as connection:
+        for limit in range(2, len(whole) + 3):
+            read: list[Record] = []
+            while page := await Store(connection).read(len(read), limit):
+                assert len(page) <= limit
+                assert page[0].cause_position == 0
+                read += page
+            assert read == whole
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+async def test_a_gap_is_not_read_over(ledger: Ledger, missing: int) -> None:
+    await ledger.write(opening() + orders(3))
+    await ledger.execute("DROP TRIGGER events_no_delete")
+    await ledger.execute(f"DELETE FROM events WHERE position = {missing}")
+    async with ledger.connection() as connection:
+        for limit in (2, 5_000):
+            with pytest.raises(LedgerDamaged, match=f"position {missing} is missing"):
+                await read_all(Store(connection), limit)
+
+
+async def read_all(store: Store, limit: int) -> None:
+    position = 0
+    while page := await store.read(position, limit):
+        position = page[-1].position
+
+
+CHANGES = [
+    "UPDATE events SET data = '{}'",
+    "UPDATE events SET position = position + 10",
+    "DELETE FROM events",
+    "DELETE FROM events WHERE position = 1",
+    "REPLACE INTO events SELECT * FROM events WHERE position = 1",
+    "INSERT INTO events SELECT * FROM events e ON DUPLICATE KEY UPDATE meta = ''",
+]
+
+
+async def test_even_the_migrating_account_can_change_nothing(ledger: Ledger) -> None:
+    whole = await ledger.write(opening())
+    for statement in CHANGES:
+        with pytest.raises(DBAPIError, match="append-only"):
+            await ledger.execute(statement)
+    assert await ledger.records() == whole
+
+
+async def test_streams_are_told_apart_and_in_order(ledger: Ledger) -> None:
+    whole = await ledger.write(history(5, 30))
+    streams = {record.stream_id for record in whole}
+    async with ledger.connection() as connection:
+        store = Store(connection)
+        found = await store.streams(list(streams))
+        assert await store.streams([]) == {}
+        assert await store.versions(list(streams)) == {k: len(v) for k, v in found.items()}
+    assert found == {
+        stream: [record for record in whole if record.stream_id == stream] for stream in streams
+    }
+
+
+TABLES = {
+    "events": "position",
+    "ledger_head": "position",
+    "snapshots": "position",
+    "ledger_migrations": "version_num",
+    "checkpoints": "position",
+    **{projection.name: "position" for projection in PROJECTIONS},
+}
+VERBS = {
+    "SELECT": "SELECT 1 FROM {table} LIMIT 0",
+    "INSERT": "INSERT INTO {table} () VALUES ()",
+    "UPDATE": "UPDATE {table} SET {column} = 0 WHERE FALSE",
+    "DELETE": "DELETE FROM {table} WHERE FALSE",
+    "ALTER": "ALTER TABLE {table} COMMENT 'changed'",
+    "CREATE": "CREATE TABLE {table}_copy (id INT)",
+    "DROP": "DROP TABLE {table}",
+    "TRUNCATE": "TRUNCATE TABLE {table}",
+    "INDEX": "CREATE INDEX another ON {table} ({column})",
+    "TRIGGER": "CREATE TRIGGER t_{table} BEFORE INSERT ON {table} FOR EACH ROW SET @a = 1",
+}
+
+
+@pytest.mark.parametrize("role", ["writer", "projector", "api", "analyst"])
+async def test_an_account_may_do_what_it_was_granted_and_no_more(ledger: Ledger, role: str) -> None:
+    granted = grants(role, PROJECTIONS)
+    allowed: dict[str, str] = {}
+    async with ledger.connection(role) as connection:
+        for table, column in TABLES.items():
+            verbs = []
+            for verb, statement in VERBS.items():
+                if await may(connection, statement.format(table=table, column=column)):
+                    verbs.append(verb)
+            if verbs:
+                allowed[table] = ", ".join(verbs)
+    assert allowed == granted
+
+
+async def may(connection: AsyncConnection, statement: str) -> bool:
+    """Whether the account has the right to a statement, be it done or fail for another reason."""
+    try:
+        await connection.exec_driver_sql(statement)
+    except DBAPIError as error:
+        assert error.orig is not None
+        return bool(error.orig.args[0] != DENIED)
+    finally:
+        await connection.rollback()
+    return True
+
+
+@pytest.mark.parametrize("role", ["api", "analyst"])
+async def test_who_reads_views_cannot_read_events(ledger: Ledger, role: str) -> None:
+    with pytest.raises(DBAPIError, match="denied"):
+        await ledger.rows("SELECT * FROM events", role)
+
+
+async def test_only_the_writer_may_write_events(ledger: Ledger) -> None:
+    writers = [
+        role
+        for role in ("writer", "projector", "api", "analyst")
+        if "INSERT" in grants(role, PROJECTIONS).get("events", "")
+    ]
+    assert writers == ["writer"]

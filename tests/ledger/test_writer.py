@@ -1,0 +1,203 @@
+"""The writer's promises while nothing fails: order, once, and the same decisions in any batches."""
+
+import asyncio
+from itertools import count, pairwise
+from uuid import uuid4
+
+import pytest
+
+from ledger.codec import Record, encode_submitted, join, recorded
+from ledger.core.events import (
+    OrderCancelled,
+    OrderCancelRefused,
+    OrderCompleted,
+    Reason,
+    SubmissionRefused,
+    Submitted,
+    WalletCredited,
+)
+from ledger.topology import INBOX
+from ledger.writer import load, take_over
+from tests.core.story import ANN, PEN, cancel, credit, customer, order, product
+from tests.harness import eventually
+
+from .audit import audit, causes, ids
+from .events import asked, history, opening, orders
+from .running import Ledger
+
+
+def decisions(records: list[Record]) -> list[tuple[object, ...]]:
+    """All of a ledger that must not depend on when it was written."""
+    return [
+        (r.position, r.event_id, r.stream_id, r.version, r.type, r.cause_position, r.data)
+        for r in records
+    ]
+
+
+async def test_what_was_submitted_is_decided_in_the_order_of_the_inbox(ledger: Ledger) -> None:
+    events = history(1, 300)
+    async with ledger.writing():
+        for start in range(0, 300, 7):
+            await ledger.put_events(events[start : start + 7])
+        records = await ledger.until_recorded(events)
+    assert causes(records) == ids(events)
+    audit(records)
+
+
+async def test_a_decided_event_stands_right_after_its_cause(ledger: Ledger) -> None:
+    placed = asked(order(quantity=2))
+    records = await ledger.write([*opening(5000), placed])
+    cause, decided = map(recorded, records[-2:])
+    assert cause.event_id == placed.event_id
+    assert (decided.cause_position, decided.version) == (cause.position, 2)
+    assert decided.payload == OrderCompleted(ANN, PEN, 2, 1000, 2000)
+    assert decided.recorded_at_us == cause.recorded_at_us
+
+
+async def test_an_event_delivered_again_counts_once(ledger: Ledger) -> None:
+    events = [*opening(), *orders(5)]
+    async with ledger.writing():
+        await ledger.put_events(events, events)
+        await ledger.until_recorded(events)
+        await ledger.put_events(events[2:], *[[event] for event in events])
+        last = orders(1)
+        await ledger.put_events(last)
+        records = await ledger.until_recorded(last)
+    assert causes(records) == ids([*events, *last])
+    assert audit(records).customers[ANN].balance_minor == 10**9 - 6 * 1000
+
+
+async def test_an_event_twice_in_one_group_counts_once(ledger: Ledger) -> None:
+    placed = orders(1)
+    records = await ledger.write([*opening(), *placed, *placed])
+    assert audit(records).products[PEN].stock == 9_999
+
+
+async def test_an_event_delivered_again_after_a_restart_counts_once(ledger: Ledger) -> None:
+    events = [*opening(), *orders(3)]
+    first = await ledger.write(events)
+    again = await ledger.write(events)
+    assert again == first
+
+
+async def test_a_reused_event_id_with_another_body_changes_nothing(ledger: Ledger) -> None:
+    paid_in = asked(credit(100))
+    forged = asked(credit(10**9), paid_in.event_id)
+    elsewhere = asked(product(at=uuid4()), paid_in.event_id)
+    await ledger.write([*opening(0), paid_in, forged])
+    records = await ledger.write([forged, elsewhere])
+    assert audit(records).customers[ANN].balance_minor == 100
+    assert recorded(records[-1]).payload == WalletCredited(100)
+
+
+async def test_no_decision_depends_on_where_a_batch_ends(ledger: Ledger) -> None:
+    """One ledger decides a history in one batch; the same ids go through many small ones."""
+    events = history(2, 120)
+    at_once = await ledger.write(events)
+    audit(at_once)
+    small = await decided_in_batches(ledger, events, [1, 2, 3])
+    assert decisions(small) == decisions(at_once)
+
+
+async def decided_in_batches(
+    ledger: Ledger, events: list[Submitted], sizes: list[int]
+) -> list[Record]:
+    """The records of the events, decided batch by batch on an emptied ledger."""
+    for name in ("events_no_delete", "events_no_update"):
+        await ledger.execute(f"DROP TRIGGER {name}")
+    await ledger.execute("DELETE FROM events")
+    await ledger.execute("UPDATE ledger_head SET position = 0, hash = REPEAT(CHAR(0), 32)")
+    writer, _ = ledger.make_writer()
+    async with ledger.connection() as connection:
+        known = await load(connection)
+        await take_over(connection, known)
+        start = 0
+        for turn in count():
+            if start >= len(events):
+                return await ledger.records()
+            size = sizes[turn % len(sizes)]
+            await writer._decide_and_commit(connection, known, events[start : start + size])
+            assert not known.fold.orders, "an order is kept between batches"
+            start += size
+    raise AssertionError
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_the_id_of_an_old_order_never_becomes_a_customer_or_a_product(
+    ledger: Ledger, together: bool
+) -> None:
+    old = uuid4()
+    events = [asked(order(at=old)), asked(customer(at=old)), asked(product(at=old))]
+    await ledger.write(opening())
+    records = await ledger.write(*([events] if together else [[event] for event in events]))
+    if not together:
+        records = await ledger.write([asked(customer(at=old)), asked(product(at=old))])
+    fold = audit(records)
+    assert old not in fold.customers
+    assert old not in fold.products
+    refused = [recorded(record).payload for record in records if record.type.endswith("refused")]
+    assert refused[:2] == [
+        SubmissionRefused(Reason.DUPLICATE_CUSTOMER),
+        SubmissionRefused(Reason.DUPLICATE_PRODUCT),
+    ]
+
+
+async def test_an_order_that_is_no_longer_at_hand_is_cancelled_from_its_history(
+    ledger: Ledger,
+) -> None:
+    old = uuid4()
+    await ledger.write([*opening(5000, 10), asked(order(3, at=old))])
+    records = await ledger.write([asked(cancel(old))])
+    assert recorded(records[-1]).payload == OrderCancelled(ANN, PEN, 3, 3000)
+    records = await ledger.write([asked(cancel(old)), asked(order(1, at=old))])
+    assert recorded(records[-3]).payload == OrderCancelRefused(Reason.ALREADY_CANCELLED)
+    assert recorded(records[-1]).payload == SubmissionRefused(Reason.DUPLICATE_ORDER)
+    fold = audit(records)
+    assert (fold.customers[ANN].balance_minor, fold.products[PEN].stock) == (5000, 10)
+
+
+async def test_recorded_time_never_falls_though_the_clock_does(ledger: Ledger) -> None:
+    falling = count(10**15, -(10**6))
+    await ledger.put_events(*[[event] for event in opening()])
+    async with ledger.writing(now_us=lambda: next(falling)):
+        for event in orders(3):
+            await ledger.put_events([event])
+            await ledger.until_recorded([event])
+    async with ledger.writing(now_us=lambda: 5):
+        last = orders(1)
+        await ledger.put_events(last)
+        records = await ledger.until_recorded(last)
+    assert all(one.recorded_at_us <= two.recorded_at_us for one, two in pairwise(records))
+    assert records[-1].recorded_at_us > 5
+
+
+async def test_who_submitted_is_kept_with_the_event(ledger: Ledger) -> None:
+    (event,) = [asked(customer())]
+    await ledger.put(join([encode_submitted(event, "/somewhere")]))
+    async with ledger.writing():
+        records = await ledger.until_recorded([event])
+    assert records[0].meta == b'{"source":"/somewhere"}'
+    assert records[0].occurred_at_us == event.occurred_at_us
+
+
+async def test_a_stop_acks_what_is_committed_and_leaves_the_rest(ledger: Ledger) -> None:
+    events = [*opening(), *orders(500)]
+    await ledger.put_events(*[[event] for event in events])
+    writer, _ = ledger.make_writer()
+    run = asyncio.create_task(writer.run())
+
+    async def has_begun() -> bool:
+        return writer.progress.commits > 0
+
+    await eventually(has_begun, "a batch is committed")
+    writer.stop()
+    await run
+    done = causes(await ledger.records())
+    assert done == ids(events[: len(done)])
+
+    async def is_back() -> bool:
+        return await ledger.depth(INBOX) == len(events) - len(done)
+
+    await eventually(is_back, "what was not acked waits again")
+    left = [event for group in await ledger.waiting() for event in group]
+    assert ids(left) == ids(events[len(done) : len(done) + len(left)])

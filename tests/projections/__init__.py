@@ -1,0 +1,1 @@
+"""The read side against the real broker and the real database."""
