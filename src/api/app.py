@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
-from uuid import UUID
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -71,11 +70,8 @@ class App:
         return (
             context.publisher.run(),
             context.announcements.run(),
-            context.pending.run(self._shown),
+            context.pending.run(context.views.shown),
         )
-
-    async def _shown(self, order_ids: Sequence[UUID]) -> set[UUID]:
-        return {i for i in order_ids if (await self.context.views.order(i))[0]}
 
     def stop_waiting(self) -> None:
         """Answer everybody who waits for the views, because the process is about to stop."""

@@ -4,6 +4,8 @@ import ssl
 from pathlib import Path
 from typing import Any, Final
 
+import asyncmy
+from asyncmy.errors import OperationalError
 from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -40,6 +42,7 @@ def make_engine(
     IDLE_TIMEOUT_S, so that its locks can't hold up a successor for longer.
     """
     connect_args: dict[str, Any] = {
+        "async_creator_fn": _connect,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": read_timeout_s,
         "init_command": (
@@ -59,6 +62,14 @@ def make_engine(
         pool_recycle=IDLE_TIMEOUT_S // 2,
         connect_args=connect_args,
     )
+
+
+async def _connect(**arguments: Any) -> Any:
+    try:
+        return await asyncmy.connect(**arguments)
+    except RuntimeError as error:
+        # What asyncmy says of a proxy that accepts and hangs up at once.
+        raise OperationalError(f"connecting: {error}") from error
 
 
 async def refuse_unsafe(connection: AsyncConnection) -> None:

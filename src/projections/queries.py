@@ -1,6 +1,7 @@
 """Reads of the views. Each answer comes with the position at which all of it was true."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -36,6 +37,17 @@ class Views:
     async def order(self, order_id: UUID) -> tuple[OrderRow | None, int]:
         """An order, if the view has it."""
         return await self._one(ORDERS, order_id)
+
+    async def shown(self, order_ids: Sequence[UUID]) -> set[UUID]:
+        """Those of the orders that the view has."""
+        if not order_ids:
+            return set()
+        marks = ", ".join(["%s"] * len(order_ids))
+        rows = await self._rows(
+            f"SELECT order_id FROM orders WHERE order_id IN ({marks})",
+            tuple(order_id.bytes for order_id in order_ids),
+        )
+        return {UUID(bytes=order_id) for (order_id,) in rows}
 
     async def position(self) -> int:
         """The position that all views have reached."""
