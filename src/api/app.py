@@ -1,18 +1,21 @@
 """The API: every route, and what each exception becomes, on one screen."""
 
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
+from starlette.types import Scope as HttpScope
 
 from api import customers, health, orders, products
+from api import schemas as s
 from api.context import Context, Deps, make_context
 from api.fields import invalid_fields
+from api.operations import Operation as Op
+from api.operations import Scope
 from api.problems import CLOSE, Problem
 from api.replies import PREFIX
 from ledger.publisher import InboxFull, InboxUnavailable
@@ -20,21 +23,54 @@ from projections.queries import ViewsUnavailable
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Context, Request], Awaitable[Response]]
+WRITE, READ = Scope.ORDERS_WRITE, Scope.ORDERS_READ
+CATALOGUE, WALLETS = Scope.CATALOGUE_WRITE, Scope.WALLETS_WRITE
+PAGE: Final = ("after", "limit", "min_position")
+FILTERS: Final = ("customer_id", "product_id", "status", *PAGE)
+MIN: Final = ("min_position",)
+PLACED: Final = {201: s.Order, 202: s.AcceptedOrder}
+CANCELLED: Final = {200: s.Order, 202: s.AcceptedCancel}
+REGISTERED: Final = {201: s.Customer, 202: s.AcceptedCustomer}
+PAID: Final = {200: s.Customer, 202: s.AcceptedCustomer}
+LISTED: Final = {201: s.Product, 202: s.AcceptedProduct}
+CHANGED: Final = {200: s.Product, 202: s.AcceptedProduct}
 
-ROUTES: Final[dict[str, dict[str, Handler]]] = {
-    f"{PREFIX}/orders": {"POST": orders.place, "GET": orders.browse},
-    f"{PREFIX}/orders/{{order_id}}": {"GET": orders.show},
-    f"{PREFIX}/orders/{{order_id}}/cancel": {"POST": orders.cancel},
-    f"{PREFIX}/products/{{product_id}}": {"GET": products.show, "PATCH": products.change},
-    f"{PREFIX}/products/{{product_id}}/receipts": {"POST": products.receive},
-    f"{PREFIX}/products": {"POST": products.create, "GET": products.browse},
-    f"{PREFIX}/customers": {"POST": customers.register},
-    f"{PREFIX}/customers/{{customer_id}}": {"GET": customers.show},
-    f"{PREFIX}/customers/{{customer_id}}/deposits": {"POST": customers.deposit},
-    f"{PREFIX}/customers/{{customer_id}}/orders": {"GET": customers.browse_orders},
-    "/health/live": {"GET": health.live},
-    "/health/ready": {"GET": health.ready},
+ROUTES: Final[dict[str, dict[str, Op]]] = {
+    f"{PREFIX}/orders": {
+        "POST": Op(orders.place, WRITE, "Place an order", s.PlaceOrder, PLACED),
+        "GET": Op(orders.browse, READ, "List orders", None, {200: s.Orders}, FILTERS),
+    },
+    f"{PREFIX}/orders/{{order_id}}": {
+        "GET": Op(orders.show, READ, "Follow an order", None, {200: s.Order}, MIN),
+    },
+    f"{PREFIX}/orders/{{order_id}}/cancel": {
+        "POST": Op(orders.cancel, WRITE, "Cancel an order", s.Nothing, CANCELLED),
+    },
+    f"{PREFIX}/products/{{product_id}}": {
+        "GET": Op(products.show, None, "Show a product", None, {200: s.Product, 304: None}, MIN),
+        "PATCH": Op(products.change, CATALOGUE, "Change a price", s.ChangePrice, CHANGED),
+    },
+    f"{PREFIX}/products/{{product_id}}/receipts": {
+        "POST": Op(products.receive, CATALOGUE, "Take units in", s.ReceiveStock, CHANGED),
+    },
+    f"{PREFIX}/products": {
+        "POST": Op(products.create, CATALOGUE, "List a product", s.ListProduct, LISTED),
+        "GET": Op(products.browse, None, "Show the catalogue", None, {200: s.Products}, PAGE),
+    },
+    f"{PREFIX}/customers": {
+        "POST": Op(customers.register, WALLETS, "Register", s.RegisterCustomer, REGISTERED),
+    },
+    f"{PREFIX}/customers/{{customer_id}}": {
+        "GET": Op(customers.show, READ, "Show a wallet", None, {200: s.Customer}, MIN),
+    },
+    f"{PREFIX}/customers/{{customer_id}}/deposits": {
+        "POST": Op(customers.deposit, WALLETS, "Pay in", s.Deposit, PAID),
+    },
+    f"{PREFIX}/customers/{{customer_id}}/orders": {
+        "GET": Op(customers.browse_orders, READ, "List their orders", None, {200: s.Orders}, PAGE),
+    },
+    "/health/live": {"GET": Op(health.live, None, "Whether the process lives")},
+    "/health/ready": {"GET": Op(health.ready, None, "Whether it can work")},
 }
 """The path comes without a trailing slash; the API takes it with one too. GET answers HEAD."""
 
@@ -57,7 +93,7 @@ class App:
         routes = [Route(path, Resource(self.context, path, h)) for path, h in ROUTES.items()]
         self._router = Router(routes, redirect_slashes=False, default=no_such_path)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """Serve; a trailing slash makes no difference."""
         path = scope.get("path", "")
         if path.endswith("/") and len(path) > 1:
@@ -86,24 +122,24 @@ def build_app(deps: Deps) -> App:
 class Resource:
     """One path: picks the handler of the method, and turns what it raises into a problem."""
 
-    def __init__(self, context: Context, path: str, handlers: dict[str, Handler]) -> None:
+    def __init__(self, context: Context, path: str, operations: dict[str, Op]) -> None:
         self._context = context
         self._path = path
-        self._handlers = dict(handlers)
-        if "GET" in handlers:
-            self._handlers["HEAD"] = handlers["GET"]
+        self._operations = dict(operations)
+        if "GET" in operations:
+            self._operations["HEAD"] = operations["GET"]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            handler = self._handlers.get(scope["method"]) or self._refuse(scope["method"])
-            response = await handler(self._context, Request(scope, receive))
+            operation = self._operations.get(scope["method"]) or self._refuse(scope["method"])
+            response = await operation.handler(self._context, Request(scope, receive))
         except Exception as error:  # noqa: BLE001  # it is answered, and logged if unexpected
             response = problem_of(error).response(scope["path"])
         await response(scope, receive, send)
 
-    def _refuse(self, method: str) -> Handler:
-        allowed = ", ".join(sorted(self._handlers))
+    def _refuse(self, method: str) -> Op:
+        allowed = ", ".join(sorted(self._operations))
         detail = f"{self._path} takes {allowed}, not {method}"
         raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
 
@@ -117,7 +153,7 @@ def problem_of(error: Exception) -> Problem:
     return Problem("internal-error", "the request failed, and why has been logged")
 
 
-async def no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
+async def no_such_path(scope: HttpScope, receive: Receive, send: Send) -> None:
     """Answer a request for a path that is not in ROUTES."""
     problem = Problem("no-such-path", f"nothing lives at {scope['path'][:200]}")
     await problem.response(scope["path"][:200])(scope, receive, send)
