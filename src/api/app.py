@@ -14,8 +14,8 @@ from api import customers, health, orders, products
 from api import schemas as s
 from api.context import Context, Deps, make_context
 from api.fields import invalid_fields
+from api.operations import Answers, Scope
 from api.operations import Operation as Op
-from api.operations import Scope
 from api.problems import CLOSE, Problem
 from api.replies import PREFIX
 from ledger.publisher import InboxFull, InboxUnavailable
@@ -28,12 +28,12 @@ CATALOGUE, WALLETS = Scope.CATALOGUE_WRITE, Scope.WALLETS_WRITE
 PAGE: Final = ("after", "limit", "min_position")
 FILTERS: Final = ("customer_id", "product_id", "status", *PAGE)
 MIN: Final = ("min_position",)
-PLACED: Final = {201: s.Order, 202: s.AcceptedOrder}
-CANCELLED: Final = {200: s.Order, 202: s.AcceptedCancel}
-REGISTERED: Final = {201: s.Customer, 202: s.AcceptedCustomer}
-PAID: Final = {200: s.Customer, 202: s.AcceptedCustomer}
-LISTED: Final = {201: s.Product, 202: s.AcceptedProduct}
-CHANGED: Final = {200: s.Product, 202: s.AcceptedProduct}
+PLACED: Final[Answers] = {201: s.Order, 202: s.AcceptedOrder}
+CANCELLED: Final[Answers] = {200: s.Order, 202: s.AcceptedCancel}
+REGISTERED: Final[Answers] = {201: s.Customer, 202: s.AcceptedCustomer}
+PAID: Final[Answers] = {200: s.Customer, 202: s.AcceptedCustomer}
+LISTED: Final[Answers] = {201: s.Product, 202: s.AcceptedProduct}
+CHANGED: Final[Answers] = {200: s.Product, 202: s.AcceptedProduct}
 
 ROUTES: Final[dict[str, dict[str, Op]]] = {
     f"{PREFIX}/orders": {

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from api.context import Context
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
+Answers = Mapping[int, type[Struct] | None]
 
 
 class Scope(StrEnum):
@@ -33,5 +34,5 @@ class Operation:
     scope: Scope | None
     summary: str
     body: type[BaseModel] | None = None
-    answers: Mapping[int, type[Struct] | None] = field(default_factory=dict)
+    answers: Answers = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
