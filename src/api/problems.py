@@ -23,36 +23,135 @@ class Kind(NamedTuple):
 
     status: HTTPStatus
     title: str
+    remedy: str = ""
 
 
 KINDS: Final[dict[str, Kind]] = {
-    "bad-request": Kind(HTTPStatus.BAD_REQUEST, "The request can't be read"),
-    "bad-json": Kind(HTTPStatus.BAD_REQUEST, "The body is not JSON"),
-    "invalid-fields": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Some fields can't be used"),
-    "key-reused": Kind(HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency-Key used with another body"),
-    "no-such-path": Kind(HTTPStatus.NOT_FOUND, "Nothing lives at this path"),
-    "unknown-order": Kind(HTTPStatus.NOT_FOUND, "No such order"),
-    "unknown-product": Kind(HTTPStatus.NOT_FOUND, "No such product"),
-    "unknown-customer": Kind(HTTPStatus.NOT_FOUND, "No such customer"),
-    "method-not-allowed": Kind(HTTPStatus.METHOD_NOT_ALLOWED, "The path has no such method"),
-    "head-too-slow": Kind(HTTPStatus.REQUEST_TIMEOUT, "The request took too long to arrive"),
-    "body-too-slow": Kind(HTTPStatus.REQUEST_TIMEOUT, "The body took too long to arrive"),
-    "duplicate": Kind(HTTPStatus.CONFLICT, "It exists already"),
-    "balance-limit": Kind(HTTPStatus.CONFLICT, "The wallet would hold more than it can"),
-    "stock-limit": Kind(HTTPStatus.CONFLICT, "The stock would be more than it can"),
-    "out-of-stock": Kind(HTTPStatus.CONFLICT, "Not enough in stock"),
-    "out-of-money": Kind(HTTPStatus.CONFLICT, "Not enough in the wallet"),
-    "not-cancellable": Kind(HTTPStatus.CONFLICT, "The order can't be cancelled"),
-    "body-too-large": Kind(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
-    "not-json": Kind(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Only JSON bodies are read"),
-    "head-too-large": Kind(
-        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Path and headers are too large"
+    "bad-request": Kind(
+        HTTPStatus.BAD_REQUEST,
+        "The request can't be read",
+        "Send a well-formed HTTP/1.1 request",
     ),
-    "internal-error": Kind(HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here"),
-    "inbox-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The inbox can't be reached"),
-    "inbox-full": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Too much is waiting to be decided"),
-    "views-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The views can't be read"),
-    "views-behind": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "The views are not there yet"),
+    "bad-json": Kind(
+        HTTPStatus.BAD_REQUEST,
+        "The body is not JSON",
+        "Send one JSON value in UTF-8 (RFC 8259), each name once in its object",
+    ),
+    "invalid-fields": Kind(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Some fields can't be used",
+        "Change what `errors` names; `limit` is the nearest value that is allowed",
+    ),
+    "key-reused": Kind(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Idempotency-Key used with another body",
+        "Take a new key for a new request, or send the first body again",
+    ),
+    "no-such-path": Kind(
+        HTTPStatus.NOT_FOUND,
+        "Nothing lives at this path",
+        "Look the path up in `/openapi.json`",
+    ),
+    "unknown-order": Kind(
+        HTTPStatus.NOT_FOUND,
+        "No such order",
+        "Check the id; an order that was accepted is never unknown",
+    ),
+    "unknown-product": Kind(
+        HTTPStatus.NOT_FOUND,
+        "No such product",
+        "Check the id, or list the product first",
+    ),
+    "unknown-customer": Kind(
+        HTTPStatus.NOT_FOUND,
+        "No such customer",
+        "Check the id, or register the customer first",
+    ),
+    "method-not-allowed": Kind(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "The path has no such method",
+        "Use one of the methods that `Allow` names",
+    ),
+    "head-too-slow": Kind(
+        HTTPStatus.REQUEST_TIMEOUT,
+        "The request took too long to arrive",
+        "Send path and headers in one go",
+    ),
+    "body-too-slow": Kind(
+        HTTPStatus.REQUEST_TIMEOUT,
+        "The body took too long to arrive",
+        "Send the body in one go; nothing was appended",
+    ),
+    "duplicate": Kind(
+        HTTPStatus.CONFLICT,
+        "It exists already",
+        "Nothing needs to be done: the first one stands",
+    ),
+    "balance-limit": Kind(
+        HTTPStatus.CONFLICT,
+        "The wallet would hold more than it can",
+        "Pay in less",
+    ),
+    "stock-limit": Kind(
+        HTTPStatus.CONFLICT,
+        "The stock would be more than it can",
+        "Take in fewer units",
+    ),
+    "out-of-stock": Kind(
+        HTTPStatus.CONFLICT,
+        "Not enough in stock",
+        "Order fewer units, or wait for a receipt",
+    ),
+    "out-of-money": Kind(
+        HTTPStatus.CONFLICT,
+        "Not enough in the wallet",
+        "Order fewer units, or pay in first",
+    ),
+    "not-cancellable": Kind(
+        HTTPStatus.CONFLICT,
+        "The order can't be cancelled",
+        "Read the order: `reason` says why it stays as it is",
+    ),
+    "body-too-large": Kind(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "The body is too large",
+        "Send less, or split it into several requests",
+    ),
+    "not-json": Kind(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Only JSON bodies are read",
+        "Send `Content-Type: application/json`, in UTF-8 and not compressed",
+    ),
+    "head-too-large": Kind(
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "Path and headers are too large",
+        "Send fewer and shorter headers and parameters",
+    ),
+    "internal-error": Kind(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        "Something went wrong here",
+        "Report the `X-Request-Id`; retry with the same `Idempotency-Key`",
+    ),
+    "inbox-unavailable": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The inbox can't be reached",
+        "Retry after `Retry-After` with the same `Idempotency-Key`",
+    ),
+    "inbox-full": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Too much is waiting to be decided",
+        "Retry after `Retry-After` with the same `Idempotency-Key`",
+    ),
+    "views-unavailable": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The views can't be read",
+        "Retry after `Retry-After`",
+    ),
+    "views-behind": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "The views are not there yet",
+        "Retry after `Retry-After`, or ask for a lower `min_position`",
+    ),
 }
 
 REFUSALS: Final[dict[Reason, str]] = {
@@ -114,7 +213,7 @@ class Problem(Exception):
 
     def response(self, instance: str) -> Response:
         """The answer to the request for the path `instance`."""
-        status, title = KINDS[self.kind]
+        status, title, _ = KINDS[self.kind]
         details = ProblemDetails(
             f"/problems/{self.kind}",
             title,
