@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ledger.core.state import Customer, Product
 from ledger.database import DATABASE_ERRORS
 from projections.orders import ORDERS, OrderRow
 from projections.projection import Projection, Row, from_columns
@@ -48,6 +49,33 @@ class Views:
             tuple(order_id.bytes for order_id in order_ids),
         )
         return {UUID(bytes=order_id) for (order_id,) in rows}
+
+    async def these_orders(self, order_ids: Sequence[UUID]) -> tuple[dict[UUID, OrderRow], int]:
+        """Those of the orders that the view has."""
+        marks = ", ".join(["%s"] * len(order_ids))
+        ids = tuple(order_id.bytes for order_id in order_ids)
+        rows, position = await self._page(
+            ORDERS, f"order_id IN ({marks})", "order_id", (*ids, len(ids))
+        )
+        return {row.order_id: row for row in rows}, position
+
+    async def party(
+        self, customer_id: UUID, product_id: UUID
+    ) -> tuple[tuple[Customer | None, Product | None], int]:
+        """Who and what an order would be about, as the fold knows them, as of one moment."""
+        rows = await self._rows(
+            "SELECT c.position, w.balance_minor, s.base_price_minor, s.stock, s.initial_stock"
+            " FROM checkpoints c JOIN checkpoints d ON d.position = c.position"
+            " LEFT JOIN wallets w ON w.customer_id = %s LEFT JOIN stock s ON s.product_id = %s"
+            " WHERE c.name = %s AND d.name = %s",
+            (customer_id.bytes, product_id.bytes, WALLETS.name, STOCK.name),
+        )
+        if not rows:
+            raise ViewsUnavailable("wallets and stock are at different positions")
+        position, balance, price, stock, initial_stock = rows[0]
+        customer = None if balance is None else Customer(balance)
+        product = None if price is None else Product(price, stock, initial_stock)
+        return (customer, product), position
 
     async def position(self) -> int:
         """The position that all views have reached."""
@@ -111,9 +139,16 @@ class Views:
         return found, rows[0][0]
 
     async def _rows(self, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        try:
-            async with asyncio.timeout(QUERY_TIMEOUT_S), self._engine.connect() as connection:
-                found = await connection.exec_driver_sql(statement, parameters)
-                return [tuple(row) for row in found]
-        except DATABASE_ERRORS as error:
-            raise ViewsUnavailable(f"the database did not answer: {error}") from error
+        return await fetch(self._engine, statement, parameters)
+
+
+async def fetch(
+    engine: AsyncEngine, statement: str, parameters: tuple[Any, ...]
+) -> list[tuple[Any, ...]]:
+    """The rows of one statement; raises ViewsUnavailable within about QUERY_TIMEOUT_S."""
+    try:
+        async with asyncio.timeout(QUERY_TIMEOUT_S), engine.connect() as connection:
+            found = await connection.exec_driver_sql(statement, parameters)
+            return [tuple(row) for row in found]
+    except DATABASE_ERRORS as error:
+        raise ViewsUnavailable(f"the database did not answer: {error}") from error

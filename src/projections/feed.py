@@ -1,0 +1,139 @@
+"""Reads of the ledger itself: its pages, one stream's history, and what became of a submission."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+from msgspec.json import Decoder
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ledger.codec import Origin, Record, decode_payload, encode_recorded, recorded
+from ledger.core.events import Submitted
+from projections.announcements import Outcome, outcomes
+from projections.queries import fetch
+
+MAX_SCAN: Final = 10_000
+"""Positions that one page looks at, however few of them its filter lets through."""
+
+_COLUMNS: Final = Record.__struct_fields__
+_WIDTH: Final = len(_COLUMNS)
+_origin_of = Decoder(Origin).decode
+
+
+class FeedEvent(Struct, frozen=True, gc=False):
+    """One event as a CloudEvent in JSON."""
+
+    position: int
+    body: bytes
+
+
+class FeedPage(Struct, frozen=True):
+    """Events in ledger order; all up to `scanned_to` were looked at, `head` is the ledger's end."""
+
+    events: list[FeedEvent]
+    scanned_to: int
+    head: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether there is nothing after it yet."""
+        return self.scanned_to >= self.head
+
+
+class Earlier(Struct, frozen=True):
+    """A submitted event that the ledger has, and its outcome."""
+
+    event: Submitted
+    outcome: Outcome
+
+
+class Feed:
+    """The ledger, through the account of the API. Every method raises ViewsUnavailable."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def page(self, after: int, limit: int, type_: str | None = None) -> FeedPage:
+        """At most `limit` events after a position, of one type if given, in one statement."""
+        wanted = "e.position > %s AND e.position <= %s" + (" AND e.type = %s" if type_ else "")
+        rows = await fetch(
+            self._engine,
+            f"SELECT h.head, p.* FROM (SELECT COALESCE(MAX(position), 0) AS head FROM events) h"
+            f" LEFT JOIN ({_events(wanted)} ORDER BY e.position LIMIT %s) p ON TRUE",
+            (after, after + MAX_SCAN, *((type_,) if type_ else ()), limit),
+        )
+        head = int(rows[0][0])
+        events = sorted(_feed_events(row[1:] for row in rows), key=lambda event: event.position)
+        full = len(events) == limit
+        scanned_to = events[-1].position if full else max(after, min(after + MAX_SCAN, head))
+        return FeedPage(events, scanned_to, head)
+
+    async def head(self) -> int:
+        """The position at which the ledger ends."""
+        rows = await fetch(self._engine, "SELECT COALESCE(MAX(position), 0) FROM events", ())
+        return int(rows[0][0])
+
+    async def history(
+        self, stream_id: UUID, after: int, up_to: int, limit: int
+    ) -> list[FeedEvent]:
+        """At most `limit` events of one stream, after a position and up to another."""
+        wanted = "e.stream_id = %s AND e.position > %s AND e.position <= %s"
+        rows = await fetch(
+            self._engine,
+            f"{_events(wanted)} ORDER BY e.version LIMIT %s",
+            (stream_id.bytes, after, up_to, limit),
+        )
+        return _feed_events(rows)
+
+    async def submissions(self, event_ids: Sequence[UUID]) -> dict[UUID, Earlier]:
+        """Those of the submitted events that the ledger has."""
+        marks = ", ".join(["%s"] * len(event_ids))
+        rows = await fetch(
+            self._engine,
+            f"SELECT {_columns('e')}, {_columns('d')} FROM events e LEFT JOIN events d"
+            " ON d.position = e.position + 1 AND d.cause_position = e.position"
+            f" WHERE e.event_id IN ({marks})",
+            tuple(event_id.bytes for event_id in event_ids),
+        )
+        found = (_earlier(row) for row in rows)
+        return {earlier.event.event_id: earlier for earlier in found}
+
+
+def _columns(alias: str) -> str:
+    return ", ".join(f"{alias}.{name} AS {alias}_{name}" for name in _COLUMNS)
+
+
+def _events(where: str) -> str:
+    """Rows of events, each with the id of the event that it was decided of."""
+    return (
+        f"SELECT {_columns('e')}, c.event_id AS cause_id FROM events e"
+        f" LEFT JOIN events c ON c.position = e.cause_position WHERE {where}"
+    )
+
+
+def _feed_events(rows: Any) -> list[FeedEvent]:
+    return [
+        FeedEvent(row[0], encode_recorded(Record(*row[:_WIDTH]), row[_WIDTH]))
+        for row in rows
+        if row[0] is not None
+    ]
+
+
+def _earlier(row: tuple[Any, ...]) -> Earlier:
+    record = Record(*row[:_WIDTH])
+    events = [recorded(record)]
+    if row[_WIDTH] is not None:
+        events.append(recorded(Record(*row[_WIDTH:])))
+    origin = _origin_of(record.meta)
+    event = Submitted(
+        UUID(bytes=record.event_id),
+        UUID(bytes=record.stream_id),
+        record.occurred_at_us,
+        decode_payload(record.type, record.schema_version, record.data),  # type: ignore[arg-type]
+        record.meta,
+        origin.submitter,
+        origin.traceparent,
+        origin.atomicid,
+    )
+    return Earlier(event, outcomes(events)[0])
