@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
@@ -14,6 +15,7 @@ from api import customers, health, orders, products
 from api import schemas as s
 from api.context import Context, Deps, make_context
 from api.fields import invalid_fields
+from api.finishing import finish, identify
 from api.operations import Answers, Scope
 from api.operations import Operation as Op
 from api.problems import CLOSE, Problem
@@ -95,6 +97,7 @@ class App:
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """Serve; a trailing slash makes no difference."""
+        identify(scope)
         path = scope.get("path", "")
         if path.endswith("/") and len(path) > 1:
             scope = {**scope, "path": path[:-1]}
@@ -107,6 +110,7 @@ class App:
             context.publisher.run(),
             context.announcements.run(),
             context.pending.run(context.views.shown),
+            *(context.peers.works() if context.peers else ()),
         )
 
     def stop_waiting(self) -> None:
@@ -128,6 +132,8 @@ class Resource:
         self._operations = dict(operations)
         if "GET" in operations:
             self._operations["HEAD"] = operations["GET"]
+        self._operations["OPTIONS"] = Op(self._tell_methods, None, "What the path takes")
+        self._allowed = {"Allow": ", ".join(sorted(self._operations))}
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -136,12 +142,15 @@ class Resource:
             response = await operation.handler(self._context, Request(scope, receive))
         except Exception as error:  # noqa: BLE001  # it is answered, and logged if unexpected
             response = problem_of(error).response(scope["path"])
+        await finish(response, scope)
         await response(scope, receive, send)
 
     def _refuse(self, method: str) -> Op:
-        allowed = ", ".join(sorted(self._operations))
-        detail = f"{self._path} takes {allowed}, not {method}"
-        raise Problem("method-not-allowed", detail, headers={"Allow": allowed})
+        detail = f"{self._path} takes {self._allowed['Allow']}, not {method}"
+        raise Problem("method-not-allowed", detail, headers=self._allowed)
+
+    async def _tell_methods(self, context: Context, request: Request) -> Response:
+        return Response(None, 204, self._allowed)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -156,4 +165,6 @@ def problem_of(error: Exception) -> Problem:
 async def no_such_path(scope: HttpScope, receive: Receive, send: Send) -> None:
     """Answer a request for a path that is not in ROUTES."""
     problem = Problem("no-such-path", f"nothing lives at {scope['path'][:200]}")
-    await problem.response(scope["path"][:200])(scope, receive, send)
+    response = problem.response(scope["path"][:200])
+    await finish(response, scope)
+    await response(scope, receive, send)

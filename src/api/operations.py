@@ -12,7 +12,9 @@ from starlette.responses import Response
 from api.context import Context
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
-Answers = Mapping[int, type[Struct] | None]
+Answer = type[Struct] | tuple[str, ...] | None
+"""A body by its shape; the kinds of problem; or the handler's own media type, or no body."""
+Answers = Mapping[int, Answer]
 
 
 class Scope(StrEnum):

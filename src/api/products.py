@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from api import requests, schemas
 from api.context import Context
+from api.etags import has
 from api.idempotency import Draft, draft
 from api.lists import follow, limit_of
 from api.prefer import DEFAULT_WAIT_S, preference
@@ -107,22 +108,13 @@ def _render(row: StockRow, position: int) -> Page:
 
 def _page(request: Request, page: Page, position: int) -> Response:
     headers = [_ASK_AGAIN, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
-    if _has(request, page.etag):
+    if has(request, page.etag):
         response = Response(None, 304)
     else:
         response = Response(page.body)
         headers.append(_CONTENT_TYPE)
     response.raw_headers += headers
     return response
-
-
-def _has(request: Request, etag: bytes) -> bool:
-    """Whether If-None-Match names the ETag, compared weakly (RFC 9110, 13.1.2)."""
-    known = b",".join(v for name, v in request.scope["headers"] if name == b"if-none-match")
-    if not known:
-        return False
-    tags = [tag.strip().removeprefix(b"W/") for tag in known.split(b",")]
-    return etag in tags or b"*" in tags
 
 
 async def browse(context: Context, request: Request) -> Response:

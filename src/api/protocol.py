@@ -5,6 +5,7 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from api.finishing import new_request_id
 from api.problems import CLOSE, Problem
 
 MAX_HEAD: Final = 32 * 1024
@@ -77,7 +78,8 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, kind: str, detail: str) -> None:
         """Answer and hang up; only hang up where an answer to another request is under way."""
         if self.cycle is None or self.cycle.response_complete:
-            response = Problem(kind, detail, headers=CLOSE).response("")
+            headers = {**CLOSE, "X-Request-Id": new_request_id().decode()}
+            response = Problem(kind, detail, headers=headers).response("")
             head = [STATUS_LINE[response.status_code]]
             head += [b"%s: %s\r\n" % header for header in response.raw_headers]
             self.transport.write(b"".join((*head, b"\r\n", response.body)))

@@ -48,7 +48,7 @@ async def test_orders_may_be_placed_with_a_trailing_slash(http: httpx.AsyncClien
 async def test_a_method_that_is_not_there_is_told_which_are(
     http: httpx.AsyncClient, path: str
 ) -> None:
-    known = set(ROUTES[path]) | ({"HEAD"} if "GET" in ROUTES[path] else set())
+    known = {"OPTIONS", *ROUTES[path]} | ({"HEAD"} if "GET" in ROUTES[path] else set())
     for method in set(METHODS) - known:
         response = await http.request(method, root(http) + filled(path))
         problem(response, 405, "method-not-allowed") if method != "HEAD" else None
