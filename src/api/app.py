@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -16,8 +17,9 @@ from api import schemas as s
 from api.context import Context, Deps, make_context
 from api.fields import invalid_fields
 from api.finishing import finish, identify
-from api.operations import Answers, Scope
+from api.operations import Answers, Own
 from api.operations import Operation as Op
+from api.principals import Scope
 from api.problems import CLOSE, Problem
 from api.replies import PREFIX
 from ledger.publisher import InboxFull, InboxUnavailable
@@ -39,14 +41,14 @@ CHANGED: Final[Answers] = {200: s.Product, 202: s.AcceptedProduct}
 
 ROUTES: Final[dict[str, dict[str, Op]]] = {
     f"{PREFIX}/orders": {
-        "POST": Op(orders.place, WRITE, "Place an order", s.PlaceOrder, PLACED),
-        "GET": Op(orders.browse, READ, "List orders", None, {200: s.Orders}, FILTERS),
+        "POST": Own(orders.place, WRITE, "Place an order", s.PlaceOrder, PLACED),
+        "GET": Own(orders.browse, READ, "List orders", None, {200: s.Orders}, FILTERS),
     },
     f"{PREFIX}/orders/{{order_id}}": {
-        "GET": Op(orders.show, READ, "Follow an order", None, {200: s.Order}, MIN),
+        "GET": Own(orders.show, READ, "Follow an order", None, {200: s.Order}, MIN),
     },
     f"{PREFIX}/orders/{{order_id}}/cancel": {
-        "POST": Op(orders.cancel, WRITE, "Cancel an order", s.Nothing, CANCELLED),
+        "POST": Own(orders.cancel, WRITE, "Cancel an order", s.Nothing, CANCELLED),
     },
     f"{PREFIX}/products/{{product_id}}": {
         "GET": Op(products.show, None, "Show a product", None, {200: s.Product, 304: None}, MIN),
@@ -63,13 +65,13 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "POST": Op(customers.register, WALLETS, "Register", s.RegisterCustomer, REGISTERED),
     },
     f"{PREFIX}/customers/{{customer_id}}": {
-        "GET": Op(customers.show, READ, "Show a wallet", None, {200: s.Customer}, MIN),
+        "GET": Own(customers.show, READ, "Show a wallet", None, {200: s.Customer}, MIN),
     },
     f"{PREFIX}/customers/{{customer_id}}/deposits": {
-        "POST": Op(customers.deposit, WALLETS, "Pay in", s.Deposit, PAID),
+        "POST": Own(customers.deposit, WALLETS, "Pay in", s.Deposit, PAID),
     },
     f"{PREFIX}/customers/{{customer_id}}/orders": {
-        "GET": Op(customers.browse_orders, READ, "List their orders", None, {200: s.Orders}, PAGE),
+        "GET": Own(customers.browse_orders, READ, "List their orders", None, {200: s.Orders}, PAGE),
     },
     "/health/live": {"GET": Op(health.live, None, "Whether the process lives")},
     "/health/ready": {"GET": Op(health.ready, None, "Whether it can work")},
@@ -137,13 +139,17 @@ class Resource:
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        try:
-            operation = self._operations.get(scope["method"]) or self._refuse(scope["method"])
-            response = await operation.handler(self._context, Request(scope, receive))
-        except Exception as error:  # noqa: BLE001  # it is answered, and logged if unexpected
-            response = problem_of(error).response(scope["path"])
-        await finish(response, scope)
-        await response(scope, receive, send)
+        with ExitStack() as held:
+            try:
+                operation = self._operations.get(scope["method"]) or self._refuse(scope["method"])
+                if self._context.guard and operation.scope:
+                    admit = self._context.guard.admit
+                    held.enter_context(await admit(scope, operation.scope, own=operation.own))
+                response = await operation.handler(self._context, Request(scope, receive))
+            except Exception as error:  # noqa: BLE001  # it is answered, and logged if unexpected
+                response = problem_of(error).response(scope["path"])
+            await finish(response, scope)
+            await response(scope, receive, send)
 
     def _refuse(self, method: str) -> Op:
         detail = f"{self._path} takes {self._allowed['Allow']}, not {method}"

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from api.auth import Guard
 from api.idempotency import Keys
+from api.peers import Peers
 from api.pending import Pending
 from api.product_cache import ProductCache
 from api.reading import Reading, Shared
@@ -20,6 +22,8 @@ class Deps:
     publisher: Publisher
     announcements: Announcements
     views: Views
+    peers: Peers | None = None
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Context:
     keys: Keys
     products: ProductCache
     product_reads: Shared[tuple[StockRow | None, int]]
+    peers: Peers | None
+    guard: Guard | None
 
 
 def make_context(deps: Deps) -> Context:
@@ -46,6 +52,8 @@ def make_context(deps: Deps) -> Context:
         deps.announcements.subscribe(part.announced)
     for part in (products, pending):
         deps.announcements.on_reset(part.reset)
+    if deps.peers:
+        deps.peers.hear_for(pending)
     return Context(
         deps.publisher,
         deps.announcements,
@@ -56,4 +64,6 @@ def make_context(deps: Deps) -> Context:
         keys,
         products,
         Shared(),
+        deps.peers,
+        deps.guard,
     )

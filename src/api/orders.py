@@ -73,17 +73,28 @@ async def show(context: Context, request: Request) -> Response:
 async def _find(
     context: Context, order_id: UUID, min_position: int = 0
 ) -> tuple[schemas.Order, int]:
-    """View, pending, view: an order may pass from the second to the first between two looks."""
+    """View, pending, view: an order may pass from the second to the first between two looks.
+
+    Where other processes serve too, what they accepted is heard of before the second look fails.
+    """
     row, position = await context.reading.read_at_least(
         min_position, lambda: context.views.order(order_id)
     )
-    if row is None and (found := context.pending.get(order_id)):
+    if row is None and (found := await _pending(context, order_id)):
         return schemas.pending_order(order_id, *found), position
     if row is None:
         row, position = await context.reading.read(lambda: context.views.order(order_id))
     if row is None:
         raise Problem("unknown-order", f"there is no order {order_id}")
     return schemas.order(row), position
+
+
+async def _pending(context: Context, order_id: UUID) -> tuple[OrderPlaced, int] | None:
+    found = context.pending.get(order_id)
+    if found is None and context.peers:
+        await context.peers.catch_up()
+        found = context.pending.get(order_id)
+    return found
 
 
 async def cancel(context: Context, request: Request) -> Response:

@@ -80,13 +80,16 @@ async def _submit(
 
 async def _append(context: Context, event: Submitted) -> None:
     if not isinstance(event.payload, OrderPlaced):
-        return await context.publisher.submit((event,))
+        await context.publisher.submit((event,))
+        return
     context.pending.add(event, event.payload)
     try:
         await context.publisher.submit((event,))
     except InboxUnavailable:
         context.pending.drop(event.stream_id)
         raise
+    if context.peers:
+        await context.peers.tell((event,))
 
 
 def _effective(outcome: Outcome | None) -> Outcome | None:

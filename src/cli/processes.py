@@ -10,6 +10,7 @@ from typing import Any, Final
 from api import serve
 from api.app import build_app
 from api.context import Deps
+from api.peers import Peers
 from cli.settings import Settings
 from ledger.database import make_engine
 from ledger.hints import Hints
@@ -39,7 +40,8 @@ async def run_api(settings: Settings) -> None:
         autocommit=True,
     )
     url, name = settings.amqp_url("api"), f"api-{os.getpid()}"
-    deps = Deps(Publisher(url, "/api", name), Announcements(url, name), Views(engine))
+    peers = Peers(url, name) if settings.api_shared else None
+    deps = Deps(Publisher(url, "/api", name), Announcements(url, name), Views(engine), peers)
     try:
         await serve.run(build_app(deps), settings.api_host, settings.api_port)
     finally:

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     )
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: Port = Field(8000, description="port the API listens on")
+    api_shared: bool = Field(
+        False, description="several API processes serve: each tells the others what it accepted"
+    )
     amqp_host: str = Field("127.0.0.1", description="RabbitMQ's host")
     amqp_port: Port = Field(5672, description="RabbitMQ's port; the local stack picks a free one")
     amqp_vhost: str = Field("ledger", description="RabbitMQ's virtual host")

@@ -9,10 +9,17 @@ SUBMITTED_EXCHANGE: Final = "ledger.submitted"
 PARKING_EXCHANGE: Final = "ledger.parking"
 RECORDED_EXCHANGE: Final = "ledger.recorded"
 ANNOUNCED_EXCHANGE: Final = "ledger.announced"
+ACCEPTED_EXCHANGE: Final = "ledger.accepted"
 INBOX: Final = "ledger.inbox"
 PARKING: Final = "ledger.parking"
 
-EXCHANGES: Final = (SUBMITTED_EXCHANGE, PARKING_EXCHANGE, RECORDED_EXCHANGE, ANNOUNCED_EXCHANGE)
+EXCHANGES: Final = (
+    SUBMITTED_EXCHANGE,
+    PARKING_EXCHANGE,
+    RECORDED_EXCHANGE,
+    ANNOUNCED_EXCHANGE,
+    ACCEPTED_EXCHANGE,
+)
 NEVER_DROPPED: Final = 1_000_000
 INBOX_MAX_BYTES: Final = 2**30
 

@@ -23,8 +23,8 @@ PERMISSIONS = {
     "migrate": (EVERYTHING, EVERYTHING, EVERYTHING),
     "api": (
         r"^ledger\.api\..*",
-        r"^(ledger\.submitted|ledger\.api\..*)$",
-        r"^(ledger\.submitted|ledger\.announced|ledger\.api\..*)$",
+        r"^(ledger\.submitted|ledger\.accepted|ledger\.api\..*)$",
+        r"^(ledger\.accepted|ledger\.announced|ledger\.api\..*)$",
     ),
     "writer": (NOTHING, r"^(ledger\.parking|ledger\.recorded)$", r"^ledger\.inbox$"),
     "projector": (
