@@ -2,7 +2,8 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
+from functools import partial
+from typing import Final
 
 from msgspec import Struct
 from pydantic import BaseModel
@@ -10,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
+from api.principals import Scope
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
 Answer = type[Struct] | tuple[str, ...] | None
@@ -17,20 +19,12 @@ Answer = type[Struct] | tuple[str, ...] | None
 Answers = Mapping[int, Answer]
 
 
-class Scope(StrEnum):
-    """What a key may be allowed to do."""
-
-    ORDERS_WRITE = "orders:write"
-    ORDERS_READ = "orders:read"
-    CATALOGUE_WRITE = "catalogue:write"
-    WALLETS_WRITE = "wallets:write"
-    LEDGER_READ = "ledger:read"
-    ADMIN = "admin"
-
-
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path; `scope` is None where everybody may."""
+    """One method of one path; `scope` is None where everybody may.
+
+    `own`: a key bound to one customer may, too, because path or handler keep it to that customer.
+    """
 
     handler: Handler
     scope: Scope | None
@@ -38,3 +32,8 @@ class Operation:
     body: type[BaseModel] | None = None
     answers: Answers = field(default_factory=dict)
     parameters: tuple[str, ...] = ()
+    own: bool = False
+
+
+Own: Final = partial(Operation, own=True)
+"""An operation that is open to a key bound to one customer."""

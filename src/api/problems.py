@@ -47,6 +47,10 @@ KINDS: Final[dict[str, Kind]] = {
         "Idempotency-Key used with another body",
         "Take a new key for a new request, or send the first body again",
     ),
+    "no-key": Kind(HTTPStatus.UNAUTHORIZED, "A key is needed"),
+    "bad-key": Kind(HTTPStatus.UNAUTHORIZED, "The key can't be used"),
+    "missing-scope": Kind(HTTPStatus.FORBIDDEN, "The key is not for this"),
+    "bound-key": Kind(HTTPStatus.FORBIDDEN, "The key is for one customer only"),
     "no-such-path": Kind(
         HTTPStatus.NOT_FOUND,
         "Nothing lives at this path",
@@ -127,6 +131,7 @@ KINDS: Final[dict[str, Kind]] = {
         "Path and headers are too large",
         "Send fewer and shorter headers and parameters",
     ),
+    "too-many-requests": Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests"),
     "internal-error": Kind(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "Something went wrong here",
@@ -142,6 +147,7 @@ KINDS: Final[dict[str, Kind]] = {
         "Too much is waiting to be decided",
         "Retry after `Retry-After` with the same `Idempotency-Key`",
     ),
+    "keys-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Keys can't be checked"),
     "views-unavailable": Kind(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The views can't be read",

@@ -25,7 +25,7 @@ LEDGER_GRANTS: Final = {
         "ledger_head": "SELECT",
         "checkpoints": "SELECT, UPDATE",
     },
-    "api": {"events": "SELECT", "checkpoints": "SELECT"},
+    "api": {"events": "SELECT", "api_keys": "SELECT", "checkpoints": "SELECT"},
     "analyst": {"checkpoints": "SELECT"},
 }
 VIEW_GRANTS: Final = {

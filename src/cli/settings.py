@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+Auth = Literal["off", "outside", "required"]
 
 DB_ROLES = ("migrate", "writer", "projector", "api", "analyst")
 AMQP_ROLES = ("migrate", "writer", "projector", "api")
@@ -39,6 +41,23 @@ class Settings(BaseSettings):
     api_port: Port = Field(8000, description="port the API listens on")
     api_shared: bool = Field(
         False, description="several API processes serve: each tells the others what it accepted"
+    )
+    auth: Auth = Field("off", description="`required`: nothing but products and health without a key; `off`: no keys, from this machine only; `outside`: no keys, because something in front of the API asks")
+    jwt_issuer: str | None = Field(
+        None, description="`iss` of tokens that are taken like keys; set the next two as well"
+    )
+    jwt_audience: str | None = Field(None, description="`aud` that such tokens must have")
+    jwt_key_file: Path | None = Field(
+        None, description="public keys of the issuer: one as PEM, or several as JWKS"
+    )
+    rate_per_s: float = Field(
+        2000, ge=0, description="requests a second that an API process takes of one key; 0: any"
+    )
+    concurrency: int = Field(
+        500, ge=0, description="requests of one key that it works on at once; 0: any"
+    )
+    cors_origins: str | None = Field(
+        None, description="web origins whose pages may call the API, with spaces between; `*`: all"
     )
     amqp_host: str = Field("127.0.0.1", description="RabbitMQ's host")
     amqp_port: Port = Field(5672, description="RabbitMQ's port; the local stack picks a free one")
