@@ -10,6 +10,7 @@ from api.context import Context
 from api.idempotency import draft
 from api.lists import follow, limit_of
 from api.prefer import Preference, preference
+from api.principals import bound_to, may_see, require_customer
 from api.problems import Problem, invalid
 from api.reading import min_position, min_position_of
 from api.replies import PREFIX, at, reply
@@ -23,6 +24,7 @@ async def place(context: Context, request: Request) -> Response:
     """Accept an order without looking anything up; only a retry by key is looked up."""
     body = await requests.body(request, schemas.PlaceOrder)
     wish = preference(request, default_wait_s=0)
+    require_customer(request, body.customer_id)
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
     new = draft(request, "POST /orders", placed)
     order_id = new.event.stream_id
@@ -66,13 +68,23 @@ def _path(order_id: UUID) -> str:
 async def show(context: Context, request: Request) -> Response:
     """One order: as the view has it, else as it was accepted here."""
     order_id = requests.path_id(request, "order_id")
-    order, position = await _find(context, order_id, min_position(request))
+    order, position = await _find(context, request, order_id, min_position(request))
     return reply(200, order, at(position))
 
 
 async def _find(
-    context: Context, order_id: UUID, min_position: int = 0
+    context: Context, request: Request, order_id: UUID, min_position: int = 0
 ) -> tuple[schemas.Order, int]:
+    """The order, if the sender may see it."""
+    order, position = await _look(context, order_id, min_position)
+    if order is None or not may_see(request, order.customer_id):
+        raise Problem("unknown-order", f"there is no order {order_id}")
+    return order, position
+
+
+async def _look(
+    context: Context, order_id: UUID, min_position: int
+) -> tuple[schemas.Order | None, int]:
     """View, pending, view: an order may pass from the second to the first between two looks.
 
     Where other processes serve too, what they accepted is heard of before the second look fails.
@@ -84,9 +96,7 @@ async def _find(
         return schemas.pending_order(order_id, *found), position
     if row is None:
         row, position = await context.reading.read(lambda: context.views.order(order_id))
-    if row is None:
-        raise Problem("unknown-order", f"there is no order {order_id}")
-    return schemas.order(row), position
+    return schemas.order(row) if row else None, position
 
 
 async def _pending(context: Context, order_id: UUID) -> tuple[OrderPlaced, int] | None:
@@ -104,7 +114,7 @@ async def cancel(context: Context, request: Request) -> Response:
     wish = preference(request, default_wait_s=0)
     new = draft(request, "POST /orders/cancel", OrderCancelRequested(), order_id)
     if not context.keys.knows(new.event):
-        order, _ = await _find(context, order_id)
+        order, _ = await _find(context, request, order_id)
         _refuse_final(order)
     submission = await submit(context, new, wish)
     return await answer(
@@ -132,13 +142,11 @@ async def browse(context: Context, request: Request) -> Response:
     found = requests.parameters(
         request, "customer_id", "product_id", "status", "after", "limit", "min_position"
     )
-    customer_id = found.get("customer_id")
-    return await page(
-        context,
-        request,
-        found,
-        requests.uuid_of("customer_id", customer_id) if customer_id is not None else None,
-    )
+    text, customer_id = found.get("customer_id"), bound_to(request)
+    if text is not None:
+        customer_id = requests.uuid_of("customer_id", text)
+        require_customer(request, customer_id)
+    return await page(context, request, found, customer_id)
 
 
 async def page(
