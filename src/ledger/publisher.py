@@ -6,19 +6,22 @@ microseconds of Python, an event in a group a few: grouping is where the through
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
 from uuid import uuid4
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.abc import AbstractExchange
+from aio_pika.abc import AbstractChannel, AbstractExchange
 from aio_pika.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
+from ledger import tracing
 from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
 from ledger.codec import BATCH_CONTENT_TYPE, encode_submitted, join
 from ledger.core.events import Submitted
+from ledger.metrics import Publishing
 from ledger.sessions import first_to_end, keep_alive
 from ledger.topology import SUBMITTED_EXCHANGE
 
@@ -34,9 +37,13 @@ MAX_WAITING: Final = 20_000
 class InboxUnavailable(Exception):
     """The broker did not confirm the events; whether it has them is not known."""
 
+    reason = "unavailable"
+
 
 class InboxFull(InboxUnavailable):
     """The inbox, or the line before it, is full; the events were not appended."""
+
+    reason = "full"
 
 
 class _Submission:
@@ -59,18 +66,24 @@ class _Submission:
 
 
 class Publisher:
-    """Appends submitted events to the inbox; one instance a process, kept alive by `run`."""
+    """Appends submitted events to the inbox; one instance a process, kept alive by `run`.
 
-    def __init__(self, url: str, source: str, instance: str) -> None:
+    On another `exchange` it tells whoever listens there, by the same rules.
+    """
+
+    def __init__(
+        self, url: str, source: str, instance: str, exchange: str = SUBMITTED_EXCHANGE
+    ) -> None:
+        self._exchange_name = exchange
         self._url = url
         self._source = source
-        self._instance = instance
+        self.name = instance
         self._exchange: AbstractExchange | None = None
+        self._channel: AbstractChannel | None = None
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
         self._arrived = asyncio.Event()
-        self.published_events = 0
-        self.published_messages = 0
+        self.metrics = Publishing()
 
     @property
     def connected(self) -> bool:
@@ -87,6 +100,34 @@ class Publisher:
         Raises InboxFull or InboxUnavailable within SUBMIT_TIMEOUT_S. A caller that is cancelled
         does not take back a publish that is under way.
         """
+        with tracing.span("publish", events[0].traceparent, {"ledger.events": len(events)}):
+            try:
+                await self._submit(events)
+            except InboxUnavailable as error:
+                self.metrics.not_accepted.labels(error.reason).inc(len(events))
+                raise
+        if log.isEnabledFor(logging.DEBUG):
+            for event in events:
+                log.debug("%s: confirmed", self._exchange_name, extra=_ids(event))
+
+    async def blocked(self) -> bool:
+        """Whether the broker has stopped reading what this connection publishes."""
+        if self._channel is None:
+            return False
+        transport = await self._channel.get_underlay_channel()
+        try:
+            async with asyncio.timeout(0):
+                await transport.connection.ready()
+        except TimeoutError:
+            return True
+        return False
+
+    @property
+    def waiting(self) -> int:
+        """How many events wait to be published."""
+        return self._waiting_events
+
+    async def _submit(self, events: Sequence[Submitted]) -> None:
         if not self.connected:
             raise InboxUnavailable("the broker is away")
         if self._waiting_events + len(events) > MAX_WAITING:
@@ -104,15 +145,15 @@ class Publisher:
             raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
 
     async def _session(self) -> None:
-        async with open_channel(self._url, f"{self._instance}-publisher", confirms=True) as channel:
+        async with open_channel(self._url, f"{self.name}-publisher", confirms=True) as channel:
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
-            self._exchange = exchange
+                exchange = await channel.get_exchange(self._exchange_name)
+            self._exchange, self._channel = exchange, channel
             try:
                 senders = (self._send_groups(exchange) for _ in range(IN_FLIGHT))
                 await first_to_end(*senders, until_closed(channel))
             finally:
-                self._exchange = None
+                self._exchange = self._channel = None
                 self._refuse_waiting()
 
     async def _send_groups(self, exchange: AbstractExchange) -> None:
@@ -134,8 +175,9 @@ class Publisher:
             content_type=BATCH_CONTENT_TYPE,
             delivery_mode=DeliveryMode.PERSISTENT,
             message_id=uuid4().hex,
-            app_id=self._instance,
+            app_id=self.name,
         )
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT_S):
                 answer = await exchange.publish(message, routing_key="", mandatory=True)
@@ -145,8 +187,10 @@ class Publisher:
             return InboxFull("the inbox is full")
         if not isinstance(answer, Basic.Ack):
             return InboxUnavailable("the broker did not confirm")
-        self.published_messages += 1
-        self.published_events += sum(len(submission.bodies) for submission in group)
+        events = sum(len(submission.bodies) for submission in group)
+        self.metrics.publish_s.observe(time.perf_counter() - began)
+        self.metrics.group_events.observe(events)
+        self.metrics.accepted.inc(events)
         return None
 
     async def _next_group(self) -> list[_Submission]:
@@ -170,6 +214,14 @@ class Publisher:
         while self._waiting:
             self._waiting.popleft().settle(InboxUnavailable("the broker is away"))
         self._waiting_events = 0
+
+
+def _ids(event: Submitted) -> dict[str, str | None]:
+    return {
+        "event_id": str(event.event_id),
+        "stream_id": str(event.stream_id),
+        "traceparent": event.traceparent,
+    }
 
 
 def _fits(submission: _Submission, events: int, size: int) -> bool:

@@ -1,0 +1,60 @@
+"""What the projector measures, and how far its views are behind the ledger."""
+
+import time
+from typing import Any, Final
+
+from prometheus_client import Gauge, Histogram
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from ledger.database import DATABASE_ERRORS
+from ledger.metrics import LATENCY_S, SIZES
+
+_US: Final = 1_000_000
+
+BATCH_EVENTS: Final = Histogram(
+    "ledger_projector_batch_events", "Events in a projected batch", buckets=SIZES, registry=None
+)
+BATCH_S: Final = Histogram(
+    "ledger_projector_batch_seconds",
+    "From reading a batch to the answer to its COMMIT",
+    buckets=LATENCY_S,
+    registry=None,
+)
+POSITION: Final = Gauge("ledger_view_position", "The checkpoint of a view", ["view"], registry=None)
+LAG_POSITIONS: Final = Gauge(
+    "ledger_view_lag_positions", "Positions from a view to the head", ["view"], registry=None
+)
+LAG_S: Final = Gauge(
+    "ledger_view_lag_seconds",
+    "How long ago the oldest event was recorded that a view does not show; 0: it shows all",
+    ["view"],
+    registry=None,
+)
+LAG_KNOWN: Final = Gauge(
+    "ledger_view_lag_known", "Whether the database told the positions just now", registry=None
+)
+PROJECTOR: Final = (BATCH_EVENTS, BATCH_S, POSITION, LAG_POSITIONS, LAG_S, LAG_KNOWN)
+
+_LAGS = (
+    "SELECT c.name, c.position, h.position, e.recorded_at_us FROM checkpoints c"
+    " JOIN ledger_head h ON h.id = 1 LEFT JOIN events e ON e.position = c.position + 1"
+)
+
+
+async def measure_lag(engine: AsyncEngine) -> None:
+    """Ask the database where head and views are. While it's away, the views have no samples."""
+    try:
+        async with engine.connect() as connection:
+            found: Any = (await connection.exec_driver_sql(_LAGS)).all()
+    except DATABASE_ERRORS:
+        for gauge in (POSITION, LAG_POSITIONS, LAG_S):
+            gauge.clear()
+        LAG_KNOWN.set(0)
+        return
+    LAG_KNOWN.set(1)
+    now_us = time.time_ns() // 1000
+    for view, position, head, next_recorded_at_us in found:
+        POSITION.labels(view).set(position)
+        LAG_POSITIONS.labels(view).set(head - position)
+        behind_us = 0 if next_recorded_at_us is None else max(now_us - next_recorded_at_us, 0)
+        LAG_S.labels(view).set(behind_us / _US)
