@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -12,16 +13,19 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
-from api import customers, health, orders, products
+from api import answers as a
+from api import customers, docs, health, openapi, orders, products, scrape
 from api import schemas as s
 from api.context import Context, Deps, make_context
+from api.cors import allow_origins
 from api.fields import invalid_fields
 from api.finishing import finish, identify
-from api.operations import Answers, Own
+from api.observing import ELSEWHERE, Observed
 from api.operations import Operation as Op
+from api.operations import Own
 from api.principals import Scope
 from api.problems import CLOSE, Problem
-from api.replies import PREFIX
+from api.replies import JSON, PREFIX
 from ledger.publisher import InboxFull, InboxUnavailable
 from projections.queries import ViewsUnavailable
 
@@ -32,49 +36,54 @@ CATALOGUE, WALLETS = Scope.CATALOGUE_WRITE, Scope.WALLETS_WRITE
 PAGE: Final = ("after", "limit", "min_position")
 FILTERS: Final = ("customer_id", "product_id", "status", *PAGE)
 MIN: Final = ("min_position",)
-PLACED: Final[Answers] = {201: s.Order, 202: s.AcceptedOrder}
-CANCELLED: Final[Answers] = {200: s.Order, 202: s.AcceptedCancel}
-REGISTERED: Final[Answers] = {201: s.Customer, 202: s.AcceptedCustomer}
-PAID: Final[Answers] = {200: s.Customer, 202: s.AcceptedCustomer}
-LISTED: Final[Answers] = {201: s.Product, 202: s.AcceptedProduct}
-CHANGED: Final[Answers] = {200: s.Product, 202: s.AcceptedProduct}
+
+
+async def describe(context: Context, request: Request) -> Response:
+    """This document."""
+    return document(guarded=context.guard is not None).response(request)
+
 
 ROUTES: Final[dict[str, dict[str, Op]]] = {
     f"{PREFIX}/orders": {
-        "POST": Own(orders.place, WRITE, "Place an order", s.PlaceOrder, PLACED),
-        "GET": Own(orders.browse, READ, "List orders", None, {200: s.Orders}, FILTERS),
+        "POST": Own(orders.place, WRITE, "Place an order", s.PlaceOrder, a.PLACED),
+        "GET": Own(orders.browse, READ, "List orders", None, a.THEIRS, FILTERS),
     },
     f"{PREFIX}/orders/{{order_id}}": {
-        "GET": Own(orders.show, READ, "Follow an order", None, {200: s.Order}, MIN),
+        "GET": Own(orders.show, READ, "Follow an order", None, a.FOUND, MIN),
     },
     f"{PREFIX}/orders/{{order_id}}/cancel": {
-        "POST": Own(orders.cancel, WRITE, "Cancel an order", s.Nothing, CANCELLED),
+        "POST": Own(orders.cancel, WRITE, "Cancel an order", s.Nothing, a.CANCELLED),
     },
     f"{PREFIX}/products/{{product_id}}": {
-        "GET": Op(products.show, None, "Show a product", None, {200: s.Product, 304: None}, MIN),
-        "PATCH": Op(products.change, CATALOGUE, "Change a price", s.ChangePrice, CHANGED),
+        "GET": Op(products.show, None, "Show a product", None, a.SHOWN, MIN),
+        "PATCH": Op(products.change, CATALOGUE, "Change a price", s.ChangePrice, a.CHANGED),
     },
     f"{PREFIX}/products/{{product_id}}/receipts": {
-        "POST": Op(products.receive, CATALOGUE, "Take units in", s.ReceiveStock, CHANGED),
+        "POST": Op(products.receive, CATALOGUE, "Take units in", s.ReceiveStock, a.RECEIVED),
     },
     f"{PREFIX}/products": {
-        "POST": Op(products.create, CATALOGUE, "List a product", s.ListProduct, LISTED),
-        "GET": Op(products.browse, None, "Show the catalogue", None, {200: s.Products}, PAGE),
+        "POST": Op(products.create, CATALOGUE, "List a product", s.ListProduct, a.LISTED),
+        "GET": Op(products.browse, None, "Show the catalogue", None, a.CATALOGUE, PAGE),
     },
     f"{PREFIX}/customers": {
-        "POST": Op(customers.register, WALLETS, "Register", s.RegisterCustomer, REGISTERED),
+        "POST": Op(customers.register, WALLETS, "Register", s.RegisterCustomer, a.REGISTERED),
     },
     f"{PREFIX}/customers/{{customer_id}}": {
-        "GET": Own(customers.show, READ, "Show a wallet", None, {200: s.Customer}, MIN),
+        "GET": Own(customers.show, READ, "Show a wallet", None, a.WALLET, MIN),
     },
     f"{PREFIX}/customers/{{customer_id}}/deposits": {
-        "POST": Own(customers.deposit, WALLETS, "Pay in", s.Deposit, PAID),
+        "POST": Own(customers.deposit, WALLETS, "Pay in", s.Deposit, a.PAID),
     },
     f"{PREFIX}/customers/{{customer_id}}/orders": {
-        "GET": Own(customers.browse_orders, READ, "List their orders", None, {200: s.Orders}, PAGE),
+        "GET": Own(customers.browse_orders, READ, "List their orders", None, a.THEIRS, PAGE),
     },
-    "/health/live": {"GET": Op(health.live, None, "Whether the process lives")},
-    "/health/ready": {"GET": Op(health.ready, None, "Whether it can work")},
+    "/health/live": {"GET": Op(health.live, None, "Whether it lives", None, a.LIVE)},
+    "/health/ready": {"GET": Op(health.ready, None, "Whether it can work", None, a.READY)},
+    "/metrics": {"GET": Op(scrape.show, Scope.LEDGER_READ, "Metrics for Prometheus")},
+    "/openapi.json": {"GET": Op(describe, None, "The API as OpenAPI 3.1", None, a.DOCUMENT)},
+    "/docs": {"GET": Op(docs.show_page, None, "The API to try out", None, a.PAGE_200)},
+    "/docs/{asset}": {"GET": Op(docs.show_asset, None, "What the page is made of", None, a.ASSET)},
+    "/problems/{kind}": {"GET": Op(docs.explain, None, "Explain a problem", None, a.EXPLAINED)},
 }
 """The path comes without a trailing slash; the API takes it with one too. GET answers HEAD."""
 
@@ -89,13 +98,24 @@ ERRORS: Final[dict[type[Exception], Callable[[Any], Problem]]] = {
 """Anything else is logged and becomes an internal-error."""
 
 
+@cache
+def document(*, guarded: bool) -> docs.Fixed:
+    """ROUTES as an OpenAPI document, as it is where keys are asked for or where they are not."""
+    return docs.fixed(JSON, openapi.document(ROUTES, guarded=guarded))
+
+
 class App:
     """The ASGI application of one API process."""
 
     def __init__(self, deps: Deps) -> None:
         self.context = make_context(deps)
-        routes = [Route(path, Resource(self.context, path, h)) for path, h in ROUTES.items()]
-        self._router = Router(routes, redirect_slashes=False, default=no_such_path)
+        routes = [
+            Route(path, Observed(Resource(self.context, path, operations), path))
+            for path, operations in ROUTES.items()
+        ]
+        elsewhere = Observed(no_such_path, ELSEWHERE)
+        router = Router(routes, redirect_slashes=False, default=elsewhere)
+        self._router = allow_origins(router, deps.cors_origins)
 
     async def __call__(self, scope: HttpScope, receive: Receive, send: Send) -> None:
         """Serve; a trailing slash makes no difference."""

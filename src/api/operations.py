@@ -14,8 +14,8 @@ from api.context import Context
 from api.principals import Scope
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
-Answer = type[Struct] | tuple[str, ...] | None
-"""A body by its shape; the kinds of problem; or the handler's own media type, or no body."""
+Answer = type[Struct] | tuple[str, ...] | str | None
+"""A JSON body by its shape, the kinds of problem, another media type, or no body."""
 Answers = Mapping[int, Answer]
 
 

@@ -1,0 +1,99 @@
+"""Parameters and headers, as the OpenAPI document describes them."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from api.docs import ASSETS
+from api.idempotency import MAX_KEY
+from api.lists import DEFAULT_LIMIT, MAX_LIMIT
+from api.prefer import MAX_WAIT_S
+from api.problems import KINDS
+from api.requests import MAX_POSITION
+from ledger.core.state import Status
+
+Json = dict[str, Any]
+
+UUID: Final[Json] = {"type": "string", "format": "uuid"}
+_POSITION: Final[Json] = {"type": "integer", "minimum": 1, "maximum": MAX_POSITION}
+_TEXT: Final[Json] = {"type": "string"}
+
+
+def _parameter(name: str, place: str, schema: Json, description: str) -> Json:
+    needed = {"required": True} if place == "path" else {}
+    return {"name": name, "in": place, **needed, "description": description, "schema": schema}
+
+
+def _query(name: str, schema: Json, description: str) -> Json:
+    return _parameter(name, "query", schema, description)
+
+
+def _header(name: str, schema: Json, description: str) -> Json:
+    return _parameter(name, "header", schema, description)
+
+
+_LIMIT: Final[Json] = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": MAX_LIMIT,
+    "default": DEFAULT_LIMIT,
+}
+
+PARAMETERS: Final[Mapping[str, Json]] = {
+    "customer_id": _query("customer_id", UUID, "only this customer's"),
+    "product_id": _query("product_id", UUID, "only this product's"),
+    "status": _query("status", {"enum": list(Status.__members__)}, "only in this status"),
+    "after": _query("after", _POSITION, "`next_after` of the page before"),
+    "products.after": _query("after", UUID, "`next_after` of the page before"),
+    "limit": _query("limit", _LIMIT, "at most this many"),
+    "min_position": _query(
+        "min_position",
+        {"type": "integer", "minimum": 0, "maximum": MAX_POSITION},
+        "answer from a view that is at least at this position; waits up to 2 s for it",
+    ),
+}
+"""By name; where one means another thing to one tag, also as `tag.name`."""
+
+PREFER: Final = _header(
+    "Prefer",
+    {**_TEXT, "examples": ["wait=5", "respond-async"]},
+    f"`wait=N` waits up to N s ({MAX_WAIT_S} at most) for the decision (RFC 7240)",
+)
+IDEMPOTENCY_KEY: Final = _header(
+    "Idempotency-Key",
+    {**_TEXT, "pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_KEY},
+    "the same key and body make the same event, for ever: a retry can't happen twice",
+)
+IF_NONE_MATCH: Final = _header(
+    "If-None-Match", _TEXT, "ETags of the versions that the client has: 304 if one is current"
+)
+REQUEST_ID: Final = _header(
+    "X-Request-Id",
+    {**_TEXT, "maxLength": 128},
+    "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
+)
+HEADER_PARAMETERS: Final[Mapping[str, Json]] = {
+    p["name"]: p for p in (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, REQUEST_ID)
+}
+
+PATH_PARAMETERS: Final[Mapping[str, Json]] = {
+    "order_id": _parameter("order_id", "path", UUID, "an order"),
+    "product_id": _parameter("product_id", "path", UUID, "a product"),
+    "customer_id": _parameter("customer_id", "path", UUID, "a customer"),
+    "asset": _parameter("asset", "path", {"enum": list(ASSETS)}, "a file"),
+    "kind": _parameter("kind", "path", {"enum": list(KINDS)}, "a kind of problem"),
+}
+
+ANSWER_HEADERS: Final[Mapping[str, Json]] = {
+    name: {"description": description, "schema": schema}
+    for name, schema, description in (
+        ("X-Request-Id", _TEXT, "the request's id, as it came or a new one"),
+        ("Ledger-Position", {"type": "integer", "minimum": 0}, "the answer holds at this position"),
+        ("Location", {**_TEXT, "format": "uri-reference"}, "where the thing can be followed"),
+        ("Preference-Applied", _TEXT, "which preference was honoured, if one came"),
+        ("Idempotency-Replayed", {"const": "true"}, "the same key came before"),
+        ("Link", _TEXT, 'the next page, `rel="next"` (RFC 8288); none on the last one'),
+        ("ETag", _TEXT, "the version of the body"),
+        ("Retry-After", {"type": "integer", "minimum": 1}, "seconds to wait before a retry"),
+        ("WWW-Authenticate", _TEXT, "what was wrong with the key (RFC 6750)"),
+    )
+}
