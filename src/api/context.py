@@ -11,6 +11,7 @@ from api.reading import Reading, Shared
 from api.waiting import Waiting
 from ledger.publisher import Publisher
 from projections.announcements import Announcements
+from projections.feed import Feed
 from projections.queries import Views
 from projections.stock import StockRow
 
@@ -22,8 +23,10 @@ class Deps:
     publisher: Publisher
     announcements: Announcements
     views: Views
+    feed: Feed
     peers: Peers | None = None
     guard: Guard | None = None
+    cors_origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Context:
     publisher: Publisher
     announcements: Announcements
     views: Views
+    feed: Feed
     waiting: Waiting
     reading: Reading
     pending: Pending
@@ -48,7 +52,7 @@ def make_context(deps: Deps) -> Context:
     waiting, pending, keys = Waiting(), Pending(), Keys()
     reading = Reading(waiting)
     products = ProductCache(deps.announcements, reading)
-    for part in (products, pending, keys, waiting):
+    for part in (products, pending, waiting):
         deps.announcements.subscribe(part.announced)
     for part in (products, pending):
         deps.announcements.on_reset(part.reset)
@@ -58,6 +62,7 @@ def make_context(deps: Deps) -> Context:
         deps.publisher,
         deps.announcements,
         deps.views,
+        deps.feed,
         waiting,
         reading,
         pending,

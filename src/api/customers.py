@@ -12,7 +12,7 @@ from api.prefer import DEFAULT_WAIT_S, preference
 from api.problems import Problem
 from api.reading import min_position, min_position_of
 from api.replies import PREFIX, at, reply
-from api.submitting import answer, earlier, submit
+from api.submitting import answer, submit
 from ledger.core.events import CustomerRegistered, WalletCredited
 from projections.wallets import WalletRow
 
@@ -20,18 +20,7 @@ from projections.wallets import WalletRow
 async def register(context: Context, request: Request) -> Response:
     """Open a wallet for a new customer."""
     body = await requests.body(request, schemas.RegisterCustomer)
-    wish = preference(request, DEFAULT_WAIT_S)
     new = draft(request, "POST /customers", CustomerRegistered(body.username))
-    customer_id = new.event.stream_id
-    row = await earlier(
-        context,
-        new,
-        lambda: context.views.wallet(customer_id),
-        lambda row: row.username == body.username,
-    )
-    if row:
-        headers = {"Location": _path(customer_id), "Idempotency-Replayed": "true"}
-        return reply(201, schemas.customer(row), {**headers, **wish.applied(decided=True)})
     return await _answer(context, request, new, created=True)
 
 

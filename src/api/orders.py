@@ -9,15 +9,14 @@ from api import requests, schemas
 from api.context import Context
 from api.idempotency import draft
 from api.lists import follow, limit_of
-from api.prefer import Preference, preference
+from api.prefer import preference
 from api.principals import bound_to, may_see, require_customer
 from api.problems import Problem, invalid
 from api.reading import min_position, min_position_of
 from api.replies import PREFIX, at, reply
-from api.submitting import answer, earlier, submit
+from api.submitting import answer, submit
 from ledger.core.events import OrderCancelRequested, OrderPlaced
 from ledger.core.state import Status
-from projections.orders import OrderRow
 
 
 async def place(context: Context, request: Request) -> Response:
@@ -28,11 +27,6 @@ async def place(context: Context, request: Request) -> Response:
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
     new = draft(request, "POST /orders", placed)
     order_id = new.event.stream_id
-    row = await earlier(
-        context, new, lambda: context.views.order(order_id), lambda row: _placed(row) == placed
-    )
-    if row:
-        return _again(row, wish)
     submission = await submit(context, new, wish)
     return await answer(
         context,
@@ -45,22 +39,6 @@ async def place(context: Context, request: Request) -> Response:
     )
 
 
-def _placed(row: OrderRow) -> OrderPlaced:
-    return OrderPlaced(row.customer_id, row.product_id, row.quantity)
-
-
-def _again(row: OrderRow, wish: Preference) -> Response:
-    """The answer to a retry whose order the view shows already."""
-    headers = {
-        "Location": _path(row.order_id),
-        "Idempotency-Replayed": "true",
-        **wish.applied(decided=True),
-    }
-    if wish.wait_s:
-        return reply(201, schemas.order(row), headers)
-    return reply(202, schemas.accepted_again(row), headers)
-
-
 def _path(order_id: UUID) -> str:
     return f"{PREFIX}/orders/{order_id}"
 
@@ -68,11 +46,11 @@ def _path(order_id: UUID) -> str:
 async def show(context: Context, request: Request) -> Response:
     """One order: as the view has it, else as it was accepted here."""
     order_id = requests.path_id(request, "order_id")
-    order, position = await _find(context, request, order_id, min_position(request))
+    order, position = await find(context, request, order_id, min_position(request))
     return reply(200, order, at(position))
 
 
-async def _find(
+async def find(
     context: Context, request: Request, order_id: UUID, min_position: int = 0
 ) -> tuple[schemas.Order, int]:
     """The order, if the sender may see it."""
@@ -113,10 +91,12 @@ async def cancel(context: Context, request: Request) -> Response:
     await requests.no_body(request, schemas.Nothing)
     wish = preference(request, default_wait_s=0)
     new = draft(request, "POST /orders/cancel", OrderCancelRequested(), order_id)
-    if not context.keys.knows(new.event):
-        order, _ = await _find(context, request, order_id)
+
+    async def check() -> None:
+        order, _ = await find(context, request, order_id)
         _refuse_final(order)
-    submission = await submit(context, new, wish)
+
+    submission = await submit(context, new, wish, check)
     return await answer(
         context,
         submission,

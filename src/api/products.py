@@ -17,7 +17,7 @@ from api.problems import Problem
 from api.product_cache import MAX_AGE_S, Page
 from api.reading import min_position, min_position_of
 from api.replies import JSON, PREFIX, at, encode, reply
-from api.submitting import answer, earlier, submit
+from api.submitting import answer, submit
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
 from projections.stock import StockRow
 
@@ -28,22 +28,9 @@ _ASK_AGAIN: Final = (b"cache-control", b"no-cache")
 async def create(context: Context, request: Request) -> Response:
     """Put a product on sale."""
     body = await requests.body(request, schemas.ListProduct)
-    wish = preference(request, DEFAULT_WAIT_S)
     listed = ProductListed(body.name, body.description, body.base_price, body.stock)
     new = draft(request, "POST /products", listed)
-    product_id = new.event.stream_id
-    row = await earlier(
-        context, new, lambda: context.views.product(product_id), lambda row: _lists(row, listed)
-    )
-    if row:
-        headers = {"Location": _path(product_id), "Idempotency-Replayed": "true"}
-        return reply(201, schemas.product(row), {**headers, **wish.applied(decided=True)})
     return await _answer(context, request, new, created=True)
-
-
-def _lists(row: StockRow, listed: ProductListed) -> bool:
-    """Whether the row can come from this listing; stock and price change later."""
-    return (row.name, row.description) == (listed.name, listed.description)
 
 
 async def receive(context: Context, request: Request) -> Response:

@@ -27,7 +27,6 @@ from projections.wallets import WalletRow
 _CENT = Decimal("0.01")
 _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def money(minor: int) -> Decimal:
@@ -273,9 +272,3 @@ def accepted_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> A
         created_at,
         created_at,
     )
-
-
-def accepted_again(row: OrderRow) -> AcceptedOrder:
-    """The first answer to an order once more, to a client that may not have heard it."""
-    placed = OrderPlaced(row.customer_id, row.product_id, row.quantity)
-    return accepted_order(row.order_id, placed, (row.created_at - _EPOCH) // _MICROSECOND)

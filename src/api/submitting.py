@@ -1,18 +1,20 @@
 """Submitting an event, waiting as long as the client likes, and telling how it went."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from msgspec import Struct
 from starlette.responses import Response
 
 from api.context import Context
-from api.idempotency import Draft, key_reused
+from api.idempotency import Draft, Kept, once
 from api.prefer import Preference
-from api.problems import refused
+from api.problems import Problem, refused
 from api.reading import Query, T
 from api.replies import at, reply
+from api.waiting import Waited
 from ledger.core.events import OrderPlaced, Submitted
 from ledger.publisher import InboxUnavailable
 from projections.announcements import Outcome
@@ -21,16 +23,24 @@ from projections.queries import ViewsUnavailable
 KEY_LOOKUP_TIMEOUT_S: Final = 0.4
 """Short, because the submission that follows has a deadline of its own."""
 
+Check = Callable[[], Awaitable[None]]
+
 _REFUSED: Final = frozenset({"submission.refused", "order.cancel-refused"})
 
 
 class Submission(Struct, frozen=True):
-    """An event that is in the inbox, and its outcome as far as it is known."""
+    """Events that are in the inbox, and the outcome of the last one as far as it is known."""
 
-    event: Submitted
+    events: tuple[Submitted, ...]
     outcome: Outcome | None
+    keyed: bool
     replayed: bool
     preference: Preference
+
+    @property
+    def event(self) -> Submitted:
+        """The only one, where a request makes one."""
+        return self.events[0]
 
     def headers(self, decided: bool) -> dict[str, str]:
         """What the answer's headers say about key and preference."""
@@ -40,56 +50,92 @@ class Submission(Struct, frozen=True):
         return headers
 
 
-async def submit(context: Context, draft: Draft, preference: Preference) -> Submission:
-    """Submit and wait for the outcome; raises InboxUnavailable, or Problem if it was refused."""
-    if draft.keyed:
-        return await _submit_keyed(context, draft.event, preference)
-    outcome = await _submit(context, draft.event, preference.wait_s)
-    return Submission(draft.event, outcome, False, preference)
+async def no_check() -> None:
+    """The check of a submission that may always be made."""
 
 
-async def _submit_keyed(context: Context, event: Submitted, preference: Preference) -> Submission:
-    """A retry submits the very event of the first try, and none at all once that is confirmed."""
-    kept = context.keys.claim(event)
-    if kept.outcome is not None:
-        return Submission(kept.event, _effective(kept.outcome), True, preference)
-    replayed = kept.confirmed
-    outcome = await _submit(context, kept.event, preference.wait_s, confirmed=replayed)
-    kept.confirmed = True
-    return Submission(kept.event, outcome, replayed, preference)
+async def submit(
+    context: Context, draft: Draft, preference: Preference, check: Check = no_check
+) -> Submission:
+    """Submit and wait for the outcome; raises InboxUnavailable, or Problem if it was refused.
 
-
-async def _submit(
-    context: Context, event: Submitted, wait_s: int, *, confirmed: bool = False
-) -> Outcome | None:
-    if wait_s == 0:
-        if not confirmed:
-            await _append(context, event)
-        return None
-    deadline = asyncio.get_running_loop().time() + wait_s
+    `check` raises what keeps the events from being submitted; what is in the ledger passed it.
+    """
+    if draft.ids:
+        return await _submit_keyed(context, draft, preference, check)
+    await check()
+    if preference.wait_s == 0:
+        await _append(context, draft.events)
+        return Submission(draft.events, None, False, False, preference)
     # Listening starts before the submission: its outcome may be here before its confirm.
-    with context.waiting.outcome_of(event.event_id) as outcome:
-        if not confirmed:
-            await _append(context, event)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return _effective(await outcome)
-        except TimeoutError:
-            return None
+    with context.waiting.outcome_of(draft.events[-1].event_id) as decided:
+        await _append(context, draft.events)
+        outcome = await _in_time(decided, preference.wait_s)
+    return Submission(draft.events, _effective(outcome), False, False, preference)
 
 
-async def _append(context: Context, event: Submitted) -> None:
-    if not isinstance(event.payload, OrderPlaced):
-        await context.publisher.submit((event,))
+async def _submit_keyed(
+    context: Context, draft: Draft, preference: Preference, check: Check
+) -> Submission:
+    """What the ledger has of the key is the answer; else submit, all who come at once together.
+
+    An outcome alone does not tell whose body was decided, as another process may have had the key
+    at the same moment; so it is read from the ledger, with the event.
+    """
+    kept, began = context.keys.claim(draft.events), True
+    replayed = kept.confirmed
+    with context.waiting.outcome_of(kept.events[-1].event_id) as decided:
+        if not kept.outcomes:
+            began = await once(kept, lambda: _attempt(context, kept, draft, check))
+            replayed = replayed or not began or bool(kept.outcomes)
+        context.keys.refuse_other(kept, draft.events)
+        if preference.wait_s and not kept.outcomes:
+            await _in_time(decided, preference.wait_s)
+            await _look_up(context, kept, draft)
+            context.keys.refuse_other(kept, draft.events)
+    outcome = kept.outcomes[-1] if kept.outcomes else None
+    return Submission(kept.events, _effective(outcome), True, replayed, preference)
+
+
+async def _attempt(context: Context, kept: Kept, draft: Draft, check: Check) -> None:
+    """Have the key's events in the inbox, if they are this body's: a request submits no other."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(KEY_LOOKUP_TIMEOUT_S):
+            await _look_up(context, kept, draft)
+    if kept.confirmed or not kept.are(draft.events):
         return
-    context.pending.add(event, event.payload)
+    await check()
+    await _append(context, kept.events)
+    kept.confirmed = True
+
+
+async def _look_up(context: Context, kept: Kept, draft: Draft) -> None:
+    """Learn what the ledger has of the key; nothing, if the database is away."""
+    with suppress(ViewsUnavailable):
+        kept.learn(draft.ids, await context.feed.submissions(draft.ids))
+
+
+async def _in_time(decided: Waited, wait_s: int) -> Outcome | None:
     try:
-        await context.publisher.submit((event,))
+        async with asyncio.timeout(wait_s):
+            return await decided
+    except TimeoutError:
+        return None
+
+
+async def _append(context: Context, events: tuple[Submitted, ...]) -> None:
+    """Have the events in the inbox, and orders among them found from now on."""
+    orders = [event for event in events if isinstance(event.payload, OrderPlaced)]
+    try:
+        for event in orders:
+            context.pending.add(event, event.payload)  # type: ignore[arg-type]  # an OrderPlaced
+        await context.publisher.submit(events)
     except InboxUnavailable:
-        context.pending.drop(event.stream_id)
+        for event in orders:
+            context.pending.drop(event.stream_id)
         raise
-    if context.peers:
-        await context.peers.tell((event,))
+    if context.peers and orders:
+        await context.peers.tell(orders)
 
 
 def _effective(outcome: Outcome | None) -> Outcome | None:
@@ -99,27 +145,13 @@ def _effective(outcome: Outcome | None) -> Outcome | None:
     return outcome
 
 
-async def earlier(
-    context: Context, draft: Draft, query: Query[T | None], same: Callable[[T], bool]
-) -> T | None:
-    """What the same key made before, where a view shows it; raises Problem for another body."""
-    if not draft.keyed or context.keys.knows(draft.event):
-        return None
+async def shown(
+    context: Context, query: Query[T | None], outcome: Outcome | None
+) -> tuple[T | None, int]:
+    """What a view shows of something that was accepted: nothing, if it is away or behind."""
     try:
-        async with asyncio.timeout(KEY_LOOKUP_TIMEOUT_S):
-            row, _ = await context.reading.read(query)
-    except (ViewsUnavailable, TimeoutError):
-        return None
-    if row is not None and not same(row):
-        raise key_reused()
-    return row
-
-
-async def shown(context: Context, query: Query[T | None]) -> tuple[T | None, int]:
-    """What a view shows of something that was accepted: nothing, if the views are away."""
-    try:
-        return await context.reading.read(query)
-    except ViewsUnavailable:
+        return await context.reading.read_at_least(outcome.position if outcome else 0, query)
+    except (ViewsUnavailable, Problem):
         return None, 0
 
 
@@ -135,11 +167,12 @@ async def answer(
 ) -> Response:
     """The thing as the view shows it after the decision, else 202 and where to look for it.
 
-    `created`: the event creates the thing, so that the view showing it proves the decision.
+    `created`: the event creates the thing, so that the view showing it proves the decision; of a
+    keyed one only the ledger does, as the key may have come elsewhere with another body.
     """
     row, position = None, 0
-    if submission.preference.wait_s and (submission.outcome is not None or created):
-        row, position = await shown(context, query)
+    if submission.preference.wait_s and (submission.outcome or (created and not submission.keyed)):
+        row, position = await shown(context, query, submission.outcome)
     headers: Mapping[str, str] = {"Location": location, **submission.headers(row is not None)}
     if row is None:
         return reply(202, accepted, headers)

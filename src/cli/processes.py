@@ -11,6 +11,7 @@ from api import serve
 from api.app import build_app
 from api.context import Deps
 from api.peers import Peers
+from cli.access import make_guard
 from cli.settings import Settings
 from ledger.database import make_engine
 from ledger.hints import Hints
@@ -19,6 +20,7 @@ from ledger.sessions import first_to_end
 from ledger.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
 from ledger.writer import Writer
 from projections.announcements import Announcements
+from projections.feed import Feed
 from projections.projector import Projector, listen
 from projections.queries import Views
 from projections.registry import PROJECTIONS
@@ -31,7 +33,7 @@ API_CONNECTIONS: Final = 8
 
 
 async def run_api(settings: Settings) -> None:
-    """Serve the API until SIGTERM or SIGINT."""
+    """Serve the API until SIGTERM or SIGINT; raises BadSettings."""
     engine = make_engine(
         settings.db_url("api"),
         settings.db_ca_file,
@@ -41,7 +43,15 @@ async def run_api(settings: Settings) -> None:
     )
     url, name = settings.amqp_url("api"), f"api-{os.getpid()}"
     peers = Peers(url, name) if settings.api_shared else None
-    deps = Deps(Publisher(url, "/api", name), Announcements(url, name), Views(engine), peers)
+    deps = Deps(
+        Publisher(url, "/api", name),
+        Announcements(url, name),
+        Views(engine),
+        Feed(engine),
+        peers=peers,
+        guard=make_guard(settings, engine),
+        cors_origins=tuple((settings.cors_origins or "").split()),
+    )
     try:
         await serve.run(build_app(deps), settings.api_host, settings.api_port)
     finally:
