@@ -18,7 +18,10 @@ class Live(Struct, frozen=True):
 
 
 class Ready(Struct, frozen=True):
-    """What the process needs, part by part; `status` is ready when all of it is there."""
+    """What the process needs, part by part; `status` is ready when all of it is there.
+
+    Unless `keys_required`, it takes requests from whoever reaches it.
+    """
 
     status: str
     inbox: bool
@@ -26,6 +29,7 @@ class Ready(Struct, frozen=True):
     views: bool
     position: int | None
     pending_orders: int
+    keys_required: bool = False
 
 
 async def live(context: Context, request: Request) -> Response:
@@ -42,7 +46,15 @@ async def ready(context: Context, request: Request) -> Response:
     views = position is not None
     all_there = inbox and announcements and views
     status = "ready" if all_there else "not ready"
-    content = Ready(status, inbox, announcements, views, position, len(context.pending))
+    content = Ready(
+        status,
+        inbox,
+        announcements,
+        views,
+        position,
+        len(context.pending),
+        keys_required=context.guard is not None,
+    )
     headers = {"Cache-Control": "no-store"}
     if position is not None:
         headers |= at(position)

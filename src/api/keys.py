@@ -15,6 +15,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 SECRET_BYTES: Final = 32
+MAX_NAME: Final = 100
 START: Final = "lk_"
 _FORM: Final = re.compile(r"lk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})").fullmatch
 _COLUMNS: Final = (

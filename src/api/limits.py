@@ -11,6 +11,7 @@ from api.problems import Problem
 BURST_S: Final = 1.0
 """What a client saved up counts for so long: it may ask a second's worth at one moment."""
 MAX_KEPT: Final = 10_000
+_ROUNDING_S: Final = 1e-6
 
 
 class Limits:
@@ -46,7 +47,7 @@ class Limits:
         now_s = self._now_s()
         full_at_s = max(now_s, self._full_at_s.pop(client, now_s)) + 1 / self._rate_per_s
         late_s = full_at_s - now_s - max(BURST_S, 1 / self._rate_per_s)
-        if late_s > 1e-9:
+        if late_s > _ROUNDING_S:
             self._full_at_s[client] = full_at_s - 1 / self._rate_per_s
             detail = f"this client may send {self._rate_per_s:g} requests a second"
             raise _too_many(detail, math.ceil(late_s))

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 from starlette.responses import Response
 
+from api.metrics import PROBLEMS
 from api.replies import encode
 from ledger.core.events import Reason
 
@@ -47,10 +48,26 @@ KINDS: Final[dict[str, Kind]] = {
         "Idempotency-Key used with another body",
         "Take a new key for a new request, or send the first body again",
     ),
-    "no-key": Kind(HTTPStatus.UNAUTHORIZED, "A key is needed"),
-    "bad-key": Kind(HTTPStatus.UNAUTHORIZED, "The key can't be used"),
-    "missing-scope": Kind(HTTPStatus.FORBIDDEN, "The key is not for this"),
-    "bound-key": Kind(HTTPStatus.FORBIDDEN, "The key is for one customer only"),
+    "no-key": Kind(
+        HTTPStatus.UNAUTHORIZED,
+        "A key is needed",
+        "Send `Authorization: Bearer` with a key of `ledger keys create`, or a token",
+    ),
+    "bad-key": Kind(
+        HTTPStatus.UNAUTHORIZED,
+        "The key can't be used",
+        "Ask for a new key, or take a new token from the issuer",
+    ),
+    "missing-scope": Kind(
+        HTTPStatus.FORBIDDEN,
+        "The key is not for this",
+        "Use a key with the scope that `detail` names",
+    ),
+    "bound-key": Kind(
+        HTTPStatus.FORBIDDEN,
+        "The key is for one customer only",
+        "Use a key that is not bound to a customer",
+    ),
     "no-such-path": Kind(
         HTTPStatus.NOT_FOUND,
         "Nothing lives at this path",
@@ -131,7 +148,11 @@ KINDS: Final[dict[str, Kind]] = {
         "Path and headers are too large",
         "Send fewer and shorter headers and parameters",
     ),
-    "too-many-requests": Kind(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests"),
+    "too-many-requests": Kind(
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "Too many requests",
+        "Retry after `Retry-After`, and send fewer",
+    ),
     "internal-error": Kind(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         "Something went wrong here",
@@ -147,7 +168,11 @@ KINDS: Final[dict[str, Kind]] = {
         "Too much is waiting to be decided",
         "Retry after `Retry-After` with the same `Idempotency-Key`",
     ),
-    "keys-unavailable": Kind(HTTPStatus.SERVICE_UNAVAILABLE, "Keys can't be checked"),
+    "keys-unavailable": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Keys can't be checked",
+        "Retry after `Retry-After`",
+    ),
     "views-unavailable": Kind(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The views can't be read",
@@ -219,6 +244,7 @@ class Problem(Exception):
 
     def response(self, instance: str) -> Response:
         """The answer to the request for the path `instance`."""
+        PROBLEMS.labels(self.kind).inc()
         status, title, _ = KINDS[self.kind]
         details = ProblemDetails(
             f"/problems/{self.kind}",

@@ -42,7 +42,11 @@ class Settings(BaseSettings):
     api_shared: bool = Field(
         False, description="several API processes serve: each tells the others what it accepted"
     )
-    auth: Auth = Field("off", description="`required`: nothing but products and health without a key; `off`: no keys, from this machine only; `outside`: no keys, because something in front of the API asks")
+    auth: Auth = Field(
+        "off",
+        description="`required`: a key or token for all but products and health; `off`: none, on"
+        " loopback only; `outside`: none, something in front of the API asks who calls",
+    )
     jwt_issuer: str | None = Field(
         None, description="`iss` of tokens that are taken like keys; set the next two as well"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from api.auth import Exposed, refuse_exposed
 from cli.settings import Settings
 from cli.stack import StackRefused, probes
 from cli.stack.install import ensure_binaries
@@ -104,9 +105,17 @@ def _require_plain(home: Path) -> None:
         )
 
 
+def _require_private(settings: Settings) -> None:
+    try:
+        refuse_exposed(settings.api_host, settings.auth)
+    except Exposed as exposed:
+        raise StackRefused(str(exposed)) from None
+
+
 def _prepare(settings: Settings, terminal: Terminal) -> Layout:
     home = settings.home.resolve()
     _require_plain(home)
+    _require_private(settings)
     if stop_processes(home):
         terminal.done("leftovers of an earlier run stopped")
     require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)

@@ -1,0 +1,44 @@
+"""What the settings say about who may call the API."""
+
+import logging
+from typing import Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.auth import Exposed, Guard, refuse_exposed
+from api.keyring import keyring
+from api.limits import Limits
+from api.tokens import BadKeyFile, Tokens, load_keys
+from cli.settings import BadSettings, Settings
+
+log = logging.getLogger(__name__)
+
+OPEN: Final = {
+    "off": "LEDGER_AUTH=off: requests are taken without a key, from this machine only",
+    "outside": "LEDGER_AUTH=outside: requests are taken without a key, from whoever gets through",
+}
+
+
+def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
+    """Who asks for keys; nobody where none are required. Raises BadSettings."""
+    try:
+        refuse_exposed(settings.api_host, settings.auth)
+        tokens = _tokens(settings)
+    except (Exposed, BadKeyFile) as error:
+        raise BadSettings(str(error)) from error
+    if settings.auth != "required":
+        log.warning(OPEN[settings.auth])
+        return None
+    limits = Limits(settings.rate_per_s, settings.concurrency)
+    return Guard(keyring(engine), tokens, limits)
+
+
+def _tokens(settings: Settings) -> Tokens | None:
+    issuer, audience, path = settings.jwt_issuer, settings.jwt_audience, settings.jwt_key_file
+    if issuer is None and audience is None and path is None:
+        return None
+    if not issuer or not audience or path is None:
+        raise BadSettings("of LEDGER_JWT_ISSUER, _AUDIENCE and _KEY_FILE set all three, or none")
+    if settings.auth != "required":
+        raise BadSettings("LEDGER_JWT_ISSUER is set, so LEDGER_AUTH must be `required`")
+    return Tokens(issuer, audience, load_keys(path))

@@ -1,0 +1,61 @@
+"""How every command reads its settings, runs its work, and ends when it can't."""
+
+import logging
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import typer
+import uvloop
+from rich.console import Console
+
+from cli.settings import BadSettings, MissingSecret, Settings, load_settings
+from ledger.broker import BROKER_ERRORS
+from ledger.database import DATABASE_ERRORS, UnsafeDatabase
+from ledger.publisher import InboxUnavailable
+from ledger.store import LedgerDamaged
+from projections.queries import ViewsUnavailable
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+Answer = TypeVar("Answer")
+
+REFUSED: Final = (
+    UnsafeDatabase,
+    LedgerDamaged,
+    InboxUnavailable,
+    ViewsUnavailable,
+    MissingSecret,
+    *BROKER_ERRORS,
+    *DATABASE_ERRORS,
+)
+"""What ends a command with one sentence and status 1, rather than with a traceback."""
+
+
+def settings() -> Settings:
+    """The settings; one that can't be used ends the command with status 2."""
+    try:
+        return load_settings()
+    except BadSettings as error:
+        raise end(2, str(error)) from None
+
+
+def run(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run the work of a command to its end."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    for library, level in (("aiormq", "ERROR"), ("asyncmy", "ERROR"), ("alembic", "WARNING")):
+        logging.getLogger(library).setLevel(level)
+    try:
+        return uvloop.run(work)
+    except BadSettings as error:
+        raise end(2, str(error)) from None
+    except REFUSED as error:
+        raise end(1, f"{type(error).__name__}: {error}") from None
+
+
+def end(status: int, why: str) -> typer.Exit:
+    """Say in one sentence why the command can't go on; what it returns ends it."""
+    err.print("[red]✗[/]", end=" ")
+    err.print(why, markup=False)
+    return typer.Exit(status)
