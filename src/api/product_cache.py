@@ -10,6 +10,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from api.metrics import HITS, MISSES
 from api.reading import Reading
 from projections.announcements import Announcement, Announcements
 
@@ -40,10 +41,13 @@ class ProductCache:
         """The page, and the position it holds at; None if it must be read anew."""
         page = self._pages.get(product_id)
         if page is None or not self._announcements.connected:
+            MISSES.inc()
             return None
         position = max(page.position, self._announcements.position)
         if self._reading.seen > position or asyncio.get_running_loop().time() > page.expires_at:
+            MISSES.inc()
             return None
+        HITS.inc()
         return page, position
 
     def put(self, product_id: UUID, page: Page, generation: int) -> None:

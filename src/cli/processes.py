@@ -4,28 +4,36 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
+
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import serve
 from api.app import build_app
 from api.context import Deps
 from api.peers import Peers
 from cli.access import make_guard
+from cli.observing import observed, serve_metrics
 from cli.settings import Settings
 from ledger.database import make_engine
+from ledger.depths import Depths
 from ledger.hints import Hints
+from ledger.metrics import WRITER, registry_of
 from ledger.publisher import Publisher
 from ledger.sessions import first_to_end
 from ledger.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
 from ledger.writer import Writer
 from projections.announcements import Announcements
 from projections.feed import Feed
+from projections.metrics import PROJECTOR, measure_lag
 from projections.projector import Projector, listen
 from projections.queries import Views
 from projections.registry import PROJECTIONS
 
 log = logging.getLogger(__name__)
+
+Work = Coroutine[Any, Any, None]
 
 STOP_TIMEOUT_S: Final = 8.0
 API_READ_TIMEOUT_S: Final = 5.0
@@ -53,7 +61,8 @@ async def run_api(settings: Settings) -> None:
         cors_origins=tuple((settings.cors_origins or "").split()),
     )
     try:
-        await serve.run(build_app(deps), settings.api_host, settings.api_port)
+        with observed("api", settings):
+            await serve.run(build_app(deps), settings.api_host, settings.api_port)
     finally:
         await engine.dispose()
 
@@ -65,7 +74,9 @@ async def run_writer(settings: Settings) -> None:
     hints = Hints(url, RECORDED_EXCHANGE, f"{name}-hints")
     writer = Writer(engine, url, name, hints, snapshot_every=settings.snapshot_every)
     try:
-        await until_signalled(writer.stop, writer.run(), hints.run())
+        with observed("writer", settings):
+            beside = (hints.run(), *_writer_metrics(settings, url, name))
+            await until_signalled(writer.stop, writer.run(), *beside)
     finally:
         await engine.dispose()
 
@@ -77,16 +88,33 @@ async def run_projector(settings: Settings) -> None:
     announce = Hints(url, ANNOUNCED_EXCHANGE, f"{name}-announcements")
     projector = Projector(engine, PROJECTIONS, announce)
     try:
-        await until_signalled(
-            projector.stop, projector.run(), listen(url, projector), announce.run()
-        )
+        with observed("projector", settings):
+            beside = (listen(url, projector), announce.run(), *_projector_metrics(settings, engine))
+            await until_signalled(projector.stop, projector.run(), *beside)
     finally:
         await engine.dispose()
 
 
-async def until_signalled(
-    stop: Callable[[], None], work: Coroutine[Any, Any, None], *beside: Coroutine[Any, Any, None]
-) -> None:
+def _writer_metrics(settings: Settings, url: str, name: str) -> Sequence[Work]:
+    if settings.writer_metrics_port is None:
+        return ()
+    depths = Depths(url, f"{name}-depths")
+    address = (settings.metrics_host, settings.writer_metrics_port)
+    return (depths.run(), serve_metrics(*address, registry_of(WRITER), depths.measure))
+
+
+def _projector_metrics(settings: Settings, engine: AsyncEngine) -> Sequence[Work]:
+    if settings.projector_metrics_port is None:
+        return ()
+
+    async def measure() -> None:
+        await measure_lag(engine)
+
+    address = (settings.metrics_host, settings.projector_metrics_port)
+    return (serve_metrics(*address, registry_of(PROJECTOR), measure),)
+
+
+async def until_signalled(stop: Callable[[], None], work: Work, *beside: Work) -> None:
     """Run `work` and what it needs beside it; on a signal call `stop` and let `work` finish.
 
     Work that has not finished after STOP_TIMEOUT_S is cancelled, which rolls back what it had not

@@ -1,6 +1,5 @@
 """How every command reads its settings, runs its work, and ends when it can't."""
 
-import logging
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -9,10 +8,12 @@ import uvloop
 from rich.console import Console
 
 from cli.settings import BadSettings, MissingSecret, Settings, load_settings
+from ledger import logs
 from ledger.broker import BROKER_ERRORS
 from ledger.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.publisher import InboxUnavailable
 from ledger.store import LedgerDamaged
+from ledger.tracing import NoOpenTelemetry
 from projections.queries import ViewsUnavailable
 
 out = Console(highlight=False, soft_wrap=True)
@@ -25,6 +26,7 @@ REFUSED: Final = (
     InboxUnavailable,
     ViewsUnavailable,
     MissingSecret,
+    NoOpenTelemetry,
     *BROKER_ERRORS,
     *DATABASE_ERRORS,
 )
@@ -41,11 +43,7 @@ def settings() -> Settings:
 
 def run(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Run the work of a command to its end."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
-    for library, level in (("aiormq", "ERROR"), ("asyncmy", "ERROR"), ("alembic", "WARNING")):
-        logging.getLogger(library).setLevel(level)
+    logs.configure("text", "INFO")
     try:
         return uvloop.run(work)
     except BadSettings as error:

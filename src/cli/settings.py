@@ -79,6 +79,26 @@ class Settings(BaseSettings):
         100_000, ge=1, description="messages (groups of submitted events) the inbox holds at most"
     )
 
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="how api, writer and projector log; `auto`: text on a terminal"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="the least that they log; `DEBUG` follows each event"
+    )
+    access_log: bool = Field(False, description="whether the API logs each request")
+    metrics_host: str = Field(
+        "127.0.0.1", description="address on which writer and projector serve `/metrics`"
+    )
+    writer_metrics_port: Port | None = Field(
+        None, description="its port in the writer; the local stack picks a free one"
+    )
+    projector_metrics_port: Port | None = Field(
+        None, description="its port in the projector; the local stack picks a free one"
+    )
+    otel_endpoint: str | None = Field(
+        None, description="where spans go, as `http://127.0.0.1:4318`; needs `order-ledger[otel]`"
+    )
+
     def amqp_url(self, role: str) -> str:
         """The AMQP URL of one role's account."""
         vhost = self.amqp_vhost.replace("/", "%2f")

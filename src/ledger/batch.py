@@ -10,13 +10,23 @@ from msgspec import structs
 
 from ledger.codec import CURRENT, Record, decided_id, encode_payload, next_hash, recorded
 from ledger.core.decider import evolve_order
-from ledger.core.events import TYPE_OF, AnyPayload, DecidedPayload, OrderPlaced, Submitted
+from ledger.core.events import (
+    TYPE_OF,
+    AnyPayload,
+    DecidedPayload,
+    OrderPlaced,
+    Submitted,
+    SubmittedPayload,
+)
 from ledger.core.fold import Fold, effective
 from ledger.core.state import Order
 
 
 class Composer:
-    """Decides submitted events after `position` and makes their records, chained and versioned."""
+    """Decides submitted events after `position` and makes their records, chained and versioned.
+
+    `outcomes` counts the submitted events by what came of them and why.
+    """
 
     def __init__(
         self,
@@ -32,6 +42,7 @@ class Composer:
         self._versions = Counter(versions)
         self._recorded_at_us = recorded_at_us
         self.records: list[Record] = []
+        self.outcomes: Counter[tuple[str, str]] = Counter()
 
     def add(self, events: Iterable[Submitted]) -> None:
         """Record submitted events, each with what is decided of it right after it."""
@@ -50,6 +61,7 @@ class Composer:
 
     def _record_both(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> None:
         self._record(event, event.event_id, event.payload, event.meta, 0)
+        self.outcomes[_outcome(event.payload, decided)] += 1
         cause_position = self._position
         for index, payload in enumerate(decided):
             event_id = decided_id(event.event_id, index)
@@ -82,6 +94,12 @@ class Composer:
         )
         self._hash = next_hash(self._hash, record)
         self.records.append(structs.replace(record, hash=self._hash))
+
+
+def _outcome(submitted: SubmittedPayload, decided: Sequence[DecidedPayload]) -> tuple[str, str]:
+    """The type that tells what came of it, and why it was refused, if it was."""
+    last = decided[-1] if decided else submitted
+    return TYPE_OF[type(last)], getattr(last, "reason", "")
 
 
 def without_repeats(events: Iterable[Submitted], known: set[bytes]) -> list[Submitted]:

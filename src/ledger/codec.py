@@ -146,7 +146,7 @@ def encode_submitted(event: Submitted, source: str) -> bytes:
 
 def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
     """The record as one CloudEvent; `cause_id` is the id of the event it was decided of."""
-    origin = _decode_origin(record.meta)
+    origin = origin_of(record)
     return _encode(
         RecordedEnvelope(
             specversion="1.0",
@@ -168,6 +168,11 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
             hash=record.hash.hex(),
         )
     )
+
+
+def origin_of(record: Record) -> Origin:
+    """What came with a submitted event besides its data."""
+    return _decode_origin(record.meta)
 
 
 def moment(us: int) -> datetime:

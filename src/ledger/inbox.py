@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 from ledger.broker import CALL_TIMEOUT_S, open_channel
 from ledger.codec import Rejected, decode_group
 from ledger.core.events import Submitted
+from ledger.metrics import MESSAGE_EVENTS
 from ledger.topology import INBOX, PARKING_EXCHANGE
 
 PREFETCH: Final = 128
@@ -52,15 +53,20 @@ class Inbox:
                 message = await self._arrived.get()
         except TimeoutError:
             return None
-        events, rejected = decode_group(message.body)
+        events, rejected = self._decode(message)
         messages = 1
         while len(events) < max_events and not self._arrived.empty():
             message = self._arrived.get_nowait()
-            more, bad = decode_group(message.body)
+            more, bad = self._decode(message)
             events += more
             rejected += bad
             messages += 1
         return Batch(events, rejected, message, messages)
+
+    def _decode(self, message: AbstractIncomingMessage) -> tuple[list[Submitted], list[Rejected]]:
+        events, rejected = decode_group(message.body)
+        MESSAGE_EVENTS.observe(len(events) + len(rejected))
+        return events, rejected
 
     async def ack(self, batch: Batch) -> None:
         """Ack the batch and all before it. Call it after COMMIT and at no other time."""

@@ -17,14 +17,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger import snapshots
 from ledger.batch import Composer, order_streams, recall_orders, without_repeats
 from ledger.broker import BROKER_ERRORS
-from ledger.codec import GENESIS_HASH, Record, next_hash, recorded
+from ledger.codec import GENESIS_HASH, next_hash, recorded
 from ledger.core.events import Submitted
 from ledger.core.fold import Fold, effective
 from ledger.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.hints import Hints
 from ledger.inbox import Batch, Inbox, open_inbox, park
+from ledger.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
 from ledger.sessions import keep_alive
 from ledger.store import Fenced, Head, LedgerDamaged, Store
+from ledger.telling import tell_commit
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +85,14 @@ class Writer:
         async with self._engine.connect() as connection:
             await refuse_unsafe(connection)
             known = await load(connection)
+            HEAD_POSITION.set(known.head.position)
             async with open_inbox(self._inbox_url, self._name) as inbox:
-                await self._write(connection, known, inbox)
+                CONNECTED.set(1)
+                try:
+                    await self._write(connection, known, inbox)
+                finally:
+                    CONNECTED.set(0)
+                    EPOCH.set(0)
 
     async def _write(self, connection: AsyncConnection, known: "Known", inbox: Inbox) -> None:
         """Append batch after batch. The head is taken over at the first delivery, no sooner:
@@ -98,12 +106,15 @@ class Writer:
             if batch is None:
                 await inbox.check()
                 await catch_up(connection, known)
+                HEAD_POSITION.set(known.head.position)
                 continue
             if not leading:
                 await take_over(connection, known)
+                EPOCH.set(known.head.epoch)
                 leading = True
             await self._append(connection, known, batch, inbox)
-        log.info("writer: stopped at position %s", known.head.position)
+        about = {"position": known.head.position, "epoch": known.head.epoch}
+        log.info("writer: stopped at position %s", known.head.position, extra=about)
 
     async def _append(
         self, connection: AsyncConnection, known: "Known", batch: Batch, inbox: Inbox
@@ -118,6 +129,8 @@ class Writer:
         self.progress.events += known.head.position - before
         self.progress.repeats += len(batch.events) - events
         self.progress.parked += len(batch.rejected)
+        REPEATS.inc(len(batch.events) - events)
+        PARKED.inc(len(batch.rejected))
         self._snapshot_when_due(known)
 
     async def _decide_and_commit(
@@ -126,6 +139,7 @@ class Writer:
         """Append what is new of a batch and return how many events that was."""
         if not submitted:
             return 0
+        began_ns = time.time_ns()
         store = Store(connection)
         repeats = await store.recorded([event.event_id.bytes for event in submitted])
         events = without_repeats(submitted, repeats)
@@ -135,21 +149,24 @@ class Writer:
         versions = await store.versions(list({event.stream_id.bytes for event in events}))
         histories = await store.streams(order_streams(known.fold, versions))
         recall_orders(known.fold, histories.values())
-        records = self._decide(known, events, versions)
-        known.head = await store.append(known.head, records)
-        known.recorded_at_us = records[-1].recorded_at_us
+        composer = self._decide(known, events, versions)
+        append_began = time.perf_counter()
+        known.head = await store.append(known.head, composer.records)
+        commit_s = time.perf_counter() - append_began
+        known.recorded_at_us = composer.records[-1].recorded_at_us
         known.fold.orders.clear()
         self.progress.commits += 1
+        tell_commit(events, composer, known.head, began_ns, commit_s)
         return len(events)
 
     def _decide(
         self, known: "Known", events: list[Submitted], versions: dict[bytes, int]
-    ) -> list[Record]:
+    ) -> Composer:
         recorded_at_us = max(self._now_us(), known.recorded_at_us)
         head = known.head
         composer = Composer(known.fold, head.position, head.hash, versions, recorded_at_us)
         composer.add(events)
-        return composer.records
+        return composer
 
     def _snapshot_when_due(self, known: "Known") -> None:
         saving = self._snapshot_task is not None and not self._snapshot_task.done()
@@ -220,4 +237,5 @@ async def take_over(connection: AsyncConnection, known: Known) -> None:
             f"the head names position {head.position}, the ledger ends at {known.head.position}"
         )
     known.head = head
-    log.info("writer: leads from position %s in epoch %s", head.position, head.epoch)
+    about = {"position": head.position, "epoch": head.epoch}
+    log.info("writer: leads from position %s in epoch %s", *about.values(), extra=about)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -10,8 +11,9 @@ from aio_pika.abc import AbstractIncomingMessage
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ledger import tracing
 from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
-from ledger.codec import recorded
+from ledger.codec import Record, origin_of, recorded
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS
@@ -19,6 +21,7 @@ from ledger.hints import Hints
 from ledger.sessions import keep_alive
 from ledger.store import PAGE, LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
+from projections import metrics
 from projections.announcements import Announcement, encode, outcomes
 from projections.projection import Projection
 from projections.stock import STOCK
@@ -91,6 +94,7 @@ async def advance(
     after = min(checkpoints.values())
     ahead = [position for position in checkpoints.values() if position > after]
     store = Store(connection)
+    began_ns, began = time.time_ns(), time.perf_counter()
     records = await store.read(after, min([PAGE, *(position - after for position in ahead)]))
     if not records:
         head = await store.head()
@@ -103,8 +107,22 @@ async def advance(
     changed = await _project(connection, behind, events)
     await move_checkpoints(connection, behind, records[-1].position)
     await connection.commit()
+    metrics.BATCH_S.observe(time.perf_counter() - began)
+    metrics.BATCH_EVENTS.observe(len(records))
+    _tell(records, began_ns)
     products = list(changed.get(STOCK.name, ()))
     return Announcement(after, records[-1].position, outcomes(events), products)
+
+
+def _tell(records: Sequence[Record], began_ns: int) -> None:
+    """Log lines and spans of a batch that the views show now."""
+    first, last = records[0].position, records[-1].position
+    log.debug("projector: shown", extra={"first_position": first, "position": last})
+    if tracing.wanted():
+        for record in records:
+            if traceparent := origin_of(record).traceparent:
+                about = {"ledger.position": record.position}
+                tracing.record("project", traceparent, about, began_ns)
 
 
 async def _project(

@@ -16,18 +16,23 @@ from cli.stack.watchdog import Watchdog
 
 PORTS = ("LEDGER_AMQP_PORT", "LEDGER_DB_PORT", "LEDGER_EPMD_PORT", "LEDGER_AMQP_DIST_PORT")
 MANAGEMENT_PORT = "LEDGER_MANAGEMENT_PORT"
+METRICS_PORTS = ("LEDGER_WRITER_METRICS_PORT", "LEDGER_PROJECTOR_METRICS_PORT")
 EPMD_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the servers are to live, what they're to hold, and whether tests may administrate."""
+    """Where the servers are to live and what they're to hold.
+
+    With management tests may administrate; with metrics there are ports for those of the processes.
+    """
 
     home: Path
     secrets_dir: Path
     vhost: str = "ledger"
     schema: str = "ledger"
     with_management: bool = False
+    with_metrics: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +64,16 @@ class Layout:
             "LEDGER_AMQP_PORT": str(self.ports["LEDGER_AMQP_PORT"]),
             "LEDGER_DB_HOST": "127.0.0.1",
             "LEDGER_DB_PORT": str(self.ports["LEDGER_DB_PORT"]),
+            **{name: str(self.ports[name]) for name in METRICS_PORTS if name in self.ports},
         }
 
 
 def prepare_servers(plan: Plan, binaries: Binaries) -> Layout:
     """Write passwords, ports, configuration and, the first time, the data directory."""
     create_secrets(plan.secrets_dir)
-    names = (*PORTS, MANAGEMENT_PORT) if plan.with_management else PORTS
-    ports = choose_ports(plan.home, names)
+    management = (MANAGEMENT_PORT,) if plan.with_management else ()
+    metrics = METRICS_PORTS if plan.with_metrics else ()
+    ports = choose_ports(plan.home, (*PORTS, *management, *metrics))
     write_definitions(plan.secrets_dir, plan.vhost, with_admin=plan.with_management)
     bootstrap = write_bootstrap(plan.secrets_dir, plan.schema)
     epmd, broker = rabbitmq.prepare_rabbitmq(plan.home, plan.secrets_dir, ports, binaries)

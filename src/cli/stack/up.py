@@ -121,7 +121,7 @@ def _prepare(settings: Settings, terminal: Terminal) -> Layout:
     require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)
     binaries = ensure_binaries(terminal.doing)
     secrets_dir = (settings.secrets_dir or home / "secrets").resolve()
-    plan = Plan(home, secrets_dir, settings.amqp_vhost, settings.db_name)
+    plan = Plan(home, secrets_dir, settings.amqp_vhost, settings.db_name, with_metrics=True)
     return prepare_servers(plan, binaries)
 
 
