@@ -6,11 +6,16 @@ from api import docs, health
 from api import schemas as s
 from api.operations import Answers
 from api.replies import JSON
+from ledger.codec import BATCH_CONTENT_TYPE
 
 NO_ORDER: Final[Answers] = {404: ("unknown-order",)}
 NO_CUSTOMER: Final[Answers] = {404: ("unknown-customer",)}
 NO_PRODUCT: Final[Answers] = {404: ("unknown-product",)}
-PLACED: Final[Answers] = {201: s.Order, 202: s.AcceptedOrder, **NO_CUSTOMER}
+DRY: Final[Answers] = {200: s.DryRun, 503: ("views-unavailable",)}
+PLACED: Final[Answers] = {**DRY, 201: s.Order, 202: s.AcceptedOrder, **NO_CUSTOMER}
+BATCH: Final[Answers] = {201: s.PlacedOrders, 202: s.PlacedOrders, **NO_CUSTOMER}
+FEED: Final[Answers] = {200: BATCH_CONTENT_TYPE, 503: ("too-many-streams",)}
+HISTORY: Final[Answers] = {200: BATCH_CONTENT_TYPE, **NO_ORDER}
 FOUND: Final[Answers] = {200: s.Order, **NO_ORDER}
 KEPT: Final[Answers] = {409: ("not-cancellable",), 503: ("views-unavailable",)}
 CANCELLED: Final[Answers] = {200: s.Order, 202: s.AcceptedCancel, **NO_ORDER, **KEPT}

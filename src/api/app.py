@@ -14,7 +14,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
 from api import answers as a
-from api import customers, docs, health, openapi, orders, products, scrape
+from api import batches, customers, docs, feed, health, openapi, orders, products, scrape
 from api import schemas as s
 from api.context import Context, Deps, make_context
 from api.cors import allow_origins
@@ -36,6 +36,8 @@ CATALOGUE, WALLETS = Scope.CATALOGUE_WRITE, Scope.WALLETS_WRITE
 PAGE: Final = ("after", "limit", "min_position")
 FILTERS: Final = ("customer_id", "product_id", "status", *PAGE)
 MIN: Final = ("min_position",)
+DRY: Final = ("dry_run",)
+LEDGER: Final = Scope.LEDGER_READ
 
 
 async def describe(context: Context, request: Request) -> Response:
@@ -45,11 +47,17 @@ async def describe(context: Context, request: Request) -> Response:
 
 ROUTES: Final[dict[str, dict[str, Op]]] = {
     f"{PREFIX}/orders": {
-        "POST": Own(orders.place, WRITE, "Place an order", s.PlaceOrder, a.PLACED),
+        "POST": Own(orders.place, WRITE, "Place an order", s.PlaceOrder, a.PLACED, DRY),
         "GET": Own(orders.browse, READ, "List orders", None, a.THEIRS, FILTERS),
+    },
+    f"{PREFIX}/orders/batch": {
+        "POST": Own(batches.place, WRITE, "Place many orders", s.PlaceOrders, a.BATCH),
     },
     f"{PREFIX}/orders/{{order_id}}": {
         "GET": Own(orders.show, READ, "Follow an order", None, a.FOUND, MIN),
+    },
+    f"{PREFIX}/orders/{{order_id}}/events": {
+        "GET": Own(feed.browse_order, READ, "Its own history", None, a.HISTORY, PAGE),
     },
     f"{PREFIX}/orders/{{order_id}}/cancel": {
         "POST": Own(orders.cancel, WRITE, "Cancel an order", s.Nothing, a.CANCELLED),
@@ -76,6 +84,9 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
     },
     f"{PREFIX}/customers/{{customer_id}}/orders": {
         "GET": Own(customers.browse_orders, READ, "List their orders", None, a.THEIRS, PAGE),
+    },
+    f"{PREFIX}/events": {
+        "GET": Op(feed.browse, LEDGER, "The ledger", None, a.FEED, ("type", *PAGE)),
     },
     "/health/live": {"GET": Op(health.live, None, "Whether it lives", None, a.LIVE)},
     "/health/ready": {"GET": Op(health.ready, None, "Whether it can work", None, a.READY)},
@@ -132,12 +143,14 @@ class App:
             context.publisher.run(),
             context.announcements.run(),
             context.pending.run(context.views.shown),
+            context.streams.run(),
             *(context.peers.works() if context.peers else ()),
         )
 
     def stop_waiting(self) -> None:
-        """Answer everybody who waits for the views, because the process is about to stop."""
+        """Answer everybody who waits for the ledger, because the process is about to stop."""
         self.context.waiting.stop()
+        self.context.streams.stop()
 
 
 def build_app(deps: Deps) -> App:

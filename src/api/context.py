@@ -8,6 +8,7 @@ from api.peers import Peers
 from api.pending import Pending
 from api.product_cache import ProductCache
 from api.reading import Reading, Shared
+from api.streams import Streams
 from api.waiting import Waiting
 from ledger.publisher import Publisher
 from projections.announcements import Announcements
@@ -45,6 +46,7 @@ class Context:
     product_reads: Shared[tuple[StockRow | None, int]]
     peers: Peers | None
     guard: Guard | None
+    streams: Streams
 
 
 def make_context(deps: Deps) -> Context:
@@ -52,7 +54,8 @@ def make_context(deps: Deps) -> Context:
     waiting, pending, keys = Waiting(), Pending(), Keys()
     reading = Reading(waiting)
     products = ProductCache(deps.announcements, reading)
-    for part in (products, pending, waiting):
+    streams = Streams(deps.feed, reading)
+    for part in (products, pending, waiting, streams):
         deps.announcements.subscribe(part.announced)
     for part in (products, pending):
         deps.announcements.on_reset(part.reset)
@@ -71,4 +74,5 @@ def make_context(deps: Deps) -> Context:
         Shared(),
         deps.peers,
         deps.guard,
+        streams,
     )

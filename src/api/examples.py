@@ -19,6 +19,13 @@ _DECIDED: Final = "2026-11-22T11:54:38.994873Z"
 
 BODIES: Final[Mapping[type[BaseModel], dict[str, Any]]] = {
     s.PlaceOrder: {"customer_id": str(_CUSTOMER), "product_id": str(_PRODUCT), "quantity": 2},
+    s.PlaceOrders: {
+        "orders": [
+            {"customer_id": str(_CUSTOMER), "product_id": str(_PRODUCT)},
+            {"customer_id": str(_CUSTOMER), "product_id": str(_PRODUCT), "quantity": 2},
+        ],
+        "atomic": True,
+    },
     s.RegisterCustomer: {"username": "ada"},
     s.Deposit: {"amount": 12.5},
     s.ListProduct: {
@@ -62,6 +69,8 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         _CUSTOMER_NOW,
         _PRODUCT_NOW,
         _ORDER_NOW,
+        s.PlacedOrders([_ORDER_NOW]),
+        s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9),
         s.AcceptedOrder(_ORDER, _PRODUCT, _CUSTOMER, 2, "PENDING", _PLACED, _PLACED),
         s.AcceptedCancel(_ORDER, s.ACCEPTED),
         s.AcceptedCustomer(_CUSTOMER, s.ACCEPTED),

@@ -8,6 +8,8 @@ from pydantic_core import ErrorDetails
 
 from api.problems import FieldError, Problem
 
+MAX_ERRORS: Final = 100
+
 _WORDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "missing": ("is required: add it", None),
     "extra_forbidden": ("is not a field of this request: leave it out", None),
@@ -22,19 +24,25 @@ _WORDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "less_than_equal": ("must be at most {le}", "le"),
     "string_too_short": ("must have at least {min_length} character(s)", "min_length"),
     "string_too_long": ("must have at most {max_length} characters: shorten it", "max_length"),
+    "bool_type": ("must be true or false, without quotes", None),
+    "list_type": ("must be a JSON array", None),
+    "too_short": ("must have at least {min_length} element(s)", "min_length"),
+    "too_long": ("must have at most {max_length} elements: split it", "max_length"),
     "model_type": ("must be a JSON object", None),
 }
 
 
 def invalid_fields(error: ValidationError) -> Problem:
-    """The problem that names every field at fault."""
-    found = [_field_error(e) for e in error.errors(include_url=False, include_input=False)]
+    """The problem that names every field at fault, up to MAX_ERRORS."""
+    errors = error.errors(include_url=False, include_input=False)
+    found = [_field_error(e) for e in errors[:MAX_ERRORS]]
     first = found[0]
     return Problem("invalid-fields", f"{first.field} {first.detail}", found)
 
 
 def _field_error(error: ErrorDetails) -> FieldError:
-    field = ".".join(map(str, error["loc"])) or "body"
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    field = field.removeprefix(".") or "body"
     words, limit = _WORDS.get(error["type"], (error["msg"], None))
     context = error.get("ctx", {})
     return FieldError(_printable(field), words.format(**context), context[limit] if limit else None)

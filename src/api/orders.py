@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from api import requests, schemas
 from api.context import Context
+from api.dry_runs import dry_run
 from api.idempotency import draft
 from api.lists import follow, limit_of
 from api.prefer import preference
@@ -20,11 +21,16 @@ from ledger.core.state import Status
 
 
 async def place(context: Context, request: Request) -> Response:
-    """Accept an order without looking anything up; only a retry by key is looked up."""
-    body = await requests.body(request, schemas.PlaceOrder)
+    """Accept an order without looking anything up; only a retry by key is looked up.
+
+    With `dry_run` say what would be decided now, and append nothing.
+    """
+    body = await requests.body(request, schemas.PlaceOrder, known=("dry_run",))
     wish = preference(request, default_wait_s=0)
     require_customer(request, body.customer_id)
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
+    if requests.flag("dry_run", requests.parameters(request, "dry_run").get("dry_run")):
+        return await dry_run(context, placed)
     new = draft(request, "POST /orders", placed)
     order_id = new.event.stream_id
     submission = await submit(context, new, wish)

@@ -9,12 +9,14 @@ from api.lists import DEFAULT_LIMIT, MAX_LIMIT
 from api.prefer import MAX_WAIT_S
 from api.problems import KINDS
 from api.requests import MAX_POSITION
+from ledger.core.events import DECIDED, SUBMITTED
 from ledger.core.state import Status
 
 Json = dict[str, Any]
 
 UUID: Final[Json] = {"type": "string", "format": "uuid"}
 _POSITION: Final[Json] = {"type": "integer", "minimum": 1, "maximum": MAX_POSITION}
+_CURSOR: Final[Json] = {"type": "integer", "minimum": 0, "maximum": MAX_POSITION}
 _TEXT: Final[Json] = {"type": "string"}
 
 
@@ -44,6 +46,9 @@ PARAMETERS: Final[Mapping[str, Json]] = {
     "status": _query("status", {"enum": list(Status.__members__)}, "only in this status"),
     "after": _query("after", _POSITION, "`next_after` of the page before"),
     "products.after": _query("after", UUID, "`next_after` of the page before"),
+    "events.after": _query("after", _CURSOR, "only events after this position"),
+    "type": _query("type", {"enum": [*SUBMITTED, *DECIDED]}, "only events of this type"),
+    "dry_run": _query("dry_run", {"type": "boolean"}, "only say what would be decided now"),
     "limit": _query("limit", _LIMIT, "at most this many"),
     "min_position": _query(
         "min_position",

@@ -178,6 +178,11 @@ KINDS: Final[dict[str, Kind]] = {
         "The views can't be read",
         "Retry after `Retry-After`",
     ),
+    "too-many-streams": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Too many streams are open",
+        "Retry after `Retry-After`, or read the feed in pages",
+    ),
     "views-behind": Kind(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The views are not there yet",

@@ -7,6 +7,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.finishing import new_request_id
 from api.problems import CLOSE, Problem
+from api.streams import ABORT
 
 MAX_HEAD: Final = 32 * 1024
 MAX_HEADERS: Final = 100
@@ -49,6 +50,7 @@ class Protocol(HttpToolsProtocol):
         """A head begins."""
         self._in_head = True
         super().on_message_begin()
+        self.scope["state"][ABORT] = self.transport.abort
 
     def on_headers_complete(self) -> None:
         """The head is here; raises HeadTooLarge, which ends in `send_400_response`."""

@@ -1,9 +1,8 @@
 """Reading the views: not before the position a client asks for, and noting how far one saw."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
-from uuid import UUID
 
 from starlette.requests import Request
 
@@ -55,17 +54,17 @@ class Shared(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._next: dict[UUID, asyncio.Task[T]] = {}
-        self._running: dict[UUID, asyncio.Task[T]] = {}
+        self._next: dict[Hashable, asyncio.Task[T]] = {}
+        self._running: dict[Hashable, asyncio.Task[T]] = {}
 
-    async def read(self, key: UUID, query: Callable[[], Awaitable[T]]) -> T:
+    async def read(self, key: Hashable, query: Callable[[], Awaitable[T]]) -> T:
         """What a query of this key answers that began after this call."""
         if key not in self._next:
             self._next[key] = asyncio.create_task(self._after(self._running.get(key), key, query))
         return await asyncio.shield(self._next[key])
 
     async def _after(
-        self, before: asyncio.Task[T] | None, key: UUID, query: Callable[[], Awaitable[T]]
+        self, before: asyncio.Task[T] | None, key: Hashable, query: Callable[[], Awaitable[T]]
     ) -> T:
         if before:
             await asyncio.wait((before,))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
@@ -55,6 +56,13 @@ def whole(name: str, text: str, low: int, high: int) -> int:
     return number
 
 
+def flag(name: str, text: str | None) -> bool:
+    """A parameter that is true or false, and false where it is not given."""
+    if text not in (None, "true", "false"):
+        raise invalid(name, "must be true or false")
+    return text == "true"
+
+
 def parameters(request: Request, *known: str) -> dict[str, str]:
     """The query parameters. Unknown ones are refused: a misspelt filter must not show all."""
     query: bytes = request.scope["query_string"]
@@ -83,10 +91,15 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
         raise invalid("query", f"must be at most {_MAX_PARAMETERS} parameters in UTF-8") from None
 
 
-async def body(request: Request, model: type[Model]) -> Model:
-    """The body as a `model`; raises Problem or pydantic's ValidationError."""
-    parameters(request)
-    return model.model_validate(parse(await _read_json(request)))
+async def body(
+    request: Request, model: type[Model], *, known: Sequence[str] = (), limit: int = MAX_BODY
+) -> Model:
+    """The body as a `model`, in at most `limit` bytes, with no query parameters but the `known`.
+
+    Raises Problem or pydantic's ValidationError.
+    """
+    parameters(request, *known)
+    return model.model_validate(parse(await _read_json(request, limit)))
 
 
 async def no_body(request: Request, model: type[Model]) -> Model:
@@ -128,9 +141,9 @@ _decode: Final = json.JSONDecoder(
 ).decode
 
 
-async def _read_json(request: Request) -> bytes:
+async def _read_json(request: Request, limit: int = MAX_BODY) -> bytes:
     headers = dict(request.scope["headers"])
-    raw = await _read(request.receive, headers)
+    raw = await _read(request.receive, headers, limit)
     if raw and not _is_json(headers.get(b"content-type", b"")):
         raise Problem("not-json", "send the body with Content-Type: application/json")
     if raw and headers.get(b"content-encoding", b"identity") != b"identity":
@@ -149,32 +162,32 @@ def _is_json(content_type: bytes) -> bool:
     return known and charset in (b"", b"charset=utf-8", b"charset=utf8")
 
 
-async def _read(receive: Receive, headers: dict[bytes, bytes]) -> bytes:
+async def _read(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
     declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared[:20]) > MAX_BODY:
+    if declared.isdigit() and int(declared[:20]) > limit:
         if b"expect" not in headers:
             await _discard(receive)
-        raise _too_large()
+        raise _too_large(limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _collect(receive)
+            return await _collect(receive, limit)
     except TimeoutError:
         raise Problem(
             "body-too-slow", f"the body must be here within {BODY_TIMEOUT_S:g} s", headers=CLOSE
         ) from None
 
 
-async def _collect(receive: Receive) -> bytes:
+async def _collect(receive: Receive, limit: int) -> bytes:
     collected = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         collected += bytes(message.get("body", b""))
-        if len(collected) > MAX_BODY:
+        if len(collected) > limit:
             if message.get("more_body", False):
                 await _discard(receive)
-            raise _too_large()
+            raise _too_large(limit)
         if not message.get("more_body", False):
             return collected
 
@@ -190,6 +203,6 @@ async def _discard(receive: Receive) -> None:
                 more = message.get("more_body", False)
 
 
-def _too_large() -> Problem:
+def _too_large(limit: int) -> Problem:
     """The connection is closed with it, so that nobody has to read the rest."""
-    return Problem("body-too-large", f"the body must have at most {MAX_BODY} bytes", headers=CLOSE)
+    return Problem("body-too-large", f"the body must have at most {limit} bytes", headers=CLOSE)

@@ -24,6 +24,7 @@ from projections.orders import OrderRow
 from projections.stock import StockRow
 from projections.wallets import WalletRow
 
+MAX_BATCH: Final = 1_000
 _CENT = Decimal("0.01")
 _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -124,6 +125,13 @@ class PlaceOrder(Body):
     quantity: int = Field(1, strict=True, ge=1, le=MAX_QUANTITY)
 
 
+class PlaceOrders(Body):
+    """POST /orders/batch."""
+
+    orders: list[PlaceOrder] = Field(strict=True, min_length=1, max_length=MAX_BATCH)
+    atomic: bool = Field(False, strict=True)
+
+
 class Customer(Struct, frozen=True):
     """A customer with the wallet."""
 
@@ -159,6 +167,25 @@ class Order(Struct, frozen=True):
     price_paid: Decimal | None = None
     failure_reason: str | None = None
     position: int | None = None
+
+
+class PlacedOrders(Struct, frozen=True):
+    """The orders of a batch, in its order; those that are not decided yet are PENDING."""
+
+    orders: list[Order]
+
+
+class DryRun(Struct, frozen=True):
+    """What would be decided of an order if it were the next event after `position`."""
+
+    product_id: UUID
+    customer_id: UUID
+    quantity: int
+    status: str
+    unit_price: Decimal | None
+    total: Decimal | None
+    failure_reason: str | None
+    position: int
 
 
 class AcceptedOrder(Struct, frozen=True):

@@ -74,9 +74,7 @@ class Feed:
         rows = await fetch(self._engine, "SELECT COALESCE(MAX(position), 0) FROM events", ())
         return int(rows[0][0])
 
-    async def history(
-        self, stream_id: UUID, after: int, up_to: int, limit: int
-    ) -> list[FeedEvent]:
+    async def history(self, stream_id: UUID, after: int, up_to: int, limit: int) -> list[FeedEvent]:
         """At most `limit` events of one stream, after a position and up to another."""
         wanted = "e.stream_id = %s AND e.position > %s AND e.position <= %s"
         rows = await fetch(

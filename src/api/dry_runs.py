@@ -1,0 +1,34 @@
+"""What the fold would decide of an order now, by the same `decide`; nothing is appended."""
+
+from starlette.responses import Response
+
+from api.context import Context
+from api.replies import at, reply
+from api.schemas import DryRun, money
+from ledger.core.decider import decide
+from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
+from ledger.core.state import State, Status
+
+
+async def dry_run(context: Context, placed: OrderPlaced) -> Response:
+    """Decide an order on what the views hold at one position, which the answer names."""
+    (customer, product), position = await context.reading.read(
+        lambda: context.views.party(placed.customer_id, placed.product_id)
+    )
+    (decided,) = decide(State(None, customer, product), placed)
+    price_minor = total_minor = reason = None
+    if isinstance(decided, OrderCompleted):
+        price_minor, total_minor = decided.unit_price_minor, decided.total_minor
+    elif isinstance(decided, OrderFailed):
+        reason = decided.reason.value
+    answer = DryRun(
+        placed.product_id,
+        placed.customer_id,
+        placed.quantity,
+        (Status.FAILED if reason else Status.COMPLETED).value,
+        None if price_minor is None else money(price_minor),
+        None if total_minor is None else money(total_minor),
+        reason,
+        position,
+    )
+    return reply(200, answer, at(position))
