@@ -90,7 +90,9 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
     },
     "/health/live": {"GET": Op(health.live, None, "Whether it lives", None, a.LIVE)},
     "/health/ready": {"GET": Op(health.ready, None, "Whether it can work", None, a.READY)},
-    "/metrics": {"GET": Op(scrape.show, Scope.LEDGER_READ, "Metrics for Prometheus")},
+    "/metrics": {
+        "GET": Op(scrape.show, Scope.LEDGER_READ, "Metrics for Prometheus", None, a.METRICS)
+    },
     "/openapi.json": {"GET": Op(describe, None, "The API as OpenAPI 3.1", None, a.DOCUMENT)},
     "/docs": {"GET": Op(docs.show_page, None, "The API to try out", None, a.PAGE_200)},
     "/docs/{asset}": {"GET": Op(docs.show_asset, None, "What the page is made of", None, a.ASSET)},
@@ -145,6 +147,7 @@ class App:
             context.pending.run(context.views.shown),
             context.streams.run(),
             *(context.peers.works() if context.peers else ()),
+            *((context.depths.run(),) if context.depths else ()),
         )
 
     def stop_waiting(self) -> None:

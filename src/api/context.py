@@ -10,6 +10,7 @@ from api.product_cache import ProductCache
 from api.reading import Reading, Shared
 from api.streams import Streams
 from api.waiting import Waiting
+from ledger.depths import Depths
 from ledger.publisher import Publisher
 from projections.announcements import Announcements
 from projections.feed import Feed
@@ -28,6 +29,7 @@ class Deps:
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
+    depths: Depths | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Context:
     peers: Peers | None
     guard: Guard | None
     streams: Streams
+    depths: Depths | None
 
 
 def make_context(deps: Deps) -> Context:
@@ -75,4 +78,5 @@ def make_context(deps: Deps) -> Context:
         deps.peers,
         deps.guard,
         streams,
+        deps.depths,
     )

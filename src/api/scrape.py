@@ -7,7 +7,7 @@ from starlette.responses import Response
 from api import metrics
 from api.context import Context
 from api.requests import parameters
-from ledger.metrics import CONNECTED, registry_of
+from ledger.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
 
 
 async def show(context: Context, request: Request) -> Response:
@@ -17,9 +17,13 @@ async def show(context: Context, request: Request) -> Response:
     CONNECTED.set(context.publisher.connected)
     publishing.blocked.set(await context.publisher.blocked())
     publishing.waiting.set(context.publisher.waiting)
+    if context.depths:
+        await context.depths.measure()
     metrics.PENDING_ORDERS.set(len(context.pending))
     metrics.ANNOUNCED_POSITION.set(context.announcements.position)
     metrics.ANNOUNCEMENTS_CONNECTED.set(context.announcements.connected)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    body = encode(registry_of((*publishing.collectors, *metrics.API)))
+    body = encode(
+        registry_of((*publishing.collectors, INBOX_MESSAGES, PARKING_MESSAGES, *metrics.API))
+    )
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})

@@ -59,6 +59,7 @@ async def run_api(settings: Settings) -> None:
         peers=peers,
         guard=make_guard(settings, engine),
         cors_origins=tuple((settings.cors_origins or "").split()),
+        depths=Depths(url, f"{name}-depths"),
     )
     try:
         with observed("api", settings):

@@ -83,7 +83,9 @@ async def test_a_path_where_nothing_lives(http: httpx.AsyncClient, path: str) ->
         problem(await http.request(method, root(http) + path), 404, "no-such-path")
 
 
-@pytest.mark.parametrize("path", [path for path, handlers in ROUTES.items() if "GET" in handlers])
+@pytest.mark.parametrize(
+    "path", [path for path, ops in ROUTES.items() if "GET" in ops and path != "/metrics"]
+)
 async def test_head_is_get_without_the_body(http: httpx.AsyncClient, path: str) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     ids = {

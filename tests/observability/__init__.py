@@ -1,0 +1,1 @@
+"""What the processes show of themselves: metrics, logs, traces."""

@@ -1,0 +1,39 @@
+"""Reading /metrics as Prometheus does."""
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.harness import Stack
+
+PROCESSES = ("api", "writer", "projector")
+
+
+class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
+    """The samples of one answer, by name and labels."""
+
+    def of(self, name: str, **labels: str) -> float:
+        """One sample; 0 where there is none yet."""
+        return self.get((name, frozenset(labels.items())), 0.0)
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum over the samples that have these labels, whatever others they have."""
+        wanted = set(labels.items())
+        return sum(v for (found, have), v in self.items() if found == name and wanted <= have)
+
+
+async def scrape(stack: Stack, process: str) -> Samples:
+    """What a process shows now."""
+    ports = {
+        "api": stack.settings.api_port,
+        "writer": stack.settings.writer_metrics_port,
+        "projector": stack.settings.projector_metrics_port,
+    }
+    async with httpx.AsyncClient() as http:
+        response = await http.get(f"http://127.0.0.1:{ports[process]}/metrics")
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return Samples(
+        ((sample.name, frozenset(sample.labels.items())), sample.value)
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    )
