@@ -33,4 +33,5 @@ ASSET: Final[Answers] = {200: "*/*", 304: None, 404: ("no-such-path",)}
 EXPLAINED: Final[Answers] = {200: docs.Explained, 404: ("no-such-path",)}
 DOCUMENT: Final[Answers] = {200: JSON, 304: None}
 CATALOGUE: Final[Answers] = {200: s.Products}
+METRICS: Final[Answers] = {200: "text/plain"}
 LIVE: Final[Answers] = {200: health.Live}

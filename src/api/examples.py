@@ -8,7 +8,7 @@ from uuid import UUID
 from msgspec import Struct
 from pydantic import BaseModel
 
-from api import health
+from api import docs, health
 from api import schemas as s
 
 _CUSTOMER: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
@@ -78,6 +78,7 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         s.Products([_PRODUCT_NOW], None),
         s.Orders([_ORDER_NOW], 8),
         health.Live(),
+        docs.Explained("/problems/out-of-stock", "Not enough in stock", 409, "Order fewer units"),
         health.Ready("ready", True, True, True, 9, 0, True),
     )
 }

@@ -47,7 +47,7 @@ async def finish(response: Response, scope: Scope) -> None:
 
 
 async def _pack(response: Response, scope: Scope) -> None:
-    if any(name == b"content-encoding" for name, _ in response.raw_headers):
+    if any(name in (b"content-encoding", b"vary") for name, _ in response.raw_headers):
         return
     if not takes_gzip(scope):
         response.raw_headers.append(_VARIES)

@@ -73,7 +73,7 @@ IF_NONE_MATCH: Final = _header(
 )
 REQUEST_ID: Final = _header(
     "X-Request-Id",
-    {**_TEXT, "maxLength": 128},
+    _TEXT,
     "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
 )
 HEADER_PARAMETERS: Final[Mapping[str, Json]] = {

@@ -1,0 +1,148 @@
+"""What every answer has: a request id, no sniffing, a word on caching, gzip if it is large."""
+
+import gzip
+
+import httpx
+import pytest
+from starlette.responses import Response, StreamingResponse
+
+from api.app import ROUTES
+from api.finishing import MIN_ASIDE, MIN_PACKED, finish, identify, pack, takes_gzip
+from api.replies import PREFIX
+
+from .client import list_product, order, problem, register
+from .test_connections import exchange
+from .test_every_route import CALLS, filled, root
+
+GIVEN = "01a2031b-bb08-7692-9882-d0449309e6d9"
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_a_request_id_comes_back(http: httpx.AsyncClient, method: str, path: str) -> None:
+    async with http.stream(
+        method, root(http) + filled(path), headers={"X-Request-Id": GIVEN}
+    ) as answer:
+        assert answer.headers["x-request-id"] == GIVEN
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "cache-control" in answer.headers
+
+
+@pytest.mark.parametrize(
+    "path", [f"{PREFIX}/orders", f"{PREFIX}/orders/7", "/nowhere", "/health/live"]
+)
+async def test_who_gives_no_request_id_gets_one_of_its_own(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    answers = [await http.get(root(http) + path) for _ in range(2)]
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == 2
+    assert all(len(request_id) == 32 for request_id in ids)
+
+
+@pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a\tb"])
+async def test_a_request_id_that_could_spoil_a_log_is_replaced(
+    http: httpx.AsyncClient, given: str
+) -> None:
+    headers = {b"X-Request-Id": given.encode()}
+    answer = await http.get(root(http) + "/health/live", headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["x-request-id"] != given
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+async def test_what_is_no_request_gets_a_request_id_too(http: httpx.AsyncClient) -> None:
+    answer = await exchange(http, b"hello\r\n\r\n")
+    assert b"x-request-id: " in answer.partition(b"\r\n\r\n")[0].lower()
+
+
+@pytest.mark.parametrize("path", ROUTES)
+async def test_options_tells_what_a_path_takes(http: httpx.AsyncClient, path: str) -> None:
+    answer = await http.options(root(http) + filled(path))
+    assert (answer.status_code, answer.content) == (204, b"")
+    known = {"OPTIONS", *ROUTES[path]} | ({"HEAD"} if "GET" in ROUTES[path] else set())
+    assert set(answer.headers["allow"].split(", ")) == known
+
+
+async def test_options_where_nothing_lives(http: httpx.AsyncClient) -> None:
+    problem(await http.options(root(http) + "/nowhere"), 404, "no-such-path")
+
+
+async def test_a_large_page_comes_in_gzip_to_who_takes_it(http: httpx.AsyncClient) -> None:
+    customer_id, product_id = await register(http), await list_product(http, stock=100)
+    for _ in range(MIN_PACKED // 300):
+        await order(http, customer_id, product_id)
+    path = f"/customers/{customer_id}/orders"
+    plain = await http.get(path, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.headers["vary"] == "accept-encoding"
+    async with http.stream("GET", path, headers={"Accept-Encoding": "gzip"}) as packed:
+        raw = b"".join([part async for part in packed.aiter_raw()])
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.headers["vary"] == "accept-encoding"
+    assert int(packed.headers["content-length"]) == len(raw) < len(plain.content)
+    assert gzip.decompress(raw) == plain.content
+    head = await http.head(path, headers={"Accept-Encoding": "gzip"})
+    assert head.headers["content-length"] == packed.headers["content-length"]
+
+
+async def test_a_small_answer_comes_as_it_is(http: httpx.AsyncClient) -> None:
+    answer = await http.get(root(http) + "/health/live", headers={"Accept-Encoding": "gzip"})
+    assert "content-encoding" not in answer.headers
+    assert "vary" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("accepted", "takes"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("br, gzip;q=0.5", True),
+        ("*", True),
+        ("gzip; q=1", True),
+        ("", False),
+        ("identity", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000, *", False),
+        ("*;q=0", False),
+        ("xgzip", False),
+    ],
+)
+def test_who_takes_gzip(accepted: str, takes: bool) -> None:
+    assert takes_gzip({"headers": [(b"accept-encoding", accepted.encode())]}) is takes
+
+
+async def test_who_says_nothing_gets_no_gzip() -> None:
+    assert not takes_gzip({"headers": []})
+
+
+async def finished(response: Response) -> Response:
+    """The response to a client that takes gzip."""
+    scope = {"headers": [(b"accept-encoding", b"gzip")]}
+    identify(scope)
+    await finish(response, scope)
+    return response
+
+
+@pytest.mark.parametrize("size", [MIN_PACKED, MIN_ASIDE + 1])
+async def test_packed_bytes_are_no_longer_those_of_a_strong_etag(size: int) -> None:
+    response = await finished(Response(b"x" * size, headers={"ETag": '"7"'}))
+    assert response.headers["etag"] == 'W/"7"'
+    assert gzip.decompress(response.body) == b"x" * size
+
+
+async def test_a_stream_is_never_packed() -> None:
+    """Its first event would wait for a full block."""
+
+    async def events() -> object:
+        yield "data: 1\n\n"
+
+    response = await finished(StreamingResponse(events(), media_type="text/event-stream"))
+    assert "content-encoding" not in response.headers
+    assert "x-request-id" in response.headers
+
+
+async def test_what_is_packed_already_is_left_alone() -> None:
+    body = pack(bytes(range(256)) * 64)
+    packed = await finished(Response(body * 20, headers={"Content-Encoding": "gzip"}))
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.body == body * 20
