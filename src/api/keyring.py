@@ -72,8 +72,14 @@ class Keyring:
                 raise KeysUnavailable("too many keys are being looked up")
             running = asyncio.create_task(self._ask(prefix))
             self._running[prefix] = running
-            running.add_done_callback(lambda _: self._running.pop(prefix, None))
+            running.add_done_callback(lambda task: self._ended(prefix, task))
         return await asyncio.shield(running)
+
+    def _ended(self, prefix: str, task: asyncio.Task[Found]) -> None:
+        del self._running[prefix]
+        # Everybody who waited may have hung up: what it raised is then nobody's.
+        if not task.cancelled():
+            task.exception()
 
     async def _ask(self, prefix: str) -> Found:
         async with self._turn:

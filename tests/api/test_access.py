@@ -1,0 +1,150 @@
+"""Tokens, limits and origins, at an API that is served."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import pytest
+
+from api.principals import Scope
+from cli.key_store import NewKey, create, rotate
+from cli.stack.servers import Servers
+from tests.harness import Stack, engine_of, eventually, start_stack
+
+from .client import problem
+from .test_tokens import AUDIENCE, CUSTOMER, ISSUER, PRIVATE, pem, signed
+
+ORIGIN = "https://shop.example"
+RATE, CONCURRENCY = 20, 3
+
+
+def issuer_key(directory: Path) -> Path:
+    path = directory / "key.pem"
+    path.write_bytes(pem(PRIVATE["EdDSA"]))
+    return path
+
+
+@pytest.fixture(scope="module")
+async def stack(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """An API with an issuer, tight limits and one origin."""
+    path = issuer_key(tmp_path_factory.mktemp("issuer"))
+    running = await start_stack(
+        servers,
+        auth="required",
+        jwt_issuer=ISSUER,
+        jwt_audience=AUDIENCE,
+        jwt_key_file=path,
+        rate_per_s=RATE,
+        concurrency=CONCURRENCY,
+        cors_origins=f"{ORIGIN} https://other.example",
+    )
+    yield running
+    await running.stop()
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def new_key(stack: Stack, customer_id: str | None = None) -> str:
+    bound = UUID(customer_id) if customer_id else None
+    _, parts = await create(stack.settings, NewKey("test", (Scope.ADMIN,), bound))
+    return str(parts)
+
+
+async def test_a_token_is_taken_like_a_key(stack: Stack) -> None:
+    async def get(path: str, token: str) -> httpx.Response:
+        return await stack.http.get(path, headers=bearer(token))
+
+    assert (await get("/orders", signed())).status_code == 200
+    problem(await get("/orders", signed(scope="openid")), 403, "missing-scope")
+    problem(await get("/orders", signed(aud="another")), 401, "bad-key")
+    own = signed(customer_id=CUSTOMER)
+    assert (await get("/orders", own)).json()["items"] == []
+    other = "00000000-0000-4000-8000-000000000000"
+    problem(await get(f"/customers/{other}/orders", own), 404, "unknown-customer")
+
+
+async def test_the_subject_of_a_token_is_recorded(stack: Stack) -> None:
+    token = signed(scope="wallets:write", sub="bob")
+    response = await stack.http.post("/customers", json={"username": "b"}, headers=bearer(token))
+    engine = engine_of(stack.settings, "migrate")
+    async with engine.connect() as connection:
+        found = await connection.exec_driver_sql(
+            "SELECT meta FROM events WHERE position = %s", (response.json()["position"],)
+        )
+        assert b'"submitter":"jwt:bob"' in bytes(found.scalar_one())
+    await engine.dispose()
+
+
+async def test_a_rotated_key_is_the_same_client_to_idempotency_keys(stack: Stack) -> None:
+    old = await new_key(stack)
+    _, parts = await rotate(stack.settings, old.split("_")[1], 60, None)
+    ids = []
+    for key in (old, str(parts)):
+        headers = bearer(key) | {"Idempotency-Key": "once"}
+        response = await stack.http.post("/customers", json={"username": "c"}, headers=headers)
+        ids.append(response.json()["customer_id"])
+    assert ids[0] == ids[1]
+
+
+async def test_too_many_requests_of_one_key_and_not_of_another(stack: Stack) -> None:
+    first, second = bearer(await new_key(stack)), bearer(await new_key(stack))
+    answers = [await stack.http.get("/orders", headers=first) for _ in range(RATE * 4)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    problem(refused[0], 429, "too-many-requests")
+    assert int(refused[0].headers["retry-after"]) >= 1
+    assert (await stack.http.get("/orders", headers=second)).status_code == 200
+
+    async def is_served() -> bool:
+        return (await stack.http.get("/orders", headers=first)).status_code == 200
+
+    await eventually(is_served, "requests are served again", 3)
+
+
+async def test_too_many_at_once_of_one_key(stack: Stack) -> None:
+    headers = bearer(await new_key(stack))
+    waiting = [
+        stack.http.get("/orders?min_position=1000000000", headers=headers)
+        for _ in range(CONCURRENCY + 1)
+    ]
+    answers = [answer.status_code for answer in await asyncio.gather(*waiting)]
+    assert sorted(answers) == [429, *[503] * CONCURRENCY]
+    assert (await stack.http.get("/orders", headers=headers)).status_code == 200
+
+
+async def test_a_key_goes_on_to_work_while_the_database_is_asked_by_many(stack: Stack) -> None:
+    headers = bearer(await new_key(stack))
+    assert (await stack.http.get("/orders", headers=headers)).status_code == 200
+    made_up = [bearer(f"lk_{number:012x}_{'x' * 43}") for number in range(300)]
+    answers = await asyncio.gather(*(stack.http.get("/orders", headers=h) for h in made_up))
+    assert {answer.status_code for answer in answers} <= {401, 503}
+    assert (await stack.http.get("/orders", headers=headers)).status_code == 200
+
+
+async def test_a_page_of_a_known_origin_may_call(stack: Stack) -> None:
+    asked = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,idempotency-key,prefer",
+    }
+    preflight = await stack.http.options("/orders", headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == ORIGIN
+    assert "access-control-allow-credentials" not in preflight.headers
+    answer = await stack.http.get("/products", headers={"Origin": ORIGIN})
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert "Ledger-Position" in answer.headers["access-control-expose-headers"]
+    refused = await stack.http.get("/orders", headers={"Origin": ORIGIN})
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == ORIGIN
+
+
+async def test_a_page_of_another_origin_may_not_call(stack: Stack) -> None:
+    asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
+    assert (await stack.http.options("/orders", headers=asked)).status_code == 400
+    answer = await stack.http.get("/products", headers=asked)
+    assert "access-control-allow-origin" not in answer.headers
