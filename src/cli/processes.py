@@ -42,6 +42,11 @@ API_CONNECTIONS: Final = 8
 
 async def run_api(settings: Settings) -> None:
     """Serve the API until SIGTERM or SIGINT; raises BadSettings."""
+    with observed("api", settings):
+        await _serve_api(settings)
+
+
+async def _serve_api(settings: Settings) -> None:
     engine = make_engine(
         settings.db_url("api"),
         settings.db_ca_file,
@@ -62,8 +67,7 @@ async def run_api(settings: Settings) -> None:
         depths=Depths(url, f"{name}-depths"),
     )
     try:
-        with observed("api", settings):
-            await serve.run(build_app(deps), settings.api_host, settings.api_port)
+        await serve.run(build_app(deps), settings.api_host, settings.api_port)
     finally:
         await engine.dispose()
 

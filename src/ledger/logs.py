@@ -60,14 +60,19 @@ class Text(logging.Formatter):
         return without_secrets(super().format(record))
 
 
+def formatter(style: str) -> logging.Formatter:
+    """How lines look: json, text, or auto, which is text on a terminal."""
+    as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
+    return Json() if as_json else Text()
+
+
 def configure(style: str, level: str, *, access: bool = False) -> None:
-    """Log to standard error from now on; `style` is json, text, or auto: text on a terminal.
+    """Log to standard error from now on, in a style of `formatter`.
 
     `level` holds for our own lines. Libraries say no more than INFO: their DEBUG shows passwords.
     """
-    as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     handler = logging.StreamHandler()
-    handler.setFormatter(Json() if as_json else Text())
+    handler.setFormatter(formatter(style))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for library, its_level in _TOO_LOUD.items():
         logging.getLogger(library).setLevel(its_level)
