@@ -4,6 +4,7 @@ Keys and tokens come as `Authorization: Bearer` (RFC 6750) and in no other way: 
 caches know that header as one to hide.
 """
 
+import asyncio
 import ipaddress
 import time
 from contextlib import AbstractContextManager
@@ -11,7 +12,7 @@ from typing import Final
 
 from starlette.types import Scope as HttpScope
 
-from api.keyring import Keyring, KeysUnavailable
+from api.keyring import FRESH_S, Keyring, KeysUnavailable
 from api.keys import START, StoredKey, parts_of
 from api.limits import Limits
 from api.principals import Principal, Scope, keep, known_scopes, unknown_customer
@@ -57,13 +58,23 @@ class Guard:
 
         `own`: who is bound to a customer may do it, for that customer.
         """
-        principal = await self._principal(_bearer(scope))
+        token = _bearer(scope)
+        principal = await self._principal(token)
         if not principal.may(needed):
             raise _forbidden(needed)
         if principal.customer_id is not None:
             _keep_to_own(scope, principal, own)
-        keep(scope, principal)
+        keep(scope, principal, lambda: self._lapsed(token))
         return self._limits.request_of(principal.submitter)
+
+    async def _lapsed(self, token: str) -> None:
+        while True:
+            await asyncio.sleep(FRESH_S)
+            try:
+                await self._principal(token)
+            except Problem as problem:
+                if problem.kind == "bad-key":
+                    return
 
     async def _principal(self, token: str) -> Principal:
         if token.startswith(START):

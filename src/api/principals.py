@@ -1,8 +1,9 @@
 """Who asks, and what they may do."""
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
@@ -13,6 +14,7 @@ from api.problems import Problem
 
 STATE: Final = "ledger.principal"
 """Where the principal of a request is kept in its ASGI scope; not there where auth is off."""
+LAPSED: Final = "ledger.lapsed"
 
 
 class Scope(StrEnum):
@@ -87,7 +89,15 @@ def unknown_customer(customer_id: UUID | str) -> Problem:
     return Problem("unknown-customer", f"there is no customer {customer_id}")
 
 
-def keep(scope: HttpScope, principal: Principal) -> None:
-    """Let the handler of the request know who sent it."""
-    state: dict[str, Any] = scope  # type: ignore[assignment]  # it is a dict in every server
-    state[STATE] = principal
+def keep(scope: HttpScope, principal: Principal, lapsed: Callable[[], Awaitable[None]]) -> None:
+    """Let the handler of the request know who sent it, and a long answer when that is over."""
+    scope[STATE] = principal
+    scope[LAPSED] = lapsed
+
+
+async def lapsed(scope: HttpScope) -> None:
+    """Return soon after the sender's key or token counts no more; never where nobody is asked."""
+    if LAPSED in scope:
+        await scope[LAPSED]()
+    else:
+        await asyncio.Event().wait()

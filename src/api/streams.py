@@ -12,6 +12,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from api.principals import lapsed
 from api.problems import Problem
 from api.reading import Reading, Shared
 from ledger.sessions import first_to_end
@@ -55,7 +56,7 @@ class Streams:
         self, after: int, type_: str | None, min_position: int, *, head_only: bool
     ) -> Response:
         """A stream from after a position on; raises Problem, and ViewsUnavailable at its start."""
-        if self._stopped.is_set() or self.count >= MAX_STREAMS:
+        if self.count >= MAX_STREAMS:
             raise Problem(
                 "too-many-streams", f"{self.count} streams are open here: come back later"
             )
@@ -150,7 +151,9 @@ class EventStream(Response):
         try:
             with self._streams.counted():
                 await _send(send, start)
-                await first_to_end(self._follow(send), _gone(receive), self._streams.over())
+                await first_to_end(
+                    self._follow(send), _gone(receive), self._streams.over(), lapsed(scope)
+                )
                 await _send(send, {"type": "http.response.body", "body": b""})
         except TimeoutError:
             scope["state"][ABORT]()

@@ -1,5 +1,6 @@
 """Who may do what: every route of the table, asked with every kind of key, at a real API."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -312,6 +313,16 @@ async def test_a_revoked_key_is_refused_before_long(site: Site) -> None:
         return (await site.http.get("/api/v1/orders", headers=headers)).status_code == 401
 
     await eventually(is_refused, "a revoked key is refused", 6)
+
+
+async def test_a_stream_ends_when_its_key_does(site: Site) -> None:
+    headers = await site.key(Scope.LEDGER_READ) | {"Accept": "text/event-stream"}
+    async with site.http.stream("GET", "/api/v1/events", headers=headers) as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        await revoke(site.stack.settings, headers["Authorization"].split("_")[1])
+        async with asyncio.timeout(12):
+            async for _ in stream.aiter_bytes():
+                pass
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,14 @@ import os
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from api.auth import Exposed, refuse_exposed
+from cli.access import OPEN
 from cli.settings import Settings
 from cli.stack import StackRefused, up
-from tests.harness import environment
+from tests.harness import Stack, environment
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -80,3 +82,15 @@ def test_the_stack_refuses_before_it_starts_anything(tmp_path: Path) -> None:
     with pytest.raises(StackRefused, match="LEDGER_AUTH is off"):
         up._prepare(Settings(home=tmp_path, api_host="0.0.0.0"), None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_api_without_keys_says_so(stack: Stack) -> None:
+    async with httpx.AsyncClient(base_url=stack.url) as http:
+        assert (await http.get("/health/ready")).json()["keys_required"] is False
+    assert OPEN["off"] in stack.log_path("api").read_text()
+
+
+async def test_unless_named_no_origin_may_call(stack: Stack) -> None:
+    answer = await stack.http.get("/products", headers={"Origin": "https://shop.example"})
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control")]

@@ -1,9 +1,11 @@
 """What the reference pages list is what the code has."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 from sqlalchemy.dialects import mysql
 
 from api.app import ROUTES
@@ -42,12 +44,17 @@ def test_no_setting_is_documented_that_does_not_exist() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    commands = {
-        f"ledger {command.callback.__name__}"
-        for command in app.registered_commands
-        if command.callback and not command.hidden
-    }
+    commands = set(_commands(app, "ledger"))
     assert set(rows("docs/reference/commands.md")) - {"command"} == commands
+
+
+def _commands(group: typer.Typer, name: str) -> Iterator[str]:
+    for command in group.registered_commands:
+        if command.callback and not command.hidden:
+            yield f"{name} {command.name or command.callback.__name__}"
+    for inner in group.registered_groups:
+        assert inner.typer_instance
+        yield from _commands(inner.typer_instance, f"{name} {inner.name}")
 
 
 @pytest.mark.parametrize("table", [*(p.table for p in PROJECTIONS), CHECKPOINTS], ids=str)

@@ -50,6 +50,10 @@ def test_only_the_api_has_a_port_and_on_loopback() -> None:
     assert re.findall(r"ports: (.*)", COMPOSE) == ['["127.0.0.1:${LEDGER_API_PORT:-8000}:8000"]']
 
 
+def test_who_comes_through_that_port_is_asked_for_a_key() -> None:
+    assert re.findall(r"LEDGER_AUTH: (.*)", COMPOSE) == ["${LEDGER_AUTH:-required}"]
+
+
 def test_make_alone_prints_the_targets() -> None:
     done = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"run", "test", "check"} <= set(re.findall(r"^make (\w+)", done.stdout, re.MULTILINE))
