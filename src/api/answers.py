@@ -6,6 +6,7 @@ from api import docs, health
 from api import schemas as s
 from api.operations import Answers
 from api.replies import JSON
+from api.streams import EVENT_STREAM
 from ledger.codec import BATCH_CONTENT_TYPE
 
 NO_ORDER: Final[Answers] = {404: ("unknown-order",)}
@@ -14,7 +15,7 @@ NO_PRODUCT: Final[Answers] = {404: ("unknown-product",)}
 DRY: Final[Answers] = {200: s.DryRun, 503: ("views-unavailable",)}
 PLACED: Final[Answers] = {**DRY, 201: s.Order, 202: s.AcceptedOrder, **NO_CUSTOMER}
 BATCH: Final[Answers] = {201: s.PlacedOrders, 202: s.PlacedOrders, **NO_CUSTOMER}
-FEED: Final[Answers] = {200: BATCH_CONTENT_TYPE, 503: ("too-many-streams",)}
+FEED: Final[Answers] = {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}", 503: ("too-many-streams",)}
 HISTORY: Final[Answers] = {200: BATCH_CONTENT_TYPE, **NO_ORDER}
 FOUND: Final[Answers] = {200: s.Order, **NO_ORDER}
 KEPT: Final[Answers] = {409: ("not-cancellable",), 503: ("views-unavailable",)}

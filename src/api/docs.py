@@ -45,7 +45,7 @@ class Fixed(Struct, frozen=True):
     def response(self, request: Request) -> Response:
         """The body as the client takes it, or 304 if it has it already; without parameters."""
         parameters(request)
-        headers = {"ETag": self.etag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        headers = {"ETag": self.etag, "Cache-Control": "no-cache", "Vary": "accept-encoding"}
         if has(request, self.etag.encode()):
             return Response(None, 304, headers)
         headers["Content-Security-Policy"] = POLICY

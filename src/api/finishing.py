@@ -47,10 +47,11 @@ async def finish(response: Response, scope: Scope) -> None:
 
 
 async def _pack(response: Response, scope: Scope) -> None:
-    if any(name in (b"content-encoding", b"vary") for name, _ in response.raw_headers):
+    if any(name == b"content-encoding" for name, _ in response.raw_headers):
         return
-    if not takes_gzip(scope):
+    if _VARIES not in response.raw_headers:
         response.raw_headers.append(_VARIES)
+    if not takes_gzip(scope):
         return
     body = bytes(response.body)
     if len(body) >= MIN_ASIDE:
@@ -59,7 +60,7 @@ async def _pack(response: Response, scope: Scope) -> None:
         response.body = pack(body)
     length = (b"content-length", b"%d" % len(response.body))
     headers = [_weak(*h) for h in response.raw_headers if h[0] != b"content-length"]
-    response.raw_headers = [*headers, length, _PACKED, _VARIES]
+    response.raw_headers = [*headers, length, _PACKED]
 
 
 def _weak(name: bytes, value: bytes) -> tuple[bytes, bytes]:

@@ -15,8 +15,9 @@ from api.operations import Operation
 from api.parameters import Json
 from api.problems import KINDS, PROBLEM_JSON, ProblemDetails
 from api.replies import JSON, encode
-from api.shapes import SCHEMAS, answer_schemas, body_schemas
+from api.shapes import MEDIA, SCHEMAS, CloudEvent, answer_schemas, body_schemas
 from api.statuses import reads, statuses, submits
+from api.streams import EVENT_STREAM
 
 Routes = Mapping[str, Mapping[str, Operation]]
 ABOUT: Final = """\
@@ -65,6 +66,7 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
     )
 
 
+_TEXT: Final[Json] = {"type": "string"}
 _KEY: Final[Json] = {
     "type": "http",
     "scheme": "bearer",
@@ -80,7 +82,7 @@ def _operations(routes: Routes) -> Iterator[Operation]:
 def _structs(routes: Routes) -> list[type[Struct]]:
     answers = (a for o in _operations(routes) for a in o.answers.values())
     found = [a for a in answers if isinstance(a, type)]
-    return list(dict.fromkeys([*found, ProblemDetails]))
+    return list(dict.fromkeys([*found, ProblemDetails, CloudEvent]))
 
 
 def _bodies(routes: Routes) -> list[type[BaseModel]]:
@@ -131,12 +133,14 @@ def _operation(path: str, operation: Operation, guarded: bool) -> Json:
 
 def _parameters(path: str, operation: Operation) -> Iterator[Json]:
     for name in operation.parameters:
-        yield p.PARAMETERS.get(f"{tag_of(path)}.{name}") or p.PARAMETERS[name]
+        yield p.PARAMETERS.get(f"{path.rpartition('/')[2]}.{name}") or p.PARAMETERS[name]
     headers = [p.REQUEST_ID]
     if submits(operation):
         headers += [p.PREFER, p.IDEMPOTENCY_KEY]
     if HTTPStatus.NOT_MODIFIED in operation.answers:
         headers.append(p.IF_NONE_MATCH)
+    if EVENT_STREAM in str(operation.answers.get(HTTPStatus.OK)):
+        headers.append(p.LAST_EVENT_ID)
     for header in headers:
         yield {"$ref": f"#/components/parameters/{header['name']}"}
 
@@ -164,7 +168,7 @@ def _response(operation: Operation, status: int, kinds: list[str]) -> Json:
         if answer in ANSWERS:
             content[JSON]["example"] = Raw(encode(ANSWERS[answer]))
     elif isinstance(answer, str):
-        content[answer] = {"schema": {"type": "object" if answer == JSON else "string"}}
+        content |= {media: {"schema": MEDIA.get(media, _TEXT)} for media in answer.split(", ")}
     if kinds:
         response["description"] = "; ".join(KINDS[kind].title for kind in kinds)
         content[PROBLEM_JSON] = _problem(status, kinds)

@@ -15,7 +15,7 @@ from api.principals import Scope
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
 Answer = type[Struct] | tuple[str, ...] | str | None
-"""A JSON body by its shape, the kinds of problem, another media type, or no body."""
+"""A JSON body by its shape, the kinds of problem, media types with commas between, or no body."""
 Answers = Mapping[int, Answer]
 
 

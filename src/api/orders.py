@@ -29,9 +29,9 @@ async def place(context: Context, request: Request) -> Response:
     wish = preference(request, default_wait_s=0)
     require_customer(request, body.customer_id)
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
+    new = draft(request, "POST /orders", placed)
     if requests.flag("dry_run", requests.parameters(request, "dry_run").get("dry_run")):
         return await dry_run(context, placed)
-    new = draft(request, "POST /orders", placed)
     order_id = new.event.stream_id
     submission = await submit(context, new, wish)
     return await answer(

@@ -52,11 +52,11 @@ PARAMETERS: Final[Mapping[str, Json]] = {
     "limit": _query("limit", _LIMIT, "at most this many"),
     "min_position": _query(
         "min_position",
-        {"type": "integer", "minimum": 0, "maximum": MAX_POSITION},
+        _CURSOR,
         "answer from a view that is at least at this position; waits up to 2 s for it",
     ),
 }
-"""By name; where one means another thing to one tag, also as `tag.name`."""
+"""By name; where it is another thing on the paths that end with `x`, also as `x.name`."""
 
 PREFER: Final = _header(
     "Prefer",
@@ -71,13 +71,16 @@ IDEMPOTENCY_KEY: Final = _header(
 IF_NONE_MATCH: Final = _header(
     "If-None-Match", _TEXT, "ETags of the versions that the client has: 304 if one is current"
 )
+LAST_EVENT_ID: Final = _header(
+    "Last-Event-ID", _TEXT, "of a stream: go on after this position, whatever `after` says"
+)
 REQUEST_ID: Final = _header(
     "X-Request-Id",
     _TEXT,
     "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
 )
 HEADER_PARAMETERS: Final[Mapping[str, Json]] = {
-    p["name"]: p for p in (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, REQUEST_ID)
+    p["name"]: p for p in (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, LAST_EVENT_ID, REQUEST_ID)
 }
 
 PATH_PARAMETERS: Final[Mapping[str, Json]] = {

@@ -1,17 +1,48 @@
 """The JSON schemas of bodies (by pydantic) and answers (by msgspec), as both are on the wire."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from inspect import cleandoc
-from typing import Any, Final
+from typing import Any, Final, Literal
+from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 from pydantic import BaseModel
 
 from api.parameters import Json
+from api.replies import JSON
+from ledger.codec import BATCH_CONTENT_TYPE
 
 SCHEMAS: Final = "#/components/schemas/"
+MEDIA: Final[Mapping[str, Json]] = {
+    JSON: {"type": "object"},
+    BATCH_CONTENT_TYPE: {"type": "array", "items": {"$ref": f"{SCHEMAS}CloudEvent"}},
+}
+"""What answers of a media type hold that come as bytes already."""
 _TEMPLATE: Final = f"{SCHEMAS}{{name}}"
+
+
+class CloudEvent(Struct, frozen=True, omit_defaults=True):
+    """A CloudEvent 1.0 with this ledger's extensions; `data` as its type says."""
+
+    specversion: Literal["1.0"]
+    id: UUID
+    source: str
+    type: str
+    subject: UUID
+    time: datetime
+    data: dict[str, int | str]
+    datacontenttype: Literal["application/json"]
+    schemaversion: int
+    position: int
+    version: int
+    recordedtime: datetime
+    hash: str
+    causationid: UUID | None = None
+    submitter: str | None = None
+    traceparent: str | None = None
+    atomicid: UUID | None = None
 
 
 def body_schemas(models: Iterable[type[BaseModel]]) -> Json:
