@@ -1,5 +1,7 @@
 """/metrics: what Prometheus reads of the API."""
 
+from typing import Final
+
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,6 +10,9 @@ from api import metrics
 from api.context import Context
 from api.requests import parameters
 from ledger.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
+
+BESIDES: Final = (*metrics.API, INBOX_MESSAGES, PARKING_MESSAGES)
+"""What is shown besides the publisher's own metrics."""
 
 
 async def show(context: Context, request: Request) -> Response:
@@ -23,7 +28,5 @@ async def show(context: Context, request: Request) -> Response:
     metrics.ANNOUNCED_POSITION.set(context.announcements.position)
     metrics.ANNOUNCEMENTS_CONNECTED.set(context.announcements.connected)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))
-    body = encode(
-        registry_of((*publishing.collectors, INBOX_MESSAGES, PARKING_MESSAGES, *metrics.API))
-    )
+    body = encode(registry_of((*publishing.collectors, *BESIDES)))
     return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})

@@ -1,6 +1,7 @@
 """Reading /metrics as Prometheus does."""
 
 import httpx
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import Stack
@@ -23,6 +24,19 @@ class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
 
 async def scrape(stack: Stack, process: str) -> Samples:
     """What a process shows now."""
+    return Samples(
+        ((sample.name, frozenset(sample.labels.items())), sample.value)
+        for family in await _families(stack, process)
+        for sample in family.samples
+    )
+
+
+async def shown(stack: Stack, process: str) -> set[str]:
+    """The names of the metrics of a process, with samples or without."""
+    return {family.name for family in await _families(stack, process)}
+
+
+async def _families(stack: Stack, process: str) -> list[Metric]:
     ports = {
         "api": stack.settings.api_port,
         "writer": stack.settings.writer_metrics_port,
@@ -32,8 +46,4 @@ async def scrape(stack: Stack, process: str) -> Samples:
         response = await http.get(f"http://127.0.0.1:{ports[process]}/metrics")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain; version=")
-    return Samples(
-        ((sample.name, frozenset(sample.labels.items())), sample.value)
-        for family in text_string_to_metric_families(response.text)
-        for sample in family.samples
-    )
+    return list(text_string_to_metric_families(response.text))
