@@ -103,12 +103,20 @@ def _outcome(submitted: SubmittedPayload, decided: Sequence[DecidedPayload]) -> 
 
 
 def without_repeats(events: Iterable[Submitted], known: set[bytes]) -> list[Submitted]:
-    """The events that are neither in the ledger nor earlier in the batch; the first one counts."""
+    """The events that are neither in the ledger nor earlier in the batch; the first one counts.
+
+    Orders that are decided all or none are new together or not at all: what is left of them after
+    a repeat would be decided without the others.
+    """
     first: dict[UUID, Submitted] = {}
+    torn: set[UUID | None] = set()
     for event in events:
-        if event.event_id.bytes not in known:
-            first.setdefault(event.event_id, event)
-    return list(first.values())
+        if (
+            event.event_id.bytes in known
+            or first.setdefault(event.event_id, event).atomic_id != event.atomic_id
+        ):
+            torn.add(event.atomic_id)
+    return [e for e in first.values() if e.atomic_id is None or e.atomic_id not in torn]
 
 
 def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:

@@ -1,0 +1,459 @@
+"""GET /events: the ledger, page by page and as it grows."""
+
+import asyncio
+import gzip
+import re
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from api import streams
+from api.reading import Reading
+from api.streams import ABORT, Streams
+from api.waiting import Waiting
+from cli.stack.servers import Servers
+from ledger.core.events import DECIDED, SUBMITTED
+from projections.announcements import Announcement
+from projections.feed import FeedEvent, FeedPage
+from tests.harness import Stack, eventually, free_port, start_stack
+
+from .client import Body, cancel, list_product, order, problem, register
+from .proxy import open_proxy
+from .streaming import STREAM, listen
+
+BATCH = "application/cloudevents-batch+json"
+
+
+async def page(http: httpx.AsyncClient, **query: object) -> tuple[list[Body], httpx.Response]:
+    """One page of the feed."""
+    response = await http.get("/events", params={k: str(v) for k, v in query.items()})
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == BATCH
+    return response.json(), response
+
+
+def next_of(response: httpx.Response) -> str | None:
+    """The path of the next page."""
+    link = response.links.get("next")
+    return link["url"] if link else None
+
+
+async def all_pages(http: httpx.AsyncClient, path: str) -> list[list[Body]]:
+    """Every page from a path on, as the links lead."""
+    pages, follow = [], path
+    while follow:
+        response = await http.get(follow.removeprefix("/api/v1"))
+        assert response.status_code == 200, response.text
+        pages.append(response.json())
+        follow = next_of(response) or ""
+    return pages
+
+
+async def head_of(http: httpx.AsyncClient) -> int:
+    """Where the ledger ends."""
+    _, response = await page(http, after=2**40)
+    return int(response.headers["ledger-position"])
+
+
+async def test_the_whole_ledger_can_be_paged_and_no_position_is_missing(
+    http: httpx.AsyncClient,
+) -> None:
+    customer_id, product_id = await register(http), await list_product(http)
+    placed = await order(http, customer_id, product_id)
+    await cancel(http, placed["order_id"])
+    pages = await all_pages(http, "/events?limit=7")
+    events = [event for page in pages for event in page]
+    assert [event["position"] for event in events] == list(range(1, len(events) + 1))
+    by_position = {event["position"]: event for event in events}
+    assert len({event["id"] for event in events}) == len(events)
+    for event in events:
+        if event["type"] in DECIDED:
+            cause = by_position[event["position"] - 1]
+            assert event["causationid"] == cause["id"]
+            assert event["subject"] == cause["subject"]
+            assert cause["type"] in SUBMITTED
+        else:
+            assert "causationid" not in event
+        assert event["specversion"] == "1.0"
+        assert re.fullmatch("[0-9a-f]{64}", event["hash"])
+    versions: dict[str, int] = {}
+    for event in events:
+        assert event["version"] == versions.get(event["subject"], 0) + 1
+        versions[event["subject"]] = event["version"]
+
+
+async def test_an_event_is_a_whole_cloud_event(http: httpx.AsyncClient) -> None:
+    customer_id, product_id = await register(http), await list_product(http)
+    placed = await order(http, customer_id, product_id, 2)
+    (event,), _ = await page(http, after=placed["position"] - 1, limit=1)
+    assert event == {
+        "specversion": "1.0",
+        "id": event["id"],
+        "source": "/writer",
+        "type": "order.completed",
+        "subject": placed["order_id"],
+        "time": placed["created_at"],
+        "recordedtime": placed["updated_at"],
+        "datacontenttype": "application/json",
+        "schemaversion": 1,
+        "position": placed["position"],
+        "version": 2,
+        "causationid": event["causationid"],
+        "hash": event["hash"],
+        "data": {
+            "customer_id": customer_id,
+            "product_id": product_id,
+            "quantity": 2,
+            "unit_price_minor": 10000,
+            "total_minor": 20000,
+        },
+    }
+
+
+async def test_the_end_says_where_to_go_on(http: httpx.AsyncClient) -> None:
+    await register(http)
+    _, last = await page(http, after=await head_of(http))
+    assert next_of(last) is None
+    at = int(last.headers["ledger-position"])
+    await register(http)
+    (event,), _ = await page(http, after=at)
+    assert event["type"] == "customer.registered"
+    assert event["position"] == at + 1
+
+
+async def test_a_filter_keeps_one_type(http: httpx.AsyncClient) -> None:
+    start, product_id = await head_of(http), await list_product(http)
+    await register(http)
+    found, response = await page(http, after=start, type="product.listed")
+    assert [event["subject"] for event in found] == [product_id]
+    assert int(response.headers["ledger-position"]) > found[0]["position"]
+    problem(await http.get("/events?type=order.lost"), 422, "invalid-fields", "type")
+
+
+async def test_a_page_that_the_filter_left_empty_does_not_look_like_the_end(
+    http: httpx.AsyncClient, stack: Stack
+) -> None:
+    start = await head_of(http)
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    for _ in range(6):
+        sent = {"orders": [body] * 1000}
+        assert (await http.post("/orders/batch", json=sent)).status_code == 202
+    await http.post("/orders/batch", json={"orders": [body]}, headers={"Prefer": "wait=20"})
+    customer_id = await register(http)
+    pages = await all_pages(http, f"/events?after={start}&type=customer.registered")
+    assert pages[0] == []
+    assert [event["subject"] for event in pages[-1]] == [customer_id]
+
+
+async def test_what_is_not_there_yet_is_waited_for(http: httpx.AsyncClient) -> None:
+    start = await head_of(http)
+    waiting = asyncio.create_task(page(http, after=start, min_position=start + 1))
+    await register(http)
+    found, _ = await waiting
+    assert found[0]["position"] == start + 1
+    late = await http.get("/events", params={"min_position": 2**40})
+    assert problem(late, 503, "views-behind")["min_position"] == 2**40
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("after=-1", "after"),
+        ("after=x", "after"),
+        ("limit=0", "limit"),
+        ("limit=501", "limit"),
+        ("position=1", "position"),
+    ],
+)
+async def test_a_bad_parameter_is_named(http: httpx.AsyncClient, query: str, field: str) -> None:
+    for headers in ({}, STREAM):
+        response = await http.get(f"/events?{query}", headers=headers)
+        problem(response, 422, "invalid-fields", field)
+
+
+async def test_a_page_comes_packed(http: httpx.AsyncClient) -> None:
+    await list_product(http)
+    url = "/events?limit=100"
+    async with http.stream("GET", url, headers={"Accept-Encoding": "gzip"}) as response:
+        raw = b"".join([part async for part in response.aiter_raw()])
+    assert response.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(raw).startswith(b"[{")
+
+
+async def test_a_stream_goes_on_as_the_ledger_grows(http: httpx.AsyncClient) -> None:
+    first = await register(http)
+    start = await head_of(http)
+    async with asyncio.timeout(20), listen(http, start - 1) as stream:
+        assert (await anext(stream)).event["subject"] == first
+        for _ in range(3):
+            customer_id = await register(http)
+            heard = await anext(stream)
+            assert heard.event["subject"] == customer_id
+            assert heard.position == heard.event["position"]
+
+
+async def test_a_stream_says_what_the_pages_say(http: httpx.AsyncClient) -> None:
+    await order(http, await register(http), await list_product(http))
+    found, _ = await page(http, after=0, limit=500)
+    async with asyncio.timeout(20), listen(http, 0) as stream:
+        assert [(await anext(stream)).event for _ in found] == found
+
+
+async def test_the_last_id_wins_over_the_address(http: httpx.AsyncClient) -> None:
+    await register(http)
+    start = await head_of(http)
+    async with asyncio.timeout(20), listen(http, 0, last=start - 1) as stream:
+        assert (await anext(stream)).position == start
+    bad = await http.get("/events", headers={**STREAM, "Last-Event-ID": "x"})
+    problem(bad, 422, "invalid-fields", "Last-Event-ID")
+
+
+async def test_a_filtered_stream_tells_how_far_it_looked(http: httpx.AsyncClient) -> None:
+    start = await head_of(http)
+    await register(http)
+    async with asyncio.timeout(20), listen(http, start, type="product.listed") as stream:
+        seen = await anext(stream)
+        assert seen.event is None
+        assert seen.position == start + 1
+        product_id = await list_product(http)
+        heard = [await anext(stream)]
+        while heard[-1].event is None:
+            heard.append(await anext(stream))
+        assert heard[-1].event["subject"] == product_id
+
+
+async def test_head_of_a_stream_ends(http: httpx.AsyncClient) -> None:
+    response = await http.head("/events", headers=STREAM)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "text/event-stream"
+
+
+@pytest.fixture(scope="module")
+async def running(servers: Servers) -> AsyncIterator[Stack]:
+    """A ledger whose API the tests here may kill."""
+    stack = await start_stack(servers)
+    yield stack
+    await stack.stop()
+
+
+async def test_without_database_there_are_no_pages_and_a_stream_waits_for_it(
+    running: Stack, servers: Servers
+) -> None:
+    first = await register(running.http)
+    async with open_proxy(servers.db_port) as database:
+        changes = {"api_port": free_port(), "db_port": database.port}
+        other = Stack(running.settings.model_copy(update=changes))
+        other.start("api")
+        await other.ready()
+        start = await head_of(other.http)
+        async with asyncio.timeout(20), listen(other.http, start - 1) as stream:
+            assert (await anext(stream)).event["subject"] == first
+            database.cut()
+            for headers in ({}, STREAM):
+                away = await other.http.get("/events", headers=headers)
+                problem(away, 503, "views-unavailable")
+            second = await register(running.http)
+            await database.heal()
+            assert (await anext(stream)).event["subject"] == second
+        await other.stop()
+
+
+async def test_through_restarts_a_stream_misses_nothing_and_says_nothing_twice(
+    running: Stack,
+) -> None:
+    """A client that comes back with the last id, as every EventSource does."""
+    start = await head_of(running.http)
+    wanted, heard, api_is_up = 150, list[int](), asyncio.Event()
+    api_is_up.set()
+
+    async def place() -> None:
+        keys, body = [str(uuid4()) for _ in range(wanted)], {"username": "ann"}
+        for key in keys:
+            headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
+            while True:
+                try:
+                    sent = await running.http.post("/customers", json=body, headers=headers)
+                except httpx.TransportError:
+                    await api_is_up.wait()
+                    continue
+                if sent.status_code == 202:
+                    break
+
+    async def follow() -> None:
+        async with httpx.AsyncClient(base_url=f"{running.url}/api/v1", timeout=20) as http:
+            while len(heard) < wanted:
+                try:
+                    async with listen(http, start, last=heard[-1] if heard else None) as stream:
+                        async for position, event in stream:
+                            if event:
+                                heard.append(position)
+                            if len(heard) == wanted:
+                                return
+                except httpx.TransportError:
+                    await api_is_up.wait()
+
+    async def heard_more_than(count: int) -> None:
+        async def enough() -> bool:
+            return len(heard) > count
+
+        await eventually(enough, f"{count} events are heard")
+
+    async def restart() -> None:
+        for end in (running.kill, running.terminate):
+            await heard_more_than(len(heard) + 20)
+            api_is_up.clear()
+            await asyncio.to_thread(end, "api")
+            running.start("api")
+            await running.ready()
+            api_is_up.set()
+
+    async with asyncio.timeout(40):
+        await asyncio.gather(place(), follow(), restart())
+    assert heard == list(range(start + 1, start + wanted + 1))
+
+
+async def test_streams_end_when_the_process_is_told_to_stop(running: Stack) -> None:
+    await register(running.http)
+    async with asyncio.timeout(20), listen(running.http, 0) as stream:
+        await anext(stream)
+        ending = asyncio.create_task(asyncio.to_thread(running.terminate, "api"))
+        assert [heard async for heard in stream] == []
+        assert await ending == 0
+    running.start("api")
+    await running.ready()
+
+
+async def test_a_slow_client_does_not_hold_others_back(http: httpx.AsyncClient) -> None:
+    """It takes nothing at all, and many events come."""
+    start = await head_of(http)
+    url = urlsplit(str(http.base_url))
+    request = "GET /api/v1/events HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n"
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    heard: list[int] = []
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect((url.hostname, url.port))
+        slow.sendall(request.encode())
+        async with asyncio.timeout(20), listen(http, start) as stream:
+            for _ in range(3):
+                await http.post("/orders/batch", json={"orders": [body] * 1000})
+            while len(heard) < 6000:
+                position, event = await anext(stream)
+                heard += [position] if event else []
+    assert heard == list(range(start + 1, start + 6001))
+
+
+class Ledger:
+    """A feed that holds many large events and counts how often it is read."""
+
+    def __init__(self, head: int) -> None:
+        self.head_position = head
+        self.reads = 0
+
+    async def page(self, after: int, limit: int, _: str | None = None) -> FeedPage:
+        self.reads += 1
+        end = min(after + limit, self.head_position)
+        events = [FeedEvent(at, b"x" * 1000) for at in range(after + 1, end + 1)]
+        return FeedPage(events, end, self.head_position)
+
+    async def head(self) -> int:
+        return self.head_position
+
+
+class Client:
+    """An ASGI client that takes so many messages and then no more."""
+
+    def __init__(self, takes: int) -> None:
+        self._takes = takes
+        self.sent: list[dict[str, Any]] = []
+        self.aborted = asyncio.Event()
+        self.scope = {"type": "http", "state": {ABORT: self.aborted.set}}
+
+    async def send(self, message: Any) -> None:
+        if len(self.sent) >= self._takes:
+            await asyncio.Event().wait()
+        self.sent.append(message)
+
+    async def receive(self) -> Any:
+        await self.aborted.wait()
+        return {"type": "http.disconnect"}
+
+
+def make_streams(ledger: Ledger) -> Streams:
+    """Streams of a made-up ledger."""
+    return Streams(ledger, Reading(Waiting()))  # type: ignore[arg-type]
+
+
+async def test_for_a_client_that_takes_nothing_one_page_is_read_and_it_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 0.2)
+    ledger, client = Ledger(100_000), Client(takes=3)
+    opened = make_streams(ledger)
+    stream = await opened.open(0, None, 0, head_only=False)
+    async with asyncio.timeout(10):
+        await stream(client.scope, client.receive, client.send)
+    assert client.aborted.is_set()
+    assert ledger.reads == 1
+    assert opened.count == 0
+    assert max(len(message.get("body", b"")) for message in client.sent) < 2 * streams.CHUNK
+
+
+async def test_who_waits_costs_no_query_and_one_wakes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    ledger, clients = Ledger(10), [Client(takes=10_000) for _ in range(50)]
+    opened = make_streams(ledger)
+    serving = []
+    for client in clients:
+        stream = await opened.open(10, None, 0, head_only=False)
+        serving.append(asyncio.create_task(stream(client.scope, client.receive, client.send)))
+
+    async def all_have(words: bytes) -> bool:
+        return all(any(words in m.get("body", b"") for m in c.sent) for c in clients)
+
+    before = ledger.reads
+    await eventually(lambda: all_have(b": all up to here\nid: 10\n\n"), "a heartbeat")
+    assert ledger.reads == before
+    ledger.head_position = 11
+    opened.announced(Announcement(10, 11))
+    await eventually(lambda: all_have(b"id: 11\ndata: "), "the event")
+    assert ledger.reads <= before + 2
+    opened.stop()
+    await asyncio.gather(*serving)
+    assert all(not client.sent[-1].get("more_body", False) for client in clients)
+
+
+async def test_beyond_its_number_a_stream_is_refused(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    opened = make_streams(Ledger(10))
+    with opened.counted(), pytest.raises(Exception, match="1 streams are open"):
+        await opened.open(0, None, 0, head_only=False)
+    await opened.open(0, None, 0, head_only=False)
+
+
+async def test_silence_is_not_believed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The projector may be away; the ledger may grow."""
+    monkeypatch.setattr(streams, "SILENCE_S", 0.05)
+    ledger, client = Ledger(10), Client(takes=10_000)
+    opened = make_streams(ledger)
+    stream = await opened.open(10, None, 0, head_only=False)
+    works = [
+        asyncio.create_task(opened.run()),
+        asyncio.create_task(stream(client.scope, client.receive, client.send)),
+    ]
+    ledger.head_position = 11
+
+    async def has_it() -> bool:
+        return any(b"id: 11\ndata: " in message.get("body", b"") for message in client.sent)
+
+    await eventually(has_it, "the event")
+    opened.stop()
+    await works[1]
+    works[0].cancel()
