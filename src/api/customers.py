@@ -10,7 +10,7 @@ from api.context import Context
 from api.idempotency import Draft, draft
 from api.prefer import DEFAULT_WAIT_S, preference
 from api.problems import Problem
-from api.reading import min_position, min_position_of
+from api.reading import min_position
 from api.replies import PREFIX, at, reply
 from api.submitting import answer, submit
 from ledger.core.events import CustomerRegistered, WalletCredited
@@ -70,5 +70,6 @@ async def browse_orders(context: Context, request: Request) -> Response:
     """A page of one customer's orders, newest first."""
     customer_id = requests.path_id(request, "customer_id")
     found = requests.parameters(request, "product_id", "status", "after", "limit", "min_position")
-    await _find(context, customer_id, min_position_of(found))
-    return await orders.page(context, request, found, customer_id)
+    page = await orders.page(context, request, found, customer_id)
+    await _find(context, customer_id, 0)
+    return page
