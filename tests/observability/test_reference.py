@@ -1,0 +1,39 @@
+"""docs/reference/metrics.md lists what the processes show, and nothing else."""
+
+import re
+
+import pytest
+from prometheus_client.registry import Collector
+
+from api.scrape import BESIDES
+from ledger.metrics import WRITER, Publishing
+from projections.metrics import PROJECTOR
+from tests.docs.test_reference import rows
+from tests.harness import Stack
+from tests.observability.scraping import shown
+
+PAGE = "docs/reference/metrics.md"
+MADE: dict[str, tuple[Collector, ...]] = {
+    "api": (*Publishing().collectors, *BESIDES),
+    "writer": WRITER,
+    "projector": PROJECTOR,
+}
+
+
+@pytest.mark.parametrize("process", MADE)
+def test_every_metric_is_documented_as_it_is(process: str) -> None:
+    documented = rows(PAGE, process)
+    for collector in MADE[process]:
+        (family,) = collector.collect()
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        kind, labels, meaning, example = documented[name]
+        assert (kind, meaning) == (family.type, family.documentation)
+        assert re.findall(r"`(\w+)`", labels) == list(collector._labelnames)  # type: ignore[attr-defined]
+        assert name in example
+
+
+@pytest.mark.parametrize("process", MADE)
+async def test_what_a_process_shows_is_documented(talkative: Stack, process: str) -> None:
+    documented = set(rows(PAGE, process)) - {"metric"}
+    families = {name for name in await shown(talkative, process) if name.startswith("ledger_")}
+    assert {name.removesuffix("_total") for name in documented} == families
