@@ -1,6 +1,7 @@
 """What the settings say about who may call the API."""
 
 import logging
+import re
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,6 +13,8 @@ from api.tokens import BadKeyFile, Tokens, load_keys
 from cli.settings import BadSettings, Settings
 
 log = logging.getLogger(__name__)
+
+_ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
 
 OPEN: Final = {
     "off": "LEDGER_AUTH=off: requests are taken without a key, from this machine only",
@@ -42,3 +45,14 @@ def _tokens(settings: Settings) -> Tokens | None:
     if settings.auth != "required":
         raise BadSettings("LEDGER_JWT_ISSUER is set, so LEDGER_AUTH must be `required`")
     return Tokens(issuer, audience, load_keys(path))
+
+
+def origins(settings: Settings) -> tuple[str, ...]:
+    """The origins whose pages may call; raises BadSettings for what no browser would send."""
+    found = tuple((settings.cors_origins or "").split())
+    for origin in found:
+        if origin != "*" and not _ORIGIN(origin):
+            raise BadSettings(
+                f"LEDGER_CORS_ORIGINS has {origin}: write each origin as https://shop.example"
+            )
+    return found

@@ -76,7 +76,7 @@ async def rotate(
             prefix=parts.prefix,
             secret_hash=hash_of(parts.secret),
             created_at_us=now_us,
-            expires_at_us=_end(now_us, expires_in_days),
+            expires_at_us=_end(now_us, expires_in_days) or _same_life(old, now_us),
             revoked_at_us=None,
         )
         await add_key(connection, key)
@@ -103,6 +103,11 @@ async def _connected(settings: Settings) -> AsyncIterator[AsyncConnection]:
 
 def _end(now_us: int, days: int | None) -> int | None:
     return None if days is None else now_us + days * DAY_US
+
+
+def _same_life(old: StoredKey, now_us: int) -> int | None:
+    """When a key made now ends that lives as long as the old one."""
+    return None if old.expires_at_us is None else now_us + old.expires_at_us - old.created_at_us
 
 
 def _now_us() -> int:

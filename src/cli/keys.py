@@ -83,7 +83,9 @@ def rotate_key(
     overlap_s: Annotated[
         int, typer.Option(min=0, help="seconds for which the old key goes on to work")
     ] = 0,
-    expires_in_days: Days = None,
+    expires_in_days: Annotated[
+        int | None, typer.Option(min=1, help="days after which the new one ends; else as the old")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new key with the rights of this one, print it, once, and end this one."""

@@ -13,7 +13,7 @@ from api import serve
 from api.app import build_app
 from api.context import Deps
 from api.peers import Peers
-from cli.access import make_guard
+from cli.access import make_guard, origins
 from cli.observing import observed, serve_metrics
 from cli.settings import Settings
 from ledger.database import make_engine
@@ -63,7 +63,7 @@ async def _serve_api(settings: Settings) -> None:
         Feed(engine),
         peers=peers,
         guard=make_guard(settings, engine),
-        cors_origins=tuple((settings.cors_origins or "").split()),
+        cors_origins=origins(settings),
         depths=Depths(url, f"{name}-depths"),
     )
     try:

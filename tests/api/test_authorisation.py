@@ -369,3 +369,12 @@ async def test_the_api_may_not_change_keys(site: Site) -> None:
 
 async def test_a_process_that_asks_for_keys_says_so(site: Site) -> None:
     assert (await site.http.get("/health/ready")).json()["keys_required"] is True
+
+
+async def test_a_refused_request_leaves_its_connection_usable(site: Site) -> None:
+    limits = httpx.Limits(max_connections=1)
+    async with httpx.AsyncClient(base_url=site.stack.url, limits=limits) as http:
+        for _ in range(3):
+            response = await http.post("/api/v1/orders", content=b"x" * 60_000)
+            refused(response, 401, "no-key", None)
+            assert (await http.get("/api/v1/orders", headers=site.admin)).status_code == 200

@@ -51,6 +51,7 @@ async def started(settings: Settings, **changes: str) -> str:
     [
         ({"LEDGER_API_HOST": "0.0.0.0"}, "LEDGER_AUTH is off"),
         ({"LEDGER_AUTH": "no"}, "LEDGER_AUTH=no"),
+        ({"LEDGER_CORS_ORIGINS": "https://a.example https://b.example/"}, "b.example/: write"),
         ({"LEDGER_AUTH": "required", "LEDGER_JWT_ISSUER": "x"}, "all three"),
         ({"LEDGER_AUTH": "required", "LEDGER_JWT_AUDIENCE": "x"}, "all three"),
         (

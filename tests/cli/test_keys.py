@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -90,6 +91,19 @@ async def test_rotation_gives_the_same_client_another_secret(settings: Settings)
     assert (new["name"], new["scopes"]) == (old["name"], old["scopes"])
     states = {prefix: key["state"] for prefix, key in (await listed(settings)).items()}
     assert states == {old["prefix"]: "revoked", new["prefix"]: "active", newer["prefix"]: "active"}
+
+
+async def test_a_rotated_key_lives_as_long_as_the_one_before(settings: Settings) -> None:
+    life = ("--expires-in-days", "7")
+    old = await made(settings, "create", "--name", "ann", "--scope", "admin", *life)
+    new = await made(settings, "rotate", old["prefix"])
+    longer = await made(settings, "rotate", new["prefix"], "--expires-in-days", "30")
+    assert [days(key) for key in (old, new, longer)] == [7, 7, 30]
+
+
+def days(key: dict[str, Any]) -> int:
+    life = datetime.fromisoformat(key["expires_at"]) - datetime.fromisoformat(key["created_at"])
+    return life.days
 
 
 async def test_what_cannot_be_done_is_told_in_one_sentence(settings: Settings) -> None:

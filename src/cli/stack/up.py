@@ -27,17 +27,26 @@ Order Ledger is ready after {seconds:.1f} s
 
   API    {url}/api/v1
   docs   {url}/docs
+  keys   {keys}
   data   {home}
   logs   {home}/logs
 
 Place an order:
 
-  curl -s {url}/api/v1/orders -H 'Content-Type: application/json' \
+  curl -s {url}/api/v1/orders -H 'Content-Type: application/json'{header} \
 -d '{{"customer_id": "43e8ff2f-5d48-498f-a569-ca2cf9f7fae3", \
 "product_id": "a1b2c3d4-e5f6-7890-1234-567890abcdef"}}'
 
 Ctrl-C stops everything and keeps the data.
 """
+
+KEYS = {
+    True: (
+        "required: `ledger keys create --name me --scope admin` prints one",
+        ' -H "Authorization: Bearer $KEY"',
+    ),
+    False: ("none needed: set LEDGER_AUTH=required to ask for them", ""),
+}
 
 
 def up(settings: Settings) -> None:
@@ -170,4 +179,5 @@ def _api_ready(settings: Settings) -> bool:
 def _summary(settings: Settings, home: Path, seconds: float) -> str:
     host = _api_host(settings)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}"
-    return SUMMARY.format(seconds=seconds, url=url, home=home)
+    keys, header = KEYS[settings.auth == "required"]
+    return SUMMARY.format(seconds=seconds, url=url, home=home, keys=keys, header=header)
