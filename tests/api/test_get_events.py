@@ -322,7 +322,8 @@ async def test_streams_end_when_the_process_is_told_to_stop(running: Stack) -> N
     async with asyncio.timeout(20), listen(running.http, 0) as stream:
         await anext(stream)
         ending = asyncio.create_task(asyncio.to_thread(running.terminate, "api"))
-        assert [heard async for heard in stream] == []
+        async for _ in stream:
+            pass
         assert await ending == 0
     running.start("api")
     await running.ready()

@@ -186,6 +186,19 @@ async def test_without_writer_orders_are_pending_and_none_is_lost(ways: Ways) ->
         assert (await ways.http.get(f"/orders/{order_id}")).json()["status"] == "FAILED"
 
 
+async def test_without_writer_an_accepted_order_has_an_empty_history(ways: Ways) -> None:
+    ways.stack.kill("writer")
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    accepted = await ways.http.post("/orders", json=body)
+    path = f"/orders/{accepted.json()['order_id']}/events"
+    pending = await ways.http.get(path)
+    assert (pending.status_code, pending.json()) == (200, [])
+    ways.stack.start("writer")
+    await ways.until_idle()
+    events = (await ways.http.get(path)).json()
+    assert [event["type"] for event in events] == ["order.placed", "order.failed"]
+
+
 async def test_a_late_decision_is_answered_with_the_place_to_look(ways: Ways) -> None:
     customer_id = await register(ways.http)
     ways.stack.kill("writer")
@@ -355,12 +368,12 @@ async def test_a_deposit_retried_on_another_process_is_paid_once(ways: Ways) -> 
     customer_id = await register(ways.http)
     path, headers = f"/customers/{customer_id}/deposits", {"Idempotency-Key": str(uuid4())}
     first = await ways.http.post(path, json={"amount": 1}, headers={**headers, **WAIT})
-    again = await ways.stack.http.post(
-        path, json={"amount": 1}, headers={**headers, "Prefer": "wait=1"}
-    )
-    assert first.status_code == 200
-    assert again.status_code == 202
-    assert (await ways.http.get(f"/customers/{customer_id}")).json() == first.json()
+    again = await ways.stack.http.post(path, json={"amount": 1}, headers={**headers, **WAIT})
+    assert first.status_code == again.status_code == 200
+    assert first.json() == again.json()
+    assert again.headers["idempotency-replayed"] == "true"
+    other = await ways.stack.http.post(path, json={"amount": 2}, headers=headers)
+    problem(other, 422, "key-reused")
 
 
 async def test_a_process_told_where_another_is_waits_until_it_is_there_too(ways: Ways) -> None:

@@ -161,8 +161,8 @@ async def test_a_body_that_is_no_object_is_refused(http: httpx.AsyncClient, text
 
 async def test_a_query_is_refused_rather_than_passed_over(http: httpx.AsyncClient) -> None:
     async with nothing_appended(http):
-        response = await post(http, "/orders?dry_run=true", text())
-        problem(response, 422, "invalid-fields", "dry_run")
+        response = await post(http, "/orders?notify=true", text())
+        problem(response, 422, "invalid-fields", "notify")
 
 
 async def test_a_retry_with_the_same_key_is_the_same_order(http: httpx.AsyncClient) -> None:
