@@ -35,6 +35,7 @@ WRITE, READ = Scope.ORDERS_WRITE, Scope.ORDERS_READ
 CATALOGUE, WALLETS = Scope.CATALOGUE_WRITE, Scope.WALLETS_WRITE
 PAGE: Final = ("after", "limit", "min_position")
 FILTERS: Final = ("customer_id", "product_id", "status", *PAGE)
+THEIRS: Final = FILTERS[1:]
 MIN: Final = ("min_position",)
 DRY: Final = ("dry_run",)
 LEDGER: Final = Scope.LEDGER_READ
@@ -83,7 +84,7 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "POST": Own(customers.deposit, WALLETS, "Pay in", s.Deposit, a.PAID),
     },
     f"{PREFIX}/customers/{{customer_id}}/orders": {
-        "GET": Own(customers.browse_orders, READ, "List their orders", None, a.THEIRS, PAGE),
+        "GET": Own(customers.browse_orders, READ, "List their orders", None, a.THEIRS, THEIRS),
     },
     f"{PREFIX}/events": {
         "GET": Op(feed.browse, LEDGER, "The ledger", None, a.FEED, ("type", *PAGE)),

@@ -134,15 +134,20 @@ def _operation(path: str, operation: Operation, guarded: bool) -> Json:
 def _parameters(path: str, operation: Operation) -> Iterator[Json]:
     for name in operation.parameters:
         yield p.PARAMETERS.get(f"{path.rpartition('/')[2]}.{name}") or p.PARAMETERS[name]
-    headers = [p.REQUEST_ID]
+    for name in ("X-Request-Id", *header_parameters(operation)):
+        yield {"$ref": f"#/components/parameters/{name}"}
+
+
+def header_parameters(operation: Operation) -> list[str]:
+    """The request headers that change what the operation does."""
+    headers: list[str] = []
     if submits(operation):
-        headers += [p.PREFER, p.IDEMPOTENCY_KEY]
+        headers += ["Prefer", "Idempotency-Key"]
     if HTTPStatus.NOT_MODIFIED in operation.answers:
-        headers.append(p.IF_NONE_MATCH)
+        headers.append("If-None-Match")
     if EVENT_STREAM in str(operation.answers.get(HTTPStatus.OK)):
-        headers.append(p.LAST_EVENT_ID)
-    for header in headers:
-        yield {"$ref": f"#/components/parameters/{header['name']}"}
+        headers.append("Last-Event-ID")
+    return headers
 
 
 def _request_body(model: type[BaseModel]) -> Json:

@@ -58,29 +58,28 @@ PARAMETERS: Final[Mapping[str, Json]] = {
 }
 """By name; where it is another thing on the paths that end with `x`, also as `x.name`."""
 
-PREFER: Final = _header(
-    "Prefer",
-    {**_TEXT, "examples": ["wait=5", "respond-async"]},
-    f"`wait=N` waits up to N s ({MAX_WAIT_S} at most) for the decision (RFC 7240)",
-)
-IDEMPOTENCY_KEY: Final = _header(
-    "Idempotency-Key",
-    {**_TEXT, "pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_KEY},
-    "the same key and body make the same event, for ever: a retry can't happen twice",
-)
-IF_NONE_MATCH: Final = _header(
-    "If-None-Match", _TEXT, "ETags of the versions that the client has: 304 if one is current"
-)
-LAST_EVENT_ID: Final = _header(
-    "Last-Event-ID", _TEXT, "of a stream: go on after this position, whatever `after` says"
-)
-REQUEST_ID: Final = _header(
-    "X-Request-Id",
-    _TEXT,
-    "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
-)
 HEADER_PARAMETERS: Final[Mapping[str, Json]] = {
-    p["name"]: p for p in (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, LAST_EVENT_ID, REQUEST_ID)
+    "Prefer": _header(
+        "Prefer",
+        {**_TEXT, "examples": ["wait=5", "respond-async"]},
+        f"`wait=N` waits up to N s ({MAX_WAIT_S} at most) for the decision (RFC 7240)",
+    ),
+    "Idempotency-Key": _header(
+        "Idempotency-Key",
+        {**_TEXT, "pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_KEY},
+        "the same key and body make the same event, for ever: a retry can't happen twice",
+    ),
+    "If-None-Match": _header(
+        "If-None-Match", _TEXT, "ETags of the versions that the client has: 304 if one is current"
+    ),
+    "Last-Event-ID": _header(
+        "Last-Event-ID", _TEXT, "of a stream: go on after this position, whatever `after` says"
+    ),
+    "X-Request-Id": _header(
+        "X-Request-Id",
+        _TEXT,
+        "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
+    ),
 }
 
 PATH_PARAMETERS: Final[Mapping[str, Json]] = {

@@ -1,5 +1,7 @@
 """What holds for every route: slashes, methods, unknown paths, and errors that are problems."""
 
+import re
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -7,6 +9,7 @@ import httpx
 import pytest
 
 from api.app import ROUTES
+from api.examples import BODIES
 from api.replies import PREFIX
 
 from .client import list_product, order, problem, register
@@ -129,3 +132,26 @@ async def test_an_id_in_the_path_that_is_no_uuid_is_named(
     name = next(name for name in NAMES if name in path)
     url = root(http) + path.format(**dict.fromkeys(NAMES, "7"))
     problem(await http.request(method, url), 422, "invalid-fields", name)
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+async def test_the_table_names_each_parameter_that_is_taken(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    operation = ROUTES[path][method]
+    body = {"json": BODIES[operation.body]} if operation.body else {}
+    url = f"{root(http)}{filled(path)}?nonsense=1"
+    refused = problem(await http.request(method, url, **body), 422, "invalid-fields", "nonsense")
+    _, _, known = refused["detail"].partition("known here: ")
+    assert set(known.split(", ") if known else ()) == set(operation.parameters)
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+def test_every_route_has_a_file_of_tests(method: str, path: str) -> None:
+    """Which names it in its first line."""
+    call = f"{method} {path.removeprefix(PREFIX)}"
+    files = Path(__file__).parents[1].glob("*/test_*.py")
+    named = [re.findall(r"[A-Z]+ /[^\s,:?]*", file.read_text().split("\n")[0]) for file in files]
+    calls = {name.rstrip('."') for names in named for name in names}
+    last = path.strip("/").replace("{", "").replace("}", "").replace("_id", "").split("/")[-1]
+    assert call in calls, f"write tests/api/test_{method.lower()}_{last}.py about {call}"

@@ -1,4 +1,4 @@
-"""GET /health/live and /health/ready."""
+"""GET /health/live, and GET /health/ready."""
 
 from urllib.parse import urljoin
 

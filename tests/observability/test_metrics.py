@@ -1,4 +1,4 @@
-"""What /metrics shows is what happened."""
+"""GET /metrics, and those of writer and projector: what they show is what happened."""
 
 import time
 from uuid import UUID, uuid4

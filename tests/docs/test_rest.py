@@ -1,0 +1,114 @@
+"""docs/reference/rest.md and problems.md say what the route table and the table of problems say."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from api import batches, idempotency, lists, prefer, protocol, reading, requests, schemas, streams
+from api.app import ROUTES
+from api.openapi import header_parameters
+from api.operations import Operation
+from api.problems import KINDS
+from api.replies import PREFIX
+from api.statuses import kinds, statuses
+
+from .test_reference import ROOT, rows
+
+PAGE = (ROOT / "docs/reference/rest.md").read_text()
+CALLS = {
+    f"{method} {path.removeprefix(PREFIX)}": operation
+    for path, operations in ROUTES.items()
+    for method, operation in operations.items()
+}
+ELSEWHERE = {"no-such-path", "method-not-allowed"}
+"""What requests are answered with that reach no operation."""
+OF_THE_FOLD = {"duplicate", "out-of-stock", "out-of-money"}
+"""What reasons of the fold become, but not by REST: it makes new ids, and orders just fail."""
+
+
+def section(call: str) -> str:
+    """What the page says of a call."""
+    return PAGE.split(f"\n### {call}\n", 1)[1].split("\n### ", 1)[0].split("\n## ", 1)[0]
+
+
+def facts(operation: Operation) -> Iterator[str]:
+    """The lines that say what an operation takes."""
+    if operation.scope:
+        own = ", also of a key bound to one customer" if operation.own else ""
+        yield f"- scope: `{operation.scope}`{own}"
+    if operation.body and operation.body.model_fields:
+        yield f"- body: {names(operation.body.model_fields)}"
+    if operation.parameters:
+        yield f"- parameters: {names(operation.parameters)}"
+    if headers := header_parameters(operation):
+        yield f"- headers: {names(headers)}"
+
+
+def names(of: object) -> str:
+    """Names with commas between."""
+    return ", ".join(f"`{name}`" for name in of)  # type: ignore[attr-defined]
+
+
+def answers(operation: Operation) -> Iterator[str]:
+    """The lines that say what an operation answers with."""
+    for status, problems in statuses(operation).items():
+        answer = operation.answers.get(status)
+        shape = answer.__name__ if isinstance(answer, type) else answer
+        said = [f"`{shape}`"] if isinstance(shape, str) else []
+        said += [f"[`{kind}`](problems.md)" for kind in problems]
+        yield f"| {status} | {', '.join(said) or 'no body'} |"
+
+
+def test_the_page_has_every_call_and_no_others() -> None:
+    assert sorted(re.findall(r"^### (.+)$", PAGE, re.MULTILINE)) == sorted(CALLS)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_takes_what_the_page_says(call: str) -> None:
+    said = [line for line in section(call).splitlines() if line.startswith("- ")]
+    assert said == list(facts(CALLS[call]))
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_answers_as_the_page_says(call: str) -> None:
+    said = [line for line in section(call).splitlines() if re.match(r"\| \d", line)]
+    assert said == list(answers(CALLS[call]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_problem_is_documented_as_it_is(kind: str) -> None:
+    status, title, remedy = KINDS[kind]
+    assert rows("docs/reference/problems.md")[kind] == [str(int(status)), title, remedy]
+
+
+def test_no_problem_is_documented_that_does_not_exist() -> None:
+    assert set(rows("docs/reference/problems.md")) - {"type"} == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_problem_says_what_to_do(kind: str) -> None:
+    assert KINDS[kind].remedy
+
+
+def test_every_problem_can_be_met() -> None:
+    met = {kind for operation in CALLS.values() for kind in kinds(operation)}
+    assert met.isdisjoint(OF_THE_FOLD)
+    assert met | ELSEWHERE | OF_THE_FOLD == set(KINDS)
+
+
+def test_every_limit_is_documented_as_it_is() -> None:
+    assert rows("docs/reference/rest.md", "Limits") == {
+        "limit": ["value", "beyond it"],
+        "path and headers": [f"{protocol.MAX_HEAD} bytes, {protocol.MAX_HEADERS} headers", "431"],
+        "time for path and headers": [f"{protocol.HEAD_TIMEOUT_S:g} s", "408"],
+        "body": [f"{requests.MAX_BODY} bytes", "413"],
+        "body of a batch": [f"{batches.MAX_BODY} bytes, {schemas.MAX_BATCH} orders", "413, 422"],
+        "time for the body": [f"{requests.BODY_TIMEOUT_S:g} s", "408"],
+        "page": [f"{lists.MAX_LIMIT}, by default {lists.DEFAULT_LIMIT}", "422"],
+        "Prefer: wait": [f"{prefer.MAX_WAIT_S} s", "taken for the limit"],
+        "min_position": [f"waited for {reading.MIN_POSITION_WAIT_S:g} s", "503"],
+        "Idempotency-Key": [f"{idempotency.MAX_KEY} visible ASCII characters", "422"],
+        "streams of a process": [f"{streams.MAX_STREAMS}", "503"],
+        "requests of one key": ["`LEDGER_RATE_PER_S`, `LEDGER_CONCURRENCY`", "429"],
+    }
