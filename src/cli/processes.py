@@ -62,8 +62,8 @@ async def _serve_api(settings: Settings) -> None:
         Views(engine),
         Feed(engine),
         peers=peers,
-        guard=make_guard(settings, engine),
         cors_origins=origins(settings),
+        guard=make_guard(settings, engine),
         depths=Depths(url, f"{name}-depths"),
     )
     try:
