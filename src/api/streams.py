@@ -31,6 +31,8 @@ PAGE: Final = 200
 CHUNK: Final = 32 * 1024
 HEARTBEAT_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
+FAREWELL_TIMEOUT_S: Final = 1.0
+"""Shorter, because a process that stops waits for it."""
 LIFE_S: Final = 3600.0
 """A stream ends then, and its client comes back where it was: with a key that is still good."""
 SILENCE_S: Final = 5.0
@@ -154,7 +156,7 @@ class EventStream(Response):
                 await first_to_end(
                     self._follow(send), _gone(receive), self._streams.over(), lapsed(scope)
                 )
-                await _send(send, {"type": "http.response.body", "body": b""})
+                await _send(send, {"type": "http.response.body", "body": b""}, FAREWELL_TIMEOUT_S)
         except TimeoutError:
             scope["state"][ABORT]()
             await _gone(receive)
@@ -198,8 +200,8 @@ async def _write(send: Send, body: bytes) -> None:
     await _send(send, {"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _send(send: Send, message: Message) -> None:
-    async with asyncio.timeout(WRITE_TIMEOUT_S):
+async def _send(send: Send, message: Message, timeout_s: float | None = None) -> None:
+    async with asyncio.timeout(timeout_s or WRITE_TIMEOUT_S):
         await send(message)
 
 

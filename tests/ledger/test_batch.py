@@ -1,0 +1,36 @@
+"""What of a batch is new, without any server."""
+
+from uuid import UUID, uuid4
+
+from ledger.batch import without_repeats
+from ledger.core.events import OrderPlaced, Submitted
+
+
+def placed(event_id: UUID | None = None, atomic_id: UUID | None = None) -> Submitted:
+    payload = OrderPlaced(uuid4(), uuid4())
+    return Submitted(event_id or uuid4(), uuid4(), 1, payload, atomic_id=atomic_id)
+
+
+def test_the_first_of_two_with_one_id_counts() -> None:
+    first, other = placed(), placed()
+    again = placed(first.event_id)
+    assert without_repeats([first, other, again], set()) == [first, other]
+    assert without_repeats([first, other], {first.event_id.bytes}) == [other]
+
+
+def test_an_atomic_batch_delivered_twice_stays_whole() -> None:
+    atomic_id = uuid4()
+    batch = [placed(atomic_id=atomic_id) for _ in range(3)]
+    assert without_repeats(batch + batch, set()) == batch
+    assert without_repeats(batch, {event.event_id.bytes for event in batch}) == []
+
+
+def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
+    one, two = uuid4(), uuid4()
+    batch = [placed(atomic_id=one) for _ in range(2)]
+    longer = [placed(event.event_id, two) for event in batch] + [placed(atomic_id=two)]
+    alone = placed()
+    assert without_repeats([*batch, *longer, alone], set()) == [*batch, alone]
+    assert without_repeats([*longer, alone], {longer[0].event_id.bytes}) == [alone]
+    single = placed(longer[2].event_id)
+    assert without_repeats([single, *longer], set()) == [single]
