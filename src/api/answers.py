@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from api import docs, health
+from api import docs, dry_runs, health
 from api import schemas as s
 from api.operations import Answers
 from api.replies import JSON
@@ -12,7 +12,7 @@ from ledger.codec import BATCH_CONTENT_TYPE
 NO_ORDER: Final[Answers] = {404: ("unknown-order",)}
 NO_CUSTOMER: Final[Answers] = {404: ("unknown-customer",)}
 NO_PRODUCT: Final[Answers] = {404: ("unknown-product",)}
-DRY: Final[Answers] = {200: s.DryRun, 503: ("views-unavailable",)}
+DRY: Final[Answers] = {200: dry_runs.DryRun, 503: ("views-unavailable",)}
 PLACED: Final[Answers] = {**DRY, 201: s.Order, 202: s.AcceptedOrder, **NO_CUSTOMER}
 BATCH: Final[Answers] = {201: s.PlacedOrders, 202: s.PlacedOrders, **NO_CUSTOMER}
 FEED: Final[Answers] = {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}", 503: ("too-many-streams",)}

@@ -1,13 +1,30 @@
 """What the fold would decide of an order now, by the same `decide`; nothing is appended."""
 
+from decimal import Decimal
+from uuid import UUID
+
+from msgspec import Struct
 from starlette.responses import Response
 
 from api.context import Context
 from api.replies import at, reply
-from api.schemas import DryRun, money
+from api.schemas import money
 from ledger.core.decider import decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
 from ledger.core.state import State, Status
+
+
+class DryRun(Struct, frozen=True):
+    """What would be decided of an order if it were the next event after `position`."""
+
+    product_id: UUID
+    customer_id: UUID
+    quantity: int
+    status: str
+    unit_price: Decimal | None
+    total: Decimal | None
+    failure_reason: str | None
+    position: int
 
 
 async def dry_run(context: Context, placed: OrderPlaced) -> Response:

@@ -175,19 +175,6 @@ class PlacedOrders(Struct, frozen=True):
     orders: list[Order]
 
 
-class DryRun(Struct, frozen=True):
-    """What would be decided of an order if it were the next event after `position`."""
-
-    product_id: UUID
-    customer_id: UUID
-    quantity: int
-    status: str
-    unit_price: Decimal | None
-    total: Decimal | None
-    failure_reason: str | None
-    position: int
-
-
 class AcceptedOrder(Struct, frozen=True):
     """An order that is in the inbox, and will be decided."""
 
