@@ -8,7 +8,7 @@ from uuid import UUID
 from msgspec import Struct
 from pydantic import BaseModel
 
-from api import docs, health
+from api import docs, dry_runs, health
 from api import schemas as s
 
 _CUSTOMER: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
@@ -70,7 +70,9 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         _PRODUCT_NOW,
         _ORDER_NOW,
         s.PlacedOrders([_ORDER_NOW]),
-        s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9),
+        dry_runs.DryRun(
+            _PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9
+        ),
         s.AcceptedOrder(_ORDER, _PRODUCT, _CUSTOMER, 2, "PENDING", _PLACED, _PLACED),
         s.AcceptedCancel(_ORDER, s.ACCEPTED),
         s.AcceptedCustomer(_CUSTOMER, s.ACCEPTED),
