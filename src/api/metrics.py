@@ -39,6 +39,9 @@ ANNOUNCED_POSITION: Final = Gauge(
 ANNOUNCEMENTS_CONNECTED: Final = Gauge(
     "ledger_announcements_connected", "Whether this process hears the projector", registry=None
 )
+FEED_STREAMS: Final = Gauge(
+    "ledger_feed_streams", "Clients that follow the ledger as server-sent events", registry=None
+)
 API: Final = (
     REQUESTS,
     REQUEST_S,
@@ -47,4 +50,5 @@ API: Final = (
     CACHE_READS,
     ANNOUNCED_POSITION,
     ANNOUNCEMENTS_CONNECTED,
+    FEED_STREAMS,
 )

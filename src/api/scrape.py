@@ -25,6 +25,7 @@ async def show(context: Context, request: Request) -> Response:
     if context.depths:
         await context.depths.measure()
     metrics.PENDING_ORDERS.set(len(context.pending))
+    metrics.FEED_STREAMS.set(context.streams.count)
     metrics.ANNOUNCED_POSITION.set(context.announcements.position)
     metrics.ANNOUNCEMENTS_CONNECTED.set(context.announcements.connected)
     encode, media_type = choose_encoder(request.headers.get("accept", ""))

@@ -111,7 +111,7 @@ class Publishing:
         )
         self.blocked = Gauge(
             "ledger_inbox_blocked",
-            "Whether the broker takes nothing from this process, for lack of memory or disk",
+            "Whether the broker, in need of memory or disk, did not read what was published last",
             registry=None,
         )
         self.collectors: tuple[Collector, ...] = (

@@ -80,6 +80,7 @@ class Publisher:
         self.name = instance
         self._exchange: AbstractExchange | None = None
         self._channel: AbstractChannel | None = None
+        self._found_blocked = False
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
         self._arrived = asyncio.Event()
@@ -111,7 +112,10 @@ class Publisher:
                 log.debug("%s: confirmed", self._exchange_name, extra=_ids(event))
 
     async def blocked(self) -> bool:
-        """Whether the broker has stopped reading what this connection publishes."""
+        """Whether the broker, in need of memory or disk, did not read what was published last."""
+        return self._found_blocked or await self._is_blocked()
+
+    async def _is_blocked(self) -> bool:
         if self._channel is None:
             return False
         transport = await self._channel.get_underlay_channel()
@@ -181,12 +185,17 @@ class Publisher:
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT_S):
                 answer = await exchange.publish(message, routing_key="", mandatory=True)
+        except TimeoutError:
+            # The session ends of it, and on a new connection it can't be asked before a publish.
+            self._found_blocked = await self._is_blocked()
+            raise
         except PublishError:
             return InboxUnavailable("no queue is bound: run `ledger migrate`")
         except DeliveryError:
             return InboxFull("the inbox is full")
         if not isinstance(answer, Basic.Ack):
             return InboxUnavailable("the broker did not confirm")
+        self._found_blocked = False
         events = sum(len(submission.bodies) for submission in group)
         self.metrics.publish_s.observe(time.perf_counter() - began)
         self.metrics.group_events.observe(events)

@@ -1,15 +1,24 @@
 """GET /metrics, and those of writer and projector: what they show is what happened."""
 
+import socket
+import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from aio_pika import Message
 
+from cli.observing import serve_metrics
+from cli.settings import BadSettings
+from cli.stack.servers import Servers
 from ledger.broker import open_channel
 from ledger.codec import encode_submitted, join
 from ledger.core.events import CustomerRegistered, Submitted
+from ledger.metrics import registry_of
 from ledger.topology import SUBMITTED_EXCHANGE
 from tests.api.client import cancel, list_product, order, problem, register
 from tests.harness import Stack, engine_of, eventually
@@ -144,6 +153,43 @@ async def test_what_cannot_be_read_is_counted_and_stays_in_sight(talkative: Stac
     await eventually(parked, "the message is counted and in the parking queue")
 
 
+async def test_a_broker_in_need_shows_as_blocked(talkative: Stack, servers: Servers) -> None:
+    before = await scrape(talkative, "api")
+
+    async def refused() -> bool:
+        return (await talkative.http.post("/orders", json=NOBODYS)).status_code == 503
+
+    with memory_alarm(servers):
+        await eventually(refused, "the broker takes nothing")
+        blocked = await scrape(talkative, "api")
+        assert blocked.of("ledger_inbox_blocked") == 1
+        refusals = Difference(before, blocked)
+        assert refusals.of("ledger_not_accepted_events_total", reason="unavailable") >= 1
+
+    async def recovered() -> bool:
+        await talkative.http.post("/orders", json=NOBODYS)
+        return (await scrape(talkative, "api")).of("ledger_inbox_blocked") == 0
+
+    await eventually(recovered, "the broker reads again")
+
+
+@contextmanager
+def memory_alarm(servers: Servers) -> Iterator[None]:
+    """Let the broker think that it has used up its memory."""
+    broker = next(s.program for s in servers.layout.servers if s.program.name == "rabbitmq")
+    rabbitmqctl = Path(broker.command[0]).with_name("rabbitmqctl")
+
+    def set_watermark(*value: str) -> None:
+        command = [rabbitmqctl, "set_vm_memory_high_watermark", *value]
+        subprocess.run(command, env=broker.environment, check=True, capture_output=True)
+
+    set_watermark("absolute", "1MB")
+    try:
+        yield
+    finally:
+        set_watermark("0.4")
+
+
 async def test_requests_are_counted_by_route_and_not_by_path(talkative: Stack) -> None:
     before = await scrape(talkative, "api")
     for _ in range(3):
@@ -197,3 +243,13 @@ async def test_prometheus_gets_the_format_it_asks_for(talkative: Stack, accept: 
         response = await http.get(f"{talkative.url}/metrics", headers={"Accept": accept})
     wanted = accept.partition(";")[0] or "text/plain"
     assert response.headers["content-type"].startswith(wanted)
+
+
+async def test_a_metrics_port_that_is_taken_is_named_with_the_remedy() -> None:
+    async def nothing() -> None:
+        """Measure nothing."""
+
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(BadSettings, match=rf"port {port} .* set LEDGER_WRITER_METRICS_PORT"):
+            await serve_metrics("127.0.0.1", port, registry_of(()), nothing)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dotenv import dotenv_values
 
 from cli.settings import Settings
 from cli.stack.probes import wait_until
 from cli.stack.programs import LEDGER, find_processes
+from cli.stack.servers import METRICS_PORTS
 from cli.stack.up import up
 from tests.harness import free_port
 
@@ -68,6 +70,9 @@ def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path
     url = f"{second.url}/api/v1/orders/{order['order_id']}"
     wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", 10, "the order is lost")
     assert second.seconds < 20
+    for name in METRICS_PORTS:
+        metrics = httpx.get(f"http://127.0.0.1:{dotenv_values(home / 'stack.env')[name]}/metrics")
+        assert "ledger_" in metrics.text
     assert second.stop(signal.SIGTERM) == 0
     assert find_processes(home) == []
 
