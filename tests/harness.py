@@ -176,5 +176,9 @@ async def start_stack(servers: Servers, **changes: object) -> Stack:
     stack = Stack(await make_ledger(servers, **changes))
     for name in ("writer", "projector", "api"):
         stack.start(name)
-    await stack.ready()
+    try:
+        await stack.ready()
+    except BaseException:
+        await stack.stop()
+        raise
     return stack
