@@ -5,11 +5,13 @@ import gzip
 import re
 import socket
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
+import msgspec
 import pytest
 
 from api import streams
@@ -17,6 +19,7 @@ from api.reading import Reading
 from api.streams import ABORT, Streams
 from api.waiting import Waiting
 from cli.stack.servers import Servers
+from ledger.codec import GENESIS_HASH, Record, next_hash
 from ledger.core.events import DECIDED, SUBMITTED
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
@@ -26,6 +29,7 @@ from .client import Body, cancel, list_product, order, problem, register
 from .proxy import open_proxy
 from .streaming import STREAM, listen
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BATCH = "application/cloudevents-batch+json"
 
 
@@ -54,6 +58,31 @@ async def all_pages(http: httpx.AsyncClient, path: str) -> list[list[Body]]:
     return pages
 
 
+def record_of(event: Body, by_id: dict[str, Body]) -> Record:
+    """The record that an event of the feed was made of: all of it can be checked from outside."""
+    cause = event.get("causationid")
+    names = () if cause else ("source", "submitter", "traceparent", "atomicid")
+    meta = {name: event[name] for name in names if name in event}
+    return Record(
+        event["position"],
+        UUID(event["id"]).bytes,
+        UUID(event["subject"]).bytes,
+        event["version"],
+        event["type"],
+        event["schemaversion"],
+        by_id[cause]["position"] if cause else 0,
+        microseconds(event["time"]),
+        microseconds(event["recordedtime"]),
+        msgspec.json.encode(meta, order="sorted"),
+        msgspec.json.encode(event["data"], order="sorted"),
+    )
+
+
+def microseconds(text: str) -> int:
+    """Since 1970 UTC."""
+    return (datetime.fromisoformat(text) - EPOCH) // timedelta(microseconds=1)
+
+
 async def head_of(http: httpx.AsyncClient) -> int:
     """Where the ledger ends."""
     _, response = await page(http, after=2**40)
@@ -66,11 +95,14 @@ async def test_the_whole_ledger_can_be_paged_and_no_position_is_missing(
     customer_id, product_id = await register(http), await list_product(http)
     placed = await order(http, customer_id, product_id)
     await cancel(http, placed["order_id"])
-    pages = await all_pages(http, "/events?limit=7")
+    pages = await all_pages(http, "/events?limit=500")
     events = [event for page in pages for event in page]
+    few = await all_pages(http, f"/events?limit=2&after={len(events) - 5}")
+    assert few == [events[-5:-3], events[-3:-1], events[-1:]]
     assert [event["position"] for event in events] == list(range(1, len(events) + 1))
     by_position = {event["position"]: event for event in events}
-    assert len({event["id"] for event in events}) == len(events)
+    by_id = {event["id"]: event for event in events}
+    assert len(by_id) == len(events)
     for event in events:
         if event["type"] in DECIDED:
             cause = by_position[event["position"] - 1]
@@ -82,7 +114,10 @@ async def test_the_whole_ledger_can_be_paged_and_no_position_is_missing(
         assert event["specversion"] == "1.0"
         assert re.fullmatch("[0-9a-f]{64}", event["hash"])
     versions: dict[str, int] = {}
+    chain = GENESIS_HASH
     for event in events:
+        chain = next_hash(chain, record_of(event, by_id))
+        assert event["hash"] == chain.hex()
         assert event["version"] == versions.get(event["subject"], 0) + 1
         versions[event["subject"]] = event["version"]
 
