@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -9,20 +10,27 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from api import batches
+from api.app import ROUTES
+from api.examples import BODIES
+from api.replies import PREFIX
 from api.requests import MAX_BODY
 
 from .client import JSON, nothing_appended, post, problem
+from .test_connections import exchange, refusal
 
 WRITES = [
-    ("POST", "/orders"),
-    ("POST", "/orders/{id}/cancel"),
-    ("POST", "/customers"),
-    ("POST", "/customers/{id}/deposits"),
-    ("POST", "/products"),
-    ("POST", "/products/{id}/receipts"),
-    ("PATCH", "/products/{id}"),
+    (method, path.removeprefix(PREFIX))
+    for path, operations in ROUTES.items()
+    for method, operation in operations.items()
+    if operation.body
 ]
 on_every_write = pytest.mark.parametrize(("method", "path"), WRITES)
+
+
+def filled(path: str) -> str:
+    """The path with ids that nobody was given."""
+    return re.sub(r"\{\w+\}", str(uuid4()), path)
 
 
 async def send(
@@ -30,7 +38,7 @@ async def send(
 ) -> httpx.Response:
     """Send a body as it is; `content_type=""` leaves the header out."""
     named = {name.replace("_", "-"): value for name, value in headers.items() if value}
-    url = path.format(id=uuid4())
+    url = filled(path)
     return await http.send(http.build_request(method, url, content=body, headers=named))
 
 
@@ -143,7 +151,8 @@ async def test_a_body_over_the_limit_is_refused(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     async with nothing_appended(http):
-        body = padded(MAX_BODY + 1)
+        limit = batches.MAX_BODY if path == "/orders/batch" else MAX_BODY
+        body = padded(limit + 1)
         response = await send(http, method, path, body, content_type="application/json")
         problem(response, 413, "body-too-large")
         assert response.headers["connection"] == "close"
@@ -172,3 +181,55 @@ async def test_a_client_that_hangs_up_within_its_body_appends_nothing(
         await writer.drain()
         writer.close()
         await writer.wait_closed()
+
+
+FIELDS = [
+    pytest.param(method, path.removeprefix(PREFIX), BODIES[operation.body], name)
+    for path, operations in ROUTES.items()
+    for method, operation in operations.items()
+    if operation.body
+    for name in operation.body.model_fields
+]
+WRONG = {
+    "null": "null",
+    "an object": "{}",
+    "an empty list": "[]",
+    "negative": "-1",
+    "beyond 64 bits": str(2**64),
+    "thousands of digits": "9" * 4000,
+    "beyond every float": "1e400",
+    "an exponent that fills the memory": "1e999999",
+    "smaller than every cent": "1e-400",
+    "nested lists": "[" * 400 + "]" * 400,
+    "nested objects": '{"a":' * 400 + "1" + "}" * 400,
+    "half of a surrogate pair": '"\\ud800"',
+}
+
+
+@pytest.mark.parametrize(("method", "path", "example", "field"), FIELDS)
+async def test_a_field_that_is_no_good_is_named(
+    http: httpx.AsyncClient, method: str, path: str, example: dict[str, object], field: str
+) -> None:
+    async with nothing_appended(http):
+        for name, value in WRONG.items():
+            good = {key: json.dumps(given) for key, given in example.items()}
+            pairs = (f'"{key}": {text}' for key, text in {**good, field: value}.items())
+            body = f"{{{', '.join(pairs)}}}".encode()
+            response = await send(http, method, path, body, content_type="application/json")
+            found = problem(response, 422, "invalid-fields")
+            assert [e for e in found["errors"] if e["field"].startswith(field)], (name, found)
+            assert len(response.content) < 1000, name
+
+
+async def test_a_body_that_does_not_come_is_given_up_on_every_write(
+    http: httpx.AsyncClient,
+) -> None:
+    """Together, because each takes as long as the server's patience."""
+    async with nothing_appended(http):
+        heads = [
+            f"{method} {PREFIX}{filled(path)} HTTP/1.1\r\nHost: x\r\n"
+            "Content-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
+            for method, path in WRITES
+        ]
+        for answer in await asyncio.gather(*(exchange(http, head.encode()) for head in heads)):
+            refusal(answer, 408, "body-too-slow")
