@@ -7,8 +7,8 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from api.context import Context
+from api.forms import money
 from api.replies import at, reply
-from api.schemas import money
 from ledger.core.decider import decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
 from ledger.core.state import State, Status

@@ -1,4 +1,4 @@
-"""GET /docs, and GET /docs/{asset}: the API to read and try out, from this server and from nowhere else."""
+"""GET /docs, and GET /docs/{asset}: the API to read and try out, from this server alone."""
 
 import re
 

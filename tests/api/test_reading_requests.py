@@ -11,11 +11,12 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from api.fields import invalid_fields
+from api.forms import moment_us, money
 from api.idempotency import Keys, draft
 from api.prefer import MAX_WAIT_S, Preference, preference
 from api.problems import Problem
 from api.requests import parse, whole
-from api.schemas import Deposit, PlaceOrder, moment_us, money
+from api.schemas import Deposit, PlaceOrder
 from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered
 
 NAME = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
