@@ -28,10 +28,10 @@ ASSETS: Final = {
     "swagger-ui-bundle.js": (_SWAGGER_UI / "javascripts" / "swagger-ui-bundle.js", _JAVASCRIPT),
 }
 POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""Nothing of others is loaded or told; Swagger UI sets styles of its own on elements."""
+"""Nothing of others is loaded or told."""
 
 
 class Fixed(Struct, frozen=True):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
+from inspect import cleandoc
 from typing import Final
 
 from msgspec import Raw, Struct
@@ -119,7 +120,7 @@ def _operation(path: str, operation: Operation, guarded: bool) -> Json:
         "parameters": list(_parameters(path, operation)),
     }
     if operation.handler.__doc__:
-        about["description"] = operation.handler.__doc__
+        about["description"] = cleandoc(operation.handler.__doc__)
     if operation.body:
         about["requestBody"] = _request_body(operation.body)
     about["responses"] = {
