@@ -128,6 +128,11 @@ KINDS: Final[dict[str, Kind]] = {
         "Not enough in the wallet",
         "Order fewer units, or pay in first",
     ),
+    "batch-failed": Kind(
+        HTTPStatus.CONFLICT,
+        "Another order of the batch can't be completed",
+        "Read the orders of the batch: one of them says why",
+    ),
     "not-cancellable": Kind(
         HTTPStatus.CONFLICT,
         "The order can't be cancelled",
@@ -196,6 +201,7 @@ REFUSALS: Final[dict[Reason, str]] = {
     Reason.UNKNOWN_ORDER: "unknown-order",
     Reason.INSUFFICIENT_STOCK: "out-of-stock",
     Reason.INSUFFICIENT_BALANCE: "out-of-money",
+    Reason.BATCH_FAILED: "batch-failed",
     Reason.DUPLICATE_CUSTOMER: "duplicate",
     Reason.DUPLICATE_PRODUCT: "duplicate",
     Reason.DUPLICATE_ORDER: "duplicate",

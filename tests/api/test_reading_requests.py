@@ -12,12 +12,12 @@ from starlette.requests import Request
 
 from api.fields import invalid_fields
 from api.forms import moment_us, money
-from api.idempotency import Keys, draft
+from api.idempotency import Keys, draft, draft_batch
 from api.prefer import MAX_WAIT_S, Preference, preference
 from api.problems import Problem
 from api.requests import parse, whole
 from api.schemas import Deposit, PlaceOrder
-from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered
+from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered, OrderPlaced, Submitted
 
 NAME = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 
@@ -120,7 +120,7 @@ def test_which_preference_was_honoured(
 def test_a_key_makes_the_same_ids_on_every_process() -> None:
     """Golden: ids that change would let a retry after an upgrade be decided twice."""
     made = draft(request(idempotency_key="k-1"), "POST /customers", CustomerRegistered("ann"))
-    assert made.keyed
+    assert made.ids == (made.event.event_id,)
     assert made.event.event_id == UUID("8d5082b3-0327-533f-b3f0-f61ff7666807")
     assert made.event.stream_id == UUID("d3c59fd8-177e-56de-9a74-5f01e4295fab")
 
@@ -135,26 +135,42 @@ def test_ids_differ_by_route_by_path_and_by_key() -> None:
     assert len(ids) == 12
 
 
+def of_key(key: str) -> tuple[Submitted, ...]:
+    """The events of a request with this key."""
+    return draft(request(idempotency_key=key), "POST /customers", CustomerRegistered("ann")).events
+
+
 def test_the_oldest_keys_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.idempotency.MAX_KEPT", 2)
-    keys = Keys()
-    events = [
-        draft(request(idempotency_key=key), "POST /customers", CustomerRegistered("ann")).event
-        for key in "abc"
-    ]
-    for event in events:
-        keys.claim(event)
-    assert [keys.knows(event) for event in events] == [False, True, True]
+    keys, kept = Keys(), {}
+    for key in "abc":
+        kept[key] = keys.claim(of_key(key))
+    assert [keys.claim(of_key(key)) is kept[key] for key in "cba"] == [True, True, False]
+
+
+def test_a_batch_counts_as_all_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.idempotency.MAX_KEPT", 10)
+    keys, small = Keys(), of_key("a")
+    kept = keys.claim(small)
+    payloads = [OrderPlaced(NAME, NAME)] * 10
+    keys.claim(draft_batch(request(idempotency_key="b"), "r", payloads, atomic=False).events)
+    assert keys.claim(small) is not kept
 
 
 def test_a_retry_gets_the_event_of_the_first_try() -> None:
-    keys = Keys()
-    first, again = (
-        draft(request(idempotency_key="a"), "POST /customers", CustomerRegistered("ann")).event
-        for _ in range(2)
-    )
+    keys, first = Keys(), of_key("a")
     keys.claim(first)
-    assert keys.claim(again).event is first
+    assert keys.claim(of_key("a")).events is first
+
+
+def test_a_batch_asks_for_one_more_event_than_it_has() -> None:
+    """Where the ledger has that one, the key came with a longer batch."""
+    keyed = request(idempotency_key="b")
+    payloads = [OrderPlaced(NAME, NAME)] * 3
+    shorter = draft_batch(keyed, "r", payloads[:2], atomic=False)
+    longer = draft_batch(keyed, "r", payloads, atomic=False)
+    assert shorter.ids == longer.ids[:3]
+    assert longer.ids[2] == longer.events[2].event_id
 
 
 @pytest.mark.parametrize(

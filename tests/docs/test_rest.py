@@ -23,7 +23,7 @@ CALLS = {
 }
 ELSEWHERE = {"no-such-path", "method-not-allowed"}
 """What requests are answered with that reach no operation."""
-OF_THE_FOLD = {"duplicate", "out-of-stock", "out-of-money"}
+OF_THE_FOLD = {"duplicate", "out-of-stock", "out-of-money", "batch-failed"}
 """What reasons of the fold become, but not by REST: it makes new ids, and orders just fail."""
 
 

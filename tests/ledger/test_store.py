@@ -29,8 +29,7 @@ DENIED = 1142
 def composed(head: Head, events: Sequence[Submitted]) -> list[Record]:
     """The records of events that come next."""
     composer = Composer(Fold(), head.position, head.hash, {}, 1)
-    for event in events:
-        composer.add(event)
+    composer.add(events)
     return composer.records
 
 
@@ -220,6 +219,7 @@ TABLES = {
     "ledger_head": "position",
     "snapshots": "position",
     "ledger_migrations": "version_num",
+    "api_keys": "name",
     "checkpoints": "position",
     **{projection.name: "position" for projection in PROJECTIONS},
 }
@@ -264,10 +264,9 @@ async def may(connection: AsyncConnection, statement: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("role", ["api", "analyst"])
-async def test_who_reads_views_cannot_read_events(ledger: Ledger, role: str) -> None:
+async def test_who_reads_views_cannot_read_events(ledger: Ledger) -> None:
     with pytest.raises(DBAPIError, match="denied"):
-        await ledger.rows("SELECT * FROM events", role)
+        await ledger.rows("SELECT * FROM events", "analyst")
 
 
 async def test_only_the_writer_may_write_events(ledger: Ledger) -> None:
