@@ -101,15 +101,21 @@ class Publisher:
         Raises InboxFull or InboxUnavailable within SUBMIT_TIMEOUT_S. A caller that is cancelled
         does not take back a publish that is under way.
         """
-        with tracing.span("publish", events[0].traceparent, {"ledger.events": len(events)}):
+        began_ns = time.time_ns()
+        try:
+            submission = self._enqueue(events)
             try:
-                await self._submit(events)
-            except InboxUnavailable as error:
-                self.metrics.not_accepted.labels(error.reason).inc(len(events))
-                raise
-        if log.isEnabledFor(logging.DEBUG):
-            for event in events:
-                log.debug("%s: confirmed", self._exchange_name, extra=_ids(event))
+                async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+                    await asyncio.shield(submission.confirmed)
+            except TimeoutError:
+                submission.settle(InboxUnavailable("given up"))
+                submission.confirmed.exception()
+                raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
+        except InboxUnavailable as error:
+            self.metrics.not_accepted.labels(error.reason).inc(len(events))
+            raise
+        if tracing.wanted() or log.isEnabledFor(logging.DEBUG):
+            self._tell(events, began_ns)
 
     async def blocked(self) -> bool:
         """Whether the broker, in need of memory or disk, did not read what was published last."""
@@ -131,7 +137,7 @@ class Publisher:
         """How many events wait to be published."""
         return self._waiting_events
 
-    async def _submit(self, events: Sequence[Submitted]) -> None:
+    def _enqueue(self, events: Sequence[Submitted]) -> _Submission:
         if not self.connected:
             raise InboxUnavailable("the broker is away")
         if self._waiting_events + len(events) > MAX_WAITING:
@@ -140,13 +146,13 @@ class Publisher:
         self._waiting.append(submission)
         self._waiting_events += len(events)
         self._arrived.set()
-        try:
-            async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                await asyncio.shield(submission.confirmed)
-        except TimeoutError:
-            submission.settle(InboxUnavailable("given up"))
-            submission.confirmed.exception()
-            raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
+        return submission
+
+    def _tell(self, events: Sequence[Submitted], began_ns: int) -> None:
+        for event in events:
+            log.debug("%s: confirmed", self._exchange_name, extra=_ids(event))
+        if traceparent := events[0].traceparent:
+            tracing.record("publish", traceparent, {"ledger.events": len(events)}, began_ns)
 
     async def _session(self) -> None:
         async with open_channel(self._url, f"{self.name}-publisher", confirms=True) as channel:
