@@ -1,6 +1,5 @@
 """Answers that are lost, connections that end: the writer heals, loses nothing, doubles nothing."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from uuid import UUID
