@@ -61,6 +61,7 @@ def make_engine(
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_recycle=IDLE_TIMEOUT_S // 2,
         connect_args=connect_args,
+        hide_parameters=True,  # an error is logged with its message, and customers' data stay out
     )
 
 
