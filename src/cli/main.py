@@ -111,7 +111,7 @@ def _run(work: Coroutine[Any, Any, Answer]) -> Answer:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
     )
-    for library, level in (("aiormq", "ERROR"), ("asyncmy", "ERROR"), ("alembic", "WARNING")):
+    for library, level in (("aiormq", "CRITICAL"), ("asyncmy", "ERROR"), ("alembic", "WARNING")):
         logging.getLogger(library).setLevel(level)
     try:
         return uvloop.run(work)
