@@ -1,5 +1,6 @@
 """The `ledger` command."""
 
+import gc
 import logging
 from collections.abc import Coroutine
 from typing import Annotated, Any, Final, TypeVar
@@ -22,6 +23,7 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
 Answer = TypeVar("Answer")
+COLLECT_AFTER: Final = (20_000, 50, 100)
 
 REFUSED: Final = (
     UnsafeDatabase,
@@ -113,6 +115,9 @@ def _run(work: Coroutine[Any, Any, Answer]) -> Answer:
     )
     for library, level in (("aiormq", "CRITICAL"), ("asyncmy", "ERROR"), ("alembic", "WARNING")):
         logging.getLogger(library).setLevel(level)
+    # What is here now stays, and little garbage is in cycles: collect seldom, and the young first.
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     try:
         return uvloop.run(work)
     except REFUSED as error:
