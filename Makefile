@@ -10,8 +10,13 @@ setup: ## make .venv with the pinned dependencies (the others do it when it's ne
 run: setup ## start everything on this machine; Ctrl-C stops it and keeps the data
 	@exec .venv/bin/ledger up
 
-test: setup ## run the tests on private throw-away servers; ARGS are pytest's
+test: setup ## run the tests on private throw-away servers; ARGS are pytest's, instead of all
+ifdef ARGS
 	@exec .venv/bin/pytest $(ARGS)
+else
+	@.venv/bin/pytest -q -n 2 --dist loadfile --ignore tests/load
+	@.venv/bin/pytest -q tests/load
+endif
 
 load: setup ## run the three load tests of the contract against a running `make run`
 	@.venv/bin/k6 run tests/req-3-1-1_test_get_product_perf.js
