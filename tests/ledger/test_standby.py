@@ -3,14 +3,20 @@
 import asyncio
 from contextlib import AsyncExitStack
 
+import pytest
 from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.stack.servers import Servers
+from ledger import writer
+from ledger.batch import Composer
 from ledger.broker import open_channel
 from ledger.core.events import Submitted
 from ledger.publisher import Publisher
+from ledger.store import Fenced, Store
 from ledger.topology import INBOX, SUBMITTED_EXCHANGE
+from ledger.writer import Known
 from tests.harness import broker_admin, eventually
 
 from .audit import audit, causes, ids
@@ -110,3 +116,26 @@ async def test_two_writers_that_both_get_messages_append_each_event_once(
     assert sorted(causes(records)[2:]) == sorted(ids(events))
     audit(records)
     assert (await ledger.head()).epoch > 2
+
+
+async def test_a_writer_that_is_overtaken_while_it_takes_over_calls_no_ledger_damaged(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its new epoch and its look at the ledger another one took over and appended."""
+    catch_up = writer.catch_up
+    async with ledger.connection() as slow, ledger.connection() as quick:
+        ours, theirs = await writer.load(slow), await writer.load(quick)
+
+        async def after_the_other(connection: AsyncConnection, known: Known) -> None:
+            monkeypatch.setattr(writer, "catch_up", catch_up)
+            await writer.take_over(quick, theirs)
+            composer = Composer(theirs.fold, 0, theirs.head.hash, {}, 1)
+            for event in opening():
+                composer.add(event)
+            await Store(quick).append(theirs.head, composer.records)
+            await catch_up(connection, known)
+
+        monkeypatch.setattr(writer, "catch_up", after_the_other)
+        with pytest.raises(Fenced):
+            await writer.take_over(slow, ours)
+    assert (await ledger.head()).position == 2
