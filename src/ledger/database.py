@@ -21,7 +21,7 @@ DATABASE_ERRORS: Final = (DBAPIError, PoolTimeout, OSError)
 
 SAFE_SETTINGS: Final = {
     "innodb_flush_log_at_trx_commit": ("1",),
-    "innodb_doublewrite": ("1", "ON"),
+    "innodb_doublewrite": ("1", "DETECT_AND_RECOVER", "ON"),
 }
 
 

@@ -146,3 +146,15 @@ async def test_without_database_a_query_says_so(ledger: Ledger) -> None:
     with pytest.raises(ViewsUnavailable):
         await Views(engine).position()
     await engine.dispose()
+
+
+async def test_views_that_were_never_registered_are_unavailable_rather_than_empty(
+    ledger: Ledger,
+) -> None:
+    await ledger.execute("DELETE FROM checkpoints")
+    engine = make_engine(ledger.settings.db_url("api"), autocommit=True)
+    views = Views(engine)
+    for ask in (views.position(), views.order(uuid4()), views.orders(limit=1)):
+        with pytest.raises(ViewsUnavailable, match="ledger migrate"):
+            await ask
+    await engine.dispose()
