@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format clean
+.PHONY: help setup run test load check format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -10,8 +10,18 @@ setup: ## make .venv with the pinned dependencies (the others do it when it's ne
 run: setup ## start everything on this machine; Ctrl-C stops it and keeps the data
 	@exec .venv/bin/ledger up
 
-test: setup ## run the tests on private throw-away servers; ARGS are pytest's
+test: setup ## run the tests on private throw-away servers; ARGS are pytest's, instead of all
+ifdef ARGS
 	@exec .venv/bin/pytest $(ARGS)
+else
+	@.venv/bin/pytest -q -n 2 --dist loadfile --ignore tests/load
+	@.venv/bin/pytest -q tests/load
+endif
+
+load: setup ## run the three load tests of the contract against a running `make run`
+	@.venv/bin/k6 run tests/req-3-1-1_test_get_product_perf.js
+	@.venv/bin/python tests/req-3-2-1_test_race_condition.py
+	@.venv/bin/k6 run tests/req-3-2-2_test_high_volume_test.js
 
 check: setup ## check format, lint, types and import rules
 	@.venv/bin/ruff format --check .

@@ -1,7 +1,6 @@
 """Serving the API: uvicorn's settings, and a clean end on SIGTERM."""
 
 import asyncio
-import gc
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,8 +61,6 @@ class Server(uvicorn.Server):
 
 async def run(app: App, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, or until a work that serving relies on fails."""
-    # What is here now stays: the collector need not walk it again while requests wait.
-    gc.freeze()
     server = Server(app, host, port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

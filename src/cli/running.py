@@ -1,5 +1,6 @@
 """How every command reads its settings, runs its work, and ends when it can't."""
 
+import gc
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -19,6 +20,7 @@ from projections.queries import ViewsUnavailable
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
 Answer = TypeVar("Answer")
+COLLECT_AFTER: Final = (20_000, 50, 100)
 
 REFUSED: Final = (
     UnsafeDatabase,
@@ -44,6 +46,9 @@ def settings() -> Settings:
 def run(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Run the work of a command to its end."""
     logs.configure("text", "INFO")
+    # What is here now stays, and little garbage is in cycles: collect seldom, and the young first.
+    gc.freeze()
+    gc.set_threshold(*COLLECT_AFTER)
     try:
         return uvloop.run(work)
     except BadSettings as error:

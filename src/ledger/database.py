@@ -14,13 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 CONNECT_TIMEOUT_S: Final = 2
 LOCK_TIMEOUT_S: Final = 5
 IDLE_TIMEOUT_S: Final = 30
+KEPT_S: Final = 3600
 
 DATABASE_ERRORS: Final = (DBAPIError, PoolTimeout, OSError)
 """What SQLAlchemy raises when the database or the way to it fails; TimeoutError is among them."""
 
 SAFE_SETTINGS: Final = {
     "innodb_flush_log_at_trx_commit": ("1",),
-    "innodb_doublewrite": ("1", "ON"),
+    "innodb_doublewrite": ("1", "DETECT_AND_RECOVER", "ON"),
 }
 
 
@@ -39,14 +40,16 @@ def make_engine(
     """A pool of connections, READ COMMITTED, every wait of which has a deadline.
 
     A transaction that its owner forgets (a stopped process) is ended by the server after
-    IDLE_TIMEOUT_S, so that its locks can't hold up a successor for longer.
+    IDLE_TIMEOUT_S, so that its locks can't hold up a successor for longer; with `autocommit` there
+    are none, and idle connections are kept.
     """
+    idle_timeout_s = KEPT_S if autocommit else IDLE_TIMEOUT_S
     connect_args: dict[str, Any] = {
         "async_creator_fn": _connect,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": read_timeout_s,
         "init_command": (
-            f"SET SESSION wait_timeout = {IDLE_TIMEOUT_S}, "
+            f"SET SESSION wait_timeout = {idle_timeout_s}, "
             f"innodb_lock_wait_timeout = {LOCK_TIMEOUT_S}"
         ),
     }
@@ -59,8 +62,9 @@ def make_engine(
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
-        pool_recycle=IDLE_TIMEOUT_S // 2,
+        pool_recycle=idle_timeout_s // 2,
         connect_args=connect_args,
+        hide_parameters=True,  # an error is logged with its message, and customers' data stay out
     )
 
 

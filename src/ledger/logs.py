@@ -15,7 +15,7 @@ from pythonjsonlogger.msgspec import MsgspecFormatter
 
 OURS: Final = ("ledger", "projections", "api", "cli")
 ACCESS: Final = "api.access"
-_TOO_LOUD: Final = {"aiormq": "ERROR", "asyncmy": "ERROR", "alembic": "WARNING"}
+_TOO_LOUD: Final = {"aiormq": "CRITICAL", "asyncmy": "ERROR", "alembic": "WARNING"}
 _SECRETS: Final = (
     (re.compile(r"(\w://[^\s:/@\"]*:)[^\s\"]+(?=@)"), r"\1***"),
     (re.compile(r"(?i)\b((?:bearer|basic) )[\w.~+/=-]{8,}"), r"\1***"),

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random
 
 log = logging.getLogger(__name__)
+
+CANCEL_AGAIN_S: Final = 2.5
+"""Longer than a connection may take to close in an orderly way."""
 
 
 async def keep_alive(
@@ -38,8 +41,19 @@ async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
     for task in done:
         task.result()
+
+
+async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    """Cancel tasks and return when all have ended, however they did.
+
+    A cancel is repeated: asyncio.wait_for of Python 3.11, which the drivers use, loses one that
+    comes at the same moment as its answer (https://github.com/python/cpython/issues/86296).
+    """
+    while running := [task for task in tasks if not task.done()]:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -228,11 +228,15 @@ async def catch_up(connection: AsyncConnection, known: Known) -> None:
 async def take_over(connection: AsyncConnection, known: Known) -> None:
     """Fence off every older writer, then learn what it wrote until then.
 
-    Raises LedgerDamaged when the ledger does not end where its head says.
+    Raises LedgerDamaged when the ledger does not end where its head says, and Fenced where the
+    reason is that yet another writer took over and appended meanwhile.
     """
-    head = await Store(connection).raise_epoch()
+    store = Store(connection)
+    head = await store.raise_epoch()
     await catch_up(connection, known)
     if (known.head.position, known.head.hash) != (head.position, head.hash):
+        if (await store.head()).epoch != head.epoch:
+            raise Fenced(f"epoch {head.epoch} ended while it began")
         raise LedgerDamaged(
             f"the head names position {head.position}, the ledger ends at {known.head.position}"
         )

@@ -88,7 +88,7 @@ async def advance(
 
     Views at the same checkpoint advance together; one that lags catches up with the others first.
     With nothing left to project it says where the views are. Raises LedgerDamaged at a gap, and
-    where the ledger ends before a checkpoint.
+    where the ledger ends before a checkpoint or before its head.
     """
     checkpoints = await lock_checkpoints(connection, projections)
     after = min(checkpoints.values())
@@ -97,10 +97,8 @@ async def advance(
     began_ns, began = time.time_ns(), time.perf_counter()
     records = await store.read(after, min([PAGE, *(position - after for position in ahead)]))
     if not records:
-        head = await store.head()
+        await _refuse_other_end(store, after, max(checkpoints.values()))
         await connection.rollback()
-        if head.position < max(checkpoints.values()):
-            raise LedgerDamaged(f"the views are ahead of the ledger, which ends at {head.position}")
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
     events = [recorded(record) for record in records]
@@ -123,6 +121,16 @@ def _tell(records: Sequence[Record], began_ns: int) -> None:
             if traceparent := origin_of(record).traceparent:
                 about = {"ledger.position": record.position}
                 tracing.record("project", traceparent, about, began_ns)
+
+
+async def _refuse_other_end(store: Store, end: int, furthest: int) -> None:
+    """Raises LedgerDamaged unless the ledger, found to end at `end`, ends where its head says."""
+    head = await store.head()
+    if head.position < furthest:
+        raise LedgerDamaged(f"the views are ahead of the ledger, which ends at {head.position}")
+    # What was committed since is there by now; what is not there is lost.
+    if head.position > end and not await store.read(end, 2):
+        raise LedgerDamaged(f"the head names position {head.position}, the ledger ends at {end}")
 
 
 async def _project(

@@ -79,7 +79,7 @@ class Views:
 
     async def position(self) -> int:
         """The position that all views have reached."""
-        rows = await self._rows("SELECT MIN(position) FROM checkpoints", ())
+        rows = await self._rows_with_position("SELECT MIN(position) FROM checkpoints", ())
         return int(rows[0][0])
 
     async def products(self, after: UUID | None, limit: int) -> tuple[list[StockRow], int]:
@@ -116,7 +116,7 @@ class Views:
     async def _one(self, view: Projection[Row], key: UUID) -> tuple[Row | None, int]:
         """A row and the view's checkpoint, in one statement and so as of one moment."""
         columns = ", ".join(f"v.{name}" for name in view.row.__struct_fields__)
-        rows = await self._rows(
+        rows = await self._rows_with_position(
             f"SELECT c.position, {columns} FROM checkpoints c"
             f" LEFT JOIN {view.name} v ON v.{view.key_column} = %s WHERE c.name = %s",
             (key.bytes, view.name),
@@ -129,7 +129,7 @@ class Views:
     ) -> tuple[list[Row], int]:
         fields = view.row.__struct_fields__
         columns = ", ".join(f"v.{name}" for name in fields)
-        rows = await self._rows(
+        rows = await self._rows_with_position(
             f"SELECT c.position, {columns} FROM checkpoints c LEFT JOIN (SELECT"
             f" {', '.join(fields)} FROM {view.name} WHERE {where} ORDER BY {order} LIMIT %s) v"
             " ON TRUE WHERE c.name = %s",
@@ -140,6 +140,14 @@ class Views:
 
     async def _rows(self, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return await fetch(self._engine, statement, parameters)
+
+    async def _rows_with_position(
+        self, statement: str, parameters: tuple[Any, ...]
+    ) -> list[tuple[Any, ...]]:
+        rows = await self._rows(statement, parameters)
+        if not rows or rows[0][0] is None:
+            raise ViewsUnavailable("the views have no checkpoint: run `ledger migrate`")
+        return rows
 
 
 async def fetch(

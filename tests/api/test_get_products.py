@@ -1,7 +1,5 @@
 """GET /products."""
 
-from uuid import uuid4
-
 import httpx
 import pytest
 
@@ -40,7 +38,7 @@ async def test_after_the_last_there_is_nothing(http: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("limit", "0"), ("limit", "501"), ("after", "x"), ("after", ""), ("name", str(uuid4()))],
+    [("limit", "0"), ("limit", "501"), ("after", "x"), ("after", ""), ("name", "tea")],
 )
 async def test_a_bad_parameter_is_named(http: httpx.AsyncClient, field: str, value: str) -> None:
     response = await http.get("/products", params={field: value})

@@ -50,17 +50,21 @@ def history(seed: int, length: int) -> list[Submitted]:
 
 
 def _submissions(chance: random.Random) -> Iterator[Submission]:
+    placed = list(ORDERS)
     while True:
-        at = chance.choice([*ORDERS, *ORDERS, *CUSTOMERS, *PRODUCTS])
+        at = chance.choice([*ORDERS, *CUSTOMERS, *PRODUCTS])
         by, of = chance.choice([*CUSTOMERS, at]), chance.choice([*PRODUCTS, at])
-        yield chance.choice(
-            [
-                customer(chance.choice([0, 5_000, 50_000]), by),
-                credit(chance.randint(1, 9_999), by),
-                product(chance.randint(1, 999), chance.randint(0, 20), of),
-                receipt(chance.randint(1, 9), of),
-                price(chance.randint(1, 999), of),
-                *[order(chance.randint(1, 4), at, by, of)] * 5,
-                *[cancel(at)] * 3,
-            ]
-        )
+        new = UUID(int=chance.getrandbits(128), version=4)
+        entries = [
+            customer(chance.choice([0, 5_000, 50_000]), by),
+            credit(chance.randint(1, 9_999), by),
+            product(chance.randint(1, 999), chance.randint(0, 20), of),
+            receipt(chance.randint(1, 9), of),
+            price(chance.randint(1, 999), of),
+        ]
+        orders = [order(chance.randint(1, 4), each, by, of) for each in (new, new, new, at)]
+        cancels = [cancel(each) for each in (*placed[-8:], at)]
+        chosen = chance.choice([*entries, *orders, chance.choice(cancels), chance.choice(cancels)])
+        if chosen[0] == new:
+            placed.append(new)
+        yield chosen

@@ -18,6 +18,7 @@ from ledger.database import make_engine
 from ledger.hints import Hints
 from ledger.inbox import PREFETCH, open_inbox
 from ledger.publisher import Publisher
+from ledger.sessions import end
 from ledger.store import Head, Store
 from ledger.topology import (
     ANNOUNCED_EXCHANGE,
@@ -42,9 +43,7 @@ async def beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
         yield
     finally:
         ended = [task for task in tasks if task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(tasks)
     for task in ended:
         task.result()
 
@@ -125,12 +124,21 @@ class Ledger:
         return await self.records()
 
     async def until_inbox_empty(self) -> None:
-        """Wait until the writer has acked all there was."""
+        """Wait until the writer has got all there was."""
 
         async def is_empty() -> bool:
             return await self.depth(INBOX) == 0
 
         await eventually(is_empty, "the inbox is empty")
+
+    async def until_parked(self, count: int) -> list[tuple[bytes, str]]:
+        """Wait until so many messages are parked; each with its reason. They are taken out."""
+
+        async def are_parked() -> bool:
+            return await self.depth(PARKING) >= count
+
+        await eventually(are_parked, f"{count} messages are parked")
+        return await self._parked()
 
     async def depth(self, queue: str) -> int:
         """How many messages wait in a queue, deliveries that are not acked left out."""
@@ -157,8 +165,8 @@ class Ledger:
             found = [await inbox.batch(1, 5) for _ in range(count)]
         return [batch.events for batch in found if batch]
 
-    async def parked(self) -> list[tuple[bytes, str]]:
-        """What is parked, each with its reason; it is taken out."""
+    async def _parked(self) -> list[tuple[bytes, str]]:
+        """What is parked."""
         found = []
         async with open_channel(self.settings.amqp_url("migrate"), "t", confirms=False) as channel:
             queue = await channel.declare_queue(PARKING, passive=True)
@@ -213,12 +221,20 @@ class Ledger:
 
     async def write(self, *groups: Iterable[Submitted]) -> list[Record]:
         """Let a real writer decide groups of events; the whole ledger afterwards."""
-        listed = [list(group) for group in groups]
-        await self.put_events(*listed)
-        async with self.writing():
-            records = await self.until_recorded(event for group in listed for event in group)
-            await self.until_inbox_empty()
-        return records
+        waiting = await self.depth(INBOX)
+        await self.put_events(*groups)
+        async with self.writing() as writer:
+            await until_acked(writer, waiting + len(groups))
+        return await self.records()
+
+
+async def until_acked(writer: Writer, messages: int) -> None:
+    """Wait until a writer has acked so many messages."""
+
+    async def are_acked() -> bool:
+        return writer.progress.messages >= messages
+
+    await eventually(are_acked, f"{messages} messages are acked")
 
 
 def group_of(events: Iterable[Submitted]) -> bytes:

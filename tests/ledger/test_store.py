@@ -257,8 +257,7 @@ async def may(connection: AsyncConnection, statement: str) -> bool:
     try:
         await connection.exec_driver_sql(statement)
     except DBAPIError as error:
-        assert error.orig is not None
-        return bool(error.orig.args[0] != DENIED)
+        return error.orig is None or bool(error.orig.args[0] != DENIED)
     finally:
         await connection.rollback()
     return True

@@ -60,14 +60,14 @@ async def test_product_reads_stay_under_their_limit(alone: Stack) -> None:
     await passes(alone, *K6, READS, **SMALLER)
 
 
-async def test_a_load_test_fails_where_its_limits_are_broken(alone: Stack) -> None:
-    status, said = await run(alone, *K6, READS, PRODUCT_ID=str(uuid4()), RATE="10", DURATION_S="1")
+async def test_a_load_test_fails_where_its_limits_are_broken(stack: Stack) -> None:
+    status, said = await run(stack, *K6, READS, PRODUCT_ID=str(uuid4()), RATE="10", DURATION_S="1")
     assert status != 0
     assert "✗ is 200" in said
 
 
-async def test_of_a_hundred_orders_at_once_one_gets_the_last_unit(alone: Stack) -> None:
-    await passes(alone, sys.executable, RACE)
+async def test_of_a_hundred_orders_at_once_one_gets_the_last_unit(stack: Stack) -> None:
+    await passes(stack, sys.executable, RACE)
 
 
 async def test_no_order_of_many_is_lost_and_the_accounts_agree_to_the_cent(alone: Stack) -> None:

@@ -1,0 +1,60 @@
+"""The `ledger` command as a process, on a ledger of the test's own."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.settings import Settings
+from tests.harness import environment
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed, read as JSON."""
+        return json.loads(self.out)
+
+    def said_one_sentence(self) -> str:
+        """What it said on standard error, which must be one line and no traceback."""
+        assert "Traceback" not in self.err, self.err
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+Run = Callable[..., Awaitable[Done]]
+
+
+@pytest.fixture
+def run(settings: Settings) -> Run:
+    """Runs `ledger …` with the settings of the test's ledger, some of them changed."""
+
+    async def run_ledger(*arguments: str, **changes: str) -> Done:
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("ledger"),
+            *arguments,
+            env=os.environ | environment(settings) | changes,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            out, err = await process.communicate()
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+    return run_ledger

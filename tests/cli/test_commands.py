@@ -1,0 +1,141 @@
+"""The short commands: what they show, and that doing a thing twice is doing it once."""
+
+from pathlib import Path
+
+import pytest
+
+from cli.settings import Settings
+from cli.stack.servers import Servers
+from projections.registry import PROJECTIONS
+from tests.harness import free_port
+from tests.ledger.events import opening, orders
+from tests.ledger.running import Ledger, running_ledger
+
+from .conftest import Run
+
+COMMANDS = ("migrate", "api", "writer", "status")
+
+
+async def test_status_of_a_new_ledger_is_all_zero(run: Run) -> None:
+    done = await run("status", "--json")
+    assert done.status == 0
+    assert done.json == {
+        "position": 0,
+        "hash": "00" * 32,
+        "epoch": 0,
+        "views": [
+            {"name": name, "position": 0, "lag": 0}
+            for name in sorted(projection.name for projection in PROJECTIONS)
+        ],
+        "inbox_messages": 0,
+        "parked_messages": 0,
+    }
+
+
+async def test_status_shows_head_lag_and_depths(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.put(b"poison")
+        await ledger.write(opening(), orders(3))
+        await ledger.put_events(orders(1), orders(1))
+        head = await ledger.head()
+    shown = (await run("status", "--json")).json
+    assert (shown["position"], shown["hash"], shown["epoch"]) == (8, head.hash.hex(), 1)
+    assert {view["lag"] for view in shown["views"]} == {8}
+    assert (shown["inbox_messages"], shown["parked_messages"]) == (2, 1)
+    table = (await run("status")).out
+    for part in ("position 8, epoch 1", head.hash.hex(), "8 behind", "2 messages", "1 messages"):
+        assert part in table
+
+
+async def objects(ledger: Ledger) -> dict[str, object]:
+    """The whole schema, its rows and the rights of every account."""
+    tables = [name for (name,) in await ledger.rows("SHOW TABLES")]
+    found: dict[str, object] = {"triggers": await ledger.rows("SHOW TRIGGERS")}
+    for table in tables:
+        found[table] = await ledger.rows(f"SHOW CREATE TABLE {table}")
+        found[f"rows of {table}"] = sorted(await ledger.rows(f"SELECT * FROM {table}"))
+    for role in ("writer", "projector", "api", "analyst"):
+        found[role] = sorted(await ledger.rows("SHOW GRANTS", role))
+    return found
+
+
+async def test_to_migrate_twice_is_to_migrate_once(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), orders(3))
+        await ledger.put_events(orders(1))
+        before = await objects(ledger)
+        done = await run("migrate")
+        assert (done.status, done.err) == (0, "")
+        assert await objects(ledger) == before
+        assert len(await ledger.waiting()) == 1
+
+
+async def test_the_demo_twice_is_the_demo_once(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger, ledger.writing(), ledger.projecting():
+        first = await run("demo")
+        assert first.status == 0, first.err
+        assert len(await ledger.records()) == 5
+        assert (await run("demo")).status == 0
+        await ledger.put_events(last := orders(1))
+        assert len(await ledger.until_recorded(last)) == 5 + 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_typo_in_a_setting_is_named_in_one_sentence(run: Run, command: str) -> None:
+    done = await run(command, LEDGER_API_PORT="abc")
+    assert done.status == 2
+    assert "LEDGER_API_PORT=abc" in done.said_one_sentence()
+
+
+async def test_every_bad_setting_is_named_at_once(run: Run) -> None:
+    done = await run("status", LEDGER_DB_PORT="70000", LEDGER_DB_NAME="no such name")
+    assert done.status == 2
+    said = done.said_one_sentence()
+    assert "LEDGER_DB_PORT=70000" in said
+    assert "LEDGER_DB_NAME=no such name" in said
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_a_missing_password_is_one_sentence_with_the_remedy(
+    run: Run, command: str, tmp_path: Path
+) -> None:
+    done = await run(command, LEDGER_SECRETS_DIR=str(tmp_path))
+    assert done.status == 1
+    said = done.said_one_sentence()
+    assert str(tmp_path) in said
+    assert "make run" in said
+
+
+@pytest.mark.parametrize("command", ["status", "migrate"])
+async def test_a_server_that_is_away_is_one_sentence(run: Run, command: str) -> None:
+    for setting in ("LEDGER_DB_PORT", "LEDGER_AMQP_PORT"):
+        done = await run(command, **{setting: str(free_port())})
+        assert done.status == 1
+        assert "Traceback" not in done.err
+        assert done.err.startswith("✗")
+
+
+async def test_a_damaged_ledger_ends_the_writer_with_one_sentence(
+    run: Run, settings: Settings
+) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening())
+        await ledger.execute("DROP TRIGGER events_no_update")
+        await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 1")
+    done = await run("writer")
+    assert done.status == 1
+    assert "LedgerDamaged: the hash at position 1" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_no_command_prints_a_password(run: Run, servers: Servers) -> None:
+    secrets = [path.read_text().strip() for path in servers.secrets_dir.glob("*_*")]
+    assert secrets
+    for arguments, changes in (
+        (("status",), {}),
+        (("status",), {"LEDGER_DB_PORT": str(free_port())}),
+        (("status",), {"LEDGER_AMQP_VHOST": "nowhere"}),
+        (("migrate",), {"LEDGER_AMQP_PORT": str(free_port())}),
+    ):
+        done = await run(*arguments, **changes)
+        assert not any(secret in done.out + done.err for secret in secrets if secret)

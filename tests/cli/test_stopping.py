@@ -1,0 +1,91 @@
+"""SIGTERM under load: each process ends in time, and nothing is acked that is not committed."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+
+from tests.harness import Stack, eventually
+from tests.ledger.audit import audit, causes, ids
+from tests.ledger.events import opening, orders
+from tests.ledger.running import running_ledger
+from tests.projections.views import all_live, all_replayed, until_projected
+
+STOP_S = 10
+
+MakeStack = Callable[..., Awaitable[Stack]]
+
+
+async def terminated(stack: Stack, name: str) -> None:
+    begun = time.monotonic()
+    status = await asyncio.to_thread(stack.terminate, name)
+    said = stack.log_path(name).read_text()
+    assert (status, time.monotonic() - begun < STOP_S) == (0, True), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("name", ["writer", "projector"])
+async def test_a_process_that_is_asked_to_end_leaves_its_work_whole(
+    make_stack: MakeStack, name: str
+) -> None:
+    stack = await make_stack()
+    async with running_ledger(stack.settings) as ledger, ledger.publishing() as publisher:
+        events = [*opening(), *orders(1_500)]
+        await publisher.submit(events[:2])
+        load = asyncio.gather(*[publisher.submit([event]) for event in events[2:]])
+        await ledger.until_recorded(events[:3])
+        await terminated(stack, name)
+        await load
+        stack.start(name)
+        records = await ledger.until_recorded(events)
+        await ledger.until_inbox_empty()
+        assert causes(records) == ids(events)
+        audit(records)
+        await until_projected(ledger)
+        assert await all_live(ledger) == await all_replayed(ledger)
+
+
+async def test_an_api_that_is_asked_to_end_answers_what_it_took(make_stack: MakeStack) -> None:
+    stack = await make_stack()
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    accepted: list[str] = []
+
+    async def place_orders(http: httpx.AsyncClient) -> None:
+        while True:
+            try:
+                answer = await http.post("/orders", json=body)
+            except httpx.TransportError:
+                return
+            if answer.status_code != 202:
+                return
+            accepted.append(answer.json()["order_id"])
+
+    async with httpx.AsyncClient(base_url=f"{stack.url}/api/v1") as http:
+        clients = [asyncio.create_task(place_orders(http)) for _ in range(16)]
+        while len(accepted) < 200:  # noqa: ASYNC110 (each turn lets the clients go on)
+            await asyncio.sleep(0)
+        await terminated(stack, "api")
+        await asyncio.gather(*clients)
+    async with running_ledger(stack.settings) as ledger:
+
+        async def are_placed() -> bool:
+            records = await ledger.records()
+            return set(accepted) <= {str(UUID(bytes=record.stream_id)) for record in records}
+
+        await eventually(are_placed, "every accepted order is in the ledger")
+        audit(await ledger.records())
+
+
+async def test_idle_processes_end_at_once(make_stack: MakeStack) -> None:
+    stack = await make_stack()
+    async with running_ledger(stack.settings) as ledger, ledger.publishing() as publisher:
+        await publisher.submit(events := opening())
+        await ledger.until_recorded(events)
+        await until_projected(ledger)
+    for name in ("api", "projector", "writer"):
+        begun = time.monotonic()
+        await terminated(stack, name)
+        assert time.monotonic() - begun < STOP_S / 2

@@ -1,0 +1,296 @@
+"""The publisher's promises: confirmed means in the inbox, and everything else is said in time."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cli.stack.servers import Servers
+from ledger.broker import open_channel
+from ledger.core.events import Submitted
+from ledger.publisher import (
+    GROUP_MAX_EVENTS,
+    IN_FLIGHT,
+    MAX_WAITING,
+    SUBMIT_TIMEOUT_S,
+    InboxFull,
+    InboxUnavailable,
+    Publisher,
+)
+from ledger.topology import INBOX, SUBMITTED_EXCHANGE
+from tests.harness import eventually, make_ledger
+
+from .audit import causes, ids
+from .events import opening, orders
+from .proxy import Proxy, open_proxy
+from .running import Ledger, beside, running_ledger, until_connected
+
+AT_ONCE_S = 0.2
+SLACK_S = 0.5
+BASIC_PUBLISH = b"\x00\x3c\x00\x28"
+"""Class 60, method 40 of AMQP 0-9-1."""
+
+
+@pytest.fixture
+async def broker(ledger: Ledger) -> AsyncIterator[Proxy]:
+    async with open_proxy(ledger.settings.amqp_port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def publisher(ledger: Ledger, broker: Proxy) -> AsyncIterator[Publisher]:
+    """A publisher whose way to the broker can be cut."""
+    settings = ledger.settings.model_copy(update={"amqp_port": broker.port})
+    async with ledger.publishing(settings) as publisher:
+        yield publisher
+
+
+async def accepts_again(publisher: Publisher) -> None:
+    """Wait until the broker takes events again."""
+
+    async def is_accepted() -> bool:
+        try:
+            await publisher.submit(orders(1))
+        except InboxUnavailable:
+            return False
+        return True
+
+    await eventually(is_accepted, "the broker takes events again")
+
+
+async def flat(ledger: Ledger) -> list[Submitted]:
+    return [event for group in await ledger.waiting() for event in group]
+
+
+async def test_what_was_submitted_is_in_the_inbox_already(
+    ledger: Ledger, publisher: Publisher
+) -> None:
+    for count in (1, 2, 3):
+        await publisher.submit(orders(1))
+        assert await ledger.depth(INBOX) == count
+
+
+async def test_what_arrives_during_a_confirm_leaves_as_one_message(
+    ledger: Ledger, publisher: Publisher
+) -> None:
+    submissions = [orders(1 + number % 3) for number in range(1_000)]
+    await asyncio.gather(*map(publisher.submit, submissions))
+    groups = await ledger.waiting()
+    assert publisher.published_messages == len(groups) < 50
+    assert publisher.published_events == sum(map(len, submissions))
+    assert max(map(len, groups)) <= GROUP_MAX_EVENTS
+    got = ids([event for group in groups for event in group])
+    assert got == ids([event for submission in submissions for event in submission])
+
+
+async def test_a_submission_is_never_split_over_two_messages(
+    ledger: Ledger, publisher: Publisher
+) -> None:
+    submissions = [orders(100) for _ in range(8)] + [orders(GROUP_MAX_EVENTS + 50)]
+    await asyncio.gather(*map(publisher.submit, submissions))
+    groups = [set(ids(group)) for group in await ledger.waiting()]
+    for submission in submissions:
+        assert any(set(ids(submission)) <= group for group in groups)
+
+
+async def test_a_submission_keeps_its_order_through_to_the_ledger(
+    ledger: Ledger, publisher: Publisher
+) -> None:
+    events = [*opening(), *orders(300)]
+    await publisher.submit(events)
+    async with ledger.writing():
+        records = await ledger.until_recorded(events)
+    caused = [record.event_id for record in records if not record.cause_position]
+    assert caused == [event.event_id.bytes for event in events]
+
+
+async def test_where_no_queue_is_bound_nothing_is_said_to_be_accepted(
+    ledger: Ledger, publisher: Publisher
+) -> None:
+    async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+        queue = await channel.declare_queue(INBOX, passive=True)
+        await queue.unbind(SUBMITTED_EXCHANGE)
+        with pytest.raises(InboxUnavailable, match="no queue is bound"):
+            await publisher.submit(orders(1))
+        await queue.bind(SUBMITTED_EXCHANGE)
+    await publisher.submit(orders(1))
+    assert await ledger.depth(INBOX) == 1
+
+
+async def test_a_full_inbox_refuses_and_keeps_what_it_accepted(servers: Servers) -> None:
+    settings = await make_ledger(servers, inbox_max_length=3)
+    async with running_ledger(settings) as ledger:
+        accepted: list[Submitted] = []
+        async with ledger.publishing() as publisher:
+            refused = 0
+            for event in [*opening(), *orders(20)]:
+                try:
+                    await publisher.submit([event])
+                    accepted.append(event)
+                except InboxFull:
+                    refused += 1
+            assert publisher.connected
+            assert len(accepted) >= 3
+            assert refused > 0
+            assert ids(await flat(ledger)) == ids(accepted)
+            async with ledger.writing():
+                await ledger.until_recorded(accepted)
+                await ledger.until_inbox_empty()
+                again = orders(1)
+                await publisher.submit(again)
+                await ledger.until_recorded(again)
+
+
+async def test_with_the_broker_away_a_submission_is_refused_at_once(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    broker.cut()
+
+    async def is_away() -> bool:
+        return not publisher.connected
+
+    await eventually(is_away, "the loss is noticed")
+    begun = time.monotonic()
+    with pytest.raises(InboxUnavailable, match="away"):
+        await publisher.submit(orders(1))
+    assert time.monotonic() - begun < AT_ONCE_S
+    broker.heal()
+    await until_connected(publisher)
+    await publisher.submit(orders(1))
+    assert await ledger.depth(INBOX) == 1
+
+
+async def test_a_submission_is_refused_before_the_broker_was_ever_reached(ledger: Ledger) -> None:
+    publisher = Publisher(ledger.settings.amqp_url("api"), "/tests", "tests")
+    with pytest.raises(InboxUnavailable):
+        await publisher.submit(orders(1))
+
+
+async def test_with_a_broker_that_stalls_a_submission_is_given_up_in_time(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    broker.stall()
+    begun = time.monotonic()
+    answers = await asyncio.gather(
+        *(publisher.submit(orders(1)) for _ in range(10)), return_exceptions=True
+    )
+    assert time.monotonic() - begun < SUBMIT_TIMEOUT_S + SLACK_S
+    assert all(isinstance(answer, InboxUnavailable) for answer in answers)
+    broker.heal()
+    await accepts_again(publisher)
+
+
+async def test_a_caller_who_gave_up_waiting_in_line_is_not_published_later(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    broker.stall()
+    first = await as_many_as_may_be_in_flight(publisher)
+    late = orders(1)
+    with pytest.raises(InboxUnavailable):
+        await publisher.submit(late)
+    await asyncio.gather(*first, return_exceptions=True)
+    broker.heal()
+    await accepts_again(publisher)
+    assert late[0].event_id not in ids(await flat(ledger))
+
+
+async def as_many_as_may_be_in_flight(publisher: Publisher) -> list[asyncio.Task[None]]:
+    """Submissions that keep the publisher busy, so that the next one has to wait in line."""
+    busy = []
+    for _ in range(IN_FLIGHT):
+        busy.append(asyncio.create_task(publisher.submit(orders(1))))
+        await in_flight(publisher)
+    return busy
+
+
+async def in_flight(publisher: Publisher) -> None:
+    """Wait until all that was submitted so far has left the line."""
+    await asyncio.sleep(0)  # the callers' tasks begin
+
+    async def line_is_empty() -> bool:
+        return not publisher._waiting
+
+    await eventually(line_is_empty, "the line is empty")
+
+
+async def test_a_caller_who_hangs_up_does_not_take_back_the_publish(
+    ledger: Ledger, publisher: Publisher
+) -> None:
+    events = orders(20)
+    callers = [asyncio.create_task(publisher.submit([event])) for event in events]
+    await in_flight(publisher)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+    await publisher.submit(orders(1))
+    assert set(ids(events)) <= set(ids(await flat(ledger)))
+
+
+async def test_a_caller_who_hangs_up_while_in_line_is_published_all_the_same(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    broker.stall()
+    busy = await as_many_as_may_be_in_flight(publisher)
+    event = orders(1)
+    caller = asyncio.create_task(publisher.submit(event))
+    await has_line(publisher, 1)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    broker.heal()
+    await asyncio.gather(*busy)
+    await until_connected(publisher)
+    await publisher.submit(orders(1))
+    assert event[0].event_id in ids(await flat(ledger))
+
+
+async def has_line(publisher: Publisher, count: int) -> None:
+    async def is_there() -> bool:
+        return len(publisher._waiting) >= count
+
+    await eventually(is_there, "the submission is in line")
+
+
+async def test_too_long_a_line_is_refused_rather_than_grown(
+    broker: Proxy, publisher: Publisher
+) -> None:
+    broker.stall()
+    begun = await as_many_as_may_be_in_flight(publisher)
+    begun.append(asyncio.create_task(publisher.submit(orders(MAX_WAITING))))
+    await has_line(publisher, 1)
+    with pytest.raises(InboxFull, match="waiting"):
+        await publisher.submit(orders(1))
+    broker.heal()
+    await asyncio.gather(*begun)
+    await publisher.submit(orders(1))
+
+
+async def test_a_lost_confirm_is_told_as_not_known(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    broker.lose(BASIC_PUBLISH, delivered=True)
+    event = opening()
+    with pytest.raises(InboxUnavailable):
+        await publisher.submit(event)
+    await accepts_again(publisher)
+    await publisher.submit(event)
+    async with ledger.writing():
+        records = await ledger.until_recorded(event)
+        await ledger.until_inbox_empty()
+    assert causes(records).count(event[0].event_id) == 1
+
+
+async def test_many_publishers_share_one_inbox(ledger: Ledger) -> None:
+    publishers = [Publisher(ledger.settings.amqp_url("api"), "/tests", f"p{n}") for n in range(4)]
+    async with beside(*[publisher.run() for publisher in publishers]):
+        for publisher in publishers:
+            await until_connected(publisher)
+        events = [orders(25) for _ in publishers]
+        await asyncio.gather(
+            *(
+                publisher.submit([event])
+                for publisher, own in zip(publishers, events, strict=True)
+                for event in own
+            )
+        )
+    assert set(ids(await flat(ledger))) == set(ids([event for own in events for event in own]))

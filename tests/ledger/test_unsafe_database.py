@@ -1,0 +1,61 @@
+"""A server on which a COMMIT could be lost is refused. It has to be a server of its own."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import URL
+
+from cli.stack import probes
+from cli.stack.database import START_TIMEOUT_S, prepare_database
+from cli.stack.install import ensure_binaries
+from ledger.database import UnsafeDatabase, make_engine, refuse_unsafe
+from tests.harness import free_port
+
+ADMIN = "CREATE USER IF NOT EXISTS 'admin'@'%' IDENTIFIED BY 'for-this-test';\n"
+RIGHTS = "GRANT ALL PRIVILEGES ON *.* TO 'admin'@'%';\n"
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+    """A database with a binary log, whose settings the test may change."""
+    home = tmp_path_factory.mktemp("unsafe")
+    bootstrap = home / "bootstrap.sql"
+    bootstrap.write_text(ADMIN + RIGHTS)
+    port = free_port()
+    program = prepare_database(home, bootstrap, port, ensure_binaries(lambda _: None))
+    with (home / "database" / "my.cnf").open("a") as configuration:
+        configuration.write("log-bin = binlog\nserver-id = 1\nsync-binlog = 1\n")
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["/bin/sh", program.write_script(home)], cwd=home, stdout=log, stderr=log
+        )
+    probes.wait_until(lambda: probes.sql_answers(port), START_TIMEOUT_S, "no answer")
+    yield URL.create("mysql+asyncmy", "admin", "for-this-test", "127.0.0.1", port, "mysql")
+    process.terminate()
+    process.wait(30)
+
+
+async def verdict(url: URL, *statements: str) -> str:
+    """What is said of the server after some changes; nothing where it is safe."""
+    engine = make_engine(url)
+    try:
+        async with engine.connect() as connection:
+            for statement in statements:
+                await connection.exec_driver_sql(statement)
+            try:
+                await refuse_unsafe(connection)
+            except UnsafeDatabase as error:
+                return str(error)
+            return ""
+    finally:
+        await engine.dispose()
+
+
+async def test_a_server_that_may_lose_a_commit_is_refused_with_the_remedy(url: URL) -> None:
+    assert await verdict(url) == ""
+    for name in ("innodb_flush_log_at_trx_commit", "sync_binlog"):
+        for value in (0, 2):
+            said = await verdict(url, f"SET GLOBAL {name} = {value}")
+            assert f"{name} is {value}: set it to 1" in said
+        assert await verdict(url, f"SET GLOBAL {name} = 1") == ""

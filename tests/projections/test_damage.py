@@ -1,0 +1,73 @@
+"""Ledgers that no view may be built on: the projector stops and says why."""
+
+import pytest
+
+from ledger.store import LedgerDamaged
+from projections.projection import RowMissing
+from projections.projector import advance
+from projections.registry import PROJECTIONS
+from projections.views import CheckpointLost
+from tests.ledger.events import opening, orders
+from tests.ledger.running import Ledger
+
+from .views import advance_to_the_end, all_live, checkpoints, set_checkpoint
+
+
+async def without(ledger: Ledger, condition: str) -> None:
+    await ledger.execute("DROP TRIGGER events_no_delete")
+    await ledger.execute(f"DELETE FROM events WHERE {condition}")
+
+
+@pytest.mark.parametrize("missing", [1, 2, 4, 6])
+async def test_a_gap_stops_the_projector_and_no_view_moves(ledger: Ledger, missing: int) -> None:
+    await ledger.write([*opening(), *orders(3)])
+    await without(ledger, f"position = {missing}")
+    with pytest.raises(LedgerDamaged, match=f"position {missing} is missing"):
+        async with ledger.projecting() as projector:
+            await projector.run()
+    assert set((await checkpoints(ledger)).values()) == {0}
+    assert all(not rows for rows in (await all_live(ledger)).values())
+
+
+async def test_a_ledger_that_lost_its_end_stops_the_projector(ledger: Ledger) -> None:
+    await ledger.write([*opening(), *orders(3)])
+    await without(ledger, "position > 6")
+    async with ledger.connection("projector") as connection:
+        with pytest.raises(LedgerDamaged, match="the head names position 8"):
+            await advance_to_the_end(connection)
+
+
+async def test_views_ahead_of_the_ledger_stop_the_projector(ledger: Ledger) -> None:
+    await ledger.write(opening())
+    async with ledger.connection("projector") as connection:
+        await advance_to_the_end(connection)
+        for projection in PROJECTIONS:
+            await set_checkpoint(ledger, projection.name, 7)
+        with pytest.raises(LedgerDamaged, match="ahead of the ledger"):
+            await advance(connection, PROJECTIONS)
+
+
+async def test_one_view_ahead_of_the_ledger_stops_the_projector(ledger: Ledger) -> None:
+    await ledger.write(opening())
+    await set_checkpoint(ledger, "wallets", 7)
+    async with ledger.connection("projector") as connection:
+        with pytest.raises(LedgerDamaged, match="ahead of the ledger"):
+            await advance_to_the_end(connection)
+
+
+async def test_a_view_whose_row_is_gone_is_not_continued(ledger: Ledger) -> None:
+    await ledger.write(opening())
+    async with ledger.connection("projector") as connection:
+        await advance_to_the_end(connection)
+        await ledger.execute("DELETE FROM wallets")
+        await ledger.write(orders(1))
+        with pytest.raises(RowMissing, match="position 4"):
+            await advance_to_the_end(connection)
+    assert set((await checkpoints(ledger)).values()) == {2}
+
+
+async def test_a_view_without_checkpoint_is_not_begun_in_silence(ledger: Ledger) -> None:
+    await ledger.execute("DELETE FROM checkpoints WHERE name = 'orders'")
+    async with ledger.connection("projector") as connection:
+        with pytest.raises(CheckpointLost, match="ledger migrate"):
+            await advance(connection, PROJECTIONS)
