@@ -130,8 +130,7 @@ async def test_a_writer_that_is_overtaken_while_it_takes_over_calls_no_ledger_da
             monkeypatch.setattr(writer, "catch_up", catch_up)
             await writer.take_over(quick, theirs)
             composer = Composer(theirs.fold, 0, theirs.head.hash, {}, 1)
-            for event in opening():
-                composer.add(event)
+            composer.add(opening())
             await Store(quick).append(theirs.head, composer.records)
             await catch_up(connection, known)
 

@@ -11,6 +11,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from ledger import topology
 from ledger.broker import open_channel
 from ledger.topology import (
+    ACCEPTED_EXCHANGE,
     ANNOUNCED_EXCHANGE,
     INBOX,
     PARKING,
@@ -40,7 +41,7 @@ async def test_a_queue_with_other_arguments_is_not_passed_over(ledger: Ledger) -
 
 READS = {"api": set[str](), "writer": {INBOX}, "projector": set[str]()}
 WRITES = {
-    "api": {SUBMITTED_EXCHANGE},
+    "api": {SUBMITTED_EXCHANGE, ACCEPTED_EXCHANGE},
     "writer": {PARKING_EXCHANGE, RECORDED_EXCHANGE},
     "projector": {ANNOUNCED_EXCHANGE},
 }
