@@ -55,9 +55,10 @@ async def test_a_writer_that_stands_by_takes_over_when_the_leader_dies_at_work(
             for event in events[1:100]:
                 await publisher.submit([event])
             assert standby.progress.commits == 0
-            rest = asyncio.create_task(submit_all(publisher, events[100:]))
+            meanwhile = asyncio.create_task(submit_all(publisher, events[100:-50]))
             await leader.aclose()
-            await rest
+            await meanwhile
+            await submit_all(publisher, events[-50:])
             records = await ledger.until_recorded(events)
             assert standby.progress.commits > 0
     assert causes(records) == ids(events)
