@@ -54,6 +54,13 @@ class Up:
         return self.process.wait(STOP_TIMEOUT_S)
 
 
+def shows_metrics(port: int) -> bool:
+    try:
+        return "ledger_" in httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    except httpx.ConnectError:
+        return False
+
+
 def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path: Path) -> None:
     home = tmp_path / "home with a space"
     port = free_port()
@@ -71,8 +78,8 @@ def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path
     wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", 10, "the order is lost")
     assert second.seconds < 20
     for name in METRICS_PORTS:
-        metrics = httpx.get(f"http://127.0.0.1:{dotenv_values(home / 'stack.env')[name]}/metrics")
-        assert "ledger_" in metrics.text
+        port = int(dotenv_values(home / "stack.env")[name] or 0)
+        wait_until(lambda port=port: shows_metrics(port), 10, f"no metrics at {name}")
     assert second.stop(signal.SIGTERM) == 0
     assert find_processes(home) == []
 
