@@ -8,7 +8,8 @@ from uuid import UUID
 
 from msgspec import structs
 
-from ledger.codec import CURRENT, Record, decided_id, encode_payload, next_hash, recorded
+from ledger.chain import Record, decided_id, next_hash
+from ledger.codec import CURRENT, encode_payload, recorded
 from ledger.core.decider import evolve_order
 from ledger.core.events import (
     TYPE_OF,

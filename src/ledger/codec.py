@@ -1,4 +1,4 @@
-"""Events to bytes and back: CloudEvents on the wire, canonical records and the hash chain at rest.
+"""Events to bytes and back: CloudEvents on the wire, canonical JSON at rest, upcasters.
 
 The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JSON batch format.
 """
@@ -6,14 +6,13 @@ The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JS
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from hashlib import sha256
-from struct import Struct as Layout
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from msgspec import DecodeError, Meta, Raw, Struct, convert
 from msgspec.json import Decoder, Encoder
 
+from ledger.chain import DECIDED_UUID_VERSION, Record
 from ledger.core.events import (
     DECIDED,
     SUBMITTED,
@@ -24,7 +23,6 @@ from ledger.core.events import (
 )
 
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
-GENESIS_HASH: Final = bytes(32)
 MAX_SOURCE: Final = 200
 MAX_SUBMITTER: Final = 200
 DECIDED_SOURCE: Final = "/writer"
@@ -42,10 +40,6 @@ CURRENT: Final[dict[str, int]] = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _END_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
-_DECIDED_UUID_VERSION = 8
-_LAYOUT = Layout(">QQQQIHHII")
-_UUID8_MASK = (0xF << 76) | (0x3 << 62)
-_UUID8_BITS = (0x8 << 76) | (0x2 << 62)
 _PAYLOADS: Final[dict[str, type[AnyPayload]]] = {**SUBMITTED, **DECIDED}
 
 
@@ -88,23 +82,6 @@ class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
     submitter: str | None = None
     traceparent: str | None = None
     atomicid: UUID | None = None
-
-
-class Record(Struct, frozen=True, gc=False):
-    """One row of the ledger, column for column; `data` and `meta` are canonical JSON bytes."""
-
-    position: int
-    event_id: bytes
-    stream_id: bytes
-    version: int
-    type: str
-    schema_version: int
-    cause_position: int
-    occurred_at_us: int
-    recorded_at_us: int
-    meta: bytes
-    data: bytes
-    hash: bytes = b""
 
 
 class Rejected(Struct, frozen=True):
@@ -218,7 +195,7 @@ def _reason(error: Exception) -> str:
 def _submitted(envelope: Envelope) -> Submitted:
     if envelope.type not in SUBMITTED:
         raise Unreadable(f"{envelope.type!r} is not the type of a submitted event")
-    if envelope.id.version == _DECIDED_UUID_VERSION:
+    if envelope.id.version == DECIDED_UUID_VERSION:
         raise Unreadable("an id of UUID version 8 is reserved for decided events")
     if envelope.atomicid and envelope.type != "order.placed":
         raise Unreadable("only orders are decided all or none: atomicid must not be there")
@@ -273,46 +250,6 @@ def _lifted(name: str, version: int, data: dict[str, Any]) -> dict[str, Any]:
 def encode_payload(payload: AnyPayload) -> bytes:
     """Canonical JSON: sorted keys, no white space, UTF-8, integers only."""
     return _encode(payload)
-
-
-def decided_id(cause_id: UUID, index: int) -> UUID:
-    """The id of the `index`th event decided of a cause: the same on every machine, for ever.
-
-    UUID version 8 (RFC 9562), which no submitted event may carry; its first 48 bits are those of
-    the cause, so that ids made by time stay in the order of time.
-    """
-    cause = cause_id.bytes
-    digest = sha256(cause + index.to_bytes(4)).digest()
-    number = int.from_bytes(cause[:6] + digest[:10])
-    return UUID(int=number & ~_UUID8_MASK | _UUID8_BITS)
-
-
-def next_hash(previous_hash: bytes, record: Record) -> bytes:
-    """The chain: SHA-256 over the hash before and every other column, unambiguously."""
-    name = record.type.encode()
-    return sha256(
-        b"".join(
-            (
-                previous_hash,
-                _LAYOUT.pack(
-                    record.position,
-                    record.cause_position,
-                    record.occurred_at_us,
-                    record.recorded_at_us,
-                    record.version,
-                    record.schema_version,
-                    len(name),
-                    len(record.meta),
-                    len(record.data),
-                ),
-                record.event_id,
-                record.stream_id,
-                name,
-                record.meta,
-                record.data,
-            )
-        )
-    ).digest()
 
 
 def recorded(record: Record) -> Recorded:

@@ -7,7 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.codec import Record
+from ledger.chain import Record
 
 PAGE: Final = 5_000
 COLUMNS: Final = ", ".join(Record.__struct_fields__)

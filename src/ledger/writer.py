@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger import snapshots
 from ledger.batch import Composer, order_streams, recall_orders, without_repeats
 from ledger.broker import BROKER_ERRORS
-from ledger.codec import GENESIS_HASH, next_hash, recorded
+from ledger.chain import GENESIS_HASH, next_hash
+from ledger.codec import recorded
 from ledger.core.events import Submitted
 from ledger.core.fold import Fold, effective
 from ledger.database import DATABASE_ERRORS, refuse_unsafe

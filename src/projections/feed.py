@@ -8,7 +8,8 @@ from msgspec import Struct
 from msgspec.json import Decoder
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.codec import Origin, Record, decode_payload, encode_recorded, recorded
+from ledger.chain import Record
+from ledger.codec import Origin, decode_payload, encode_recorded, recorded
 from ledger.core.events import Submitted
 from projections.announcements import Outcome, outcomes
 from projections.queries import fetch

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger import tracing
 from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
-from ledger.codec import Record, origin_of, recorded
+from ledger.chain import Record
+from ledger.codec import origin_of, recorded
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS

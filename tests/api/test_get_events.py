@@ -19,7 +19,7 @@ from api.reading import Reading
 from api.streams import ABORT, Streams
 from api.waiting import Waiting
 from cli.stack.servers import Servers
-from ledger.codec import GENESIS_HASH, Record, next_hash
+from ledger.chain import GENESIS_HASH, Record, next_hash
 from ledger.core.events import DECIDED, SUBMITTED
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage

@@ -9,15 +9,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from ledger.codec import (
-    CURRENT,
-    GENESIS_HASH,
-    Record,
-    decided_id,
-    encode_payload,
-    encode_submitted,
-    next_hash,
-)
+from ledger.chain import GENESIS_HASH, Record, decided_id, next_hash
+from ledger.codec import CURRENT, encode_payload, encode_submitted
 from ledger.core.events import (
     DECIDED,
     SUBMITTED,

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from ledger.codec import MAX_SOURCE, Record
+from ledger.chain import Record
+from ledger.codec import MAX_SOURCE
 from ledger.core.events import (
     MAX_AMOUNT_MINOR,
     MAX_BALANCE_MINOR,

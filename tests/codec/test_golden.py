@@ -4,16 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from ledger.chain import GENESIS_HASH, next_hash
 from ledger.codec import (
     CURRENT,
-    GENESIS_HASH,
     UPCASTERS,
     decode_group,
     decode_payload,
     encode_payload,
     encode_submitted,
     join,
-    next_hash,
     recorded,
 )
 from ledger.core.events import DECIDED, SUBMITTED, Reason

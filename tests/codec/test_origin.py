@@ -4,14 +4,8 @@ from uuid import UUID
 
 import msgspec
 
-from ledger.codec import (
-    Record,
-    decode_group,
-    encode_payload,
-    encode_recorded,
-    encode_submitted,
-    join,
-)
+from ledger.chain import Record
+from ledger.codec import decode_group, encode_payload, encode_recorded, encode_submitted, join
 from ledger.core.events import OrderPlaced, Submitted, WalletCredited
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ledger.chain import decided_id
 from ledger.codec import (
     Rejected,
     Unreadable,
-    decided_id,
     decode_group,
     decode_payload,
     encode_payload,

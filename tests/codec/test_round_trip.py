@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from ledger.chain import Record
 from ledger.codec import (
     CURRENT,
-    Record,
     decode_group,
     decode_payload,
     encode_payload,

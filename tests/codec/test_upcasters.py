@@ -7,16 +7,14 @@ from uuid import UUID
 import pytest
 
 from ledger import codec
+from ledger.chain import GENESIS_HASH, Record, next_hash
 from ledger.codec import (
-    GENESIS_HASH,
-    Record,
     Unreadable,
     decode_group,
     decode_payload,
     encode_payload,
     encode_submitted,
     join,
-    next_hash,
     recorded,
 )
 from ledger.core.events import OrderPlaced, ProductListed, Submitted, WalletCredited

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from uuid import UUID
 
-from ledger.codec import GENESIS_HASH, Record, decided_id, next_hash, recorded
+from ledger.chain import GENESIS_HASH, Record, decided_id, next_hash
+from ledger.codec import recorded
 from ledger.core.events import DecidedPayload, Recorded, Submitted, SubmittedPayload
 from ledger.core.fold import Fold
 

@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
 from ledger.broker import open_channel
-from ledger.codec import Record, encode_submitted, join
+from ledger.chain import Record
+from ledger.codec import encode_submitted, join
 from ledger.core.events import Submitted
 from ledger.database import make_engine
 from ledger.hints import Hints

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from ledger.codec import Record, recorded
+from ledger.chain import Record
+from ledger.codec import recorded
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually

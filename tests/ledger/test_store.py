@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.migrate import grants
 from ledger.batch import Composer
-from ledger.codec import Record
+from ledger.chain import Record
 from ledger.core.events import Submitted
 from ledger.core.fold import Fold
 from ledger.store import Fenced, Head, LedgerDamaged, Store

@@ -6,7 +6,8 @@ from uuid import uuid4
 
 import pytest
 
-from ledger.codec import Record, encode_submitted, join, recorded
+from ledger.chain import Record
+from ledger.codec import encode_submitted, join, recorded
 from ledger.core.events import (
     OrderCancelled,
     OrderCancelRefused,

@@ -6,7 +6,8 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.codec import Record, recorded
+from ledger.chain import Record
+from ledger.codec import recorded
 from ledger.core.fold import effective
 from projections.projection import Projection, from_columns
 from projections.projector import advance

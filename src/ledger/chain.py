@@ -1,0 +1,71 @@
+"""The records of the ledger, their ids, and the hash chain over them."""
+
+from hashlib import sha256
+from struct import Struct as Layout
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct
+
+GENESIS_HASH: Final = bytes(32)
+DECIDED_UUID_VERSION: Final = 8
+_LAYOUT = Layout(">QQQQIHHII")
+_UUID8_MASK = (0xF << 76) | (0x3 << 62)
+_UUID8_BITS = (DECIDED_UUID_VERSION << 76) | (0x2 << 62)
+
+
+class Record(Struct, frozen=True, gc=False):
+    """One row of the ledger, column for column; `data` and `meta` are canonical JSON bytes."""
+
+    position: int
+    event_id: bytes
+    stream_id: bytes
+    version: int
+    type: str
+    schema_version: int
+    cause_position: int
+    occurred_at_us: int
+    recorded_at_us: int
+    meta: bytes
+    data: bytes
+    hash: bytes = b""
+
+
+def decided_id(cause_id: UUID, index: int) -> UUID:
+    """The id of the `index`th event decided of a cause: the same on every machine, for ever.
+
+    UUID version 8 (RFC 9562), which no submitted event may carry; its first 48 bits are those of
+    the cause, so that ids made by time stay in the order of time.
+    """
+    cause = cause_id.bytes
+    digest = sha256(cause + index.to_bytes(4)).digest()
+    number = int.from_bytes(cause[:6] + digest[:10])
+    return UUID(int=number & ~_UUID8_MASK | _UUID8_BITS)
+
+
+def next_hash(previous_hash: bytes, record: Record) -> bytes:
+    """The chain: SHA-256 over the hash before and every other column, unambiguously."""
+    name = record.type.encode()
+    return sha256(
+        b"".join(
+            (
+                previous_hash,
+                _LAYOUT.pack(
+                    record.position,
+                    record.cause_position,
+                    record.occurred_at_us,
+                    record.recorded_at_us,
+                    record.version,
+                    record.schema_version,
+                    len(name),
+                    len(record.meta),
+                    len(record.data),
+                ),
+                record.event_id,
+                record.stream_id,
+                name,
+                record.meta,
+                record.data,
+            )
+        )
+    ).digest()
