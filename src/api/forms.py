@@ -1,6 +1,6 @@
 """Money, times and statuses as they stand in JSON."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import partial
 from typing import Annotated
@@ -9,13 +9,13 @@ from msgspec import Meta
 from pydantic import PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ledger import codec
 from ledger.core.events import MAX_AMOUNT_MINOR
 from ledger.core.money import to_minor
 from ledger.core.state import Status
 
 _CENT = Decimal("0.01")
 _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def money(minor: int) -> Decimal:
@@ -30,7 +30,7 @@ def moment(time: datetime) -> str:
 
 def moment_us(time_us: int) -> str:
     """As `moment`, for µs since the Unix epoch."""
-    return moment(_EPOCH + timedelta(microseconds=time_us))
+    return moment(codec.moment(time_us))
 
 
 def _amount(low_minor: int, value: object) -> int:

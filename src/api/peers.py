@@ -9,9 +9,10 @@ from uuid import UUID, uuid4
 from aio_pika.abc import AbstractIncomingMessage
 
 from api.pending import Pending
-from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
+from ledger.broker import BROKER_ERRORS, until_closed
 from ledger.codec import decode_group
 from ledger.core.events import OrderCancelRequested, OrderPlaced, Submitted
+from ledger.hints import listening
 from ledger.publisher import InboxFull, InboxUnavailable, Publisher
 from ledger.sessions import keep_alive
 from ledger.topology import ACCEPTED_EXCHANGE
@@ -68,14 +69,10 @@ class Peers:
         return self._publisher.run(), keep_alive("peers", self._listen, BROKER_ERRORS)
 
     async def _listen(self) -> None:
-        name = f"ledger.api.{self._instance}-peers.{uuid4().hex[:8]}"
-        async with open_channel(self._url, f"{self._instance}-peers", confirms=False) as channel:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                queue = await channel.declare_queue(
-                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": MAX_WAITING}
-                )
-                await queue.bind(ACCEPTED_EXCHANGE)
-                await queue.consume(self._hear, no_ack=True)
+        name = f"ledger.api.{self._instance}-peers"
+        async with listening(
+            self._url, name, ACCEPTED_EXCHANGE, self._hear, MAX_WAITING
+        ) as channel:
             await until_closed(channel)
 
     async def _hear(self, message: AbstractIncomingMessage) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from uuid import uuid4
 
 from aio_pika import Message
-from aio_pika.abc import AbstractExchange
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
 
 from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
 from ledger.sessions import first_to_end, keep_alive
@@ -49,3 +52,29 @@ class Hints:
             body = await self._waiting.get()
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await exchange.publish(Message(body), routing_key="", mandatory=False)
+
+
+@asynccontextmanager
+async def listening(
+    url: str,
+    name: str,
+    exchange: str,
+    hear: Callable[[AbstractIncomingMessage], Awaitable[Any]],
+    max_waiting: int,
+) -> AsyncIterator[AbstractChannel]:
+    """Hear what is told to an exchange, on an exclusive queue and a connection of their own.
+
+    With more than `max_waiting` messages unheard the oldest are dropped. The queue's name begins
+    with `name`, which the account must be allowed to declare. Raises one of BROKER_ERRORS.
+    """
+    async with open_channel(url, name, confirms=False) as channel:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            queue = await channel.declare_queue(
+                f"{name}.{uuid4().hex[:8]}",
+                exclusive=True,
+                auto_delete=True,
+                arguments={"x-max-length": max_waiting},
+            )
+            await queue.bind(exchange)
+            await queue.consume(hear, no_ack=True)
+        yield channel

@@ -36,9 +36,8 @@ IDLE_CHECK_S: Final = 1.0
 
 
 class Progress(Struct):
-    """What the writer did since the process began, for logs and the benchmark."""
+    """What one writer did since it was made; the collectors count for the whole process."""
 
-    events: int = 0
     messages: int = 0
     commits: int = 0
     repeats: int = 0
@@ -127,7 +126,6 @@ class Writer:
         if known.head.position > before:
             self._hints.tell(str(known.head.position).encode())
         self.progress.messages += batch.messages
-        self.progress.events += known.head.position - before
         self.progress.repeats += len(batch.events) - events
         self.progress.parked += len(batch.rejected)
         REPEATS.inc(len(batch.events) - events)

@@ -1,16 +1,15 @@
 """Announcements: what the projector says after each commit, and the listener of the API."""
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from aio_pika.abc import AbstractIncomingMessage
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder, Encoder
 
-from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
+from ledger.broker import BROKER_ERRORS, until_closed
 from ledger.core.events import (
     TYPE_OF,
     OrderCancelRefused,
@@ -18,6 +17,7 @@ from ledger.core.events import (
     Recorded,
     SubmissionRefused,
 )
+from ledger.hints import listening
 from ledger.sessions import keep_alive
 from ledger.topology import ANNOUNCED_EXCHANGE
 
@@ -107,14 +107,10 @@ class Announcements:
         await keep_alive("announcements", self._session, BROKER_ERRORS)
 
     async def _session(self) -> None:
-        async with open_channel(self._url, f"{self._instance}-listener", confirms=False) as channel:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                name = f"ledger.api.{self._instance}.{uuid4().hex[:8]}"
-                queue = await channel.declare_queue(
-                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": MAX_WAITING}
-                )
-                await queue.bind(ANNOUNCED_EXCHANGE)
-                await queue.consume(self._hear, no_ack=True)
+        name = f"ledger.api.{self._instance}"
+        async with listening(
+            self._url, name, ANNOUNCED_EXCHANGE, self._hear, MAX_WAITING
+        ) as channel:
             self._reset(connected=True)
             try:
                 await until_closed(channel)

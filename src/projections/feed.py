@@ -5,11 +5,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
-from msgspec.json import Decoder
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.chain import Record
-from ledger.codec import Origin, decode_payload, encode_recorded, recorded
+from ledger.codec import encode_recorded, origin_of, recorded
 from ledger.core.events import Submitted
 from projections.announcements import Outcome, outcomes
 from projections.queries import fetch
@@ -19,7 +18,6 @@ MAX_SCAN: Final = 10_000
 
 _COLUMNS: Final = Record.__struct_fields__
 _WIDTH: Final = len(_COLUMNS)
-_origin_of = Decoder(Origin).decode
 
 
 class FeedEvent(Struct, frozen=True, gc=False):
@@ -121,15 +119,15 @@ def _feed_events(rows: Any) -> list[FeedEvent]:
 
 def _earlier(row: tuple[Any, ...]) -> Earlier:
     record = Record(*row[:_WIDTH])
-    events = [recorded(record)]
+    submitted, origin = recorded(record), origin_of(record)
+    events = [submitted]
     if row[_WIDTH] is not None:
         events.append(recorded(Record(*row[_WIDTH:])))
-    origin = _origin_of(record.meta)
     event = Submitted(
-        UUID(bytes=record.event_id),
-        UUID(bytes=record.stream_id),
-        record.occurred_at_us,
-        decode_payload(record.type, record.schema_version, record.data),  # type: ignore[arg-type]
+        submitted.event_id,
+        submitted.stream_id,
+        submitted.occurred_at_us,
+        submitted.payload,  # type: ignore[arg-type]
         record.meta,
         origin.submitter,
         origin.traceparent,

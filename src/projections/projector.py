@@ -2,23 +2,24 @@
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from aio_pika.abc import AbstractIncomingMessage
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger import tracing
-from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
+from ledger.broker import BROKER_ERRORS, until_closed
 from ledger.chain import Record
 from ledger.codec import origin_of, recorded
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS
-from ledger.hints import Hints
+from ledger.hints import Hints, listening
 from ledger.sessions import keep_alive
 from ledger.store import PAGE, LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
@@ -171,14 +172,8 @@ async def listen(url: str, projector: Projector) -> None:
         projector.wake()
 
     async def session() -> None:
-        name = f"ledger.projector.{uuid4().hex}"
-        async with open_channel(url, name, confirms=False) as channel:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                queue = await channel.declare_queue(
-                    name, exclusive=True, auto_delete=True, arguments={"x-max-length": 1}
-                )
-                await queue.bind(RECORDED_EXCHANGE)
-                await queue.consume(hear, no_ack=True)
+        name = f"ledger.projector.{os.getpid()}"
+        async with listening(url, name, RECORDED_EXCHANGE, hear, max_waiting=1) as channel:
             await until_closed(channel)
 
     await keep_alive("projector's hints", session, BROKER_ERRORS)
