@@ -12,6 +12,7 @@ from api.streams import ABORT
 MAX_HEAD: Final = 32 * 1024
 MAX_HEADERS: Final = 100
 HEAD_TIMEOUT_S: Final = 10.0
+LINGER_S: Final = 1.0
 
 
 class HeadTooLarge(Exception):
@@ -23,6 +24,7 @@ class Protocol(HttpToolsProtocol):
     problems too."""
 
     _in_head = False
+    _refused = False
     _head_size = 0
     _deadline: asyncio.TimerHandle | None = None
 
@@ -38,8 +40,10 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what comes before the end of a head."""
+        if self._refused:
+            return
         super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
+        if self._in_head and not self._refused and not self.transport.is_closing():
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
                 self._refuse("head-too-large", f"path and headers have over {MAX_HEAD} bytes")
@@ -85,4 +89,13 @@ class Protocol(HttpToolsProtocol):
             head = [STATUS_LINE[response.status_code]]
             head += [b"%s: %s\r\n" % header for header in response.raw_headers]
             self.transport.write(b"".join((*head, b"\r\n", response.body)))
-        self.transport.close()
+            self._hang_up()
+        else:
+            self.transport.close()
+
+    def _hang_up(self) -> None:
+        """End the answer, but read on for a moment: a close with bytes unread would reset it."""
+        self._refused = True
+        self._stop_clock()
+        self.transport.write_eof()
+        self.loop.call_later(LINGER_S, self.transport.close)
