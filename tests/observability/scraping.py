@@ -4,7 +4,7 @@ import httpx
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import Stack
+from tests.harness import Stack, eventually
 
 PROCESSES = ("api", "writer", "projector")
 
@@ -43,7 +43,16 @@ async def _families(stack: Stack, process: str) -> list[Metric]:
         "projector": stack.settings.projector_metrics_port,
     }
     async with httpx.AsyncClient() as http:
-        response = await http.get(f"http://127.0.0.1:{ports[process]}/metrics")
+        url = f"http://127.0.0.1:{ports[process]}/metrics"
+        response = await eventually(lambda: _answer(http, url), f"{process} shows its metrics")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"].startswith("text/plain; version=")
     return list(text_string_to_metric_families(response.text))
+
+
+async def _answer(http: httpx.AsyncClient, url: str) -> httpx.Response | None:
+    """The answer; none while the process is still starting."""
+    try:
+        return await http.get(url)
+    except httpx.ConnectError:
+        return None
