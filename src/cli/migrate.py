@@ -23,9 +23,15 @@ LEDGER_GRANTS: Final = {
     "projector": {
         "events": "SELECT",
         "ledger_head": "SELECT",
+        "snapshots": "SELECT",
         "checkpoints": "SELECT, UPDATE",
     },
-    "api": {"events": "SELECT", "api_keys": "SELECT", "checkpoints": "SELECT"},
+    "api": {
+        "events": "SELECT",
+        "snapshots": "SELECT",
+        "api_keys": "SELECT",
+        "checkpoints": "SELECT",
+    },
     "analyst": {"checkpoints": "SELECT"},
 }
 VIEW_GRANTS: Final = {

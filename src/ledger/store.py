@@ -1,6 +1,6 @@
 """The ledger in the database: read, append under the fence, look up."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -84,6 +84,18 @@ class Store:
             records = records[: cut - records[0].position]
         _refuse_gaps(records, after)
         return records
+
+    async def pages(self, after: int, up_to: int) -> AsyncIterator[list[Record]]:
+        """The records after a position and up to another, page by page, in order.
+
+        Raises LedgerDamaged where the ledger ends before `up_to`.
+        """
+        while after < up_to:
+            page = await self.read(after, PAGE)
+            if not page:
+                raise LedgerDamaged(f"the ledger ends at {after}, not at {up_to}")
+            yield page[: up_to - after]
+            after = page[-1].position
 
     async def stream(self, stream_id: UUID) -> list[Record]:
         """The records of one stream, in order."""

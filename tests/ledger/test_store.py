@@ -9,6 +9,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.migrate import grants
+from ledger import store as stores
 from ledger.batch import Composer
 from ledger.chain import Record
 from ledger.core.events import Submitted
@@ -164,6 +165,19 @@ async def test_no_page_ends_between_a_cause_and_its_decision(ledger: Ledger) -> 
                 assert page[0].cause_position == 0
                 read += page
             assert read == whole
+
+
+async def test_pages_end_where_they_are_asked_to(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "PAGE", 4)
+    whole = await ledger.write(opening() + orders(8))
+    async with ledger.connection() as connection:
+        for after, up_to in ((0, len(whole)), (3, 10), (0, 7), (5, 5)):
+            read = [page async for page in Store(connection).pages(after, up_to)]
+            assert [record for page in read for record in page] == whole[after:up_to]
+        with pytest.raises(LedgerDamaged, match=f"the ledger ends at {len(whole)}"):
+            [page async for page in Store(connection).pages(0, len(whole) + 1)]
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
