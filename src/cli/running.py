@@ -15,6 +15,7 @@ from ledger.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.publisher import InboxUnavailable
 from ledger.store import LedgerDamaged
 from ledger.tracing import NoOpenTelemetry
+from projections.projection import ViewDamaged
 from projections.queries import ViewsUnavailable
 
 out = Console(highlight=False, soft_wrap=True)
@@ -25,6 +26,7 @@ COLLECT_AFTER: Final = (20_000, 50, 100)
 REFUSED: Final = (
     UnsafeDatabase,
     LedgerDamaged,
+    ViewDamaged,
     InboxUnavailable,
     ViewsUnavailable,
     MissingSecret,

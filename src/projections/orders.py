@@ -18,7 +18,7 @@ from ledger.core.events import (
 from ledger.core.state import Status
 from projections.projection import (
     METADATA,
-    Projection,
+    KeyedProjection,
     amount_column,
     id_column,
     moment_column,
@@ -118,4 +118,4 @@ def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:
     )
 
 
-ORDERS: Final = Projection("orders", 1, TABLE, OrderRow, OrderPlaced, key, apply)
+ORDERS: Final = KeyedProjection("orders", 1, TABLE, OrderRow, OrderPlaced, key, apply)

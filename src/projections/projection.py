@@ -1,9 +1,10 @@
 """What a projection is: a pure fold from events to the rows of one view."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 from uuid import UUID
 
 from msgspec import Struct
@@ -14,40 +15,107 @@ from ledger.core.events import AnyPayload, Recorded
 
 METADATA: Final = MetaData()
 
+Key = Hashable
 Row = TypeVar("Row", bound=Struct)
 
 
 @dataclass(frozen=True)
-class Projection(Generic[Row]):
-    """A view and the code that keeps it.
+class Projection(ABC, Generic[Row]):
+    """A view and the code that keeps it: a `KeyedProjection` or a `LineProjection`.
 
-    `key` names the row that an event changes, if any; `apply` makes the row anew from the one
-    before, which is None for an event of type `creates`. Neither looks anything up. A change of
-    the code that changes rows must raise `version`.
+    The code never looks anything up. A change of it that changes rows must raise `version`.
     """
 
     name: str
     version: int
     table: Table
     row: type[Row]
+    verb: ClassVar[str]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the view, which are the fields of a row, in order."""
+        return self.row.__struct_fields__
+
+    @property
+    def key_columns(self) -> tuple[str, ...]:
+        """The columns of the primary key, which come first."""
+        return tuple(column.name for column in self.table.primary_key)
+
+    @abstractmethod
+    def needs(self, events: Sequence[Recorded]) -> set[UUID]:
+        """The keys of the rows that must be at hand before these events are projected."""
+
+    @abstractmethod
+    def project(self, rows: dict[Key, Row], event: Recorded) -> None:
+        """Bring rows, each under its key, one event further; raises ViewDamaged."""
+
+    def key_of(self, row: Row) -> Key:
+        """The key of a row: the value of its key column, or a tuple where there are several."""
+        values = tuple(getattr(row, name) for name in self.key_columns)
+        return values[0] if len(values) == 1 else values
+
+
+@dataclass(frozen=True)
+class KeyedProjection(Projection[Row]):
+    """A view with one row for each key, which events make anew.
+
+    `key` names the row that an event changes, if any; `apply` makes the row from the one before,
+    which is None for an event of type `creates`.
+    """
+
     creates: type[AnyPayload]
     key: Callable[[Recorded], UUID | None]
     apply: Callable[[Row | None, Recorded], Row]
+    verb = "REPLACE"
 
     @property
     def key_column(self) -> str:
-        """The column of the primary key, which is the first of the row's fields."""
-        return self.row.__struct_fields__[0]
+        """The only column of the primary key."""
+        return self.key_columns[0]
+
+    def keys(self, events: Iterable[Recorded]) -> set[UUID]:
+        """The keys of the rows that events change."""
+        return {key for event in events if (key := self.key(event)) is not None}
+
+    def needs(self, events: Sequence[Recorded]) -> set[UUID]:
+        """The rows that events change and do not make themselves."""
+        return self.keys(events) - self.keys(
+            event for event in events if isinstance(event.payload, self.creates)
+        )
+
+    def project(self, rows: dict[Key, Row], event: Recorded) -> None:
+        """Make the row that the event changes, if any, anew."""
+        key = self.key(event)
+        if key is not None:
+            rows[key] = self.apply(rows.get(key), event)
 
 
-class RowMissing(Exception):
-    """An event changes a row that the view does not have: the view is not that of this ledger."""
+@dataclass(frozen=True)
+class LineProjection(Projection[Row]):
+    """A view to which each event adds its `lines`, and which is never changed otherwise."""
+
+    lines: Callable[[Recorded], Sequence[Row]]
+    verb = "INSERT"
+
+    def needs(self, events: Sequence[Recorded]) -> set[UUID]:
+        """Nothing: a line says what one event did."""
+        return set()
+
+    def project(self, rows: dict[Key, Row], event: Recorded) -> None:
+        """Add the lines of the event."""
+        for line in self.lines(event):
+            rows[self.key_of(line)] = line
+
+
+class ViewDamaged(Exception):
+    """A view is not that of this ledger: rebuild it."""
 
 
 def present(row: Row | None, event: Recorded) -> Row:
-    """The row that an event changes; raises RowMissing."""
+    """The row that an event changes; raises ViewDamaged."""
     if row is None:
-        raise RowMissing(f"the event at position {event.position} changes a row that is not there")
+        raise ViewDamaged(f"the event at position {event.position} changes a row that is not there")
     return row
 
 

@@ -6,10 +6,8 @@ import os
 import time
 from collections.abc import Sequence
 from typing import Any, Final
-from uuid import UUID
 
 from aio_pika.abc import AbstractIncomingMessage
-from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger import tracing
@@ -27,7 +25,7 @@ from projections import metrics
 from projections.announcements import Announcement, encode, outcomes
 from projections.projection import Projection
 from projections.stock import STOCK
-from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, replace_rows
+from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +102,14 @@ async def advance(
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
     events = [recorded(record) for record in records]
-    changed = await _project(connection, behind, events)
+    taking_effect = list(effective(events))
+    await _project(connection, behind, taking_effect)
     await move_checkpoints(connection, behind, records[-1].position)
     await connection.commit()
     metrics.BATCH_S.observe(time.perf_counter() - began)
     metrics.BATCH_EVENTS.observe(len(records))
     _tell(records, began_ns)
-    products = list(changed.get(STOCK.name, ()))
+    products = list(STOCK.keys(taking_effect)) if STOCK in behind else []
     return Announcement(after, records[-1].position, outcomes(events), products)
 
 
@@ -137,32 +136,13 @@ async def _refuse_other_end(store: Store, end: int, furthest: int) -> None:
 
 async def _project(
     connection: AsyncConnection, projections: Sequence[Projection[Any]], events: Sequence[Recorded]
-) -> dict[str, dict[UUID, Struct]]:
-    """Write the rows that the events change, and return them by view."""
-    taking_effect = list(effective(events))
-    changed: dict[str, dict[UUID, Struct]] = {}
+) -> None:
+    """Write the rows that events, which took effect, change."""
     for projection in projections:
-        rows = await _changed_rows(connection, projection, taking_effect)
-        await replace_rows(connection, projection, rows)
-        changed[projection.name] = rows
-    return changed
-
-
-async def _changed_rows(
-    connection: AsyncConnection, projection: Projection[Any], events: Sequence[Recorded]
-) -> dict[UUID, Struct]:
-    keyed = [(key, event) for event in events if (key := projection.key(event)) is not None]
-    made: set[UUID] = set()
-    wanted: set[UUID] = set()
-    for key, event in keyed:
-        if isinstance(event.payload, projection.creates):
-            made.add(key)
-        elif key not in made:
-            wanted.add(key)
-    rows = await fetch_rows(connection, projection, wanted)
-    for key, event in keyed:
-        rows[key] = projection.apply(rows.get(key), event)
-    return rows
+        rows = await fetch_rows(connection, projection, projection.needs(events))
+        for event in events:
+            projection.project(rows, event)
+        await write_rows(connection, projection, rows.values())
 
 
 async def listen(url: str, projector: Projector) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ledger.core.state import Customer, Product
 from ledger.database import DATABASE_ERRORS
 from projections.orders import ORDERS, OrderRow
-from projections.projection import Projection, Row, from_columns
+from projections.projection import KeyedProjection, Projection, Row, from_columns
 from projections.stock import STOCK, StockRow
 from projections.wallets import WALLETS, WalletRow
 
@@ -113,9 +113,9 @@ class Views:
         )
         return sorted(rows, key=lambda row: -row.placed_position), position
 
-    async def _one(self, view: Projection[Row], key: UUID) -> tuple[Row | None, int]:
+    async def _one(self, view: KeyedProjection[Row], key: UUID) -> tuple[Row | None, int]:
         """A row and the view's checkpoint, in one statement and so as of one moment."""
-        columns = ", ".join(f"v.{name}" for name in view.row.__struct_fields__)
+        columns = ", ".join(f"v.{name}" for name in view.columns)
         rows = await self._rows_with_position(
             f"SELECT c.position, {columns} FROM checkpoints c"
             f" LEFT JOIN {view.name} v ON v.{view.key_column} = %s WHERE c.name = %s",
@@ -127,7 +127,7 @@ class Views:
     async def _page(
         self, view: Projection[Row], where: str, order: str, parameters: tuple[Any, ...]
     ) -> tuple[list[Row], int]:
-        fields = view.row.__struct_fields__
+        fields = view.columns
         columns = ", ".join(f"v.{name}" for name in fields)
         rows = await self._rows_with_position(
             f"SELECT c.position, {columns} FROM checkpoints c LEFT JOIN (SELECT"

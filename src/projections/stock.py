@@ -21,7 +21,7 @@ from ledger.core.events import (
 from ledger.core.pricing import unit_price_minor
 from projections.projection import (
     METADATA,
-    Projection,
+    KeyedProjection,
     amount_column,
     id_column,
     moment_column,
@@ -113,4 +113,4 @@ def _supply(row: StockRow, event: Recorded) -> tuple[int, int, int]:
     return base_price_minor, stock, initial_stock
 
 
-STOCK: Final = Projection("stock", 1, TABLE, StockRow, ProductListed, key, apply)
+STOCK: Final = KeyedProjection("stock", 1, TABLE, StockRow, ProductListed, key, apply)

@@ -1,17 +1,20 @@
 """The views in the database: their checkpoints, and their rows as the projector writes them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy import Column, Integer, String, Table
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from projections.projection import (
     METADATA,
+    Key,
     Projection,
     Row,
+    ViewDamaged,
     from_columns,
     position_column,
     to_columns,
@@ -68,30 +71,39 @@ async def move_checkpoints(
 
 async def fetch_rows(
     connection: AsyncConnection, projection: Projection[Row], keys: Iterable[UUID]
-) -> dict[UUID, Row]:
+) -> dict[Key, Row]:
     """The rows of a view that have these keys."""
     ids = [key.bytes for key in keys]
     if not ids:
         return {}
-    columns = ", ".join(projection.row.__struct_fields__)
     found = await connection.exec_driver_sql(
-        f"SELECT {columns} FROM {projection.name} WHERE {projection.key_column} IN ({_marks(ids)})",
+        f"SELECT {', '.join(projection.columns)} FROM {projection.name}"
+        f" WHERE {projection.key_columns[0]} IN ({_marks(ids)})",
         tuple(ids),
     )
-    return {UUID(bytes=row[0]): from_columns(projection.row, tuple(row)) for row in found}
+    rows = [from_columns(projection.row, tuple(row)) for row in found]
+    return {projection.key_of(row): row for row in rows}
 
 
-async def replace_rows(
-    connection: AsyncConnection, projection: Projection[Any], rows: Mapping[UUID, Struct]
+async def write_rows(
+    connection: AsyncConnection, projection: Projection[Any], rows: Iterable[Struct]
 ) -> None:
-    """Write whole rows, new or not."""
-    if not rows:
+    """Write whole rows: new or not in a view with keys, new ones in a view of lines.
+
+    Raises ViewDamaged where a line is there already.
+    """
+    values = [to_columns(row) for row in rows]
+    if not values:
         return
-    fields = projection.row.__struct_fields__
-    await connection.exec_driver_sql(
-        f"REPLACE INTO {projection.name} ({', '.join(fields)}) VALUES ({_marks(fields)})",
-        [to_columns(row) for row in rows.values()],
-    )
+    columns = projection.columns
+    try:
+        await connection.exec_driver_sql(
+            f"{projection.verb} INTO {projection.name} ({', '.join(columns)})"
+            f" VALUES ({_marks(columns)})",
+            values,
+        )
+    except IntegrityError as error:
+        raise ViewDamaged(f"{projection.name} has rows it should not have yet: {error}") from error
 
 
 def _marks(values: Sequence[object]) -> str:

@@ -19,7 +19,7 @@ from ledger.core.events import (
 from ledger.core.laws import money_moved_minor
 from projections.projection import (
     METADATA,
-    Projection,
+    KeyedProjection,
     amount_column,
     id_column,
     moment_column,
@@ -85,4 +85,4 @@ def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
     )
 
 
-WALLETS: Final = Projection("wallets", 1, TABLE, WalletRow, CustomerRegistered, key, apply)
+WALLETS: Final = KeyedProjection("wallets", 1, TABLE, WalletRow, CustomerRegistered, key, apply)

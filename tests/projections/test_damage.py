@@ -3,7 +3,7 @@
 import pytest
 
 from ledger.store import LedgerDamaged
-from projections.projection import RowMissing
+from projections.projection import ViewDamaged
 from projections.projector import advance
 from projections.registry import PROJECTIONS
 from projections.views import CheckpointLost
@@ -61,7 +61,7 @@ async def test_a_view_whose_row_is_gone_is_not_continued(ledger: Ledger) -> None
         await advance_to_the_end(connection)
         await ledger.execute("DELETE FROM wallets")
         await ledger.write(orders(1))
-        with pytest.raises(RowMissing, match="position 4"):
+        with pytest.raises(ViewDamaged, match="position 4"):
             await advance_to_the_end(connection)
     assert set((await checkpoints(ledger)).values()) == {2}
 

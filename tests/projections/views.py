@@ -1,7 +1,6 @@
 """The views as they stand, and as a fold in memory says they must."""
 
 from typing import Any
-from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -9,31 +8,29 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.chain import Record
 from ledger.codec import recorded
 from ledger.core.fold import effective
-from projections.projection import Projection, from_columns
+from projections.projection import Key, Projection, from_columns
 from projections.projector import advance
 from projections.registry import PROJECTIONS
 from tests.harness import eventually
 from tests.ledger.running import Ledger
 
-View = dict[UUID, Struct]
+View = dict[Key, Struct]
 
 
 def replayed(projection: Projection[Any], records: list[Record]) -> View:
     """The rows of a view, folded in memory from the whole ledger."""
     rows: View = {}
     for event in effective([recorded(record) for record in records]):
-        key = projection.key(event)
-        if key is not None:
-            rows[key] = projection.apply(rows.get(key), event)
+        projection.project(rows, event)
     return rows
 
 
 async def live(ledger: Ledger, projection: Projection[Any]) -> View:
     """The rows of a view as the analyst sees them."""
-    columns = ", ".join(projection.row.__struct_fields__)
+    columns = ", ".join(projection.columns)
     found = await ledger.rows(f"SELECT {columns} FROM {projection.name}", "analyst")
     rows = [from_columns(projection.row, row) for row in found]
-    return {getattr(row, projection.key_column): row for row in rows}
+    return {projection.key_of(row): row for row in rows}
 
 
 async def all_live(ledger: Ledger) -> dict[str, View]:
