@@ -1,0 +1,1 @@
+"""What measures the ledger: made-up histories, loads, a peer, and the report."""

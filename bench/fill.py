@@ -1,0 +1,103 @@
+"""Loads a made-up history straight into an empty ledger, as its writer would have recorded it.
+
+Run it as `python -m bench.fill EVENTS`, with the settings of the ledger in the environment.
+"""
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Annotated
+
+import typer
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bench.history import Shop
+from cli.progress import progress
+from cli.running import run, settings
+from ledger import snapshots
+from ledger.batch import Composer, order_streams, recall_orders
+from ledger.core.events import Submitted
+from ledger.database import make_engine
+from ledger.store import Store
+from ledger.writer import Known, load, take_over
+
+BATCH_EVENTS = 2_000
+DELAY_US = 5_000
+
+
+class NotEmpty(Exception):
+    """The ledger holds events already: a made-up history needs one of its own."""
+
+
+async def fill(
+    engine: AsyncEngine,
+    events: Iterable[Submitted],
+    count: int,
+    snapshot_every: int,
+    batch_events: int = BATCH_EVENTS,
+    moved: Callable[[int], None] = lambda more: None,
+) -> int:
+    """Record submitted events until the ledger has at least `count` events; its position then.
+
+    Each batch is recorded DELAY_US after its last event occurred; so the same history makes the
+    same ledger, hash for hash. Raises NotEmpty.
+    """
+    submitted = iter(events)
+    async with engine.connect() as connection:
+        known = await load(connection)
+        if known.head.position:
+            raise NotEmpty(f"the ledger is at position {known.head.position}, not at 0")
+        await take_over(connection, known)
+        store = Store(connection)
+        while known.head.position < count:
+            before = known.head.position
+            await _record(store, known, list(islice(submitted, batch_events)))
+            moved(known.head.position - before)
+            if known.head.position - known.snapshot_position >= snapshot_every:
+                await _snapshot(engine, known)
+    return known.head.position
+
+
+async def _record(store: Store, known: Known, events: list[Submitted]) -> None:
+    versions = await store.versions(list({event.stream_id.bytes for event in events}))
+    histories = await store.streams(order_streams(known.fold, versions))
+    recall_orders(known.fold, histories.values())
+    known.recorded_at_us = events[-1].occurred_at_us + DELAY_US
+    head = known.head
+    composer = Composer(known.fold, head.position, head.hash, versions, known.recorded_at_us)
+    composer.add(events)
+    known.head = await store.append(head, composer.records)
+    known.fold.orders.clear()
+
+
+async def _snapshot(engine: AsyncEngine, known: Known) -> None:
+    head = known.head
+    taken = snapshots.take(known.fold, head.position, head.hash, known.recorded_at_us)
+    await snapshots.save(engine, taken)
+    known.snapshot_position = head.position
+
+
+def main(
+    events: Annotated[int, typer.Argument(min=1, help="events the ledger shall have")],
+    customers: Annotated[int, typer.Option(min=1)] = 2_000,
+    products: Annotated[int, typer.Option(min=1)] = 200,
+    days: Annotated[float, typer.Option(min=0.001, help="time that the history spans")] = 30,
+    seed: int = 1,
+) -> None:
+    """Fill the empty ledger of the settings with a made-up history."""
+    given = settings()
+    span_us = int(days * 86_400e6 * 1.85 / events)
+
+    async def work(moved: Callable[[int], None]) -> int:
+        engine = make_engine(given.db_url("writer"), given.db_ca_file)
+        try:
+            history = Shop(seed, customers, products, span_us).events()
+            return await fill(engine, history, events, given.snapshot_every, moved=moved)
+        finally:
+            await engine.dispose()
+
+    with progress("filling", events) as moved:
+        typer.echo(f"the ledger is at position {run(work(moved))}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
