@@ -9,7 +9,7 @@ import uvloop
 from rich.console import Console
 
 from cli.settings import BadSettings, MissingSecret, Settings, load_settings
-from ledger import logs
+from ledger import failpoints, logs
 from ledger.broker import BROKER_ERRORS
 from ledger.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.publisher import InboxUnavailable
@@ -40,14 +40,17 @@ REFUSED: Final = (
 def settings() -> Settings:
     """The settings; one that can't be used ends the command with status 2."""
     try:
-        return load_settings()
+        loaded = load_settings()
     except BadSettings as error:
         raise end(2, str(error)) from None
+    failpoints.arm(loaded.failpoints)
+    return loaded
 
 
 def run(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Run the work of a command to its end."""
     logs.configure("text", "INFO")
+    failpoints.warn()
     # What is here now stays, and little garbage is in cycles: collect seldom, and the young first.
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
+
+from ledger import failpoints
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -98,6 +100,13 @@ class Settings(BaseSettings):
     otel_endpoint: str | None = Field(
         None, description="where spans go, as `http://127.0.0.1:4318`; needs `order-ledger[otel]`"
     )
+    failpoints: str = Field("", description="for tests only: where the process fails on purpose")
+
+    @field_validator("failpoints")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        failpoints.parse(text)
+        return text
 
     def amqp_url(self, role: str) -> str:
         """The AMQP URL of one role's account."""

@@ -21,6 +21,7 @@ from ledger import tracing
 from ledger.broker import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
 from ledger.codec import BATCH_CONTENT_TYPE, encode_submitted, join
 from ledger.core.events import Submitted
+from ledger.failpoints import failpoint, meanwhile
 from ledger.metrics import Publishing
 from ledger.sessions import first_to_end, keep_alive
 from ledger.topology import SUBMITTED_EXCHANGE
@@ -188,9 +189,11 @@ class Publisher:
             app_id=self.name,
         )
         began = time.perf_counter()
+        await failpoint("publisher.before-publish")
         try:
             async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                answer = await exchange.publish(message, routing_key="", mandatory=True)
+                publishing = exchange.publish(message, routing_key="", mandatory=True)
+                answer = await meanwhile("publisher.before-confirm", publishing)
         except TimeoutError:
             # The session ends of it, and on a new connection it can't be asked before a publish.
             self._found_blocked = await self._is_blocked()
@@ -201,6 +204,7 @@ class Publisher:
             return InboxFull("the inbox is full")
         if not isinstance(answer, Basic.Ack):
             return InboxUnavailable("the broker did not confirm")
+        await failpoint("publisher.after-confirm")
         self._found_blocked = False
         events = sum(len(submission.bodies) for submission in group)
         self.metrics.publish_s.observe(time.perf_counter() - began)

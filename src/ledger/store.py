@@ -8,6 +8,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.chain import Record
+from ledger.failpoints import failpoint, meanwhile
 
 PAGE: Final = 5_000
 COLUMNS: Final = ", ".join(Record.__struct_fields__)
@@ -59,6 +60,7 @@ class Store:
         await self._connection.exec_driver_sql(
             _INSERT, [tuple(getattr(r, c) for c in Record.__struct_fields__) for r in records]
         )
+        await failpoint("writer.after-insert")
         moved = await self._connection.exec_driver_sql(
             "UPDATE ledger_head SET position = %s, hash = %s"
             " WHERE id = 1 AND epoch = %s AND position = %s",
@@ -67,7 +69,8 @@ class Store:
         if moved.rowcount != 1:
             await self._connection.rollback()
             raise Fenced(f"epoch {head.epoch} at position {head.position} is out of date")
-        await self._connection.commit()
+        await failpoint("writer.before-commit")
+        await meanwhile("writer.commit-sent", self._connection.commit())
         return Head(last.position, last.hash, head.epoch)
 
     async def read(self, after: int, limit: int = PAGE) -> list[Record]:

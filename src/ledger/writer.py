@@ -22,6 +22,7 @@ from ledger.codec import recorded
 from ledger.core.events import Submitted
 from ledger.core.fold import Fold, effective
 from ledger.database import DATABASE_ERRORS, refuse_unsafe
+from ledger.failpoints import failpoint
 from ledger.hints import Hints
 from ledger.inbox import Batch, Inbox, open_inbox, park
 from ledger.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
@@ -110,6 +111,7 @@ class Writer:
                 continue
             if not leading:
                 await take_over(connection, known)
+                await failpoint("writer.after-fence")
                 EPOCH.set(known.head.epoch)
                 leading = True
             await self._append(connection, known, batch, inbox)
@@ -122,7 +124,9 @@ class Writer:
         await park(self._inbox_url, self._name, batch.rejected)
         before = known.head.position
         events = await self._decide_and_commit(connection, known, batch.events)
+        await failpoint("writer.after-commit")
         await inbox.ack(batch)
+        await failpoint("writer.after-ack")
         if known.head.position > before:
             self._hints.tell(str(known.head.position).encode())
         self.progress.messages += batch.messages

@@ -17,6 +17,7 @@ from ledger.codec import origin_of, recorded
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS
+from ledger.failpoints import failpoint
 from ledger.hints import Hints, listening
 from ledger.sessions import keep_alive
 from ledger.store import PAGE, LedgerDamaged, Store
@@ -105,7 +106,9 @@ async def advance(
     taking_effect = list(effective(events))
     await _project(connection, behind, taking_effect)
     await move_checkpoints(connection, behind, records[-1].position)
+    await failpoint("projector.before-commit")
     await connection.commit()
+    await failpoint("projector.after-commit")
     metrics.BATCH_S.observe(time.perf_counter() - began)
     metrics.BATCH_EVENTS.observe(len(records))
     _tell(records, began_ns)

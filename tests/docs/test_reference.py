@@ -12,6 +12,7 @@ from api.app import ROUTES
 from api.replies import PREFIX
 from cli.main import app
 from cli.settings import Settings
+from ledger import failpoints
 from ledger.core.events import DECIDED, SUBMITTED, Reason
 from projections.projection import METADATA
 from projections.registry import PROJECTIONS
@@ -41,6 +42,19 @@ def test_every_setting_is_documented_as_it_is(name: str) -> None:
 def test_no_setting_is_documented_that_does_not_exist() -> None:
     documented = set(rows("docs/reference/settings.md")) - {"variable"}
     assert documented == {f"LEDGER_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_failpoint_is_documented() -> None:
+    documented = set(rows("docs/explanation/promises.md", "Failpoints"))
+    actions = {"die", "stop", "raise", "delay:SECONDS"}
+    assert documented - {"action", "name"} == failpoints.NAMES | actions
+
+
+def test_what_is_said_to_prove_a_promise_exists() -> None:
+    text = (ROOT / "docs/explanation/promises.md").read_text()
+    proofs = set(re.findall(r"`(tests/[^`]+)`", text))
+    assert proofs
+    assert not [proof for proof in proofs if not (ROOT / proof).exists()]
 
 
 def test_every_command_is_documented() -> None:

@@ -1,0 +1,173 @@
+"""Failpoints: off unless asked for, and then failing where and how they were asked to."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.settings import Settings
+from ledger import failpoints
+from ledger.core.events import Submitted
+from ledger.failpoints import BadFailpoint, Failpoint, FailpointReached, failpoint, meanwhile
+from ledger.publisher import InboxUnavailable, Publisher
+from tests.harness import environment, eventually
+from tests.projections.views import all_live, all_replayed, until_projected
+
+from .audit import audit, causes, ids
+from .events import opening, orders
+from .running import Ledger
+
+SOURCE = Path(__file__).parents[2] / "src"
+NAME = "writer.after-commit"
+
+
+@pytest.fixture(autouse=True)
+def _disarm() -> Iterator[None]:
+    yield
+    failpoints.arm("")
+
+
+def test_every_failpoint_is_at_one_place_of_the_code() -> None:
+    code = "".join(path.read_text() for path in sorted(SOURCE.rglob("*.py")))
+    reached = re.findall(r'(?:failpoint|meanwhile)\(\s*"([^"]+)"', code)
+    assert sorted(reached) == sorted(failpoints.NAMES)
+
+
+def test_what_is_asked_for_is_told_by_name_action_and_pass() -> None:
+    text = "writer.after-commit=die@3, publisher.before-confirm=delay:0.5"
+    assert failpoints.parse(text) == {
+        "writer.after-commit": Failpoint("die", 0.0, 3),
+        "publisher.before-confirm": Failpoint("delay", 0.5, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "writer.after-commit",
+        "writer.after-commit=explode",
+        "writer.after-commit=delay",
+        "writer.after-commit=die:1",
+        "writer.after-commit=die@x",
+        "writer.after-lunch=die",
+    ],
+)
+def test_a_failpoint_that_does_not_exist_is_refused(text: str) -> None:
+    with pytest.raises(BadFailpoint):
+        failpoints.parse(text)
+
+
+async def test_nothing_fails_that_was_not_asked_to() -> None:
+    await failpoint(NAME)
+    failpoints.arm("writer.after-ack=raise")
+    await failpoint(NAME)
+
+
+async def test_a_failpoint_raises_at_its_pass_and_at_no_other() -> None:
+    failpoints.arm(f"{NAME}=raise@2")
+    await failpoint(NAME)
+    with pytest.raises(FailpointReached):
+        await failpoint(NAME)
+    await failpoint(NAME)
+
+
+async def test_a_failpoint_delays_every_pass() -> None:
+    failpoints.arm(f"{NAME}=delay:0.02")
+    began = time.monotonic()
+    await failpoint(NAME)
+    await failpoint(NAME)
+    assert time.monotonic() - began >= 0.04
+
+
+async def test_a_failpoint_meanwhile_ends_the_work_that_is_under_way() -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    failpoints.arm("writer.commit-sent=raise")
+    with pytest.raises(FailpointReached):
+        await meanwhile("writer.commit-sent", work())
+    assert begun.is_set()
+    assert ended.is_set()
+
+
+def process_that_fails(action: str) -> subprocess.Popen[bytes]:
+    code = (
+        "import asyncio; from ledger.failpoints import arm, failpoint;"
+        f"arm('{NAME}={action}'); asyncio.run(failpoint('{NAME}')); print('went on')"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+
+
+def test_a_process_dies_at_once() -> None:
+    with process_that_fails("die") as process:
+        assert process.communicate(timeout=20)[0] == b""
+        assert process.returncode == -signal.SIGKILL
+
+
+async def test_a_process_stops_until_it_is_told_to_go_on() -> None:
+    with process_that_fails("stop") as process:
+
+        async def is_stopped() -> bool:
+            return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+
+        await eventually(is_stopped, "the process has stopped")
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate(timeout=20)[0] == b"went on\n"
+
+
+def ledger_migrate(settings: Settings, text: str) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("ledger"), "migrate"]
+    env = os.environ | environment(settings) | {"LEDGER_FAILPOINTS": text}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_process_with_failpoints_warns_and_one_with_unknown_ones_does_not_start(
+    settings: Settings,
+) -> None:
+    warned = ledger_migrate(settings, f"{NAME}=die")
+    assert warned.returncode == 0
+    assert f"FAILPOINT {NAME} IS ON" in warned.stderr
+    assert "FAILPOINT" not in ledger_migrate(settings, "").stderr
+    refused = ledger_migrate(settings, "writer.after-lunch=die")
+    assert refused.returncode == 2
+    assert "'writer.after-lunch' must be one of" in refused.stderr
+
+
+async def accepted(publisher: Publisher, group: list[Submitted]) -> bool:
+    """Whether the inbox has them for certain; who does not know it tries again."""
+    try:
+        await publisher.submit(group)
+    except InboxUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", sorted(failpoints.NAMES))
+async def test_whatever_breaks_wherever_each_event_is_decided_once(
+    ledger: Ledger, name: str
+) -> None:
+    failpoints.arm(f"{name}=raise@1")
+    first, events = opening(), orders(10)
+    async with ledger.writing(), ledger.projecting(), ledger.publishing() as publisher:
+        for group in (first, events):
+            await eventually(lambda group=group: accepted(publisher, group), "a group is accepted")
+        records = await ledger.until_recorded([*first, *events])
+        await until_projected(ledger)
+        await ledger.until_inbox_empty()
+    audit(records)
+    assert causes(records) == ids([*first, *events])
+    assert await all_live(ledger) == await all_replayed(ledger)
