@@ -40,6 +40,7 @@ class CloudEvent(Struct, frozen=True, omit_defaults=True):
     recordedtime: datetime
     hash: str
     causationid: UUID | None = None
+    rules: int = 1
     submitter: str | None = None
     traceparent: str | None = None
     atomicid: UUID | None = None

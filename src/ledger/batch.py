@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec import structs
 
 from ledger.chain import Record, decided_id, next_hash
-from ledger.codec import CURRENT, encode_payload, recorded
+from ledger.codec import CURRENT, decided_meta, encode_payload, recorded
 from ledger.core.decider import evolve_order
 from ledger.core.events import (
     TYPE_OF,
@@ -64,9 +64,10 @@ class Composer:
         self._record(event, event.event_id, event.payload, event.meta, 0)
         self.outcomes[_outcome(event.payload, decided)] += 1
         cause_position = self._position
+        meta = decided_meta(self._fold.rules.version)
         for index, payload in enumerate(decided):
             event_id = decided_id(event.event_id, index)
-            self._record(event, event_id, payload, b"{}", cause_position)
+            self._record(event, event_id, payload, meta, cause_position)
 
     def _record(
         self,

@@ -72,16 +72,21 @@ class RecordedEnvelope(Envelope, frozen=True, gc=False, omit_defaults=True, kw_o
     version: int = 0
     recordedtime: datetime | None = None
     causationid: UUID | None = None
+    rules: int = 1
     hash: str = ""
 
 
 class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
-    """What came with a submitted event besides its data: the `meta` of its record."""
+    """What is known of an event besides its data: the `meta` of its record.
+
+    With a submitted event it came; of a decided one it is the version of the rules alone.
+    """
 
     source: str = DECIDED_SOURCE
     submitter: str | None = None
     traceparent: str | None = None
     atomicid: UUID | None = None
+    rules: int = 1
 
 
 class Rejected(Struct, frozen=True):
@@ -142,13 +147,14 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
             version=record.version,
             recordedtime=moment(record.recorded_at_us),
             causationid=UUID(bytes=cause_id) if cause_id else None,
+            rules=origin.rules,
             hash=record.hash.hex(),
         )
     )
 
 
 def origin_of(record: Record) -> Origin:
-    """What came with a submitted event besides its data."""
+    """What is known of an event besides its data."""
     return _decode_origin(record.meta)
 
 
@@ -220,6 +226,12 @@ def _meta(
     source: str, submitter: str | None, traceparent: str | None, atomic_id: UUID | None
 ) -> bytes:
     return _encode(Origin(source, submitter, traceparent, atomic_id))
+
+
+@lru_cache(maxsize=64)
+def decided_meta(rules: int) -> bytes:
+    """The `meta` of what was decided by this version of the rules; that of the first is empty."""
+    return _encode(Origin(rules=rules))
 
 
 def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:

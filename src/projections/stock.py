@@ -19,6 +19,7 @@ from ledger.core.events import (
     StockReceived,
 )
 from ledger.core.pricing import unit_price_minor
+from ledger.core.rules import IN_FORCE
 from projections.projection import (
     METADATA,
     KeyedProjection,
@@ -113,4 +114,7 @@ def _supply(row: StockRow, event: Recorded) -> tuple[int, int, int]:
     return base_price_minor, stock, initial_stock
 
 
-STOCK: Final = KeyedProjection("stock", 1, TABLE, StockRow, ProductListed, key, apply)
+VERSION: Final = IN_FORCE.version
+"""Rows hold the price by the rules in force: with new rules the view must be made anew."""
+
+STOCK: Final = KeyedProjection("stock", VERSION, TABLE, StockRow, ProductListed, key, apply)

@@ -5,7 +5,14 @@ from uuid import UUID
 import msgspec
 
 from ledger.chain import Record
-from ledger.codec import decode_group, encode_payload, encode_recorded, encode_submitted, join
+from ledger.codec import (
+    decided_meta,
+    decode_group,
+    encode_payload,
+    encode_recorded,
+    encode_submitted,
+    join,
+)
 from ledger.core.events import OrderPlaced, Submitted, WalletCredited
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -74,3 +81,12 @@ def test_only_orders_can_be_atomic() -> None:
     events, (rejected,) = decode_group(join([encode_submitted(event, "/api")]))
     assert events == []
     assert "atomicid" in rejected.reason
+
+
+def test_what_was_decided_says_by_which_rules_unless_by_the_first() -> None:
+    assert [decided_meta(version) for version in (1, 2)] == [b"{}", b'{"rules":2}']
+    by = {}
+    for meta in (decided_meta(1), decided_meta(2)):
+        record = Record(2, bytes(16), bytes(16), 2, "order.failed", 1, 1, 5, 6, meta, b"{}")
+        by[meta] = msgspec.json.decode(encode_recorded(record, bytes(16))).get("rules")
+    assert list(by.values()) == [None, 2]

@@ -2,8 +2,13 @@
 
 from uuid import UUID, uuid4
 
-from ledger.batch import without_repeats
+from msgspec import structs
+
+from ledger.batch import Composer, without_repeats
+from ledger.chain import GENESIS_HASH
 from ledger.core.events import OrderPlaced, Submitted
+from ledger.core.fold import Fold
+from ledger.core.rules import IN_FORCE
 
 
 def placed(event_id: UUID | None = None, atomic_id: UUID | None = None) -> Submitted:
@@ -34,3 +39,13 @@ def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
     assert without_repeats([*longer, alone], {longer[0].event_id.bytes}) == [alone]
     single = placed(longer[2].event_id)
     assert without_repeats([single, *longer], set()) == [single]
+
+
+def test_what_is_decided_names_the_version_of_the_rules_unless_it_is_the_first() -> None:
+    for version, meta in ((1, b"{}"), (7, b'{"rules":7}')):
+        fold = Fold(rules=structs.replace(IN_FORCE, version=version))
+        composer = Composer(fold, 0, GENESIS_HASH, {}, 1)
+        composer.add([placed(), placed(atomic_id=uuid4())])
+        submitted, decided, submitted_too, decided_too = composer.records
+        assert (decided.meta, decided_too.meta) == (meta, meta)
+        assert submitted.meta == submitted_too.meta == b"{}"

@@ -27,16 +27,20 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.laws import LawBroken, shelf, wallet
+from ledger.core.pricing import unit_price_minor
+from ledger.core.rules import IN_FORCE, Rules
 from ledger.core.state import Customer, Order, Product, State, Status, Subject
 
 Entry = CustomerRegistered | WalletCredited | ProductListed | StockReceived | PriceChanged
 
 
-def decide(state: State, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
+def decide(
+    state: State, event: SubmittedPayload, rules: Rules = IN_FORCE
+) -> tuple[DecidedPayload, ...]:
     """The decided events that stand right after `event`; empty where the event says it all."""
     match event:
         case OrderPlaced():
-            return (_decide_order(state, event),)
+            return (_decide_order(state, event, rules),)
         case OrderCancelRequested():
             return (_decide_cancel(state),)
         case _:
@@ -64,7 +68,7 @@ def _refusal(subject: Subject, event: Entry) -> Reason | None:
     assert_never(event)
 
 
-def _decide_order(state: State, order: OrderPlaced) -> DecidedPayload:
+def _decide_order(state: State, order: OrderPlaced, rules: Rules) -> DecidedPayload:
     customer, product = state.customer, state.product
     if state.subject:
         return SubmissionRefused(Reason.DUPLICATE_ORDER)
@@ -74,12 +78,14 @@ def _decide_order(state: State, order: OrderPlaced) -> DecidedPayload:
         return OrderFailed(Reason.UNKNOWN_CUSTOMER)
     if product.stock < order.quantity:
         return OrderFailed(Reason.INSUFFICIENT_STOCK)
-    unit_price_minor = product.unit_price_minor
-    total_minor = unit_price_minor * order.quantity
+    price_minor = unit_price_minor(
+        product.base_price_minor, product.stock, product.initial_stock, rules
+    )
+    total_minor = price_minor * order.quantity
     if customer.balance_minor < total_minor:
         return OrderFailed(Reason.INSUFFICIENT_BALANCE)
     return OrderCompleted(
-        order.customer_id, order.product_id, order.quantity, unit_price_minor, total_minor
+        order.customer_id, order.product_id, order.quantity, price_minor, total_minor
     )
 
 

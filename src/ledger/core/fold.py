@@ -22,27 +22,33 @@ from ledger.core.events import (
     SubmissionRefused,
     SubmittedPayload,
 )
+from ledger.core.rules import IN_FORCE, Rules
 from ledger.core.state import Customer, Order, Product, State
 
 
 class Fold:
-    """A fold in progress. The only mutable thing of the core: three tables of frozen records."""
+    """A fold in progress. The only mutable thing of the core: three tables of frozen records.
 
-    __slots__ = ("customers", "orders", "products")
+    It decides by `rules`; what was decided before needs none to be applied.
+    """
+
+    __slots__ = ("customers", "orders", "products", "rules")
 
     def __init__(
         self,
         customers: MutableMapping[UUID, Customer] | None = None,
         products: MutableMapping[UUID, Product] | None = None,
+        rules: Rules = IN_FORCE,
     ) -> None:
         self.customers = {} if customers is None else customers
         self.products = {} if products is None else products
         self.orders: MutableMapping[UUID, Order] = {}
+        self.rules = rules
 
     def submit(self, stream_id: UUID, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
         """Decide a submitted event, apply it and what was decided, and return the latter."""
         state = self._state(stream_id, event)
-        decided = decide(state, event)
+        decided = decide(state, event, self.rules)
         if not is_refusal(decided):
             state = evolve(state, event)
             for payload in decided:
@@ -57,7 +63,7 @@ class Fold:
 
         Each that could not keeps its own reason; the others fail for BATCH_FAILED.
         """
-        trial = Fold(ChainMap({}, self.customers), ChainMap({}, self.products))
+        trial = Fold(ChainMap({}, self.customers), ChainMap({}, self.products), self.rules)
         trial.orders = ChainMap({}, self.orders)
         tried = [trial.submit(*order) for order in orders]
         if all(isinstance(payload, OrderCompleted) for (payload,) in tried):

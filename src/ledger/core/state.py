@@ -5,8 +5,6 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from ledger.core.pricing import unit_price_minor
-
 
 class Status(StrEnum):
     """The status of an order."""
@@ -29,11 +27,6 @@ class Product(Struct, frozen=True, gc=False):
     base_price_minor: int
     stock: int
     initial_stock: int
-
-    @property
-    def unit_price_minor(self) -> int:
-        """The price of each unit of the next sale."""
-        return unit_price_minor(self.base_price_minor, self.stock, self.initial_stock)
 
 
 class Order(Struct, frozen=True, gc=False):
