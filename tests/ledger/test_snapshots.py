@@ -1,9 +1,12 @@
 """Snapshots spare reading and never change an answer: a bad one is passed over."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ledger import snapshots
 from ledger.core.fold import Fold
+from ledger.snapshots import KEPT, NEWEST, spread
 from ledger.writer import Known, load
 from tests.harness import eventually
 
@@ -36,6 +39,12 @@ async def positions(ledger: Ledger) -> list[int]:
     return [position for (position,) in rows]
 
 
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snapshots of few entries have several parts."""
+    monkeypatch.setattr(snapshots, "PART_ENTRIES", 1)
+
+
 async def loaded(ledger: Ledger) -> Known:
     async with ledger.connection() as connection:
         return await load(connection)
@@ -61,9 +70,114 @@ async def test_a_restart_reads_the_newest_snapshot_and_only_what_came_after(
     assert same(await loaded(ledger), whole)
 
 
-async def test_only_the_newest_snapshots_are_kept(ledger: Ledger) -> None:
+Steps = st.lists(st.integers(1, 1_000), min_size=1, max_size=120)
+
+
+def kept_one_by_one(steps: list[int], kept: int) -> list[int]:
+    """What is left of snapshots that were taken so many events after each other."""
+    positions: list[int] = []
+    for step in steps:
+        positions = spread([*positions, (positions or [0])[-1] + step], kept)
+    return positions
+
+
+@given(Steps, st.integers(NEWEST, 20))
+def test_no_more_are_kept_than_there_is_room_for_and_the_newest_always(
+    steps: list[int], kept: int
+) -> None:
+    taken = [sum(steps[:count]) for count in range(1, len(steps) + 1)]
+    left = kept_one_by_one(steps, kept)
+    assert len(left) == min(len(steps), kept)
+    assert left == sorted(set(left) & set(taken))
+    assert left[-NEWEST:] == taken[-NEWEST:]
+    assert spread(left, kept) == left
+
+
+@given(Steps, st.integers(NEWEST, 20))
+def test_what_is_kept_lies_all_over_the_history(steps: list[int], kept: int) -> None:
+    left = kept_one_by_one(steps, kept)
+    gaps = [after - before for before, after in zip([0, *left], left, strict=False)]
+    assert max(gaps) <= max(*steps, 2 * sum(steps) / (kept - 1), 0)
+
+
+async def test_the_ledger_keeps_so_many_and_the_two_newest(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "spread", lambda positions: spread(positions, 5))
     await written(ledger, every=5)
-    assert len(await positions(ledger)) == snapshots.KEPT
+    found = await positions(ledger)
+    assert len(found) == 5
+    assert found == spread(found, 5)[::-1]
+
+
+async def test_a_snapshot_that_can_not_be_used_takes_no_room_for_ever(ledger: Ledger) -> None:
+    """As those of a ledger that was brought back from an older backup, beyond its head."""
+    whole = await written(ledger)
+    good = await positions(ledger)
+    for number in range(KEPT):
+        await ledger.execute(
+            "INSERT INTO snapshots SELECT position + 1000000 + %s, part, parts, fold_version,"
+            " hash, body FROM snapshots WHERE position = %s",
+            "migrate",
+            number,
+            good[0],
+        )
+    assert same(await loaded(ledger), whole)
+    await snapshots.save(ledger.engine("writer"), await taken_at(ledger, good[1]))
+    assert await positions(ledger) == good
+    assert same(await loaded(ledger), whole)
+
+
+async def taken_at(ledger: Ledger, position: int) -> snapshots.Snapshot:
+    async with ledger.connection() as connection:
+        found = await snapshots.nearest(connection, position)
+    assert found
+    assert found.position == position
+    return found
+
+
+async def test_the_nearest_is_the_newest_that_is_not_beyond_a_position(ledger: Ledger) -> None:
+    await written(ledger)
+    good = await positions(ledger)
+    records = await ledger.records()
+    async with ledger.connection() as connection:
+        for asked in range(good[0] + 2):
+            found = await snapshots.nearest(connection, asked)
+            expected = max((p for p in good if p <= asked), default=None)
+            assert (found and found.position) == expected
+            if found:
+                whole = audit(records[: found.position])
+                assert (found.customers, found.products) == (whole.customers, whole.products)
+                assert found.recorded_at_us == records[found.position - 1].recorded_at_us
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_one_entry_is_found_in_the_newest_snapshot_between_two_positions(
+    ledger: Ledger,
+) -> None:
+    await written(ledger)
+    newest, older, *_ = await positions(ledger)
+    records = await ledger.records()
+    async with ledger.connection() as connection:
+        for asked, expected in ((newest, newest), (newest - 1, older)):
+            whole = audit(records[:expected])
+            for key, state in (*whole.customers.items(), *whole.products.items()):
+                assert await snapshots.entry(connection, key, 1, asked) == (expected, state)
+                assert await snapshots.entry(connection, key, expected + 1, asked) is None
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_an_entry_that_a_snapshot_lost_is_taken_from_an_older_one(ledger: Ledger) -> None:
+    await written(ledger)
+    newest, older, *_ = await positions(ledger)
+    whole = audit((await ledger.records())[:older])
+    async with ledger.connection("migrate") as connection:
+        for body in ("body = 'x'", "body = ''"):
+            await connection.exec_driver_sql(
+                f"UPDATE snapshots SET {body} WHERE position = {newest}"
+            )
+            for key, state in whole.customers.items():
+                assert await snapshots.entry(connection, key, 1, newest) == (older, state)
 
 
 DAMAGES: dict[str, str] = {
@@ -77,9 +191,10 @@ DAMAGES: dict[str, str] = {
 }
 
 
+@pytest.mark.usefixtures("small_parts")
 async def test_a_bad_snapshot_is_passed_over_for_an_older_one_or_none(ledger: Ledger) -> None:
     whole = await written(ledger)
-    newest, older = await positions(ledger)
+    newest, older, *_ = await positions(ledger)
     async with ledger.connection("migrate") as connection:
         for what, damage in DAMAGES.items():
             where = "AND" if " WHERE " in damage else "WHERE"
@@ -111,13 +226,12 @@ async def test_a_writer_that_finds_only_bad_snapshots_goes_on_and_saves_a_good_o
     assert same(known, audit(await ledger.records()))
 
 
-async def test_a_snapshot_of_many_parts_is_read_whole(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(snapshots, "PART_ENTRIES", 1)
+@pytest.mark.usefixtures("small_parts")
+async def test_a_snapshot_of_many_parts_is_read_whole(ledger: Ledger) -> None:
     whole = await written(ledger)
-    rows = await ledger.rows("SELECT MAX(part) FROM snapshots")
-    assert rows[0][0] == len(whole.customers) + len(whole.products) > 2
+    rows = await ledger.rows("SELECT MAX(parts), COUNT(*) FROM snapshots GROUP BY position")
+    assert {parts for parts, _ in rows} == {count for _, count in rows}
+    assert max(rows)[0] >= len(whole.customers) + len(whole.products) > 2
     known = await loaded(ledger)
     assert known.snapshot_position > 0
     assert same(known, whole)
