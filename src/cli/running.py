@@ -17,6 +17,7 @@ from ledger.store import LedgerDamaged
 from ledger.tracing import NoOpenTelemetry
 from projections.projection import ViewDamaged
 from projections.queries import ViewsUnavailable
+from projections.views import CheckpointLost, ViewOutdated
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -27,6 +28,8 @@ REFUSED: Final = (
     UnsafeDatabase,
     LedgerDamaged,
     ViewDamaged,
+    ViewOutdated,
+    CheckpointLost,
     InboxUnavailable,
     ViewsUnavailable,
     MissingSecret,

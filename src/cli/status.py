@@ -1,7 +1,7 @@
 """`ledger status`: where the ledger, its views and its queues are."""
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 from msgspec import Struct
 from rich.table import Table
@@ -12,14 +12,22 @@ from ledger.broker import CALL_TIMEOUT_S, open_channel
 from ledger.database import make_engine
 from ledger.store import Store
 from ledger.topology import INBOX, PARKING
+from projections.registry import PROJECTIONS
+
+CODE_VERSIONS: Final = {projection.name: projection.version for projection in PROJECTIONS}
 
 
 class ViewStatus(Struct, frozen=True):
-    """A view's checkpoint, and how many positions it is behind the head."""
+    """A view's checkpoint, and how many positions it is behind the head.
+
+    `version` is that of the code that made it, `code_version` that of the code which asks.
+    """
 
     name: str
     position: int
     lag: int
+    version: int
+    code_version: int | None
 
 
 class Status(Struct, frozen=True):
@@ -43,14 +51,19 @@ async def read_status(settings: Settings) -> Status:
     finally:
         await engine.dispose()
     inbox_messages, parked_messages = await _depths(settings)
-    views = [ViewStatus(name, position, head.position - position) for name, position in checkpoints]
+    views = [
+        ViewStatus(name, position, head.position - position, version, CODE_VERSIONS.get(name))
+        for name, position, version in checkpoints
+    ]
     return Status(
         head.position, head.hash.hex(), head.epoch, views, inbox_messages, parked_messages
     )
 
 
-async def _checkpoints(connection: AsyncConnection) -> list[tuple[str, int]]:
-    found = await connection.exec_driver_sql("SELECT name, position FROM checkpoints ORDER BY name")
+async def _checkpoints(connection: AsyncConnection) -> list[tuple[str, int, int]]:
+    found = await connection.exec_driver_sql(
+        "SELECT name, position, view_version FROM checkpoints ORDER BY name"
+    )
     rows: Any = found.all()
     return list(rows)
 
@@ -72,7 +85,13 @@ def as_table(status: Status) -> Table:
     table.add_row("head", f"position {status.position}, epoch {status.epoch}")
     table.add_row("", f"hash {status.hash}")
     for view in status.views:
-        table.add_row(view.name, f"position {view.position}, {view.lag} behind")
+        table.add_row(view.name, f"position {view.position}, {view.lag} behind{_version(view)}")
     table.add_row("inbox", f"{status.inbox_messages} messages")
     table.add_row("parking", f"{status.parked_messages} messages")
     return table
+
+
+def _version(view: ViewStatus) -> str:
+    if view.version == view.code_version:
+        return f", version {view.version}"
+    return f", version {view.version}, which is not that of this code: {view.code_version}"

@@ -61,7 +61,7 @@ class Projector:
         self._woken.set()
 
     async def run(self) -> None:
-        """Project until stopped; raises LedgerDamaged, which no new start can heal."""
+        """Project until stopped; raises LedgerDamaged and ViewOutdated, which no start can heal."""
         await keep_alive("projector", self._session, DATABASE_ERRORS)
 
     async def _session(self) -> None:

@@ -29,8 +29,24 @@ CHECKPOINTS: Final = Table(
 )
 
 
+SWAP_LOCK: Final = "CONCAT(DATABASE(), '.swap')"
+"""The lock of the server that a session holds while it may rename views; see `lock_checkpoints`."""
+SWAP_TIMEOUT_S: Final = 2
+
+
 class CheckpointLost(Exception):
     """A view has no checkpoint, or another projector moved it: run `ledger migrate`."""
+
+
+class ViewOutdated(Exception):
+    """A view was made by another version of its code than this one."""
+
+
+class Checkpoint(Struct, frozen=True):
+    """The last position that a view applied, and the version of the code that made it."""
+
+    position: int
+    version: int
 
 
 async def register(connection: AsyncConnection, projections: Sequence[Projection[Any]]) -> None:
@@ -44,18 +60,84 @@ async def register(connection: AsyncConnection, projections: Sequence[Projection
 async def lock_checkpoints(
     connection: AsyncConnection, projections: Sequence[Projection[Any]]
 ) -> dict[str, int]:
-    """The checkpoint of each view; until the transaction ends nobody else can move one."""
+    """The checkpoint of each view; until the transaction ends nobody else can move one.
+
+    Waits while views are swapped. That is not left to the row locks alone: a rebuild that was
+    killed loses them at once, while the server may still be at work on its RENAME. Raises
+    ViewOutdated where a view is not one that this code may write, and CheckpointLost.
+    """
+    checkpoints = await read_checkpoints(connection, projections, "FOR UPDATE")
+    while not await _scalar(connection, f"SELECT IS_FREE_LOCK({SWAP_LOCK})"):
+        await connection.rollback()
+        if await lock_swap(connection, SWAP_TIMEOUT_S):
+            await release_swap(connection)
+        checkpoints = await read_checkpoints(connection, projections, "FOR UPDATE")
+    for projection in projections:
+        refuse_other_version(projection, checkpoints[projection.name].version)
+    return {name: checkpoint.position for name, checkpoint in checkpoints.items()}
+
+
+async def lock_swap(connection: AsyncConnection, timeout_s: int) -> bool:
+    """Let no projector write until `release_swap`, or the end of the session; whether it could."""
+    return bool(await _scalar(connection, f"SELECT GET_LOCK({SWAP_LOCK}, {timeout_s})"))
+
+
+async def release_swap(connection: AsyncConnection) -> None:
+    """Let the projectors go on."""
+    await connection.exec_driver_sql(f"DO RELEASE_LOCK({SWAP_LOCK})")
+    await connection.rollback()
+
+
+async def read_checkpoints(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], lock: str = ""
+) -> dict[str, Checkpoint]:
+    """The checkpoint of each view; raises CheckpointLost."""
     names = [projection.name for projection in projections]
     found = await connection.exec_driver_sql(
-        f"SELECT name, position FROM checkpoints WHERE name IN ({_marks(names)})"
-        " ORDER BY name FOR UPDATE",
+        f"SELECT name, position, view_version FROM checkpoints WHERE name IN ({marks(names)})"
+        f" ORDER BY name {lock}",
         tuple(names),
     )
-    rows: Any = found.all()
-    checkpoints = dict(rows)
+    checkpoints = _by_name(found)
     if len(checkpoints) != len(names):
         raise CheckpointLost(f"no checkpoint of {set(names) - set(checkpoints)}: `ledger migrate`")
     return checkpoints
+
+
+def refuse_other_version(projection: Projection[Any], version: int) -> None:
+    """Raises ViewOutdated unless the view was made by the version of this code."""
+    if version != projection.version:
+        is_newer = version > projection.version
+        remedy = "run the newer code" if is_newer else f"run `ledger rebuild {projection.name}`"
+        raise ViewOutdated(
+            f"view {projection.name} was made by version {version}, this code makes version"
+            f" {projection.version}: {remedy}"
+        )
+
+
+async def pin(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> dict[str, Checkpoint]:
+    """Begin a transaction that reads all of these views as of this moment, and nothing later.
+
+    One statement names checkpoints and views: so they are seen at one moment, and no view can be
+    swapped until the transaction ends. (One begun WITH CONSISTENT SNAPSHOT would hold the moment
+    and not the tables.)
+    """
+    await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    await connection.exec_driver_sql("START TRANSACTION")
+    names = [projection.name for projection in projections]
+    tables = "".join(f" LEFT JOIN {name} ON FALSE" for name in names)
+    found = await connection.exec_driver_sql(
+        "SELECT checkpoints.name, checkpoints.position, checkpoints.view_version FROM checkpoints"
+        f"{tables} WHERE checkpoints.name IN ({marks(names)})",
+        tuple(names),
+    )
+    return _by_name(found)
+
+
+def _by_name(rows: Iterable[Any]) -> dict[str, Checkpoint]:
+    return {name: Checkpoint(position, version) for name, position, version in rows}
 
 
 async def move_checkpoints(
@@ -64,7 +146,7 @@ async def move_checkpoints(
     """Set the checkpoint of views, in the transaction that wrote their rows."""
     names = [projection.name for projection in projections]
     await connection.exec_driver_sql(
-        f"UPDATE checkpoints SET position = %s WHERE name IN ({_marks(names)})",
+        f"UPDATE checkpoints SET position = %s WHERE name IN ({marks(names)})",
         (position, *names),
     )
 
@@ -78,7 +160,7 @@ async def fetch_rows(
         return {}
     found = await connection.exec_driver_sql(
         f"SELECT {', '.join(projection.columns)} FROM {projection.name}"
-        f" WHERE {projection.key_columns[0]} IN ({_marks(ids)})",
+        f" WHERE {projection.key_columns[0]} IN ({marks(ids)})",
         tuple(ids),
     )
     rows = [from_columns(projection.row, tuple(row)) for row in found]
@@ -99,12 +181,17 @@ async def write_rows(
     try:
         await connection.exec_driver_sql(
             f"{projection.verb} INTO {projection.name} ({', '.join(columns)})"
-            f" VALUES ({_marks(columns)})",
+            f" VALUES ({marks(columns)})",
             values,
         )
     except IntegrityError as error:
         raise ViewDamaged(f"{projection.name} has rows it should not have yet: {error}") from error
 
 
-def _marks(values: Sequence[object]) -> str:
+async def _scalar(connection: AsyncConnection, statement: str) -> Any:
+    return (await connection.exec_driver_sql(statement)).scalar_one()
+
+
+def marks(values: Sequence[object]) -> str:
+    """Placeholders for values."""
     return ", ".join(["%s"] * len(values))

@@ -24,8 +24,8 @@ async def test_status_of_a_new_ledger_is_all_zero(run: Run) -> None:
         "hash": "00" * 32,
         "epoch": 0,
         "views": [
-            {"name": name, "position": 0, "lag": 0}
-            for name in sorted(projection.name for projection in PROJECTIONS)
+            {"name": view.name, "position": 0, "lag": 0, "version": 1, "code_version": 1}
+            for view in sorted(PROJECTIONS, key=lambda view: view.name)
         ],
         "inbox_messages": 0,
         "parked_messages": 0,
