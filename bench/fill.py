@@ -5,6 +5,7 @@ Run it as `python -m bench.fill EVENTS`, with the settings of the ledger in the 
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from random import Random
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ from ledger import snapshots
 from ledger.batch import Composer, order_streams, recall_orders
 from ledger.core.events import Submitted
 from ledger.database import make_engine
+from ledger.sealing import KEY_BYTES, CustomerKeys, named_customers
 from ledger.store import Store
 from ledger.writer import Known, load, take_over
 
@@ -39,7 +41,7 @@ async def fill(
     """Record submitted events until the ledger has at least `count` events; its position then.
 
     Each batch is recorded DELAY_US after its last event occurred; so the same history makes the
-    same ledger, hash for hash. Raises NotEmpty.
+    same ledger, hash for hash: even the customers' keys can be foretold. Raises NotEmpty.
     """
     submitted = iter(events)
     async with engine.connect() as connection:
@@ -61,11 +63,14 @@ async def _record(store: Store, known: Known, events: list[Submitted]) -> None:
     versions = await store.versions(list({event.stream_id.bytes for event in events}))
     histories = await store.streams(order_streams(known.fold, versions))
     recall_orders(known.fold, histories.values())
-    known.recorded_at_us = events[-1].occurred_at_us + DELAY_US
+    known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US
     head = known.head
-    composer = Composer(known.fold, head.position, head.hash, versions, known.recorded_at_us)
+    made = Random(head.position)
+    stored = await store.keys(named_customers(events))
+    keys = CustomerKeys(stored, lambda: made.randbytes(KEY_BYTES))
+    composer = Composer(known.fold, head.position, head.hash, versions, at_us, keys)
     composer.add(events)
-    known.head = await store.append(head, composer.records)
+    known.head = await store.append(head, composer.records, keys)
     known.fold.orders.clear()
 
 

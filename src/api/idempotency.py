@@ -12,13 +12,14 @@ from typing import Final, NamedTuple
 from uuid import UUID, uuid5
 
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.requests import Request
 from uuid_utils.compat import uuid7
 
 from api.observing import traceparent_of
 from api.principals import owner_of, submitter_of
 from api.problems import Problem, invalid
-from ledger.core.events import Submitted, SubmittedPayload
+from ledger.core.events import NO_NAME, CustomerRegistered, Submitted, SubmittedPayload
 from projections.announcements import Outcome
 from projections.feed import Earlier
 
@@ -54,8 +55,11 @@ class Kept(Struct):
     trying: asyncio.Task[None] | None = None
 
     def are(self, events: Sequence[Submitted]) -> bool:
-        """Whether a body that makes these events is the one that came with the key."""
-        return _wish(self.events) == _wish(events)
+        """Whether a body that makes these events is the one that came with the key.
+
+        A name that was erased can't be compared; then the rest of the body decides.
+        """
+        return len(self.events) == len(events) and all(map(_are_one, self.events, events))
 
     def learn(self, ids: Sequence[UUID], found: Mapping[UUID, Earlier]) -> None:
         """Take over what the ledger has of the key: whatever came here, that is what counts."""
@@ -66,9 +70,20 @@ class Kept(Struct):
             self.confirmed = True
 
 
-def _wish(events: Sequence[Submitted]) -> list[tuple[UUID, SubmittedPayload, bool]]:
-    """What of events the body decides."""
-    return [(event.stream_id, event.payload, event.atomic_id is not None) for event in events]
+def _are_one(kept: Submitted, event: Submitted) -> bool:
+    payload = event.payload
+    if isinstance(payload, CustomerRegistered) and _is_nameless(kept.payload):
+        payload = replace(payload, username=NO_NAME)
+    return _wish(kept, kept.payload) == _wish(event, payload)
+
+
+def _is_nameless(payload: SubmittedPayload) -> bool:
+    return isinstance(payload, CustomerRegistered) and payload.username == NO_NAME
+
+
+def _wish(event: Submitted, payload: SubmittedPayload) -> tuple[UUID, SubmittedPayload, bool]:
+    """What of an event the body decides."""
+    return event.stream_id, payload, event.atomic_id is not None
 
 
 def draft(

@@ -13,6 +13,7 @@ from ledger import failpoints, logs
 from ledger.broker import BROKER_ERRORS
 from ledger.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.publisher import InboxUnavailable
+from ledger.sealing import WrongKey
 from ledger.store import LedgerDamaged
 from ledger.tracing import NoOpenTelemetry
 from projections.projection import ViewDamaged
@@ -30,6 +31,7 @@ REFUSED: Final = (
     ViewDamaged,
     ViewOutdated,
     CheckpointLost,
+    WrongKey,
     InboxUnavailable,
     ViewsUnavailable,
     MissingSecret,

@@ -14,18 +14,22 @@ from ledger.core.decider import evolve_order
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,
+    CustomerErased,
+    CustomerRegistered,
     DecidedPayload,
     OrderPlaced,
     Submitted,
     SubmittedPayload,
 )
-from ledger.core.fold import Fold, effective
+from ledger.core.fold import Fold, effective, is_refusal
 from ledger.core.state import Order
+from ledger.sealing import SEALED_VERSION, CustomerKeys, sealed_data
 
 
 class Composer:
     """Decides submitted events after `position` and makes their records, chained and versioned.
 
+    `keys` makes and destroys the keys of the customers that are registered and erased on the way.
     `outcomes` counts the submitted events by what came of them and why.
     """
 
@@ -36,12 +40,14 @@ class Composer:
         hash_: bytes,
         versions: Mapping[bytes, int],
         recorded_at_us: int,
+        keys: CustomerKeys,
     ) -> None:
         self._fold = fold
         self._position = position
         self._hash = hash_
         self._versions = Counter(versions)
         self._recorded_at_us = recorded_at_us
+        self._keys = keys
         self.records: list[Record] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
@@ -61,13 +67,25 @@ class Composer:
             self._record_both(event, payloads)
 
     def _record_both(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> None:
-        self._record(event, event.event_id, event.payload, event.meta, 0)
+        sealed = self._sealed(event, takes_effect=not is_refusal(decided))
+        self._record(event, event.event_id, event.payload, event.meta, 0, sealed)
         self.outcomes[_outcome(event.payload, decided)] += 1
         cause_position = self._position
         meta = decided_meta(self._fold.rules.version)
         for index, payload in enumerate(decided):
             event_id = decided_id(event.event_id, index)
             self._record(event, event_id, payload, meta, cause_position)
+
+    def _sealed(self, event: Submitted, *, takes_effect: bool) -> bytes | None:
+        """The data under seal of an event that names a customer; an erasure destroys the key."""
+        customer_id, at_us, keys = event.stream_id.bytes, self._recorded_at_us, self._keys
+        match event.payload:
+            case CustomerRegistered() as registration:
+                key = keys.make(customer_id, at_us) if takes_effect else keys.at_hand(customer_id)
+                return sealed_data(event.event_id.bytes, registration, key)
+            case CustomerErased() if takes_effect:
+                keys.destroy(customer_id, at_us)
+        return None
 
     def _record(
         self,
@@ -76,6 +94,7 @@ class Composer:
         payload: AnyPayload,
         meta: bytes,
         cause_position: int,
+        sealed: bytes | None = None,
     ) -> None:
         stream_id = cause.stream_id.bytes
         name = TYPE_OF[type(payload)]
@@ -87,12 +106,12 @@ class Composer:
             stream_id,
             self._versions[stream_id],
             name,
-            CURRENT[name],
+            SEALED_VERSION if sealed else CURRENT[name],
             cause_position,
             cause.occurred_at_us,
             self._recorded_at_us,
             meta,
-            encode_payload(payload),
+            sealed or encode_payload(payload),
         )
         self._hash = next_hash(self._hash, record)
         self.records.append(structs.replace(record, hash=self._hash))

@@ -3,7 +3,7 @@
 The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JSON batch format.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
@@ -21,6 +21,7 @@ from ledger.core.events import (
     Recorded,
     Submitted,
 )
+from ledger.sealing import is_sealed, opened
 
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 MAX_SOURCE: Final = 200
@@ -35,7 +36,10 @@ UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
 CURRENT: Final[dict[str, int]] = {
     name: 1 + sum(of == name for of, _ in UPCASTERS) for name in (*SUBMITTED, *DECIDED)
 }
-"""The current schema_version of each event type: one more than its upcasters."""
+"""The current schema_version of each event type, as it is submitted or decided: one more than its
+upcasters. A registration is recorded under seal instead, in a version of its own (see sealing)."""
+
+NO_KEYS: Final[Mapping[bytes, bytes | None]] = {}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -264,8 +268,15 @@ def encode_payload(payload: AnyPayload) -> bytes:
     return _encode(payload)
 
 
-def recorded(record: Record) -> Recorded:
-    """The event of a record."""
+def recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Recorded:
+    """The event of a record; with NO_NAME for a sealed name unless `keys` has the customer's key.
+
+    Raises Unreadable, msgspec.DecodeError, and WrongKey for a key of something else.
+    """
+    if is_sealed(record):
+        payload: AnyPayload = opened(record, keys.get(record.stream_id))
+    else:
+        payload = decode_payload(record.type, record.schema_version, record.data)
     return Recorded(
         record.position,
         UUID(bytes=record.event_id),
@@ -274,5 +285,5 @@ def recorded(record: Record) -> Recorded:
         record.cause_position,
         record.occurred_at_us,
         record.recorded_at_us,
-        decode_payload(record.type, record.schema_version, record.data),
+        payload,
     )

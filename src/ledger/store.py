@@ -1,6 +1,6 @@
 """The ledger in the database: read, append under the fence, look up."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -9,11 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.chain import Record
 from ledger.failpoints import failpoint, meanwhile
+from ledger.sealing import CustomerKeys, KeyRow
 
 PAGE: Final = 5_000
 COLUMNS: Final = ", ".join(Record.__struct_fields__)
 _SELECT = f"SELECT {COLUMNS} FROM events"
 _INSERT = f"INSERT INTO events ({COLUMNS}) VALUES ({', '.join(['%s'] * 12)})"
+_KEY_COLUMNS = ", ".join(KeyRow.__struct_fields__)
 
 
 class Fenced(Exception):
@@ -50,8 +52,10 @@ class Store:
         await self._connection.commit()
         return head
 
-    async def append(self, head: Head, records: Sequence[Record]) -> Head:
-        """Append records after `head` and commit; the new head.
+    async def append(
+        self, head: Head, records: Sequence[Record], keys: CustomerKeys | None = None
+    ) -> Head:
+        """Append records after `head`, with what became of `keys`, and commit; the new head.
 
         Raises Fenced, with nothing appended, when `head` is no longer the head. After a database
         error it is not known whether they were appended: only a new look at the head can tell.
@@ -61,6 +65,8 @@ class Store:
             _INSERT, [tuple(getattr(r, c) for c in Record.__struct_fields__) for r in records]
         )
         await failpoint("writer.after-insert")
+        if keys:
+            await self._keep(keys)
         moved = await self._connection.exec_driver_sql(
             "UPDATE ledger_head SET position = %s, hash = %s"
             " WHERE id = 1 AND epoch = %s AND position = %s",
@@ -72,6 +78,34 @@ class Store:
         await failpoint("writer.before-commit")
         await meanwhile("writer.commit-sent", self._connection.commit())
         return Head(last.position, last.hash, head.epoch)
+
+    async def _keep(self, keys: CustomerKeys) -> None:
+        if keys.made:
+            await self._connection.exec_driver_sql(
+                f"INSERT INTO customer_keys ({_KEY_COLUMNS}) VALUES (%s, %s, %s, %s)",
+                [
+                    tuple(getattr(r, c) for c in KeyRow.__struct_fields__)
+                    for r in keys.made.values()
+                ],
+            )
+        if keys.destroyed:
+            await self._connection.exec_driver_sql(
+                "UPDATE customer_keys SET sealing_key = NULL, erased_at_us = %s"
+                " WHERE customer_id = %s",
+                [(at_us, customer_id) for customer_id, at_us in keys.destroyed.items()],
+            )
+
+    async def keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
+        """The keys of those of the customers that ever had one; None for a destroyed one."""
+        if not customer_ids:
+            return {}
+        return dict(
+            await self._rows(
+                "SELECT customer_id, sealing_key FROM customer_keys"
+                f" WHERE customer_id IN ({_marks(customer_ids)})",
+                tuple(customer_ids),
+            )
+        )
 
     async def read(self, after: int, limit: int = PAGE) -> list[Record]:
         """The records after a position, in order, at most `limit` (2 or more).
@@ -138,7 +172,7 @@ class Store:
         return found.all()
 
 
-def _marks(values: Sequence[object]) -> str:
+def _marks(values: Collection[object]) -> str:
     return ", ".join(["%s"] * len(values))
 
 

@@ -26,6 +26,7 @@ from ledger.failpoints import failpoint
 from ledger.hints import Hints
 from ledger.inbox import Batch, Inbox, open_inbox, park
 from ledger.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
+from ledger.sealing import CustomerKeys, named_customers
 from ledger.sessions import keep_alive
 from ledger.store import Fenced, Head, LedgerDamaged, Store
 from ledger.telling import tell_commit
@@ -152,9 +153,10 @@ class Writer:
         versions = await store.versions(list({event.stream_id.bytes for event in events}))
         histories = await store.streams(order_streams(known.fold, versions))
         recall_orders(known.fold, histories.values())
-        composer = self._decide(known, events, versions)
+        keys = CustomerKeys(await store.keys(named_customers(events)))
+        composer = self._decide(known, events, versions, keys)
         append_began = time.perf_counter()
-        known.head = await store.append(known.head, composer.records)
+        known.head = await store.append(known.head, composer.records, keys)
         commit_s = time.perf_counter() - append_began
         known.recorded_at_us = composer.records[-1].recorded_at_us
         known.fold.orders.clear()
@@ -163,11 +165,15 @@ class Writer:
         return len(events)
 
     def _decide(
-        self, known: "Known", events: list[Submitted], versions: dict[bytes, int]
+        self,
+        known: "Known",
+        events: list[Submitted],
+        versions: dict[bytes, int],
+        keys: CustomerKeys,
     ) -> Composer:
         recorded_at_us = max(self._now_us(), known.recorded_at_us)
         head = known.head
-        composer = Composer(known.fold, head.position, head.hash, versions, recorded_at_us)
+        composer = Composer(known.fold, head.position, head.hash, versions, recorded_at_us, keys)
         composer.add(events)
         return composer
 

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from ledger.chain import Record
 from ledger.codec import encode_recorded, origin_of, recorded
 from ledger.core.events import Submitted
+from ledger.sealing import REGISTERED
 from projections.announcements import Outcome, outcomes
 from projections.queries import fetch
 
@@ -41,7 +42,7 @@ class FeedPage(Struct, frozen=True):
 
 
 class Earlier(Struct, frozen=True):
-    """A submitted event that the ledger has, and its outcome."""
+    """A submitted event that the ledger has, and its outcome; with NO_NAME for an erased name."""
 
     event: Submitted
     outcome: Outcome
@@ -88,12 +89,13 @@ class Feed:
         marks = ", ".join(["%s"] * len(event_ids))
         rows = await fetch(
             self._engine,
-            f"SELECT {_columns('e')}, {_columns('d')} FROM events e LEFT JOIN events d"
-            " ON d.position = e.position + 1 AND d.cause_position = e.position"
+            f"SELECT k.sealing_key, {_columns('e')}, {_columns('d')} FROM events e"
+            " LEFT JOIN events d ON d.position = e.position + 1 AND d.cause_position = e.position"
+            " LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = %s"
             f" WHERE e.event_id IN ({marks})",
-            tuple(event_id.bytes for event_id in event_ids),
+            (REGISTERED, *(event_id.bytes for event_id in event_ids)),
         )
-        found = (_earlier(row) for row in rows)
+        found = (_earlier(key, row) for key, *row in rows)
         return {earlier.event.event_id: earlier for earlier in found}
 
 
@@ -117,9 +119,9 @@ def _feed_events(rows: Any) -> list[FeedEvent]:
     ]
 
 
-def _earlier(row: tuple[Any, ...]) -> Earlier:
+def _earlier(key: bytes | None, row: list[Any]) -> Earlier:
     record = Record(*row[:_WIDTH])
-    submitted, origin = recorded(record), origin_of(record)
+    submitted, origin = recorded(record, {record.stream_id: key}), origin_of(record)
     events = [submitted]
     if row[_WIDTH] is not None:
         events.append(recorded(Record(*row[_WIDTH:])))

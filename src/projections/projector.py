@@ -19,6 +19,7 @@ from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS
 from ledger.failpoints import failpoint
 from ledger.hints import Hints, listening
+from ledger.sealing import sealed_customers
 from ledger.sessions import keep_alive
 from ledger.store import PAGE, LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
@@ -102,7 +103,8 @@ async def advance(
         await connection.rollback()
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
-    events = [recorded(record) for record in records]
+    keys = await store.keys(sealed_customers(records))
+    events = [recorded(record, keys) for record in records]
     taking_effect = list(effective(events))
     await _project(connection, behind, taking_effect)
     await move_checkpoints(connection, behind, records[-1].position)

@@ -10,6 +10,7 @@ from sqlalchemy import Column, String, Table
 from ledger.codec import moment
 from ledger.core.events import (
     MAX_USERNAME,
+    CustomerErased,
     CustomerRegistered,
     OrderCancelled,
     OrderCompleted,
@@ -27,6 +28,9 @@ from projections.projection import (
     present,
 )
 
+ERASED: Final = "erased"
+"""What stands where a name can't be read any more."""
+
 
 class WalletRow(Struct, frozen=True, gc=False):
     """A customer and what the wallet holds."""
@@ -43,7 +47,9 @@ TABLE: Final = Table(
     "wallets",
     METADATA,
     id_column("customer_id", "the customer", primary_key=True),
-    Column("username", String(MAX_USERNAME), nullable=False, comment="name of the customer"),
+    Column(
+        "username", String(MAX_USERNAME), nullable=False, comment="name of the customer, or erased"
+    ),
     amount_column("balance_minor", "what the wallet holds, in minor units"),
     moment_column("created_at", "when the customer was registered, as the client's API told"),
     moment_column("updated_at", "recorded time of the last change"),
@@ -54,7 +60,7 @@ TABLE: Final = Table(
 def key(event: Recorded) -> UUID | None:
     """The customer whose row an event changes."""
     match event.payload:
-        case CustomerRegistered() | WalletCredited():
+        case CustomerRegistered() | CustomerErased() | WalletCredited():
             return event.stream_id
         case OrderCompleted() | OrderCancelled() as moved:
             return moved.customer_id
@@ -68,7 +74,7 @@ def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
     if isinstance(event.payload, CustomerRegistered):
         return WalletRow(
             event.stream_id,
-            event.payload.username,
+            event.payload.username or ERASED,
             event.payload.opening_balance_minor,
             moment(event.occurred_at_us),
             recorded_at,
@@ -77,7 +83,7 @@ def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
     row = present(row, event)
     return WalletRow(
         row.customer_id,
-        row.username,
+        ERASED if isinstance(event.payload, CustomerErased) else row.username,
         row.balance_minor + money_moved_minor(event.payload),
         row.created_at,
         recorded_at,

@@ -206,7 +206,9 @@ async def test_of_fifty_bodies_at_once_one_wins_and_every_other_is_refused(
         if answer not in winners:
             problem(answer, 422, "key-reused")
     (event,) = await recorded_after(here, start)
-    assert event["data"]["username"] == winners[0].json()["username"]
+    assert event["subject"] == winners[0].json()["customer_id"]
+    found = await here.get(f"/customers/{event['subject']}")
+    assert found.json()["username"] == winners[0].json()["username"]
 
 
 async def test_within_a_process_another_body_is_refused_at_once(here: httpx.AsyncClient) -> None:

@@ -16,6 +16,7 @@ from ledger.core.events import (
     SUBMITTED,
     TYPE_OF,
     AnyPayload,
+    CustomerErased,
     CustomerRegistered,
     DecidedPayload,
     OrderCancelled,
@@ -33,6 +34,7 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
+from ledger.sealing import REGISTERED, SEALED_VERSION, sealed_data
 
 FOLDER = Path(__file__).parent / "golden"
 SOURCE = "order-ledger/api"
@@ -44,9 +46,13 @@ CUSTOMER = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 PRODUCT = UUID("a1b2c3d4-e5f6-7890-1234-567890abcdef")
 OCCURRED_AT_US = 1_735_689_600_123_456
 RECORDED_AT_US = 1_735_689_600_234_567
+KEY = bytes(range(64))
+NAME = "Zoë \N{DESERT ISLAND}"
+SEALED = f"{REGISTERED}.v{SEALED_VERSION}.json"
 
 SUBMITTED_EXAMPLES: list[SubmittedPayload] = [
-    CustomerRegistered("Zoë \N{DESERT ISLAND}", 500_000),
+    CustomerRegistered(NAME, 500_000),
+    CustomerErased(),
     WalletCredited(12_345),
     ProductListed("Füller", 'with "quotes", \\ and\na new line', 10_000, 100),
     StockReceived(25),
@@ -70,7 +76,7 @@ Golden = dict[str, Any]
 
 def names() -> list[str]:
     """The file names that must be there: each type, each schema_version up to the current one."""
-    return [
+    return [SEALED] + [
         f"{name}.v{version}.json"
         for name in (*SUBMITTED, *DECIDED)
         for version in range(1, CURRENT[name] + 1)
@@ -134,12 +140,23 @@ def golden_of(name: str) -> Golden:
     return golden
 
 
+def sealed_golden() -> Golden:
+    """What today's writer records of a registration, with KEY as the customer's key."""
+    golden = golden_of(REGISTERED)
+    del golden["wire"]
+    data = sealed_data(CAUSE.bytes, CustomerRegistered(NAME, 500_000), KEY)
+    golden["record"].update(schema_version=SEALED_VERSION, data=data.decode())
+    golden["hash"] = next_hash(GENESIS_HASH, record_of(golden)).hex()
+    return golden
+
+
 def write_missing() -> None:
     FOLDER.mkdir(exist_ok=True)
-    for name in (*SUBMITTED, *DECIDED):
-        path = FOLDER / f"{name}.v{CURRENT[name]}.json"
+    today = {f"{name}.v{CURRENT[name]}.json": golden_of(name) for name in (*SUBMITTED, *DECIDED)}
+    for name, golden in {**today, SEALED: sealed_golden()}.items():
+        path = FOLDER / name
         if not path.exists():
-            text = json.dumps(golden_of(name), ensure_ascii=False, indent=2)
+            text = json.dumps(golden, ensure_ascii=False, indent=2)
             path.write_text(text + "\n", encoding="utf-8")
 
 

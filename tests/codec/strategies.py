@@ -16,6 +16,7 @@ from ledger.core.events import (
     MAX_QUANTITY,
     MAX_STOCK,
     MAX_USERNAME,
+    CustomerErased,
     CustomerRegistered,
     DecidedPayload,
     OrderCancelled,
@@ -56,6 +57,7 @@ def text(min_size: int, limit: int) -> st.SearchStrategy[str]:
 
 submitted_payloads: st.SearchStrategy[SubmittedPayload] = st.one_of(
     st.builds(CustomerRegistered, text(1, MAX_USERNAME), st.integers(0, MAX_AMOUNT_MINOR)),
+    st.builds(CustomerErased),
     st.builds(WalletCredited, amounts),
     st.builds(
         ProductListed,

@@ -15,16 +15,20 @@ from ledger.codec import (
     join,
     recorded,
 )
-from ledger.core.events import DECIDED, SUBMITTED, Reason
+from ledger.core.events import DECIDED, NO_NAME, SUBMITTED, CustomerRegistered, Reason
 
 from .golden_files import (
     EXAMPLES,
     FOLDER,
+    KEY,
+    NAME,
+    SEALED,
     SOURCE,
     golden_of,
     names,
     read,
     record_of,
+    sealed_golden,
     wire_bytes,
 )
 
@@ -79,9 +83,18 @@ def test_a_golden_record_still_has_the_same_hash(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_the_data_of_a_current_golden_record_is_written_in_the_same_bytes(path: Path) -> None:
     record = record_of(read(path))
-    payload = decode_payload(record.type, record.schema_version, record.data)
     if record.schema_version == CURRENT[record.type]:
+        payload = decode_payload(record.type, record.schema_version, record.data)
         assert encode_payload(payload) == record.data
+
+
+def test_a_golden_sealed_name_opens_to_its_key_and_is_sealed_in_the_same_bytes() -> None:
+    golden = read(FOLDER / SEALED)
+    record = record_of(golden)
+    registration = CustomerRegistered(NAME, 500_000)
+    assert recorded(record, {record.stream_id: KEY}).payload == registration
+    assert recorded(record).payload == CustomerRegistered(NO_NAME, 500_000)
+    assert sealed_golden() == golden
 
 
 @pytest.mark.parametrize("path", WIRES, ids=_name)

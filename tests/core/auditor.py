@@ -31,6 +31,7 @@ class Auditor:
         """What the ledger must decide of this event."""
         rules: dict[str, Callable[[UUID, Data], Events]] = {
             "customer.registered": self._registered,
+            "customer.erased": self._erased,
             "wallet.credited": self._credited,
             "product.listed": self._listed,
             "stock.received": self._received,
@@ -68,6 +69,9 @@ class Auditor:
             return refused("DUPLICATE_CUSTOMER")
         self.opens(stream, data["opening_balance_minor"])
         return []
+
+    def _erased(self, stream: UUID, _: Data) -> Events:
+        return [] if stream in self.money else refused("UNKNOWN_CUSTOMER")
 
     def _credited(self, stream: UUID, data: Data) -> Events:
         if stream not in self.money:

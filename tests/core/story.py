@@ -4,6 +4,7 @@ from typing import Self
 from uuid import UUID
 
 from ledger.core.events import (
+    CustomerErased,
     CustomerRegistered,
     DecidedPayload,
     OrderCancelRequested,
@@ -27,6 +28,10 @@ Submission = tuple[UUID, SubmittedPayload]
 
 def customer(balance_minor: int = 500_000, at: UUID = ANN) -> Submission:
     return at, CustomerRegistered("ann", balance_minor)
+
+
+def erasure(at: UUID = ANN) -> Submission:
+    return at, CustomerErased()
 
 
 def credit(amount_minor: int, at: UUID = ANN) -> Submission:

@@ -14,7 +14,7 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import Customer, Product
+from ledger.core.state import Customer, Product, Status
 
 from .story import (
     ANN,
@@ -25,6 +25,7 @@ from .story import (
     cancel,
     credit,
     customer,
+    erasure,
     given,
     given_at_hand,
     order,
@@ -44,6 +45,26 @@ def test_an_opening_balance_that_nobody_named_is_5000_00() -> None:
     story = given().when((ANN, CustomerRegistered("ann"))).then()
     story.leaves(balance_minor=DEFAULT_BALANCE_MINOR)
     assert DEFAULT_BALANCE_MINOR == 5000_00
+
+
+def test_an_erasure_moves_neither_money_nor_stock_nor_an_order() -> None:
+    story = given(*EVERYTHING).when(erasure()).then().changes_nothing()
+    story.when(credit(1), cancel()).leaves(balance_minor=500_001, status=Status.CANCELLED)
+
+
+def test_a_second_erasure_takes_effect_as_the_first_did() -> None:
+    given(customer(), erasure()).when(erasure()).then().changes_nothing()
+
+
+@pytest.mark.parametrize("at", [NOBODY, PEN, ORDER])
+def test_who_is_no_customer_can_not_be_erased(at: UUID) -> None:
+    refused = SubmissionRefused(Reason.UNKNOWN_CUSTOMER)
+    given(*EVERYTHING).when(erasure(at)).then(refused).changes_nothing()
+
+
+def test_an_erased_customer_can_not_be_registered_again() -> None:
+    story = given(customer(), erasure()).when(customer(1))
+    story.then(SubmissionRefused(Reason.DUPLICATE_CUSTOMER)).changes_nothing()
 
 
 def test_a_product_starts_with_its_stock_as_the_initial_stock() -> None:

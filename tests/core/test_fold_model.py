@@ -11,6 +11,7 @@ from ledger.core.decider import evolve_order
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,
+    CustomerErased,
     CustomerRegistered,
     DecidedPayload,
     OrderCancelRefused,
@@ -91,6 +92,10 @@ class Bookkeeping(RuleBasedStateMachine):
     @rule(at=mostly(CUSTOMERS), balance=balances)
     def registers(self, at: UUID, balance: int) -> None:
         self._deliver(at, CustomerRegistered("ann", balance))
+
+    @rule(at=mostly(CUSTOMERS))
+    def erases(self, at: UUID) -> None:
+        self._deliver(at, CustomerErased())
 
     @rule(at=mostly(CUSTOMERS), amount=amounts)
     def pays_in(self, at: UUID, amount: int) -> None:

@@ -11,6 +11,7 @@ from tests.core.story import (
     cancel,
     credit,
     customer,
+    erasure,
     order,
     price,
     product,
@@ -58,6 +59,7 @@ def _submissions(chance: random.Random) -> Iterator[Submission]:
         entries = [
             customer(chance.choice([0, 5_000, 50_000]), by),
             credit(chance.randint(1, 9_999), by),
+            erasure(by),
             product(chance.randint(1, 999), chance.randint(0, 20), of),
             receipt(chance.randint(1, 9), of),
             price(chance.randint(1, 999), of),

@@ -113,6 +113,11 @@ class Ledger:
                 found += page
             return found
 
+    async def keys(self) -> dict[bytes, bytes | None]:
+        """The key of each customer."""
+        rows: Any = await self.rows("SELECT customer_id, sealing_key FROM customer_keys", "writer")
+        return dict(rows)
+
     async def until_recorded(self, events: Iterable[Submitted]) -> list[Record]:
         """Wait until the ledger has these events; all of it then."""
         wanted = [event.event_id.bytes for event in events]

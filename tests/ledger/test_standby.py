@@ -14,6 +14,7 @@ from ledger.batch import Composer
 from ledger.broker import open_channel
 from ledger.core.events import Submitted
 from ledger.publisher import Publisher
+from ledger.sealing import CustomerKeys
 from ledger.store import Fenced, Store
 from ledger.topology import INBOX, SUBMITTED_EXCHANGE
 from ledger.writer import Known
@@ -130,7 +131,7 @@ async def test_a_writer_that_is_overtaken_while_it_takes_over_calls_no_ledger_da
         async def after_the_other(connection: AsyncConnection, known: Known) -> None:
             monkeypatch.setattr(writer, "catch_up", catch_up)
             await writer.take_over(quick, theirs)
-            composer = Composer(theirs.fold, 0, theirs.head.hash, {}, 1)
+            composer = Composer(theirs.fold, 0, theirs.head.hash, {}, 1, CustomerKeys({}))
             composer.add(opening())
             await Store(quick).append(theirs.head, composer.records)
             await catch_up(connection, known)

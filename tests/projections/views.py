@@ -1,12 +1,13 @@
 """The views as they stand, and as a fold in memory says they must."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.chain import Record
-from ledger.codec import recorded
+from ledger.codec import NO_KEYS, recorded
 from ledger.core.fold import effective
 from projections.projection import Key, Projection, from_columns
 from projections.projector import advance
@@ -15,12 +16,13 @@ from tests.harness import eventually
 from tests.ledger.running import Ledger
 
 View = dict[Key, Struct]
+Keys = Mapping[bytes, bytes | None]
 
 
-def replayed(projection: Projection[Any], records: list[Record]) -> View:
-    """The rows of a view, folded in memory from the whole ledger."""
+def replayed(projection: Projection[Any], records: list[Record], keys: Keys = NO_KEYS) -> View:
+    """The rows of a view, folded in memory from the whole ledger; names need their keys."""
     rows: View = {}
-    for event in effective([recorded(record) for record in records]):
+    for event in effective([recorded(record, keys) for record in records]):
         projection.project(rows, event)
     return rows
 
@@ -40,8 +42,8 @@ async def all_live(ledger: Ledger) -> dict[str, View]:
 
 async def all_replayed(ledger: Ledger) -> dict[str, View]:
     """Every view, as a replay of the ledger says it must be."""
-    records = await ledger.records()
-    return {projection.name: replayed(projection, records) for projection in PROJECTIONS}
+    records, keys = await ledger.records(), await ledger.keys()
+    return {projection.name: replayed(projection, records, keys) for projection in PROJECTIONS}
 
 
 async def checkpoints(ledger: Ledger) -> dict[str, int]:

@@ -10,6 +10,7 @@ from ledger.core.events import (
     MAX_BALANCE_MINOR,
     MAX_STOCK,
     AnyPayload,
+    CustomerErased,
     CustomerRegistered,
     DecidedPayload,
     OrderCancelled,
@@ -31,7 +32,14 @@ from ledger.core.pricing import unit_price_minor
 from ledger.core.rules import IN_FORCE, Rules
 from ledger.core.state import Customer, Order, Product, State, Status, Subject
 
-Entry = CustomerRegistered | WalletCredited | ProductListed | StockReceived | PriceChanged
+Entry = (
+    CustomerRegistered
+    | CustomerErased
+    | WalletCredited
+    | ProductListed
+    | StockReceived
+    | PriceChanged
+)
 
 
 def decide(
@@ -54,6 +62,8 @@ def _refusal(subject: Subject, event: Entry) -> Reason | None:
             return Reason.DUPLICATE_CUSTOMER if subject else None
         case ProductListed():
             return Reason.DUPLICATE_PRODUCT if subject else None
+        case CustomerErased():
+            return None if isinstance(subject, Customer) else Reason.UNKNOWN_CUSTOMER
         case WalletCredited():
             if not isinstance(subject, Customer):
                 return Reason.UNKNOWN_CUSTOMER
@@ -122,7 +132,7 @@ def evolve(state: State, event: AnyPayload) -> State:
             return _moved(state, event, -event.total_minor, -event.quantity)
         case OrderCancelled():
             return _moved(state, event, event.refund_minor, event.quantity)
-        case OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
+        case CustomerErased() | OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
             return state
     assert_never(event)
 

@@ -17,6 +17,8 @@ MAX_USERNAME: Final = 100
 MAX_NAME: Final = 200
 MAX_DESCRIPTION: Final = 2000
 DEFAULT_BALANCE_MINOR: Final = 500_000
+NO_NAME: Final = ""
+"""In the place of a name that can't be read: shorter than any that a client can send."""
 
 Amount = Annotated[int, Meta(ge=1, le=MAX_AMOUNT_MINOR)]
 Units = Annotated[int, Meta(ge=1, le=MAX_STOCK)]
@@ -49,6 +51,10 @@ class CustomerRegistered(Payload, frozen=True):
 
     username: Annotated[str, Meta(min_length=1, max_length=MAX_USERNAME)]
     opening_balance_minor: Annotated[int, Meta(ge=0, le=MAX_AMOUNT_MINOR)] = DEFAULT_BALANCE_MINOR
+
+
+class CustomerErased(Payload, frozen=True):
+    """The customer's name is to be forgotten; wallet and orders stay as they are."""
 
 
 class WalletCredited(Payload, frozen=True):
@@ -129,6 +135,7 @@ class SubmissionRefused(Payload, frozen=True):
 
 SubmittedPayload = (
     CustomerRegistered
+    | CustomerErased
     | WalletCredited
     | ProductListed
     | StockReceived
@@ -143,6 +150,7 @@ AnyPayload = SubmittedPayload | DecidedPayload
 
 SUBMITTED: Final[dict[str, type[SubmittedPayload]]] = {
     "customer.registered": CustomerRegistered,
+    "customer.erased": CustomerErased,
     "wallet.credited": WalletCredited,
     "product.listed": ProductListed,
     "stock.received": StockReceived,

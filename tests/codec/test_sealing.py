@@ -1,0 +1,114 @@
+"""A sealed name opens to its own key and event, and to nothing else."""
+
+import json
+
+import pytest
+from hypothesis import given
+from msgspec import DecodeError, structs
+
+from ledger.chain import Record
+from ledger.codec import Unreadable, decode_group, decode_payload, recorded
+from ledger.core.events import MAX_USERNAME, NO_NAME, CustomerRegistered
+from ledger.sealing import (
+    KEY_BYTES,
+    REGISTERED,
+    SEALED_VERSION,
+    CustomerKeys,
+    KeyRow,
+    WrongKey,
+    new_key,
+    sealed_data,
+)
+
+from .strategies import GOOD, text
+
+EVENT, OTHER, ANN = b"e" * 16, b"o" * 16, b"a" * 16
+KEY = bytes(range(KEY_BYTES))
+
+
+def record(name: str, key: bytes = KEY) -> Record:
+    data = sealed_data(EVENT, CustomerRegistered(name, 700), key)
+    return Record(1, EVENT, ANN, 1, REGISTERED, SEALED_VERSION, 0, 5, 6, b"{}", data)
+
+
+@given(text(1, MAX_USERNAME))
+def test_a_name_comes_out_as_it_went_in(name: str) -> None:
+    assert recorded(record(name), {ANN: KEY}).payload == CustomerRegistered(name, 700)
+
+
+@pytest.mark.parametrize("keys", [{}, {ANN: None}, {OTHER: KEY}])
+def test_without_its_key_a_registration_has_no_name_and_all_else(
+    keys: dict[bytes, bytes | None],
+) -> None:
+    assert recorded(record("ann"), keys).payload == CustomerRegistered(NO_NAME, 700)
+
+
+@given(text(1, MAX_USERNAME))
+def test_what_is_recorded_tells_a_name_only_by_steps_of_its_length(name: str) -> None:
+    data = record(name).data
+    assert len(data) == len(record("x" * (len(name.encode()) // 64 * 64 or 1)).data)
+
+
+def test_the_same_name_of_two_customers_or_in_two_events_looks_different() -> None:
+    ann = CustomerRegistered("ann")
+    sealed = {sealed_data(event, ann, key) for event in (EVENT, OTHER) for key in (KEY, new_key())}
+    assert len(sealed) == 4
+
+
+@pytest.mark.parametrize(
+    ("record", "key"),
+    [
+        (record("ann"), new_key()),
+        (structs.replace(record("ann"), event_id=OTHER), KEY),
+        (structs.replace(record("ann"), data=record("bob", new_key()).data), KEY),
+        (structs.replace(record("ann"), data=record("ann").data.replace(b'"}', b'A"}')), KEY),
+    ],
+    ids=["another key", "another event", "data of another", "a letter more"],
+)
+def test_what_does_not_belong_together_is_refused_and_not_taken_for_erased(
+    record: Record, key: bytes
+) -> None:
+    with pytest.raises(WrongKey, match="position 1"):
+        recorded(record, {ANN: key})
+
+
+@pytest.mark.parametrize("fault", [b"", b"{}", b"[]", b'{"opening_balance_minor":-1}'])
+def test_data_that_is_no_sealed_registration_is_unreadable(fault: bytes) -> None:
+    with pytest.raises(DecodeError):
+        recorded(structs.replace(record("ann"), data=fault))
+
+
+def test_nobody_can_submit_a_name_under_a_seal_of_his_own() -> None:
+    sealed = record("ann")
+    wire = {"type": REGISTERED, "schemaversion": SEALED_VERSION, "data": json.loads(sealed.data)}
+    events, (rejected,) = decode_group(json.dumps([GOOD | wire]).encode())
+    assert events == []
+    assert "schema_version 1, not 2" in rejected.reason
+    with pytest.raises(Unreadable):
+        decode_payload(REGISTERED, SEALED_VERSION, sealed.data)
+
+
+def test_a_key_that_is_made_is_stored_and_one_that_is_only_used_is_not() -> None:
+    keys = CustomerKeys({ANN: None})
+    assert keys.at_hand(ANN) != keys.at_hand(ANN)
+    assert keys.at_hand(OTHER) != keys.at_hand(OTHER)
+    assert (keys.made, keys.destroyed) == ({}, {})
+    key = keys.make(OTHER, 5)
+    assert keys.at_hand(OTHER) == key
+    assert keys.made == {OTHER: KeyRow(OTHER, key, 5)}
+
+
+def test_a_key_made_and_destroyed_in_one_batch_is_never_stored() -> None:
+    keys = CustomerKeys({})
+    key = keys.make(ANN, 5)
+    keys.destroy(ANN, 6)
+    assert keys.made == {ANN: KeyRow(ANN, None, 5, 6)}
+    assert keys.destroyed == {}
+    assert keys.at_hand(ANN) != key
+
+
+def test_only_a_key_that_is_there_is_destroyed_and_only_once() -> None:
+    keys = CustomerKeys({ANN: KEY, OTHER: None})
+    for customer_id, at_us in ((ANN, 6), (ANN, 7), (OTHER, 8), (EVENT, 9)):
+        keys.destroy(customer_id, at_us)
+    assert (keys.made, keys.destroyed) == ({}, {ANN: 6})
