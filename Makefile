@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test load check format clean
+.PHONY: help setup run test load bench bench-growth check format clean
 
 help: ## print the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv with the pinned dependencies (the others do it when it's needed)
 	@sh deploy/bootstrap.sh
@@ -23,6 +23,12 @@ load: setup ## run the three load tests of the contract against a running `make 
 	@.venv/bin/python tests/req-3-2-1_test_race_condition.py
 	@.venv/bin/k6 run tests/req-3-2-2_test_high_volume_test.js
 
+bench: setup ## measure the ledger, its ceilings and the design it replaces (10 min); ARGS=--quick
+	@.venv/bin/python -m bench $(ARGS)
+
+bench-growth: setup ## the same with 5,000,000 events in the ledger, instead of 1,000,000
+	@.venv/bin/python -m bench --growth $(ARGS)
+
 check: setup ## check format, lint, types and import rules
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
@@ -34,5 +40,5 @@ format: setup ## format the code and sort its imports
 	@.venv/bin/ruff format .
 
 clean: ## remove .venv and the tools' caches, not the data of `make run` in .ledger
-	@rm -rf .venv .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .venv-peer .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	@find src tests -type d -name __pycache__ -prune -exec rm -rf {} +

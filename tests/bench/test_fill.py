@@ -3,9 +3,9 @@
 from itertools import islice
 
 import pytest
+
 from bench.fill import NotEmpty, fill
 from bench.history import Shop
-
 from cli.settings import Settings
 from cli.stack.servers import Servers
 from tests.harness import make_ledger

@@ -2,7 +2,6 @@
 
 from bench.fill import fill
 from bench.history import Shop
-
 from cli.settings import Settings
 from projections.projector import advance
 from projections.registry import PROJECTIONS

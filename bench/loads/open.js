@@ -1,0 +1,48 @@
+// A constant rate of orders or of reads of one product, and what each took.
+// BASE_URL, RATE (a second), DURATION_S, CUSTOMER_ID, PRODUCT_ID, and KIND: orders or reads.
+
+import http from 'k6/http';
+import { check } from 'k6';
+
+const API = `${__ENV.BASE_URL}/api/v1`;
+const RATE = Number(__ENV.RATE);
+const BODY = JSON.stringify({ customer_id: __ENV.CUSTOMER_ID, product_id: __ENV.PRODUCT_ID });
+const HEADERS = { headers: { 'Content-Type': 'application/json' } };
+
+export const options = {
+  discardResponseBodies: true,
+  summaryTrendStats: ['min', 'med', 'p(90)', 'p(99)', 'max'],
+  scenarios: {
+    open: {
+      executor: 'constant-arrival-rate',
+      rate: RATE,
+      timeUnit: '1s',
+      duration: `${__ENV.DURATION_S}s`,
+      preAllocatedVUs: RATE, // none is dropped for want of a client
+    },
+  },
+};
+
+export default function () {
+  const orders = __ENV.KIND === 'orders';
+  const answer = orders
+    ? http.post(`${API}/orders`, BODY, HEADERS)
+    : http.get(`${API}/products/${__ENV.PRODUCT_ID}`);
+  check(answer, { 'as expected': ({ status }) => status === (orders ? 202 : 200) });
+}
+
+export function handleSummary({ metrics }) {
+  const of = (name) => (metrics[name] ? metrics[name].values : {});
+  const took = of('http_req_duration');
+  return {
+    stdout: JSON.stringify({
+      requests: of('http_reqs').count,
+      refused: of('checks').fails,
+      dropped: of('dropped_iterations').count || 0,
+      p50: took.med * 1000,
+      p90: took['p(90)'] * 1000,
+      p99: took['p(99)'] * 1000,
+      max: took.max * 1000,
+    }),
+  };
+}

@@ -1,0 +1,150 @@
+"""The loads on the whole ledger, each with its numbers and a check that they add up."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import httpx
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bench.loads import CONNECTIONS, Took, closed, opened
+from bench.sampling import Sampler, Spent
+from bench.system import Parties, System, WrongResult, count_orders
+from bench.watching import Watch
+
+PROBE_EVERY_S: Final = 0.1
+PROBE_WAIT: Final = {"Prefer": "wait=10"}
+
+
+class Load(Struct, frozen=True):
+    """One load: what the clients saw, what the ledger did, and what each component used for it.
+
+    `orders` is how many the ledger has more than before and `duration_s` the time until the views
+    showed all of them; `lags_s` is how far the views were behind at each look, `rates` the
+    ledger's events a second over time.
+    """
+
+    took: Took
+    orders: int
+    duration_s: float
+    lags_s: list[float]
+    rates: list[tuple[float, float]]
+    spent: dict[str, Spent]
+    network_bytes: int
+    decided_ms: list[float] = []
+
+    @property
+    def orders_per_s(self) -> float:
+        """Orders a second, from the first request until the last order was shown."""
+        return self.orders / self.duration_s
+
+    @property
+    def cpu_ms_per_order(self) -> float:
+        """All the CPU of all components, the load generator's left out, an order."""
+        return 1e3 * sum(spent.cpu_s for spent in self.spent.values()) / self.orders
+
+
+async def saturate(system: System, parties: Parties, duration_s: int, size: int = 1) -> Load:
+    """Orders as fast as they are taken, one or `size` a request; raises WrongResult."""
+    who = ",".join(parties.customers), ",".join(parties.products)
+    before = await orders(system)
+    async with watching(system) as (watch, sampler):
+        took = await closed(system.url, "orders.lua", duration_s, str(size), *who)
+        recorded = await _settled(system, took, before, size, CONNECTIONS)
+    return _load(took, recorded, watch, sampler)
+
+
+async def steady(system: System, parties: Parties, rate: int, duration_s: int) -> Load:
+    """Orders at a constant rate, and a client that asks for an outcome every now and then."""
+    ids = {"CUSTOMER_ID": parties.customers[0], "PRODUCT_ID": parties.products[0]}
+    before = await orders(system)
+    async with watching(system) as (watch, sampler):
+        load = asyncio.create_task(opened(system.url, "orders", rate, duration_s, **ids))
+        decided_ms = await _probe(system, parties, load)
+        recorded = await _settled(system, await load, before + len(decided_ms), 1, 0)
+    return _load(await load, recorded, watch, sampler, decided_ms)
+
+
+@asynccontextmanager
+async def watching(system: System) -> AsyncIterator[tuple[Watch, Sampler]]:
+    """Look at the ledger and at every component while the block runs."""
+    async with system.engine() as engine, Watch(engine) as watch:
+        with Sampler(system.components()) as sampler:
+            yield watch, sampler
+
+
+def _load(
+    took: Took, recorded: int, watch: Watch, sampler: Sampler, decided_ms: Sequence[float] = ()
+) -> Load:
+    return Load(
+        took,
+        recorded,
+        sampler.duration_s,
+        watch.lags_s(),
+        watch.rates(),
+        sampler.spent(),
+        sampler.network_bytes(),
+        list(decided_ms),
+    )
+
+
+async def _probe(system: System, parties: Parties, beside: asyncio.Task[Took]) -> list[float]:
+    """How long orders of one more client took until the view showed them COMPLETED, in ms."""
+    body = {"customer_id": parties.customers[-1], "product_id": parties.products[-1]}
+    took: list[float] = []
+    async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", timeout=30) as http:
+        while not beside.done():
+            began = time.perf_counter()
+            answer = await http.post("/orders", json=body, headers=PROBE_WAIT)
+            if answer.json()["status"] != "COMPLETED":
+                raise WrongResult(f"the probe's order was not completed: {answer.text}")
+            took.append(1e3 * (time.perf_counter() - began))
+            await asyncio.sleep(PROBE_EVERY_S)
+    return took
+
+
+async def _settled(system: System, took: Took, before: int, size: int, in_flight: int) -> int:
+    """The orders that came; raises WrongResult where one was lost, doubled or left undecided.
+
+    A load generator that stops does not hear of what was in flight; so many may be there besides.
+    """
+    if took.refused or took.broken or took.dropped:
+        raise WrongResult(f"not every request was answered as it should be: {took}")
+    accepted = took.requests * size
+    recorded = await system.shown(before + accepted) - before
+    if not accepted <= recorded <= accepted + in_flight * size:
+        raise WrongResult(f"{accepted} orders were accepted, {recorded} are in the ledger")
+    async with system.engine() as engine, engine.connect() as connection:
+        await _refuse_imbalance(connection)
+    return recorded
+
+
+async def _refuse_imbalance(connection: AsyncConnection) -> None:
+    pending = await _number(connection, "SELECT COUNT(*) FROM orders WHERE status = 'PENDING'")
+    if pending:
+        raise WrongResult(f"{pending} orders are not decided")
+    paid = await _number(
+        connection, "SELECT COALESCE(SUM(total_minor), 0) FROM orders WHERE status = 'COMPLETED'"
+    )
+    held = await _number(connection, "SELECT COALESCE(SUM(balance_minor), 0) FROM wallets")
+    put_in = await _number(
+        connection,
+        "SELECT COALESCE(SUM(CAST(JSON_UNQUOTE(JSON_EXTRACT(CONVERT(data USING utf8mb4),"
+        " IF(type = 'wallet.credited', '$.amount_minor', '$.opening_balance_minor')))"
+        " AS SIGNED)), 0) FROM events WHERE type IN ('wallet.credited', 'customer.registered')",
+    )
+    if paid + held != put_in:
+        raise WrongResult(f"{put_in} was put in, but {paid} was paid and {held} is in wallets")
+
+
+async def orders(system: System) -> int:
+    """How many orders the view has."""
+    async with system.engine() as engine:
+        return await count_orders(engine)
+
+
+async def _number(connection: AsyncConnection, query: str) -> int:
+    return int((await connection.exec_driver_sql(query)).scalar_one())

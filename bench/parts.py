@@ -1,0 +1,121 @@
+"""Each part alone: the writer on a full inbox, the projector on a full ledger, the pure fold."""
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from aio_pika import DeliveryMode, Message
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bench.ceilings import history
+from bench.fill import fill
+from bench.history import Shop
+from bench.system import System, WrongResult
+from ledger import writer
+from ledger.broker import open_channel
+from ledger.codec import encode_submitted, join
+from ledger.core.fold import Fold
+from ledger.topology import SUBMITTED_EXCHANGE
+from tests.harness import environment, eventually
+
+GROUP_EVENTS: Final = 50
+DONE_TIMEOUT_S: Final = 300
+
+
+def fold(events: int = 100_000) -> float:
+    """Submitted events a second that the pure fold decides, with no I/O at all."""
+    submitted = history(events)
+    folding = Fold()
+    began = time.perf_counter()
+    for event in submitted:
+        folding.submit(event.stream_id, event.payload)
+    return len(submitted) / (time.perf_counter() - began)
+
+
+async def writing(system: System, submitted: int = 60_000) -> float:
+    """Events a second that a writer records which finds a full inbox, in groups as the API's."""
+    await fill_inbox(system, submitted)
+    system.stack.start("writer")
+    async with system.engine() as engine:
+        return await _rate(engine, "SELECT position FROM ledger_head", submitted)
+
+
+async def fill_inbox(system: System, submitted: int) -> None:
+    """Put a made-up history into the inbox."""
+    events = history(submitted)
+    url = system.settings.amqp_url("api")
+    async with open_channel(url, "bench", confirms=True) as channel:
+        exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
+        for first in range(0, submitted, GROUP_EVENTS):
+            group = events[first : first + GROUP_EVENTS]
+            body = join(encode_submitted(event, "/bench") for event in group)
+            message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
+            await exchange.publish(message, routing_key="")
+
+
+async def projecting(system: System, events: int) -> float:
+    """Events a second that a projector shows which finds a full ledger and empty views."""
+    system.stack.start("projector")
+    async with system.engine() as engine:
+        return await _rate(engine, "SELECT MIN(position) FROM checkpoints", events)
+
+
+async def _rate(engine: AsyncEngine, query: str, enough: int) -> float:
+    """How fast a position moves, from its first move until it stands at the end."""
+    began: list[tuple[float, int]] = []
+
+    async def reached() -> tuple[float, int] | None:
+        position = await _number(engine, query)
+        if position:
+            began.append((time.perf_counter(), position))
+        return began[-1] if position >= enough and _stands(began) else None
+
+    await eventually(reached, f"{query} is past {enough}", DONE_TIMEOUT_S)
+    first = began[0]
+    end = next(seen for seen in began if seen[1] == began[-1][1])
+    return (end[1] - first[1]) / (end[0] - first[0])
+
+
+def _stands(seen: list[tuple[float, int]], for_s: float = 0.5) -> bool:
+    at, position = seen[-1]
+    return any(then <= at - for_s and there == position for then, there in seen)
+
+
+async def _number(engine: AsyncEngine, query: str) -> int:
+    async with engine.connect() as connection:
+        return int((await connection.exec_driver_sql(query)).scalar_one())
+
+
+async def starting(system: System) -> float:
+    """Seconds until a writer that starts from a snapshot knows the ledger."""
+    async with system.engine("writer") as engine, engine.connect() as connection:
+        began = time.perf_counter()
+        await writer.load(connection)
+        return time.perf_counter() - began
+
+
+async def filled(system: System, events: int) -> int:
+    """Load a made-up history into the empty ledger; its position then."""
+    shop = Shop(1, customers=2_000, products=200, span_us=1_000_000)
+    async with system.engine("writer") as engine:
+        return await fill(engine, shop.events(), events, system.settings.snapshot_every)
+
+
+async def command(system: System, *arguments: str) -> float:
+    """Seconds that a `ledger` command takes, its start included; raises WrongResult if it fails."""
+    began = time.perf_counter()
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("ledger"),
+        *arguments,
+        env=os.environ | environment(system.settings),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), DONE_TIMEOUT_S)
+    if process.returncode:
+        raise WrongResult(f"ledger {' '.join(arguments)}: {said.decode()[-500:]}")
+    return time.perf_counter() - began

@@ -1,0 +1,123 @@
+"""What each component uses while it works: CPU, memory, I/O, processes."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import psutil
+from msgspec import Struct
+
+EVERY_S: Final = 0.5
+Pids = Callable[[], Iterable[int]]
+
+
+class Use(Struct, frozen=True):
+    """What the processes of one component have used since they began, and hold now."""
+
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    processes: int = 0
+
+
+class Sample(Struct, frozen=True):
+    """Every component at one time; `network_bytes` is what went over loopback, of all together."""
+
+    at_s: float
+    uses: dict[str, Use]
+    network_bytes: int
+
+
+class Spent(Struct, frozen=True):
+    """What a component used between two samples: CPU in percent of one core, bytes, the peak."""
+
+    cpu_percent: float
+    cpu_s: float
+    memory_bytes: int
+    read_bytes: int
+    written_bytes: int
+    processes: int
+
+
+class Sampler:
+    """Samples in a thread of its own while the block under `with` runs."""
+
+    def __init__(self, components: Mapping[str, Pids]) -> None:
+        self._components = components
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.samples: list[Sample] = []
+
+    def __enter__(self) -> "Sampler":
+        self.samples.append(self._sample())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self.samples.append(self._sample())
+
+    def _run(self) -> None:
+        while not self._done.wait(EVERY_S):
+            self.samples.append(self._sample())
+
+    def _sample(self) -> Sample:
+        uses = {name: _use(pids()) for name, pids in self._components.items()}
+        network = psutil.net_io_counters(pernic=True)["lo"].bytes_sent
+        return Sample(time.monotonic(), uses, network)
+
+    @property
+    def duration_s(self) -> float:
+        """The time between the first sample and the last."""
+        return self.samples[-1].at_s - self.samples[0].at_s
+
+    def spent(self) -> dict[str, Spent]:
+        """What each component used in all."""
+        return {name: self._spent(name) for name in self._components}
+
+    def _spent(self, name: str) -> Spent:
+        first, last = self.samples[0].uses[name], self.samples[-1].uses[name]
+        cpu_s = last.cpu_s - first.cpu_s
+        return Spent(
+            100 * cpu_s / self.duration_s,
+            cpu_s,
+            max(sample.uses[name].memory_bytes for sample in self.samples),
+            last.read_bytes - first.read_bytes,
+            last.written_bytes - first.written_bytes,
+            last.processes,
+        )
+
+    def network_bytes(self) -> int:
+        """What went over loopback meanwhile."""
+        return self.samples[-1].network_bytes - self.samples[0].network_bytes
+
+
+def _use(pids: Iterable[int]) -> Use:
+    total = Use()
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total = _sum(total, _use_of(psutil.Process(pid)))
+    return total
+
+
+def _use_of(process: psutil.Process) -> Use:
+    with process.oneshot():
+        times, io = process.cpu_times(), process.io_counters()
+        cpu_s = times.user + times.system
+        return Use(cpu_s, process.memory_info().rss, io.read_bytes, io.write_bytes, 1)
+
+
+def _sum(one: Use, other: Use) -> Use:
+    return Use(*(getattr(one, name) + getattr(other, name) for name in Use.__struct_fields__))
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,138 @@
+"""The ledger under measurement: private servers, its three processes, and what is true of it."""
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import httpx
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bench.sampling import Pids, tree
+from cli.settings import Settings
+from cli.stack.programs import find_processes
+from cli.stack.servers import Servers, start_servers
+from cli.status import read_status
+from ledger.database import make_engine
+from tests.harness import Stack, eventually, make_ledger
+
+PROCESSES: Final = ("writer", "projector", "api")
+SERVERS: Final = {"broker": "beam.smp", "database": "mariadbd"}
+ENOUGH_MINOR: Final = 10**9
+ENOUGH_UNITS: Final = 10**8
+SETTLED_TIMEOUT_S: Final = 120.0
+
+
+class WrongResult(Exception):
+    """The numbers of a load don't add up: a fast wrong run is a failed run."""
+
+
+class Parties(Struct, frozen=True):
+    """Who orders what in a load."""
+
+    customers: list[str]
+    products: list[str]
+
+
+@contextlib.contextmanager
+def servers() -> Iterator[Servers]:
+    """A private broker and database in a directory of their own, removed afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ledger-bench-") as home,
+        start_servers(Path(home), with_management=True) as running,
+    ):
+        yield running
+
+
+class System:
+    """One ledger on the private servers, with those of its processes that were started."""
+
+    def __init__(self, servers: Servers, settings: Settings) -> None:
+        self.servers = servers
+        self.settings = settings
+        self.stack = Stack(settings)
+
+    @property
+    def url(self) -> str:
+        """Where the API serves."""
+        return self.stack.url
+
+    def components(self) -> Mapping[str, Pids]:
+        """The processes of each component, by name."""
+        ours = {name: partial(tree, p.pid) for name, p in self.stack.processes.items()}
+        home = self.servers.home
+        theirs = {name: partial(called, home, program) for name, program in SERVERS.items()}
+        return {**ours, **theirs}
+
+    @contextlib.asynccontextmanager
+    async def engine(self, role: str = "projector") -> AsyncIterator[AsyncEngine]:
+        """Connections with one role's account."""
+        engine = make_engine(self.settings.db_url(role))
+        try:
+            yield engine
+        finally:
+            await engine.dispose()
+
+    async def parties(self, customers: int, products: int) -> Parties:
+        """Customers who can pay and products that are there, made through the API."""
+        http = self.stack.http
+        return Parties(
+            [await _made(http, "customer", username=f"bench {n}") for n in range(customers)],
+            [
+                await _made(http, "product", name=f"Bench {n}", base_price=1, stock=ENOUGH_UNITS)
+                for n in range(products)
+            ],
+        )
+
+    async def shown(self, orders: int) -> int:
+        """Wait until the orders view has so many, and nothing is on its way; how many it has."""
+        async with self.engine() as engine:
+
+            async def has_them() -> bool:
+                return await count_orders(engine) >= orders and await self._idle()
+
+            await eventually(has_them, f"{orders} orders are shown", SETTLED_TIMEOUT_S)
+            return await count_orders(engine)
+
+    async def _idle(self) -> bool:
+        status = await read_status(self.settings)
+        return status.inbox_messages == 0 and all(view.lag == 0 for view in status.views)
+
+
+def called(home: Path, name: str) -> list[int]:
+    """The servers of this home that run this program."""
+    return [process.pid for process in find_processes(home) if process.name() == name]
+
+
+async def _made(http: httpx.AsyncClient, thing: str, **body: object) -> str:
+    answer = await http.post(f"/{thing}s", json=body, headers={"Prefer": "wait=30"})
+    answer.raise_for_status()
+    made = str(answer.json()[f"{thing}_id"])
+    if thing == "customer":
+        rich = {"amount": ENOUGH_MINOR}
+        await http.post(f"/customers/{made}/deposits", json=rich, headers={"Prefer": "wait=30"})
+    return made
+
+
+async def count_orders(engine: AsyncEngine) -> int:
+    """How many orders the view has."""
+    async with engine.connect() as connection:
+        found = await connection.exec_driver_sql("SELECT COUNT(*) FROM orders")
+        return int(found.scalar_one())
+
+
+@contextlib.asynccontextmanager
+async def system(servers: Servers, *processes: str) -> AsyncIterator[System]:
+    """An empty ledger with these processes running."""
+    made = System(servers, await make_ledger(servers))
+    try:
+        for name in processes:
+            made.stack.start(name)
+        if "api" in processes:
+            await made.stack.ready()
+        yield made
+    finally:
+        await made.stack.stop()

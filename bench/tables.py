@@ -1,0 +1,236 @@
+"""The figures of a run as tables: the headline, the ceilings, the targets, the resources."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from msgspec import Struct
+
+from bench.loads import Took
+from bench.measuring import Load
+from bench.running import BATCH_ORDERS, Results
+from bench.sampling import Spent
+
+MIB: Final = 2**20
+
+
+class Table(Struct, frozen=True):
+    """A title, the heads of the columns, and the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+class Target(Struct, frozen=True):
+    """What is to be reached, and what was; `at_least` tells in which direction."""
+
+    what: str
+    wanted: float
+    reached: float
+    unit: str
+    at_least: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether it was reached."""
+        return self.reached >= self.wanted if self.at_least else self.reached <= self.wanted
+
+
+def tables(results: Results) -> list[Table]:
+    """Every table of the report, the most important first."""
+    return [
+        _headline(results),
+        _targets(results),
+        _latencies(results),
+        _ceilings(results),
+        _parts(results),
+        _resources(results),
+        _memory(results),
+    ]
+
+
+def ratio(results: Results) -> float:
+    """How many times the peer's orders a second, from the medians of the rounds."""
+    ours = statistics.median(load.orders_per_s for load in results.singles)
+    theirs = statistics.median(load.orders_per_s for load in results.peer)
+    return ours / theirs
+
+
+def targets(results: Results) -> list[Target]:
+    """The targets of the project's two-core machines."""
+    long, steady = _long(results), results.steady
+    decided = sorted(ms for load in steady for ms in load.decided_ms)
+    return [
+        Target("orders/s, single, views shown", 4_000, long.orders_per_s, "/s"),
+        Target("the same, times the peer", 30, ratio(results), "×"),
+        Target("views behind the head, at most", 1, max(long.lags_s), "s", at_least=False),
+        Target(
+            f"orders/s, batches of {BATCH_ORDERS}",
+            12_000,
+            statistics.median(load.orders_per_s for load in results.batches),
+            "/s",
+        ),
+        Target("202 at 1,000/s, p50", 5, _median_ms(steady, "p50"), "ms", at_least=False),
+        Target("202 at 1,000/s, p99", 25, _median_ms(steady, "p99"), "ms", at_least=False),
+        Target("COMPLETED shown, p99", 60, percentile(decided, 99), "ms", at_least=False),
+        Target(
+            "product reads/s",
+            8_000,
+            statistics.median(took.per_s for took in results.reads["product"]),
+            "/s",
+        ),
+        Target(
+            "product reads at 1,000/s, p99",
+            10,
+            statistics.median(took.p99 for took in results.reads["product, 1,000/s"]) / 1e3,
+            "ms",
+            at_least=False,
+        ),
+        Target("CPU an order at saturation", 0.5, long.cpu_ms_per_order, "ms", at_least=False),
+        Target("writer alone", 20_000, results.median("events/s, writer alone"), "events/s"),
+        Target("projector alone", 30_000, results.median("events/s, projector alone"), "events/s"),
+        Target("verify", 120_000, results.median("events/s, verify"), "events/s"),
+        Target("throughput of a full ledger, of an empty one", 90, 100 * _growth(results), "%"),
+    ]
+
+
+def percentile(sorted_values: Sequence[float], percent: int) -> float:
+    """The value that `percent` of the values don't exceed; 0 where there is none."""
+    if not sorted_values:
+        return 0.0
+    return sorted_values[min(len(sorted_values) - 1, len(sorted_values) * percent // 100)]
+
+
+def _long(results: Results) -> Load:
+    assert results.long
+    return results.long
+
+
+def _growth(results: Results) -> float:
+    assert results.grown
+    assert results.small
+    return results.grown.orders_per_s / results.small.orders_per_s
+
+
+def _median_ms(loads: Sequence[Load], name: str) -> float:
+    return statistics.median(float(getattr(load.took, name)) for load in loads) / 1e3
+
+
+def _headline(results: Results) -> Table:
+    rows = [
+        ("order ledger", *_spread([load.orders_per_s for load in results.singles])),
+        (
+            f"order ledger, batches of {BATCH_ORDERS}",
+            *_spread([load.orders_per_s for load in results.batches]),
+        ),
+        ("peer: FastAPI, Celery, Redis", *_spread([load.orders_per_s for load in results.peer])),
+    ]
+    title = f"Orders a second, decided and shown: {ratio(results):.0f} times the peer"
+    return Table(title, ("system", "median", "lowest", "highest"), rows)
+
+
+def _spread(values: Sequence[float]) -> tuple[str, str, str]:
+    return tuple(  # type: ignore[return-value]
+        f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values))
+    )
+
+
+def _targets(results: Results) -> Table:
+    rows = [
+        (
+            target.what,
+            f"{target.wanted:,g} {target.unit}",
+            f"{target.reached:,.{0 if target.reached >= 100 else 2}f} {target.unit}",
+            "reached" if target.met else "missed",
+        )
+        for target in targets(results)
+    ]
+    return Table("Targets, on two cores", ("what", "to reach", "measured", ""), rows)
+
+
+def _latencies(results: Results) -> Table:
+    loads: list[tuple[str, Sequence[Took]]] = [
+        ("POST /orders, saturated", [load.took for load in results.singles]),
+        ("POST /orders, 1,000/s", [load.took for load in results.steady]),
+        *((f"GET {name}", took) for name, took in results.reads.items()),
+        ("peer: POST /orders, saturated", [load.took for load in results.peer]),
+    ]
+    rows = [(name, *_latency(took)) for name, took in loads]
+    columns = ("request", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms")
+    return Table("Latencies (medians of the rounds)", columns, rows)
+
+
+def _latency(took: Sequence[Took]) -> tuple[str, ...]:
+    times = (statistics.median(float(getattr(one, n)) for one in took) for n in _PERCENTILES)
+    per_s = statistics.median(one.per_s for one in took)
+    return (f"{per_s:,.0f}", *(f"{us / 1e3:,.1f}" for us in times))
+
+
+_PERCENTILES: Final = ("p50", "p90", "p99", "max")
+
+
+def _ceilings(results: Results) -> Table:
+    load = _long(results)
+    events_per_s = 2 * load.orders_per_s
+    compared: dict[str, float] = {
+        "http requests/s, no work behind": load.took.per_s,
+        "events/s published and confirmed, groups of 44": load.orders_per_s,
+        "events/s published and confirmed, groups of 256": load.orders_per_s,
+        "events/s inserted, batches of 150": events_per_s,
+        "events/s inserted, batches of 1,000": events_per_s,
+        "events/s, paging": events_per_s,
+    }
+    rows = [
+        (name, f"{results.median(name):,.0f}", f"{ours:,.0f}", f"{ours / results.median(name):.0%}")
+        for name, ours in compared.items()
+    ]
+    columns = ("ceiling, alone on the machine", "a second", "end to end", "share")
+    return Table("Ceilings", columns, rows)
+
+
+def _parts(results: Results) -> Table:
+    names = [name for name in results.figures if "alone" in name or name.endswith(_PART_ENDS)]
+    rows = [
+        (name, f"{results.median(name):,.{2 if name.endswith(', s') else 0}f}") for name in names
+    ]
+    return Table("Parts", ("part", "measured"), rows)
+
+
+_PART_ENDS: Final = ("the pure fold", "paging", "verify", "rebuild of all", ", s")
+
+
+def _resources(results: Results) -> Table:
+    load = _long(results)
+    rows = [
+        (name, *_use(results.idle.get(name)), *_use(spent)) for name, spent in load.spent.items()
+    ]
+    total = load.cpu_ms_per_order
+    network = load.network_bytes / MIB
+    title = f"Resources: {total:.2f} ms of CPU an order; {network:,.0f} MiB over loopback"
+    columns = ("component", *_columns("idle"), *_columns("loaded"))
+    return Table(title, columns, rows)
+
+
+def _columns(when: str) -> Iterator[str]:
+    return (f"{when}: {what}" for what in ("CPU %", "MiB", "read MiB", "written MiB", "processes"))
+
+
+def _use(spent: Spent | None) -> tuple[str, ...]:
+    if spent is None:
+        return ("–",) * 5
+    sizes = (spent.memory_bytes, spent.read_bytes, spent.written_bytes)
+    return (
+        f"{spent.cpu_percent:.1f}",
+        *(f"{size / MIB:,.0f}" for size in sizes),
+        str(spent.processes),
+    )
+
+
+def _memory(results: Results) -> Table:
+    names = list(next(iter(results.memory.values())))
+    rows = [
+        (ledger, *(f"{used.get(name, 0) / MIB:,.0f}" for name in names))
+        for ledger, used in results.memory.items()
+    ]
+    return Table("Memory under load, MiB", ("ledger", *names), rows)
