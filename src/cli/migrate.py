@@ -10,7 +10,7 @@ from ledger import topology
 from ledger.broker import CALL_TIMEOUT_S, open_channel
 from ledger.database import make_engine, refuse_unsafe
 from ledger.migrations import upgrade
-from projections.projection import METADATA, Projection
+from projections.projection import METADATA, LineProjection, Projection
 from projections.registry import PROJECTIONS
 from projections.views import register
 
@@ -86,8 +86,14 @@ async def _create_accounts(connection: AsyncConnection, settings: Settings) -> N
 
 def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str]:
     """The rights of a role by table."""
-    views = {projection.name: VIEW_GRANTS.get(role, "") for projection in projections}
+    views = {view.name: _view_rights(role, view) for view in projections}
     return LEDGER_GRANTS[role] | {name: rights for name, rights in views.items() if rights}
+
+
+def _view_rights(role: str, view: Projection[Any]) -> str:
+    if role == "projector" and isinstance(view, LineProjection):
+        return "SELECT, INSERT"
+    return VIEW_GRANTS.get(role, "")
 
 
 async def _declare_topology(settings: Settings) -> None:

@@ -4,10 +4,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Generic, TypeVar
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import BINARY, BigInteger, Column, MetaData, String, Table
 from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
@@ -50,10 +52,10 @@ class Projection(ABC, Generic[Row]):
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
         """Bring rows, each under its key, one event further; raises ViewDamaged."""
 
-    def key_of(self, row: Row) -> Key:
-        """The key of a row: the value of its key column, or a tuple where there are several."""
-        values = tuple(getattr(row, name) for name in self.key_columns)
-        return values[0] if len(values) == 1 else values
+    @cached_property
+    def key_of(self) -> Callable[[Row], Key]:
+        """Gives the key of a row: the value of its key column, or a tuple of several."""
+        return attrgetter(*self.key_columns)
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,24 @@ def present(row: Row | None, event: Recorded) -> Row:
     return row
 
 
+_TO_COLUMN: Final[dict[type, Callable[[Any], Any]]] = {
+    UUID: lambda value: value.bytes,
+    datetime: lambda value: value.replace(tzinfo=None).isoformat(" "),
+}
+
+
 def to_columns(row: Struct) -> tuple[Any, ...]:
-    """A row as the database takes it: ids as bytes, times in UTC without a zone."""
+    """A row as the database takes it: ids as bytes, times in UTC as text."""
     return tuple(
-        value.bytes
-        if isinstance(value, UUID)
-        else value.replace(tzinfo=None)
-        if isinstance(value, datetime)
-        else value
-        for value in (getattr(row, name) for name in row.__struct_fields__)
+        [
+            convert(value) if (convert := _TO_COLUMN.get(type(value))) else value
+            for value in structs.astuple(row)
+        ]
     )
 
 
 def from_columns(row: type[Row], columns: tuple[Any, ...]) -> Row:
-    """The row that `to_columns` took apart."""
+    """The row of columns as the database gives them."""
     return row(
         *(
             UUID(bytes=value)
@@ -145,9 +151,11 @@ def from_columns(row: type[Row], columns: tuple[Any, ...]) -> Row:
     )
 
 
-def id_column(name: str, comment: str, *, primary_key: bool = False) -> Column[bytes]:
+def id_column(
+    name: str, comment: str, *, primary_key: bool = False, nullable: bool = False
+) -> Column[bytes]:
     """A UUID as 16 bytes."""
-    return Column(name, BINARY(16), primary_key=primary_key, nullable=False, comment=comment)
+    return Column(name, BINARY(16), primary_key=primary_key, nullable=nullable, comment=comment)
 
 
 def amount_column(name: str, comment: str, *, nullable: bool = False) -> Column[int]:
@@ -165,6 +173,7 @@ def moment_column(name: str, comment: str) -> Column[datetime]:
     return Column(name, DATETIME(fsp=6), nullable=False, comment=comment)
 
 
-def position_column(name: str, comment: str) -> Column[int]:
+def position_column(name: str, comment: str, *, primary_key: bool = False) -> Column[int]:
     """A position in the ledger."""
-    return Column(name, BIGINT(unsigned=True), nullable=False, comment=comment)
+    kind = BIGINT(unsigned=True)
+    return Column(name, kind, primary_key=primary_key, nullable=False, comment=comment)

@@ -2,9 +2,10 @@
 
 from typing import Any, Final
 
+from projections.journal import JOURNAL
 from projections.orders import ORDERS
 from projections.projection import Projection
 from projections.stock import STOCK
 from projections.wallets import WALLETS
 
-PROJECTIONS: Final[tuple[Projection[Any], ...]] = (STOCK, WALLETS, ORDERS)
+PROJECTIONS: Final[tuple[Projection[Any], ...]] = (STOCK, WALLETS, ORDERS, JOURNAL)

@@ -185,7 +185,7 @@ async def write_rows(
             values,
         )
     except IntegrityError as error:
-        raise ViewDamaged(f"{projection.name} has rows it should not have yet: {error}") from error
+        raise ViewDamaged(f"{projection.name} has rows too early: {error.orig}") from error
 
 
 async def _scalar(connection: AsyncConnection, statement: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from ledger.codec import recorded
 from ledger.core.fold import effective
 from projections import projector
-from projections.projection import Key, Projection, from_columns, to_columns
+from projections.projection import Key, Projection
 from projections.projector import advance
 from projections.registry import PROJECTIONS
 from projections.views import lock_checkpoints
@@ -81,14 +81,6 @@ async def test_every_row_says_which_event_changed_it_last(
         changed_by |= dict.fromkeys(changed, event.position)
     rows = await live(written, projection)
     assert {key: row.position for key, row in rows.items()} == changed_by  # type: ignore[attr-defined]
-
-
-@every_projection
-async def test_a_row_comes_out_of_the_database_as_it_went_in(
-    written: Ledger, projection: Projection[Any]
-) -> None:
-    for row in replayed(projection, await written.records()).values():
-        assert from_columns(projection.row, to_columns(row)) == row
 
 
 @every_projection

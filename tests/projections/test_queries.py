@@ -9,7 +9,8 @@ from cli.stack.servers import Servers
 from ledger.database import make_engine
 from projections.orders import ORDERS, OrderRow
 from projections.queries import Views, ViewsUnavailable
-from projections.registry import PROJECTIONS
+from projections.stock import STOCK
+from projections.wallets import WALLETS
 from tests.core.story import ANN, PEN, cancel, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.events import asked, history, opening
@@ -45,11 +46,11 @@ async def rows_of(ledger: Ledger) -> list[OrderRow]:
 
 async def test_one_row_comes_with_the_position_of_its_view(written: Ledger, views: Views) -> None:
     head = (await written.head()).position
-    ask = {"stock": views.product, "wallets": views.wallet, "orders": views.order}
-    for projection in PROJECTIONS:
+    asked = {STOCK: views.product, WALLETS: views.wallet, ORDERS: views.order}
+    for projection, ask in asked.items():
         for key, row in (await live(written, projection)).items():
-            assert await ask[projection.name](key) == (row, head)
-        assert await ask[projection.name](uuid4()) == (None, head)
+            assert await ask(key) == (row, head)
+        assert await ask(uuid4()) == (None, head)
     assert await views.position() == head
 
 
