@@ -26,7 +26,7 @@ PART_ENTRIES: Final = 10_000
 KEPT: Final = 64
 NEWEST: Final = 2
 """So many of the newest are kept, wherever the gaps are."""
-_ANY: Final = 2**63 - 1
+MAX_POSITION: Final = 2**63 - 1
 
 
 class Snapshot(Struct, frozen=True):
@@ -86,7 +86,7 @@ async def save(engine: AsyncEngine, snapshot: Snapshot) -> None:
                 (snapshot.position, number, len(parts), FOLD_VERSION, snapshot.hash, body),
             )
         found = await connection.exec_driver_sql("SELECT DISTINCT position FROM snapshots")
-        usable = [position for position, _ in await _usable(connection, 0, _ANY)]
+        usable = [position for position, _ in await _usable(connection, 0, MAX_POSITION)]
         await _drop(connection, set(found.scalars()) - set(spread(usable)))
 
 
@@ -97,7 +97,7 @@ async def _drop(connection: AsyncConnection, positions: Iterable[int]) -> None:
 
 async def newest(connection: AsyncConnection) -> Snapshot | None:
     """The newest snapshot that is whole, of today's shape, and of this very ledger."""
-    return await nearest(connection, _ANY)
+    return await nearest(connection, MAX_POSITION)
 
 
 async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None:

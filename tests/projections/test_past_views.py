@@ -1,0 +1,92 @@
+"""Whole views of the past: at every position what a fold of the ledger, cut there, says."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cli.stack.servers import Servers
+from ledger import store
+from ledger.chain import Record
+from projections import past_views
+from tests.core.story import cancel, order
+from tests.harness import make_ledger
+from tests.ledger.events import asked, opening
+from tests.ledger.running import Ledger, running_ledger
+
+from .past import Then, moments, write_history
+
+View = Callable[[AsyncConnection, int, past_views.Moved], AsyncIterator[Any]]
+VIEWS: dict[str, View] = {
+    "orders": past_views.orders,
+    "wallets": past_views.wallets,
+    "stock": past_views.stock,
+}
+
+
+@pytest.fixture(scope="module")
+async def told(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
+    """A random history with snapshots, which these tests only read."""
+    async with running_ledger(await make_ledger(servers)) as ledger:
+        yield ledger, await write_history(ledger)
+
+
+async def listed(ledger: Ledger, name: str, position: int) -> list[Any]:
+    async with ledger.connection("projector") as connection:
+        return [row async for row in VIEWS[name](connection, position, lambda more: None)]
+
+
+@pytest.mark.parametrize("page", [9, 5_000])
+@pytest.mark.parametrize("name", VIEWS)
+async def test_a_whole_view_is_what_a_fold_cut_there_says(
+    told: tuple[Ledger, list[Record]], name: str, page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PAGE", page)
+    monkeypatch.setattr(past_views, "AT_ONCE", 4)
+    ledger, records = told
+    keys = await ledger.keys()
+    for position in moments(records, 12):
+        expected = list(getattr(Then(records, position, keys), name)().values())
+        if name != "orders":
+            expected.sort(key=lambda row: getattr(row, row.__struct_fields__[0]).bytes)
+        assert await listed(ledger, name, position) == expected, position
+
+
+@pytest.mark.parametrize("name", VIEWS)
+async def test_an_empty_ledger_has_empty_views(ledger: Ledger, name: str) -> None:
+    assert await listed(ledger, name, 0) == []
+
+
+async def test_an_order_that_was_cancelled_long_after_is_seen_as_it_was_then(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cancel is in another page than the order."""
+    monkeypatch.setattr(store, "PAGE", 4)
+    placed = [asked(order(at=uuid4())) for _ in range(12)]
+    last = cancel(placed[0].stream_id)
+    records = await ledger.write(opening(), placed, [asked(last)])
+    before, after = [
+        {row.order_id: row.status for row in await listed(ledger, "orders", position)}
+        for position in (len(records) - 1, len(records))
+    ]
+    assert set(before.values()) == {"COMPLETED"}
+    assert after == before | {placed[0].stream_id: "CANCELLED"}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+async def test_progress_ends_where_the_work_does(
+    told: tuple[Ledger, list[Record]], name: str
+) -> None:
+    ledger, records = told
+    seen = 0
+
+    def moved(more: int) -> None:
+        nonlocal seen
+        seen += more
+
+    async with ledger.connection("projector") as connection:
+        async for _ in VIEWS[name](connection, len(records), moved):
+            pass
+    assert seen == len(records)
