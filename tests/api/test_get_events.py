@@ -24,9 +24,9 @@ from ledger.core.events import DECIDED, SUBMITTED
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
 from tests.harness import Stack, eventually, free_port, start_stack
+from tests.proxy import open_proxy
 
 from .client import Body, cancel, list_product, order, problem, register
-from .proxy import open_proxy
 from .streaming import STREAM, listen
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -13,9 +13,9 @@ import pytest
 
 from cli.stack.servers import Servers
 from tests.harness import Stack, eventually, free_port, start_stack
+from tests.proxy import Proxy, open_proxy
 
 from .client import WAIT, Body, list_product, order, problem, register, stock
-from .proxy import Proxy, open_proxy
 
 WRITES_S = 2.0
 """A write that can't be done must be refused within this time."""

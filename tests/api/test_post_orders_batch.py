@@ -12,6 +12,7 @@ import pytest
 from api.batches import MAX_BODY
 from api.schemas import MAX_BATCH
 from tests.harness import Stack
+from tests.proxy import open_proxy
 
 from .client import (
     WAIT,
@@ -25,7 +26,6 @@ from .client import (
     register,
     stock,
 )
-from .proxy import open_proxy
 
 
 def unknown() -> Body:

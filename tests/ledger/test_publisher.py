@@ -20,10 +20,10 @@ from ledger.publisher import (
 )
 from ledger.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, make_ledger
+from tests.proxy import Proxy, open_proxy
 
 from .audit import causes, ids
 from .events import opening, orders
-from .proxy import Proxy, open_proxy
 from .running import Ledger, beside, running_ledger, until_connected
 
 AT_ONCE_S = 0.2
@@ -157,7 +157,7 @@ async def test_with_the_broker_away_a_submission_is_refused_at_once(
     with pytest.raises(InboxUnavailable, match="away"):
         await publisher.submit(orders(1))
     assert time.monotonic() - begun < AT_ONCE_S
-    broker.heal()
+    await broker.heal()
     await until_connected(publisher)
     await publisher.submit(orders(1))
     assert await ledger.depth(INBOX) == 1
@@ -179,7 +179,7 @@ async def test_with_a_broker_that_stalls_a_submission_is_given_up_in_time(
     )
     assert time.monotonic() - begun < SUBMIT_TIMEOUT_S + SLACK_S
     assert all(isinstance(answer, InboxUnavailable) for answer in answers)
-    broker.heal()
+    await broker.heal()
     await accepts_again(publisher)
 
 
@@ -192,7 +192,7 @@ async def test_a_caller_who_gave_up_waiting_in_line_is_not_published_later(
     with pytest.raises(InboxUnavailable):
         await publisher.submit(late)
     await asyncio.gather(*first, return_exceptions=True)
-    broker.heal()
+    await broker.heal()
     await accepts_again(publisher)
     assert late[0].event_id not in ids(await flat(ledger))
 
@@ -239,7 +239,7 @@ async def test_a_caller_who_hangs_up_while_in_line_is_published_all_the_same(
     await has_line(publisher, 1)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
-    broker.heal()
+    await broker.heal()
     await asyncio.gather(*busy)
     await until_connected(publisher)
     await publisher.submit(orders(1))
@@ -262,7 +262,7 @@ async def test_too_long_a_line_is_refused_rather_than_grown(
     await has_line(publisher, 1)
     with pytest.raises(InboxFull, match="waiting"):
         await publisher.submit(orders(1))
-    broker.heal()
+    await broker.heal()
     await asyncio.gather(*begun)
     await publisher.submit(orders(1))
 

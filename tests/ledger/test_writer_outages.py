@@ -11,10 +11,10 @@ from ledger.publisher import InboxUnavailable, Publisher
 from ledger.writer import Writer
 from tests.core.story import ANN, PEN
 from tests.harness import broker_admin, eventually
+from tests.proxy import BASIC_ACK, COMMIT, Proxy, open_proxy
 
 from .audit import audit, causes, ids
 from .events import opening, orders
-from .proxy import BASIC_ACK, COMMIT, Proxy, open_proxy
 from .running import Ledger, beside, until_connected
 
 
@@ -78,7 +78,7 @@ async def test_a_commit_that_is_never_answered_is_given_up_and_looked_up(
         async with ledger.writing() as other:
             await finishes(ledger, other)
             assert other.progress.commits > 0
-        database.heal()
+        await database.heal()
         await finishes(ledger, writer)
 
 
@@ -117,7 +117,7 @@ async def test_without_broker_or_database_the_writer_waits_and_then_goes_on(
             events = orders(20)
             await ledger.put_events(*[[event] for event in events])
             assert causes(await ledger.records())[-1] != events[-1].event_id
-            proxy.heal()
+            await proxy.heal()
             await ledger.until_recorded(events)
         await finishes(ledger, writer)
 
@@ -136,7 +136,7 @@ async def database_drops_everyone(ledger: Ledger, _: Proxy) -> None:
 
 async def broker_is_cut_off(_: Ledger, broker: Proxy) -> None:
     broker.cut()
-    broker.heal()
+    await broker.heal()
 
 
 @pytest.mark.parametrize("fault", [database_drops_everyone, broker_is_cut_off])

@@ -17,8 +17,8 @@ from projections.registry import PROJECTIONS
 from tests.core.story import PEN, cancel, customer, order, price
 from tests.harness import eventually
 from tests.ledger.events import asked, opening, orders
-from tests.ledger.proxy import open_proxy
 from tests.ledger.running import Ledger, beside
+from tests.proxy import open_proxy
 
 from .views import until_projected
 
@@ -199,7 +199,7 @@ async def test_a_listener_that_lost_its_connection_is_told_and_listens_again(
                 return not listener.announcements.connected and listener.resets == 2
 
             await eventually(is_told, "the loss is told")
-            proxy.heal()
+            await proxy.heal()
             await eventually(is_connected, "the listener is connected again")
             assert listener.resets == 3
             await say(ledger, Announcement(0, 1))
