@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, ClassVar, Final, Generic, TypeVar
 from uuid import UUID
 
-from msgspec import Struct, structs
+from msgspec import Struct
 from sqlalchemy import BINARY, BigInteger, Column, MetaData, String, Table
 from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
@@ -121,24 +121,8 @@ def present(row: Row | None, event: Recorded) -> Row:
     return row
 
 
-_TO_COLUMN: Final[dict[type, Callable[[Any], Any]]] = {
-    UUID: lambda value: value.bytes,
-    datetime: lambda value: value.replace(tzinfo=None).isoformat(" "),
-}
-
-
-def to_columns(row: Struct) -> tuple[Any, ...]:
-    """A row as the database takes it: ids as bytes, times in UTC as text."""
-    return tuple(
-        [
-            convert(value) if (convert := _TO_COLUMN.get(type(value))) else value
-            for value in structs.astuple(row)
-        ]
-    )
-
-
 def from_columns(row: type[Row], columns: tuple[Any, ...]) -> Row:
-    """The row of columns as the database gives them."""
+    """The row of columns as the database gives them: ids as bytes, times without a zone."""
     return row(
         *(
             UUID(bytes=value)

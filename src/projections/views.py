@@ -6,9 +6,10 @@ from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy import Column, Integer, String, Table
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from projections.literals import packets
 from projections.projection import (
     METADATA,
     Key,
@@ -17,7 +18,6 @@ from projections.projection import (
     ViewDamaged,
     from_columns,
     position_column,
-    to_columns,
 )
 
 CHECKPOINTS: Final = Table(
@@ -174,18 +174,16 @@ async def write_rows(
 
     Raises ViewDamaged where a line is there already.
     """
-    values = [to_columns(row) for row in rows]
-    if not values:
-        return
-    columns = projection.columns
-    try:
-        await connection.exec_driver_sql(
-            f"{projection.verb} INTO {projection.name} ({', '.join(columns)})"
-            f" VALUES ({marks(columns)})",
-            values,
-        )
-    except IntegrityError as error:
-        raise ViewDamaged(f"{projection.name} has rows too early: {error.orig}") from error
+    columns = ", ".join(projection.columns)
+    insert = f"{projection.verb} INTO {projection.name} ({columns}) VALUES "
+    for packet in packets(rows):
+        try:
+            await connection.exec_driver_sql(insert + packet)
+        except DBAPIError as error:
+            error.statement = insert  # without the rows, which are nothing for a log
+            if isinstance(error, IntegrityError):
+                raise ViewDamaged(f"{projection.name} has rows too early: {error.orig}") from error
+            raise
 
 
 async def _scalar(connection: AsyncConnection, statement: str) -> Any:
