@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, Final
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.settings import Settings
@@ -14,6 +15,8 @@ from projections.projection import METADATA, LineProjection, Projection
 from projections.registry import PROJECTIONS
 from projections.views import register
 
+INDEX_TIMEOUT_S: Final = 3600
+"""How long the index of a table with all there is may take."""
 LEDGER_GRANTS: Final = {
     "writer": {
         "events": "SELECT, INSERT",
@@ -55,7 +58,9 @@ async def migrate(settings: Settings) -> None:
 
 
 async def _migrate_database(settings: Settings) -> None:
-    engine = make_engine(settings.db_url("migrate"), settings.db_ca_file)
+    engine = make_engine(
+        settings.db_url("migrate"), settings.db_ca_file, read_timeout_s=INDEX_TIMEOUT_S
+    )
     try:
         async with engine.begin() as connection:
             await refuse_unsafe(connection)
@@ -63,11 +68,22 @@ async def _migrate_database(settings: Settings) -> None:
                 f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
             )
             await connection.run_sync(upgrade)
-            await connection.run_sync(METADATA.create_all)
+            await connection.run_sync(_create_views)
             await register(connection, PROJECTIONS)
             await _create_accounts(connection, settings)
     finally:
         await engine.dispose()
+
+
+def _create_views(connection: Connection) -> None:
+    """Make the tables that are missing, and the indexes that tables of an earlier version lack.
+
+    The database adds an index while projectors go on writing.
+    """
+    METADATA.create_all(connection)
+    for table in METADATA.sorted_tables:
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            index.create(connection, checkfirst=True)
 
 
 async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:

@@ -67,6 +67,7 @@ TABLE: Final = Table(
     Column("debit", BigInteger, nullable=False, comment="amount on the left side, or 0"),
     Column("credit", BigInteger, nullable=False, comment="amount on the right side, or 0"),
     Index("journal_account", "account_id"),
+    Index("journal_recorded", "account", "recorded_at"),
 )
 
 Side = tuple[Account, UUID]

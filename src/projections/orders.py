@@ -64,6 +64,7 @@ TABLE: Final = Table(
     Index("orders_customer", "customer_id", "placed_position"),
     Index("orders_product", "product_id", "placed_position"),
     Index("orders_status", "status", "placed_position"),
+    Index("orders_updated", "status", "updated_at"),
 )
 
 

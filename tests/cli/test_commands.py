@@ -6,6 +6,7 @@ import pytest
 
 from cli.settings import Settings
 from cli.stack.servers import Servers
+from projections.projection import METADATA
 from projections.registry import PROJECTIONS
 from tests.harness import free_port
 from tests.ledger.events import opening, orders
@@ -68,6 +69,29 @@ async def test_to_migrate_twice_is_to_migrate_once(run: Run, settings: Settings)
         assert (done.status, done.err) == (0, "")
         assert await objects(ledger) == before
         assert len(await ledger.waiting()) == 1
+
+
+async def test_to_migrate_gives_a_view_of_an_earlier_version_its_new_indexes(
+    run: Run, settings: Settings
+) -> None:
+    async with running_ledger(settings) as ledger, ledger.projecting():
+        before = await indexes(ledger)
+        for table in METADATA.sorted_tables:
+            for index in table.indexes:
+                await ledger.execute(f"DROP INDEX {index.name} ON {table.name}")
+        await ledger.write(opening(), orders(3))
+        done = await run("migrate")
+        assert (done.status, done.err) == (0, "")
+        assert await indexes(ledger) == before
+
+
+async def indexes(ledger: Ledger) -> set[tuple[object, ...]]:
+    """Each column of each index of the views."""
+    rows = await ledger.rows(
+        "SELECT table_name, index_name, non_unique, seq_in_index, column_name"
+        " FROM information_schema.statistics WHERE table_schema = DATABASE()"
+    )
+    return {row for row in rows if row[0] in METADATA.tables}
 
 
 async def test_the_demo_twice_is_the_demo_once(run: Run, settings: Settings) -> None:
