@@ -24,6 +24,7 @@ from ledger.codec import encode_submitted, join
 from ledger.core.events import Submitted
 from ledger.core.fold import Fold
 from ledger.publisher import IN_FLIGHT
+from ledger.sealing import CustomerKeys
 from ledger.store import Store
 from ledger.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, free_port
@@ -102,7 +103,7 @@ async def appending(system: System, batch_events: int, count: int = 40_000) -> f
 
 
 def _records(events: Sequence[Submitted]) -> list[Record]:
-    composer = Composer(Fold(), 0, GENESIS_HASH, {}, events[-1].occurred_at_us)
+    composer = Composer(Fold(), 0, GENESIS_HASH, {}, events[-1].occurred_at_us, CustomerKeys({}))
     composer.add(events)
     return composer.records
 
