@@ -8,6 +8,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from cli.exports import BadExport, ExportRefused, ImportRefused, NoParquet
 from cli.settings import BadSettings, MissingSecret, Settings, load_settings
 from ledger import failpoints, logs
 from ledger.broker import BROKER_ERRORS
@@ -36,6 +37,10 @@ REFUSED: Final = (
     ViewsUnavailable,
     MissingSecret,
     NoOpenTelemetry,
+    NoParquet,
+    ExportRefused,
+    BadExport,
+    ImportRefused,
     *BROKER_ERRORS,
     *DATABASE_ERRORS,
 )

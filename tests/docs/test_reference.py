@@ -68,7 +68,8 @@ def _commands(group: typer.Typer, name: str) -> Iterator[str]:
             yield f"{name} {command.name or command.callback.__name__}"
     for inner in group.registered_groups:
         assert inner.typer_instance
-        yield from _commands(inner.typer_instance, f"{name} {inner.name}")
+        is_named = isinstance(inner.name, str)
+        yield from _commands(inner.typer_instance, f"{name} {inner.name}" if is_named else name)
 
 
 @pytest.mark.parametrize("table", [*(p.table for p in PROJECTIONS), CHECKPOINTS], ids=str)

@@ -1,0 +1,43 @@
+"""`ledger export` and `ledger import`: the ledger and its views as files, and the way back."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.exports.manifest import Format
+from cli.running import end, out, run, settings
+
+commands = typer.Typer()
+
+
+@commands.command("export")
+def export_tables(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="`events`, or a view; several at one position")
+    ] = None,
+    *,
+    directory: Annotated[Path, typer.Option("--out", help="where the files go; made if missing")],
+    every: Annotated[bool, typer.Option("--all", help="the events and every view")] = False,
+    format_: Annotated[Format, typer.Option("--format", help="how to write them")] = Format.PARQUET,
+    overwrite: Annotated[bool, typer.Option(help="replace what an export left there")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the manifest")] = False,
+) -> None:
+    """Write events and views, all as of one position, as files with a manifest."""
+    from cli.exports import manifest
+    from cli.exports.tables import TABLES
+    from cli.exports.taking import Wish, take
+
+    unknown = [name for name in names or () if name not in TABLES]
+    if unknown:
+        raise end(2, f"there is no {unknown[0]} to export: choose of {', '.join(TABLES)}")
+    if every == bool(names):
+        raise end(2, f"say what to export: one or more of {', '.join(TABLES)}, or --all")
+    chosen = tuple(table for name, table in TABLES.items() if every or name in (names or ()))
+    made = run(take(settings(), Wish(chosen, format_, directory, overwrite)))
+    if as_json:
+        typer.echo(manifest.encode(made), nl=False)
+        return
+    for entry in made.tables:
+        out.print(f"{entry.file}: {entry.rows} rows", markup=False)
+    out.print(f"exported to {directory}, as of position {made.position}", markup=False)
