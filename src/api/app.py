@@ -23,6 +23,7 @@ from api.finishing import finish, identify
 from api.observing import ELSEWHERE, Observed
 from api.operations import Operation as Op
 from api.operations import Own
+from api.past import WHEN
 from api.principals import Scope
 from api.problems import CLOSE, Problem
 from api.replies import JSON, PREFIX
@@ -36,7 +37,6 @@ CATALOGUE, WALLETS = Scope.CATALOGUE_WRITE, Scope.WALLETS_WRITE
 PAGE: Final = ("after", "limit", "min_position")
 FILTERS: Final = ("customer_id", "product_id", "status", *PAGE)
 THEIRS: Final = FILTERS[1:]
-MIN: Final = ("min_position",)
 DRY: Final = ("dry_run",)
 LEDGER: Final = Scope.LEDGER_READ
 
@@ -55,7 +55,7 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "POST": Own(batches.place, WRITE, "Place many orders", s.PlaceOrders, a.BATCH),
     },
     f"{PREFIX}/orders/{{order_id}}": {
-        "GET": Own(orders.show, READ, "Follow an order", None, a.FOUND, MIN),
+        "GET": Own(orders.show, READ, "Follow an order", None, a.FOUND, WHEN),
     },
     f"{PREFIX}/orders/{{order_id}}/events": {
         "GET": Own(feed.browse_order, READ, "Its own history", None, a.HISTORY, PAGE),
@@ -64,7 +64,7 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "POST": Own(orders.cancel, WRITE, "Cancel an order", s.Nothing, a.CANCELLED),
     },
     f"{PREFIX}/products/{{product_id}}": {
-        "GET": Op(products.show, None, "Show a product", None, a.SHOWN, MIN),
+        "GET": Op(products.show, None, "Show a product", None, a.SHOWN, WHEN),
         "PATCH": Op(products.change, CATALOGUE, "Change a price", s.ChangePrice, a.CHANGED),
     },
     f"{PREFIX}/products/{{product_id}}/receipts": {
@@ -78,7 +78,7 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "POST": Op(customers.register, WALLETS, "Register", s.RegisterCustomer, a.REGISTERED),
     },
     f"{PREFIX}/customers/{{customer_id}}": {
-        "GET": Own(customers.show, READ, "Show a wallet", None, a.WALLET, MIN),
+        "GET": Own(customers.show, READ, "Show a wallet", None, a.WALLET, WHEN),
     },
     f"{PREFIX}/customers/{{customer_id}}/deposits": {
         "POST": Own(customers.deposit, WALLETS, "Pay in", s.Deposit, a.PAID),

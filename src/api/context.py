@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from api.auth import Guard
 from api.idempotency import Keys
+from api.past import Past
 from api.peers import Peers
 from api.pending import Pending
 from api.product_cache import ProductCache
@@ -26,6 +27,7 @@ class Deps:
     announcements: Announcements
     views: Views
     feed: Feed
+    past: Past
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
@@ -40,6 +42,7 @@ class Context:
     announcements: Announcements
     views: Views
     feed: Feed
+    past: Past
     waiting: Waiting
     reading: Reading
     pending: Pending
@@ -69,6 +72,7 @@ def make_context(deps: Deps) -> Context:
         deps.announcements,
         deps.views,
         deps.feed,
+        deps.past,
         waiting,
         reading,
         pending,

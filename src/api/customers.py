@@ -1,5 +1,6 @@
 """/customers: register, show, pay in, and a customer's orders."""
 
+from typing import TypeVar
 from uuid import UUID
 
 from starlette.requests import Request
@@ -8,13 +9,16 @@ from starlette.responses import Response
 from api import orders, requests, schemas
 from api.context import Context
 from api.idempotency import Draft, draft
+from api.past import WHEN, as_of
 from api.prefer import DEFAULT_WAIT_S, preference
-from api.problems import Problem
-from api.reading import min_position
+from api.principals import unknown_customer
+from api.reading import min_position_of
 from api.replies import PREFIX, at, reply
 from api.submitting import answer, submit
 from ledger.core.events import CustomerRegistered, WalletCredited
 from projections.wallets import WalletRow
+
+T = TypeVar("T")
 
 
 async def register(context: Context, request: Request) -> Response:
@@ -51,19 +55,29 @@ def _path(customer_id: UUID) -> str:
 
 
 async def show(context: Context, request: Request) -> Response:
-    """One customer with the wallet."""
+    """One customer with the wallet; as of a moment of the past, if one is given."""
     customer_id = requests.path_id(request, "customer_id")
-    row, position = await _find(context, customer_id, min_position(request))
-    return reply(200, schemas.customer(row), at(position))
+    found = requests.parameters(request, *WHEN)
+    if when := as_of(found):
+        row, moment = await context.past.look(
+            when, lambda history, position: history.wallet(customer_id, position)
+        )
+        return reply(200, schemas.customer(_known(row, customer_id)), at(moment.position))
+    now, position = await _find(context, customer_id, min_position_of(found))
+    return reply(200, schemas.customer(now), at(position))
 
 
 async def _find(context: Context, customer_id: UUID, min_position: int) -> tuple[WalletRow, int]:
     row, position = await context.reading.read_at_least(
         min_position, lambda: context.views.wallet(customer_id)
     )
+    return _known(row, customer_id), position
+
+
+def _known(row: T | None, customer_id: UUID) -> T:
     if row is None:
-        raise Problem("unknown-customer", f"there is no customer {customer_id}")
-    return row, position
+        raise unknown_customer(customer_id)
+    return row
 
 
 async def browse_orders(context: Context, request: Request) -> Response:

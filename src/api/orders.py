@@ -10,10 +10,11 @@ from api.context import Context
 from api.dry_runs import dry_run
 from api.idempotency import draft
 from api.lists import follow, limit_of
+from api.past import WHEN, as_of
 from api.prefer import preference
 from api.principals import bound_to, may_see, require_customer
 from api.problems import Problem, invalid
-from api.reading import min_position, min_position_of
+from api.reading import min_position_of
 from api.replies import PREFIX, at, reply
 from api.submitting import answer, submit
 from ledger.core.events import OrderCancelRequested, OrderPlaced
@@ -50,9 +51,19 @@ def _path(order_id: UUID) -> str:
 
 
 async def show(context: Context, request: Request) -> Response:
-    """One order: as the view has it, else as it was accepted here."""
+    """One order: as the view has it, else as it was accepted here.
+
+    As of a moment of the past, if one is given: as the ledger had it then.
+    """
     order_id = requests.path_id(request, "order_id")
-    order, position = await find(context, request, order_id, min_position(request))
+    found = requests.parameters(request, *WHEN)
+    if when := as_of(found):
+        row, moment = await context.past.look(
+            when, lambda history, position: history.order(order_id, position)
+        )
+        then = _visible(request, schemas.order(row) if row else None, order_id)
+        return reply(200, then, at(moment.position))
+    order, position = await find(context, request, order_id, min_position_of(found))
     return reply(200, order, at(position))
 
 
@@ -61,9 +72,13 @@ async def find(
 ) -> tuple[schemas.Order, int]:
     """The order, if the sender may see it."""
     order, position = await _look(context, order_id, min_position)
+    return _visible(request, order, order_id), position
+
+
+def _visible(request: Request, order: schemas.Order | None, order_id: UUID) -> schemas.Order:
     if order is None or not may_see(request, order.customer_id):
         raise Problem("unknown-order", f"there is no order {order_id}")
-    return order, position
+    return order
 
 
 async def _look(

@@ -55,6 +55,14 @@ PARAMETERS: Final[Mapping[str, Json]] = {
         _CURSOR,
         "answer from a view that is at least at this position; waits up to 2 s for it",
     ),
+    "as_of_position": _query(
+        "as_of_position", _CURSOR, "answer as of this position, which the ledger must have reached"
+    ),
+    "as_of_time": _query(
+        "as_of_time",
+        {"type": "string", "format": "date-time"},
+        "answer as of the last position that was recorded at this time or before it",
+    ),
 }
 """By name; where it is another thing on the paths that end with `x`, also as `x.name`."""
 

@@ -188,6 +188,11 @@ KINDS: Final[dict[str, Kind]] = {
         "Too many streams are open",
         "Retry after `Retry-After`, or read the feed in pages",
     ),
+    "past-busy": Kind(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Too many look at the past",
+        "Retry after `Retry-After`",
+    ),
     "views-behind": Kind(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "The views are not there yet",

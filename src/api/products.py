@@ -12,17 +12,20 @@ from api.context import Context
 from api.etags import has
 from api.idempotency import Draft, draft
 from api.lists import follow, limit_of
+from api.past import WHEN, AsOf, as_of
 from api.prefer import DEFAULT_WAIT_S, preference
 from api.problems import Problem
 from api.product_cache import MAX_AGE_S, Page
-from api.reading import min_position, min_position_of
+from api.reading import min_position_of
 from api.replies import JSON, PREFIX, at, encode, reply
 from api.submitting import answer, submit
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
+from projections.history import ProductThen
 from projections.stock import StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _ASK_AGAIN: Final = (b"cache-control", b"no-cache")
+_FOR_EVER: Final = (b"cache-control", b"public, max-age=31536000, immutable")
 
 
 async def create(context: Context, request: Request) -> Response:
@@ -69,32 +72,48 @@ def _path(product_id: UUID) -> str:
 
 
 async def show(context: Context, request: Request) -> Response:
-    """One product, from the cache where that is known to be right."""
+    """One product, from the cache where that is known to be right.
+
+    As of a moment of the past, if one is given: as the ledger had it, with the price of then.
+    """
     if not request.scope["query_string"]:
         cached = context.products.get(request.path_params["product_id"])
         if cached:
             return _page(request, *cached)
     product_id = requests.path_id(request, "product_id")
+    found = requests.parameters(request, *WHEN)
+    if when := as_of(found):
+        return await _show_then(context, request, product_id, when)
     generation = context.products.generation
     row, position = await context.reading.read_at_least(
-        min_position(request),
+        min_position_of(found),
         lambda: context.product_reads.read(product_id, lambda: context.views.product(product_id)),
     )
-    if row is None:
-        raise Problem("unknown-product", f"there is no product {product_id}")
-    page = _render(row, position)
+    page = _render(row, product_id, position)
     context.products.put(product_id, page, generation)
     return _page(request, page, position)
 
 
-def _render(row: StockRow, position: int) -> Page:
+async def _show_then(context: Context, request: Request, product_id: UUID, when: AsOf) -> Response:
+    row, moment = await context.past.look(
+        when, lambda history, position: history.product(product_id, position)
+    )
+    page = _render(row, product_id, moment.position)
+    return _page(request, page, moment.position, _FOR_EVER if moment.final else _ASK_AGAIN)
+
+
+def _render(row: StockRow | ProductThen | None, product_id: UUID, position: int) -> Page:
     """The row alone makes the body, and its position names its version: a strong ETag."""
+    if row is None:
+        raise Problem("unknown-product", f"there is no product {product_id}")
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
     return Page(encode(schemas.product(row)), f'"{row.position}"'.encode(), position, expires_at)
 
 
-def _page(request: Request, page: Page, position: int) -> Response:
-    headers = [_ASK_AGAIN, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
+def _page(
+    request: Request, page: Page, position: int, kept: tuple[bytes, bytes] = _ASK_AGAIN
+) -> Response:
+    headers = [kept, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
     if has(request, page.etag):
         response = Response(None, 304)
     else:

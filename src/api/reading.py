@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
 
-from starlette.requests import Request
-
 from api.problems import Problem
-from api.requests import MAX_POSITION, parameters, whole
+from api.requests import MAX_POSITION, whole
 from api.waiting import Waiting
 
 MIN_POSITION_WAIT_S: Final = 2.0
@@ -74,11 +72,6 @@ class Shared(Generic[T]):
         finally:
             if self._running[key] is mine:
                 del self._running[key]
-
-
-def min_position(request: Request) -> int:
-    """The only parameter of a request for one thing."""
-    return min_position_of(parameters(request, "min_position"))
 
 
 def min_position_of(found: dict[str, str]) -> int:

@@ -16,6 +16,7 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
+from projections.history import ProductThen, WalletThen
 from projections.orders import OrderRow
 from projections.stock import StockRow
 from projections.wallets import WalletRow
@@ -174,12 +175,12 @@ class Orders(Struct, frozen=True):
 ACCEPTED: Final = "accepted: it will be decided; follow Location"
 
 
-def customer(row: WalletRow) -> Customer:
+def customer(row: WalletRow | WalletThen) -> Customer:
     """The customer of a row."""
     return Customer(row.customer_id, row.username, money(row.balance_minor), row.position)
 
 
-def product(row: StockRow) -> Product:
+def product(row: StockRow | ProductThen) -> Product:
     """The product of a row."""
     return Product(
         row.product_id,

@@ -17,6 +17,7 @@ EVERY: Final = (
 WITH_BODY: Final = ("bad-json", "body-too-large", "not-json", "body-too-slow")
 SUBMITTING: Final = ("key-reused", "inbox-unavailable", "inbox-full")
 READING: Final = ("views-unavailable", "views-behind")
+LOOKING_BACK: Final = ("past-busy",)
 GUARDED: Final = ("no-key", "bad-key", "missing-scope", "too-many-requests", "keys-unavailable")
 BOUND: Final = ("bound-key",)
 
@@ -29,6 +30,11 @@ def submits(operation: Operation) -> bool:
 def reads(operation: Operation) -> bool:
     """Whether it answers from a view, at a position that the client can ask for."""
     return "min_position" in operation.parameters
+
+
+def looks_back(operation: Operation) -> bool:
+    """Whether it answers from the past, too, if the client asks for that."""
+    return "as_of_position" in operation.parameters
 
 
 def kinds(operation: Operation, *, guarded: bool = True) -> list[str]:
@@ -48,6 +54,8 @@ def _kinds(operation: Operation) -> Iterator[str]:
         yield from SUBMITTING
     if reads(operation):
         yield from READING
+    if looks_back(operation):
+        yield from LOOKING_BACK
     if operation.scope:
         yield from GUARDED
         yield from () if operation.own else BOUND

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api import serve
 from api.app import build_app
 from api.context import Deps
+from api.past import Past
 from api.peers import Peers
 from cli.access import make_guard, origins
 from cli.observing import observed, serve_metrics
@@ -61,6 +62,7 @@ async def _serve_api(settings: Settings) -> None:
         Announcements(url, name),
         Views(engine),
         Feed(engine),
+        Past(engine),
         peers=peers,
         cors_origins=origins(settings),
         guard=make_guard(settings, engine),

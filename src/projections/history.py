@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger import snapshots
 from ledger.chain import Record
-from ledger.codec import moment, origin_of, recorded
+from ledger.codec import origin_of, recorded
 from ledger.core.events import (
     TYPE_OF,
     OrderCancelled,
@@ -116,7 +116,7 @@ class History:
         """
         head, head_us = await self._before(snapshots.MAX_POSITION)
         if time_us > max(head_us, time.time_ns() // 1000):
-            raise Beyond(f"{moment(time_us):%Y-%m-%dT%H:%M:%SZ}", head)
+            raise Beyond("that time", head)
         if head_us <= time_us:
             return Moment(head, final=False)
         low, high = 0, head

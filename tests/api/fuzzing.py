@@ -19,10 +19,24 @@ def before_call(context: HookContext, case: Case, kwargs: dict[str, Any]) -> Non
     if case.headers and "Idempotency-Key" in case.headers:
         # A key that comes again with another body is refused: test_idempotency.py.
         case.headers["Idempotency-Key"] = str(uuid4())
-    if case.query and "min_position" in case.query:
-        # A position that is far ahead is waited for, then answered with 503: test_get_order.py.
-        case.query["min_position"] = 1
+    if case.query:
+        be_possible(case.query)
     case.body = as_written(case.body)
+
+
+def be_possible(query: dict[str, Any]) -> None:
+    """Ask for one moment, which has come."""
+    if "min_position" in query:
+        # A position that is far ahead is waited for, then answered with 503: test_get_order.py.
+        query["min_position"] = 1
+    given = [name for name in ("as_of_position", "as_of_time", "min_position") if name in query]
+    for name in given[1:]:
+        # They exclude each other, and the future is refused: test_as_of.py.
+        del query[name]
+    if "as_of_position" in query:
+        query["as_of_position"] = 0
+    if "as_of_time" in query:
+        query["as_of_time"] = "2020-01-31T12:00:00.5+01:00"
 
 
 def as_written(value: Any, name: str = "") -> Any:

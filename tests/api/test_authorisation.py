@@ -13,6 +13,7 @@ import pytest
 from api.app import ROUTES
 from api.operations import Operation
 from api.principals import Scope
+from api.statuses import looks_back
 from cli.key_store import NewKey, create, revoke
 from cli.stack.servers import Servers
 from tests.harness import Stack, engine_of, eventually, start_stack
@@ -28,6 +29,7 @@ GUARDED = [call for call in CALLS if call.values[2].scope]
 OPEN = [call for call in CALLS if not call.values[2].scope]
 OWN = [call for call in GUARDED if call.values[2].own]
 NOT_OWN = [call for call in GUARDED if not call.values[2].own]
+OF_THE_PAST = [call for call in OWN if looks_back(call.values[2])]
 
 Headers = dict[str, str]
 
@@ -261,6 +263,24 @@ async def test_with_another_customers_key_nothing_of_it_exists(
     assert nobody.json()["detail"].replace(unknown, "") == found["detail"].replace(
         site.ids[name], ""
     )
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OF_THE_PAST)
+async def test_the_past_is_open_to_whom_the_present_is(
+    site: Site, method: str, path: str, operation: Operation
+) -> None:
+    """To another customer's key the thing is as unknown as one that never was."""
+    live = await site.call(method, path, operation, site.admin)
+    path = f"{path}?as_of_position={live.headers['ledger-position']}"
+    for ids, status in ((site.ids, 200), (site.others, 404)):
+        headers = await site.bound(ids["customer_id"])
+        assert (await site.call(method, path, operation, headers)).status_code == status
+    name = "order_id" if "{order_id}" in path else "customer_id"
+    headers = await site.bound(site.others["customer_id"])
+    theirs = await site.call(method, path, operation, headers)
+    nobodys = await site.call(method, path, operation, headers, **{name: (unknown := str(uuid4()))})
+    assert theirs.json()["type"] == nobodys.json()["type"]
+    assert theirs.json()["detail"].replace(site.ids[name], unknown) == nobodys.json()["detail"]
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), NOT_OWN)

@@ -5,7 +5,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from api import batches, idempotency, lists, prefer, protocol, reading, requests, schemas, streams
+from api import (
+    batches,
+    idempotency,
+    lists,
+    past,
+    prefer,
+    protocol,
+    reading,
+    requests,
+    schemas,
+    streams,
+)
 from api.app import ROUTES
 from api.openapi import header_parameters
 from api.operations import Operation
@@ -110,5 +121,9 @@ def test_every_limit_is_documented_as_it_is() -> None:
         "min_position": [f"waited for {reading.MIN_POSITION_WAIT_S:g} s", "503"],
         "Idempotency-Key": [f"{idempotency.MAX_KEY} visible ASCII characters", "422"],
         "streams of a process": [f"{streams.MAX_STREAMS}", "503"],
+        "reads of the past at once": [
+            f"{past.AT_ONCE} of a process, others wait for {past.TURN_TIMEOUT_S:g} s",
+            "503",
+        ],
         "requests of one key": ["`LEDGER_RATE_PER_S`, `LEDGER_CONCURRENCY`", "429"],
     }

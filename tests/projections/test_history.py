@@ -24,8 +24,8 @@ from projections.queries import ViewsUnavailable
 from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, erasure, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.events import asked, opening, orders
-from tests.ledger.proxy import open_proxy
 from tests.ledger.running import Ledger, running_ledger
+from tests.proxy import open_proxy
 
 from .past import Then, moments, write_history
 
@@ -186,7 +186,7 @@ async def test_what_takes_too_long_is_unavailable(ledger: Ledger) -> None:
 
         with pytest.raises(ViewsUnavailable):
             await look()
-        proxy.heal()
+        await proxy.heal()
         await engine.dispose()
 
 
