@@ -1,8 +1,10 @@
 """`ledger migrate`: tables, accounts and topology, each made where it is missing."""
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from aio_pika.exceptions import ChannelPreconditionFailed
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -113,6 +115,18 @@ def _view_rights(role: str, view: Projection[Any]) -> str:
 
 
 async def _declare_topology(settings: Settings) -> None:
+    try:
+        await _on_channel(settings, topology.declare, settings.inbox_max_length)
+    except ChannelPreconditionFailed as error:
+        if f"'{topology.PARKING}'" not in str(error):
+            raise
+        await _on_channel(settings, topology.remove_old_parking)
+        await _on_channel(settings, topology.declare, settings.inbox_max_length)
+
+
+async def _on_channel(
+    settings: Settings, work: Callable[..., Coroutine[Any, Any, None]], *arguments: int
+) -> None:
     async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            await topology.declare(channel, settings.inbox_max_length)
+            await work(channel, *arguments)

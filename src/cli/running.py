@@ -13,9 +13,11 @@ from cli.settings import BadSettings, MissingSecret, Settings, load_settings
 from ledger import failpoints, logs
 from ledger.broker import BROKER_ERRORS
 from ledger.database import DATABASE_ERRORS, UnsafeDatabase
+from ledger.parking import ParkingBusy
 from ledger.publisher import InboxUnavailable
 from ledger.sealing import WrongKey
 from ledger.store import LedgerDamaged
+from ledger.topology import OldParkingInUse
 from ledger.tracing import NoOpenTelemetry
 from projections.projection import ViewDamaged
 from projections.queries import ViewsUnavailable
@@ -35,6 +37,8 @@ REFUSED: Final = (
     WrongKey,
     InboxUnavailable,
     ViewsUnavailable,
+    OldParkingInUse,
+    ParkingBusy,
     MissingSecret,
     NoOpenTelemetry,
     NoParquet,

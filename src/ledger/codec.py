@@ -24,6 +24,7 @@ from ledger.core.events import (
 from ledger.sealing import is_sealed, opened
 
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
+EVENT_CONTENT_TYPE: Final = "application/cloudevents+json"
 MAX_SOURCE: Final = 200
 MAX_SUBMITTER: Final = 200
 DECIDED_SOURCE: Final = "/writer"
@@ -94,10 +95,11 @@ class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Rejected(Struct, frozen=True):
-    """What the writer could not read, and why."""
+    """What the writer could not read, and why: a `whole` message, or one element of a group."""
 
     body: bytes
     reason: str
+    whole: bool = True
 
 
 _BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
@@ -194,7 +196,7 @@ def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
         try:
             events.append(_submitted(_decode_envelope(element)))
         except (*_BAD, Unreadable) as error:
-            rejected.append(Rejected(bytes(element), _reason(error)))
+            rejected.append(Rejected(bytes(element), _reason(error), whole=False))
     return events, rejected
 
 

@@ -1,24 +1,20 @@
 """The writer's end of the inbox: deliveries in queue order, acked only after COMMIT."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from hashlib import sha256
 from typing import Final
 
-from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from msgspec import Struct
-from pamqp.commands import Basic
 
 from ledger.broker import CALL_TIMEOUT_S, open_channel
 from ledger.codec import Rejected, decode_group
 from ledger.core.events import Submitted
 from ledger.metrics import MESSAGE_EVENTS
-from ledger.topology import INBOX, PARKING_EXCHANGE
+from ledger.topology import INBOX
 
 PREFETCH: Final = 128
-MAX_REASON: Final = 1_000
 
 
 class InboxLost(ConnectionError):
@@ -91,29 +87,3 @@ async def open_inbox(url: str, name: str) -> AsyncIterator[Inbox]:
             queue = await channel.declare_queue(INBOX, passive=True)
             await queue.consume(inbox.enqueue)
         yield inbox
-
-
-async def park(url: str, name: str, rejected: Sequence[Rejected]) -> None:
-    """Keep what could not be read, with its reason; returns when the broker has it.
-
-    On a connection of its own: a broker in need stops reading from connections that publish, and
-    must go on reading the acks of the consumer.
-    """
-    if not rejected:
-        return
-    async with open_channel(url, f"{name}-parking", confirms=True) as channel:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            exchange = await channel.get_exchange(PARKING_EXCHANGE)
-            for item in rejected:
-                answer = await exchange.publish(_parked(item), routing_key="")
-                if not isinstance(answer, Basic.Ack):
-                    raise InboxLost("the broker did not take a message for the parking queue")
-
-
-def _parked(item: Rejected) -> Message:
-    return Message(
-        item.body,
-        delivery_mode=DeliveryMode.PERSISTENT,
-        message_id=sha256(item.body).hexdigest(),
-        headers={"x-reason": item.reason[:MAX_REASON]},
-    )

@@ -12,6 +12,8 @@ ANNOUNCED_EXCHANGE: Final = "ledger.announced"
 ACCEPTED_EXCHANGE: Final = "ledger.accepted"
 INBOX: Final = "ledger.inbox"
 PARKING: Final = "ledger.parking"
+PARKING_LOCK: Final = "ledger.parking.lock"
+"""A queue that exists while somebody reads the parking queue, and belongs to their connection."""
 
 EXCHANGES: Final = (
     SUBMITTED_EXCHANGE,
@@ -22,6 +24,10 @@ EXCHANGES: Final = (
 )
 NEVER_DROPPED: Final = 1_000_000
 INBOX_MAX_BYTES: Final = 2**30
+
+
+class OldParkingInUse(Exception):
+    """The parking queue of an earlier version can't be replaced yet."""
 
 
 async def declare(channel: AbstractChannel, inbox_max_length: int) -> None:
@@ -45,7 +51,29 @@ async def declare(channel: AbstractChannel, inbox_max_length: int) -> None:
         },
     )
     parking = await channel.declare_queue(
-        PARKING, durable=True, arguments={"x-queue-type": "quorum"}
+        PARKING,
+        durable=True,
+        # To read a parked message is to take it and give it back, which counts as a delivery.
+        arguments={"x-queue-type": "quorum", "x-delivery-limit": NEVER_DROPPED},
     )
     await inbox.bind(SUBMITTED_EXCHANGE)
     await parking.bind(PARKING_EXCHANGE)
+
+
+async def remove_old_parking(channel: AbstractChannel) -> None:
+    """Remove the empty parking queue of a version that declared it without a delivery limit.
+
+    It's unbound first, so that nothing is parked there meanwhile: the writer tries again. Raises
+    OldParkingInUse, with everything as it was, when something is parked or somebody reads it.
+    """
+    exchange = await channel.get_exchange(PARKING_EXCHANGE)
+    queue = await channel.declare_queue(PARKING, passive=True)
+    await queue.unbind(exchange)
+    found = (await queue.declare()).message_count, queue.declaration_result.consumer_count
+    if found != (0, 0):
+        await queue.bind(exchange)
+        raise OldParkingInUse(
+            f"the queue {PARKING} has to be made anew with a delivery limit, but messages are in"
+            " it: take them out with `ledger parked`, then run `ledger migrate` again"
+        )
+    await queue.delete(if_unused=False, if_empty=False)

@@ -24,8 +24,9 @@ from ledger.core.fold import Fold, effective
 from ledger.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.failpoints import failpoint
 from ledger.hints import Hints
-from ledger.inbox import Batch, Inbox, open_inbox, park
+from ledger.inbox import Batch, Inbox, open_inbox
 from ledger.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
+from ledger.parking import park
 from ledger.sealing import CustomerKeys, named_customers
 from ledger.sessions import keep_alive
 from ledger.store import Fenced, Head, LedgerDamaged, Store

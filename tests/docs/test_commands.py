@@ -18,6 +18,7 @@ from cli.stack.servers import Servers
 from tests.harness import Stack, environment, make_ledger
 
 from .example import fill_example
+from .parked import with_parked
 
 PAGES = sorted((Path(__file__).parents[2] / "docs/reference/commands").glob("*.md"))
 
@@ -28,7 +29,7 @@ async def with_writer_and_projector(stack: Stack) -> None:
     stack.start("projector")
 
 
-PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {}
+PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {"parked": with_parked}
 
 
 def steps(page: Path) -> list[tuple[str, str]]:
