@@ -1,6 +1,8 @@
 """How every command reads its settings, runs its work, and ends when it can't."""
 
 import gc
+import io
+import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
@@ -63,6 +65,7 @@ def settings() -> Settings:
 
 def run(work: Coroutine[Any, Any, Answer]) -> Answer:
     """Run the work of a command to its end."""
+    _buffer_output()
     logs.configure("text", "INFO")
     failpoints.warn()
     # What is here now stays, and little garbage is in cycles: collect seldom, and the young first.
@@ -74,6 +77,17 @@ def run(work: Coroutine[Any, Any, Answer]) -> Answer:
         raise end(2, str(error)) from None
     except REFUSED as error:
         raise end(1, f"{type(error).__name__}: {error}") from None
+
+
+def _buffer_output() -> None:
+    """Give standard output the buffer that PYTHONUNBUFFERED takes from it.
+
+    Without one, a large write into a pipe may end half-way and nobody is told.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        buffer = io.BufferedWriter(sys.stdout.detach())
+        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
 
 
 def end(status: int, why: str) -> typer.Exit:

@@ -154,7 +154,7 @@ async def test_bytes_are_shown_in_hex_and_given_out_as_they_are(run: Run, ledger
     assert "000000f0  f0 f1 f2" in done.out
     assert "00000040  40 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f  @ABCDEFGHIJKLMNO" in done.out
     assert done.out.endswith(f"… cut here: `--raw` prints all {len(BINARY)} bytes\n")
-    shown = (await run("parked", "show", id_of(BINARY), "--json")).json
+    shown = (await run("parked", "show", id_of(BINARY), "--json", PYTHONUNBUFFERED="1")).json
     assert (b64decode(shown["base64"]), shown["text"]) == (BINARY, None)
 
 
