@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli import export, parked
+from cli import balance, export, parked
 from cli.keys import keys
 from cli.running import out, run, settings
 
@@ -13,6 +13,7 @@ app = typer.Typer(
     help="An event-sourced order ledger.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(keys, name="keys")
+app.add_typer(balance.commands)
 app.add_typer(export.commands)
 app.add_typer(parked.commands, name="parked")
 

@@ -33,6 +33,16 @@ Account = Literal["wallet", "deposits", "revenue", "refunds", "stock", "received
 """What money and units go from and to. Analysts query by these words, so they never change."""
 Unit = Literal["minor", "units"]
 """What is counted: money in minor units, or units of a product."""
+UNIT_OF: Final[dict[Account, Unit]] = {
+    "wallet": "minor",
+    "deposits": "minor",
+    "revenue": "minor",
+    "refunds": "minor",
+    "stock": "units",
+    "received": "units",
+    "sold": "units",
+}
+"""What each account counts."""
 
 
 class JournalLine(Struct, frozen=True, gc=False):
@@ -71,7 +81,7 @@ TABLE: Final = Table(
 )
 
 Side = tuple[Account, UUID]
-Move = tuple[Unit, int, Side, Side]
+Move = tuple[int, Side, Side]
 """An amount, the account that is debited with it and the one that is credited."""
 
 
@@ -81,9 +91,9 @@ def lines(event: Recorded) -> Sequence[JournalLine]:
     order_id = event.stream_id if isinstance(payload, OrderCompleted | OrderCancelled) else None
     told = (moment(event.recorded_at_us), order_id)
     found: list[JournalLine] = []
-    for unit, amount, debit, credit in _moves(event.stream_id, payload):
+    for amount, debit, credit in _moves(event.stream_id, payload):
         if amount:
-            number = len(found) + 1
+            number, unit = len(found) + 1, UNIT_OF[debit[0]]
             found += (
                 JournalLine(event.position, number, *told, *debit, unit, amount, 0),
                 JournalLine(event.position, number + 1, *told, *credit, unit, 0, amount),
@@ -94,18 +104,18 @@ def lines(event: Recorded) -> Sequence[JournalLine]:
 def _moves(stream_id: UUID, event: AnyPayload) -> tuple[Move, ...]:
     match event:
         case CustomerRegistered(opening_balance_minor=amount) | WalletCredited(amount_minor=amount):
-            return (("minor", amount, ("deposits", stream_id), ("wallet", stream_id)),)
+            return ((amount, ("deposits", stream_id), ("wallet", stream_id)),)
         case ProductListed(initial_stock=units) | StockReceived(quantity=units):
-            return (("units", units, ("stock", stream_id), ("received", stream_id)),)
+            return ((units, ("stock", stream_id), ("received", stream_id)),)
         case OrderCompleted(customer_id=customer, product_id=product, quantity=quantity):
             return (
-                ("minor", event.total_minor, ("wallet", customer), ("revenue", product)),
-                ("units", quantity, ("sold", product), ("stock", product)),
+                (event.total_minor, ("wallet", customer), ("revenue", product)),
+                (quantity, ("sold", product), ("stock", product)),
             )
         case OrderCancelled(customer_id=customer, product_id=product, quantity=quantity):
             return (
-                ("minor", event.refund_minor, ("refunds", product), ("wallet", customer)),
-                ("units", quantity, ("stock", product), ("sold", product)),
+                (event.refund_minor, ("refunds", product), ("wallet", customer)),
+                (quantity, ("stock", product), ("sold", product)),
             )
         case _:
             return ()

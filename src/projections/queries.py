@@ -151,11 +151,14 @@ class Views:
 
 
 async def fetch(
-    engine: AsyncEngine, statement: str, parameters: tuple[Any, ...]
+    engine: AsyncEngine,
+    statement: str,
+    parameters: tuple[Any, ...],
+    timeout_s: float = QUERY_TIMEOUT_S,
 ) -> list[tuple[Any, ...]]:
-    """The rows of one statement; raises ViewsUnavailable within about QUERY_TIMEOUT_S."""
+    """The rows of one statement; raises ViewsUnavailable within about `timeout_s`."""
     try:
-        async with asyncio.timeout(QUERY_TIMEOUT_S), engine.connect() as connection:
+        async with asyncio.timeout(timeout_s), engine.connect() as connection:
             found = await connection.exec_driver_sql(statement, parameters)
             return [tuple(row) for row in found]
     except DATABASE_ERRORS as error:

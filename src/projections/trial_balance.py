@@ -1,0 +1,118 @@
+"""The trial balance: what each account of the journal was debited and credited, at a position."""
+
+from collections.abc import Callable
+from typing import Any, Final, get_args
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from projections.journal import JOURNAL, UNIT_OF, Unit
+from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable, fetch
+
+STEP: Final = 50_000
+"""Positions that one statement adds up, so that none of them takes long."""
+
+
+class Sums(Struct, frozen=True):
+    """What was debited and credited, in all."""
+
+    debit: int = 0
+    credit: int = 0
+
+    @property
+    def balance(self) -> int:
+        """Above 0 on the debit side, below on the credit side."""
+        return self.debit - self.credit
+
+    def __add__(self, other: "Sums") -> "Sums":
+        """The sums of both."""
+        return Sums(self.debit + other.debit, self.credit + other.credit)
+
+
+Accounts = dict[tuple[str, str], Sums]
+"""By account and unit."""
+
+
+class TrialBalance(Struct, frozen=True):
+    """Every account as it was at a position. In a sound journal the total of each unit is 0."""
+
+    position: int
+    accounts: Accounts
+
+    def of(self, unit: Unit) -> dict[str, Sums]:
+        """The accounts that count this unit."""
+        return {account: sums for (account, of), sums in self.accounts.items() if of == unit}
+
+    def total(self, unit: Unit) -> Sums:
+        """All that was debited and credited of this unit."""
+        return sum(self.of(unit).values(), Sums())
+
+    @property
+    def balanced(self) -> bool:
+        """Whether debits equal credits, of money and of units."""
+        return not any(self.total(unit).balance for unit in get_args(Unit))
+
+
+class Books:
+    """The journal added up. Its lines never change, so what was added up once is remembered.
+
+    Every method raises ViewsUnavailable.
+    """
+
+    def __init__(self, engine: AsyncEngine, timeout_s: float = QUERY_TIMEOUT_S) -> None:
+        self._engine = engine
+        self._timeout_s = timeout_s
+        self._steps: dict[int, Accounts] = {}
+
+    async def position(self) -> int:
+        """Where the journal is."""
+        rows = await self._rows("SELECT position FROM checkpoints WHERE name = %s", JOURNAL.name)
+        if not rows:
+            raise ViewsUnavailable("the journal has no checkpoint: run `ledger migrate`")
+        return int(rows[0][0])
+
+    async def balance(
+        self, at_most: int, moved: Callable[[int], None] = lambda more: None
+    ) -> TrialBalance:
+        """The trial balance at this position, or where the journal is if that is before it.
+
+        `moved` is called with how many more positions are added up.
+        """
+        position = min(await self.position(), at_most)
+        accounts: Accounts = {(account, unit): Sums() for account, unit in UNIT_OF.items()}
+        for start in range(0, position, STEP):
+            end = min(start + STEP, position)
+            for key, sums in (await self._step(start, end)).items():
+                accounts[key] = accounts.get(key, Sums()) + sums
+            moved(end - start)
+        return TrialBalance(position, accounts)
+
+    async def first_torn(self, position: int) -> int | None:
+        """The first position up to this one where debits and credits differ."""
+        rows = await self._rows(
+            "SELECT position FROM journal WHERE position <= %s GROUP BY position, unit"
+            " HAVING SUM(debit) <> SUM(credit) ORDER BY position LIMIT 1",
+            position,
+        )
+        return rows[0][0] if rows else None
+
+    async def _step(self, after: int, up_to: int) -> Accounts:
+        if up_to - after < STEP:
+            return await self._sums(after, up_to)
+        if after not in self._steps:
+            self._steps[after] = await self._sums(after, up_to)
+        return self._steps[after]
+
+    async def _sums(self, after: int, up_to: int) -> Accounts:
+        rows = await self._rows(
+            "SELECT account, unit, SUM(debit), SUM(credit) FROM journal"
+            " WHERE position > %s AND position <= %s GROUP BY account, unit",
+            after,
+            up_to,
+        )
+        return {
+            (account, unit): Sums(int(debit), int(credit)) for account, unit, debit, credit in rows
+        }
+
+    async def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
+        return await fetch(self._engine, statement, parameters, self._timeout_s)

@@ -1,0 +1,171 @@
+"""`ledger balance`: the books as the command shows them, on sound ledgers and on damaged ones."""
+
+from collections import Counter
+from itertools import count
+from typing import Any
+
+import pytest
+
+from cli.settings import Settings
+from ledger.codec import recorded
+from ledger.core.fold import effective
+from projections import trial_balance
+from projections.journal import lines
+from projections.trial_balance import Books
+from tests.harness import free_port
+from tests.ledger.events import history, opening, orders
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.views import advance_to_the_end
+
+from .conftest import Run
+
+
+async def shown(ledger: Ledger) -> None:
+    """Bring the views to the end of the ledger."""
+    async with ledger.connection("projector") as connection:
+        await advance_to_the_end(connection)
+
+
+def totals(found: Any) -> dict[str, tuple[int, int]]:
+    return {total["unit"]: (total["debit"], total["credit"]) for total in found["totals"]}
+
+
+async def test_an_empty_ledger_has_empty_books(run: Run) -> None:
+    done = await run("balance", "--json")
+    assert (done.status, done.err) == (0, "")
+    assert (done.json["position"], done.json["balanced"]) == (0, True)
+    assert [account["account"] for account in done.json["accounts"]] == [
+        *("wallet", "deposits", "revenue", "refunds"),
+        *("stock", "received", "sold"),
+    ]
+    assert totals(done.json) == {"minor": (0, 0), "units": (0, 0)}
+    assert (await run("balance")).status == 0
+
+
+async def test_what_was_sold_stands_in_the_books(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(10_000, 50), orders(3))
+        await shown(ledger)
+    done = await run("balance", "--json")
+    balances = {entry["account"]: entry["balance"] for entry in done.json["accounts"]}
+    assert balances == {
+        "wallet": -7_000,
+        "deposits": 10_000,
+        "revenue": -3_000,
+        "refunds": 0,
+        "stock": 47,
+        "received": -50,
+        "sold": 3,
+    }
+    assert totals(done.json) == {"minor": (13_000, 13_000), "units": (53, 53)}
+    table = [line.split() for line in (await run("balance")).out.splitlines()]
+    assert ["wallet", "money", "30.00", "100.00", "-70.00"] in table
+    assert ["total", "money", "130.00", "130.00", "0.00"] in table
+    assert ["stock", "units", "50", "3", "47"] in table
+    assert table[-1] == ["at", "position", "8"]
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+async def test_the_balance_at_any_position_is_that_of_the_lines_up_to_there(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """However the positions are added up, and whatever is remembered of the time before."""
+    monkeypatch.setattr(trial_balance, "STEP", step)
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), history(23, 60))
+        await shown(ledger)
+        events = [recorded(record) for record in await ledger.records()]
+        books = Books(ledger.engine("api"), timeout_s=10)
+        held: Counter[tuple[str, str]] = Counter()
+        changes = {event.position: lines(event) for event in effective(events)}
+        for position in range(1, events[-1].position + 1):
+            for line in changes.get(position, ()):
+                held[line.account, line.unit] += line.debit - line.credit
+            found = await books.balance(position)
+            assert found.position == position
+            assert found.balanced
+            assert {key: sums.balance for key, sums in found.accounts.items()} == {
+                key: held[key] for key in found.accounts
+            }
+        assert (await books.balance(position + 1_000)).position == position
+
+
+async def test_the_balance_of_a_position_stays_while_the_journal_grows(
+    run: Run, settings: Settings
+) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), orders(2))
+        await shown(ledger)
+        before = await run("balance", "--json")
+        await ledger.write(orders(5))
+        await shown(ledger)
+    assert (await run("balance", "--position", "6", "--json")).out == before.out
+    assert (await run("balance", "--json")).json["position"] == 16
+
+
+async def test_a_position_that_is_not_there_yet_is_refused(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), orders(2))
+    done = await run("balance", "--position", "1")
+    assert done.status == 2
+    assert "the journal is at position 0" in done.said_one_sentence()
+
+
+@pytest.mark.parametrize("position", ["-1", "one", "1.5"])
+async def test_what_is_no_position_is_refused(run: Run, position: str) -> None:
+    done = await run("balance", "--position", position)
+    assert done.status == 2
+    assert "--position" in done.err
+
+
+DAMAGES = [
+    "UPDATE journal SET debit = debit + 1 WHERE position = 4 AND line = 1",
+    "UPDATE journal SET unit = 'units' WHERE position = 4 AND line = 2",
+    "DELETE FROM journal WHERE position = 4 AND line = 3",
+    "INSERT INTO journal SELECT position, 9, recorded_at, order_id, 'swag', account_id, unit,"
+    " debit, credit FROM journal WHERE position = 4 AND line = 4",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_journal_that_does_not_balance_is_told_with_its_first_position(
+    run: Run, settings: Settings, damage: str
+) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), orders(3))
+        await shown(ledger)
+        await ledger.execute(damage)
+    done = await run("balance", "--json")
+    assert done.status == 1
+    assert done.json["balanced"] is False
+    assert "does not balance, first at position 4" in done.said_one_sentence()
+    assert (await run("balance", "--position", "3")).status == 0
+
+
+async def test_a_journal_without_a_checkpoint_is_one_sentence(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.execute("DELETE FROM checkpoints WHERE name = 'journal'")
+    done = await run("balance")
+    assert done.status == 1
+    assert "ledger migrate" in done.said_one_sentence()
+
+
+async def test_a_database_that_is_away_is_one_sentence(run: Run) -> None:
+    done = await run("balance", LEDGER_DB_PORT=str(free_port()))
+    assert done.status == 1
+    assert "the database did not answer" in done.err
+    assert "Traceback" not in done.err
+
+
+async def test_it_balances_beside_a_busy_projector(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger, ledger.writing(), ledger.projecting():
+        await ledger.put_events(opening())
+        positions = []
+        for _ in count():
+            await ledger.put_events(orders(100))
+            done = await run("balance", "--json")
+            assert (done.status, done.err) == (0, "")
+            positions.append(done.json["position"])
+            if len(set(positions)) > 2:
+                break
+    assert positions == sorted(positions)
