@@ -4,9 +4,8 @@ import time
 from typing import Final
 from uuid import UUID, uuid5
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_delay, wait_fixed
-
 from cli.settings import Settings
+from cli.submitting import submit
 from ledger.core.events import (
     CustomerRegistered,
     ProductListed,
@@ -14,13 +13,10 @@ from ledger.core.events import (
     SubmittedPayload,
 )
 from ledger.database import make_engine
-from ledger.publisher import InboxUnavailable, Publisher
-from ledger.sessions import first_to_end
 from projections.queries import Views
 
 NAMESPACE: Final = UUID("6f7a2f0e-3f0b-5d0e-9c55-0d2f3a8c41de")
 CUSTOMER_ID: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
-DECIDED_TIMEOUT_S: Final = 20.0
 
 CATALOGUE: Final[dict[UUID, SubmittedPayload]] = {
     UUID("a1b2c3d4-e5f6-7890-1234-567890abcdef"): ProductListed(
@@ -39,53 +35,25 @@ CATALOGUE: Final[dict[UUID, SubmittedPayload]] = {
 }
 
 
-class DemoLate(Exception):
-    """The demo was submitted but not decided in time."""
-
-
 async def load_demo(settings: Settings) -> None:
     """Submit the demo and wait until the views show it.
 
     Its event ids are fixed, so that the ledger takes it once, however often it is submitted.
-    Raises DemoLate, InboxUnavailable.
+    Raises InboxUnavailable, NotShown.
     """
-    publisher = Publisher(settings.amqp_url("api"), "/demo", "demo")
-    engine = make_engine(settings.db_url("api"), settings.db_ca_file, autocommit=True)
-    try:
-        await first_to_end(publisher.run(), _submit(publisher, Views(engine)))
-    finally:
-        await engine.dispose()
-
-
-async def _submit(publisher: Publisher, views: Views) -> None:
     now_us = time.time_ns() // 1000
     events = [
         Submitted(uuid5(NAMESPACE, str(stream_id)), stream_id, now_us, payload)
         for stream_id, payload in CATALOGUE.items()
     ]
-    await _retrying(InboxUnavailable("the broker is away"))(_is_connected, publisher)
-    await publisher.submit(events)
-    await _retrying(DemoLate("the demo is not decided yet; does the writer run?"))(_is_shown, views)
+    engine = make_engine(settings.db_url("api"), settings.db_ca_file, autocommit=True)
+    views = Views(engine)
 
+    async def is_shown() -> bool:
+        row, _ = await views.wallet(CUSTOMER_ID)
+        return row is not None
 
-async def _is_connected(publisher: Publisher) -> bool:
-    return publisher.connected
-
-
-async def _is_shown(views: Views) -> bool:
-    row, _ = await views.wallet(CUSTOMER_ID)
-    return row is not None
-
-
-def _retrying(error: Exception) -> AsyncRetrying:
-    """Ask again until the answer is yes; raises `error` at the deadline."""
-
-    def give_up(_: RetryCallState) -> None:
-        raise error
-
-    return AsyncRetrying(
-        retry=retry_if_result(lambda yes: not yes),
-        wait=wait_fixed(0.05),
-        stop=stop_after_delay(DECIDED_TIMEOUT_S),
-        retry_error_callback=give_up,
-    )
+    try:
+        await submit(settings, "/demo", events, is_shown)
+    finally:
+        await engine.dispose()

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli import balance, export, parked
+from cli import balance, erase, export, parked
 from cli.keys import keys
 from cli.running import out, run, settings
 
@@ -14,6 +14,7 @@ app = typer.Typer(
 )
 app.add_typer(keys, name="keys")
 app.add_typer(balance.commands)
+app.add_typer(erase.commands)
 app.add_typer(export.commands)
 app.add_typer(parked.commands, name="parked")
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cli.exports import BadExport, ExportRefused, ImportRefused, NoParquet
 from cli.settings import BadSettings, MissingSecret, Settings, load_settings
+from cli.submitting import NotShown
 from ledger import failpoints, logs
 from ledger.broker import BROKER_ERRORS
 from ledger.database import DATABASE_ERRORS, UnsafeDatabase
@@ -38,6 +39,7 @@ REFUSED: Final = (
     CheckpointLost,
     WrongKey,
     InboxUnavailable,
+    NotShown,
     ViewsUnavailable,
     OldParkingInUse,
     ParkingBusy,
@@ -76,7 +78,9 @@ def run(work: Coroutine[Any, Any, Answer]) -> Answer:
     except BadSettings as error:
         raise end(2, str(error)) from None
     except REFUSED as error:
-        raise end(1, f"{type(error).__name__}: {error}") from None
+        first_line, *_ = str(error).splitlines() or [""]
+        # What SQLAlchemy says below its first line is where its manual is.
+        raise end(1, f"{type(error).__name__}: {first_line}") from None
 
 
 def _buffer_output() -> None:

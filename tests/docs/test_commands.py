@@ -29,7 +29,10 @@ async def with_writer_and_projector(stack: Stack) -> None:
     stack.start("projector")
 
 
-PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {"parked": with_parked}
+PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {
+    "erase-customer": with_writer_and_projector,
+    "parked": with_parked,
+}
 
 
 def steps(page: Path) -> list[tuple[str, str]]:

@@ -1,0 +1,201 @@
+"""`ledger erase-customer`: once and for all, and honest about what it can't reach."""
+
+import asyncio
+import os
+import pty
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from msgspec import structs
+
+from cli import submitting
+from cli.erasure import erase
+from cli.settings import Settings
+from cli.submitting import NotShown
+from ledger.chain import Record, next_hash
+from ledger.codec import encode_payload
+from ledger.core.events import CustomerRegistered
+from ledger.publisher import InboxUnavailable
+from ledger.store import Store
+from tests.core.story import ANN, PEN
+from tests.harness import environment, free_port
+from tests.ledger.audit import audit
+from tests.ledger.events import opening, orders
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.views import all_live, all_replayed, until_projected
+
+from .conftest import Run
+
+ID = str(ANN)
+PAGE = Path(__file__).parents[2] / "docs/how-to/production.md"
+KEYS_THAT_CAME_BACK = PAGE.read_text().split("```sql\n")[1].split("```")[0]
+
+
+@pytest.fixture
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """The ledger of the commands, with a customer on it."""
+    async with running_ledger(settings) as found:
+        await found.write(opening(), orders(2))
+        yield found
+
+
+async def test_an_erasure_leaves_no_name_and_breaks_no_chain(ledger: Ledger, run: Run) -> None:
+    before = await ledger.records()
+    async with ledger.writing(), ledger.projecting():
+        done = await run("erase-customer", ID, "--yes")
+    assert (done.status, done.err) == (0, "")
+    assert f"customer {ID} erased: recorded at position {len(before) + 1}" in done.out
+    assert "What remains" in done.out
+    records = await ledger.records()
+    assert records[:-1] == before
+    assert audit(records).customers == audit(before).customers
+    assert await ledger.keys() == {ANN.bytes: None}
+    assert await ledger.rows("SELECT username FROM wallets", "analyst") == [("erased",)]
+    assert await all_live(ledger) == await all_replayed(ledger)
+
+
+async def test_to_erase_twice_is_to_erase_once(ledger: Ledger, run: Run) -> None:
+    async with ledger.writing(), ledger.projecting():
+        first = await run("erase-customer", ID, "--yes", "--json")
+        records = await ledger.records()
+        again = await run("erase-customer", ID, "--json")
+    assert (first.status, again.status) == (0, 0)
+    assert first.json["position"] == len(records)
+    assert (first.json["new"], first.json["plain_positions"]) == (True, [])
+    assert again.json == first.json | {"new": False}
+    assert await ledger.records() == records
+
+
+async def test_two_at_once_erase_once(ledger: Ledger, run: Run) -> None:
+    async with ledger.writing(), ledger.projecting():
+        command = ("erase-customer", ID, "--yes", "--json")
+        both = await asyncio.gather(run(*command), run(*command))
+    assert [done.status for done in both] == [0, 0]
+    assert len({done.json["position"] for done in both}) == 1
+
+
+@pytest.mark.parametrize("nobody", [str(uuid4()), str(PEN)])
+async def test_who_is_no_customer_is_not_erased(ledger: Ledger, run: Run, nobody: str) -> None:
+    done = await run("erase-customer", nobody, "--yes")
+    assert done.status == 1
+    assert f"no customer {nobody}" in done.said_one_sentence()
+    assert len(await ledger.records()) == 6
+
+
+async def test_where_nobody_can_be_asked_it_takes_a_yes(ledger: Ledger, run: Run) -> None:
+    done = await run("erase-customer", ID)
+    assert done.status == 2
+    assert "--yes" in done.said_one_sentence()
+    assert len(await ledger.records()) == 6
+
+
+async def test_what_is_no_id_is_a_bad_argument(run: Run) -> None:
+    assert (await run("erase-customer", "ann", "--yes")).status == 2
+
+
+@pytest.mark.parametrize(("answer", "status"), [("n", 1), ("y", 0)])
+async def test_on_a_terminal_it_asks_first(
+    ledger: Ledger, settings: Settings, answer: str, status: int
+) -> None:
+    ours, theirs = pty.openpty()
+    async with ledger.writing(), ledger.projecting():
+        process = await asyncio.create_subprocess_exec(
+            Path(sys.executable).with_name("ledger"),
+            "erase-customer",
+            ID,
+            env=os.environ | environment(settings),
+            stdin=theirs,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(theirs)
+        os.write(ours, f"{answer}\n".encode())
+        _, asked_for = await asyncio.wait_for(process.communicate(), 30)
+    os.close(ours)
+    assert process.returncode == status
+    assert "gone for ever" in asked_for.decode()
+    assert len(await ledger.records()) == 7 - status
+    (key,) = (await ledger.keys()).values()
+    assert (key is None) == (answer == "y")
+
+
+async def test_what_was_submitted_is_decided_though_nobody_waits_for_it(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(submitting, "SHOWN_TIMEOUT_S", 0.2)
+        with pytest.raises(NotShown, match="do writer and projector run"):
+            await erase(settings, ANN)
+        with pytest.raises(NotShown):
+            await erase(settings, ANN)
+    assert await ledger.keys() != {ANN.bytes: None}
+    async with ledger.writing(), ledger.projecting():
+        erasure = await erase(settings, ANN)
+    assert erasure.position == len(await ledger.records()) == 7
+
+
+async def test_a_key_that_came_back_from_a_backup_is_destroyed_again(
+    ledger: Ledger, run: Run
+) -> None:
+    ((kept,),) = await ledger.rows("SELECT sealing_key FROM customer_keys")
+    async with ledger.writing(), ledger.projecting():
+        await run("erase-customer", ID, "--yes")
+        assert await ledger.rows(KEYS_THAT_CAME_BACK) == []
+        await ledger.execute("UPDATE customer_keys SET sealing_key = %s", "migrate", kept)
+        assert await ledger.rows(KEYS_THAT_CAME_BACK) == [(ANN.hex,)]
+        done = await run("erase-customer", ID, "--yes", "--json")
+    assert (done.status, done.json["position"], done.json["new"]) == (0, 8, True)
+    assert await ledger.keys() == {ANN.bytes: None}
+    audit(await ledger.records())
+
+
+def in_the_clear(record: Record, previous_hash: bytes) -> Record:
+    """A registration as it was recorded before names were sealed."""
+    data = encode_payload(CustomerRegistered("ann of old", 10**9))
+    old = structs.replace(record, schema_version=1, data=data)
+    return structs.replace(old, hash=next_hash(previous_hash, old))
+
+
+async def test_a_name_recorded_before_names_were_sealed_is_said_to_be_there_still(
+    settings: Settings, run: Run
+) -> None:
+    async with running_ledger(settings) as ledger:
+        (sealed,) = await ledger.write(opening()[:1])
+        for name in ("events_no_delete", "events_no_update"):
+            await ledger.execute(f"DROP TRIGGER {name}")
+        for table in ("events", "customer_keys"):
+            await ledger.execute(f"DELETE FROM {table}")
+        await ledger.execute("UPDATE ledger_head SET position = 0, hash = REPEAT(CHAR(0), 32)")
+        async with ledger.connection() as connection:
+            store = Store(connection)
+            await store.append(await store.head(), [in_the_clear(sealed, bytes(32))])
+        async with ledger.writing(), ledger.projecting():
+            await ledger.put_events(orders(1))
+            await until_projected(ledger)
+            assert await ledger.rows("SELECT username FROM wallets") == [("ann of old",)]
+            done = await run("erase-customer", ID, "--yes", "--json")
+        assert done.status == 1
+        assert done.json["plain_positions"] == [1]
+        assert "position 1, recorded before names were sealed" in done.said_one_sentence()
+        assert await ledger.rows("SELECT username FROM wallets", "analyst") == [("erased",)]
+        assert await all_live(ledger) == await all_replayed(ledger)
+        audit(await ledger.records())
+
+
+async def test_without_a_database_one_sentence_says_so(ledger: Ledger, run: Run) -> None:
+    done = await run("erase-customer", ID, "--yes", LEDGER_DB_PORT=str(free_port()))
+    assert done.status == 1
+    done.said_one_sentence()
+
+
+async def test_without_a_broker_nothing_is_erased(
+    ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "SHOWN_TIMEOUT_S", 0.5)
+    away = settings.model_copy(update={"amqp_port": free_port()})
+    with pytest.raises(InboxUnavailable, match="broker is away"):
+        await erase(away, ANN)
+    assert None not in (await ledger.keys()).values()
