@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli import balance, erase, export, parked
+from cli import asof, balance, erase, export, parked
 from cli.keys import keys
 from cli.running import out, run, settings
 
@@ -17,6 +17,7 @@ app.add_typer(balance.commands)
 app.add_typer(erase.commands)
 app.add_typer(export.commands)
 app.add_typer(parked.commands, name="parked")
+app.add_typer(asof.commands)
 
 
 @app.command()

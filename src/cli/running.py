@@ -11,6 +11,7 @@ import uvloop
 from rich.console import Console
 
 from cli.exports import BadExport, ExportRefused, ImportRefused, NoParquet
+from cli.lines import OutputFailed, ReaderGone
 from cli.settings import BadSettings, MissingSecret, Settings, load_settings
 from cli.submitting import NotShown
 from ledger import failpoints, logs
@@ -22,6 +23,7 @@ from ledger.sealing import WrongKey
 from ledger.store import LedgerDamaged
 from ledger.topology import OldParkingInUse
 from ledger.tracing import NoOpenTelemetry
+from projections.history import Beyond
 from projections.projection import ViewDamaged
 from projections.queries import ViewsUnavailable
 from projections.views import CheckpointLost, ViewOutdated
@@ -43,6 +45,8 @@ REFUSED: Final = (
     ViewsUnavailable,
     OldParkingInUse,
     ParkingBusy,
+    Beyond,
+    OutputFailed,
     MissingSecret,
     NoOpenTelemetry,
     NoParquet,
@@ -77,6 +81,8 @@ def run(work: Coroutine[Any, Any, Answer]) -> Answer:
         return uvloop.run(work)
     except BadSettings as error:
         raise end(2, str(error)) from None
+    except ReaderGone:
+        raise typer.Exit(0) from None
     except REFUSED as error:
         first_line, *_ = str(error).splitlines() or [""]
         # What SQLAlchemy says below its first line is where its manual is.

@@ -1,0 +1,220 @@
+"""`ledger asof`: what it shows is what was, and however it ends, it says why in one sentence."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta, timezone
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.settings import Settings
+from cli.stack.servers import Servers
+from ledger.chain import Record
+from ledger.codec import moment
+from tests.harness import environment, eventually, make_ledger
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.past import Then, write_history
+from tests.proxy import open_proxy
+
+from .conftest import Done, Run
+
+VIEWS = ("orders", "wallets", "stock")
+LEDGER = Path(sys.executable).with_name("ledger")
+
+
+@pytest.fixture(scope="module")
+async def told(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
+    """A random history with snapshots, which these tests only read."""
+    async with running_ledger(await make_ledger(servers)) as ledger:
+        yield ledger, await write_history(ledger)
+
+
+@pytest.fixture
+def settings(told: tuple[Ledger, list[Record]]) -> Settings:
+    """Those of that history, for `run`."""
+    return told[0].settings
+
+
+async def rows_at(told: tuple[Ledger, list[Record]], view: str, position: int) -> list[bytes]:
+    """The rows of a view as JSON, by a fold of the ledger that was cut at a position."""
+    then = Then(told[1], position, await told[0].keys())
+    rows = list(getattr(then, view)().values())
+    if view != "orders":
+        rows.sort(key=lambda row: getattr(row, row.__struct_fields__[0]).bytes)
+    return [msgspec.json.encode(row) for row in rows]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+async def test_a_view_as_json_lines_is_what_a_fold_cut_there_says(
+    run: Run, told: tuple[Ledger, list[Record]], view: str
+) -> None:
+    position = len(told[1]) * 2 // 3
+    expected = await rows_at(told, view, position)
+    done = await run("asof", "--position", str(position), view, "--json")
+    assert (done.status, done.err) == (0, "")
+    assert done.out.encode().splitlines() == expected
+    table = await run("asof", view, "--position", str(position))
+    assert len(table.out.splitlines()) == 1 + len(expected)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+async def test_one_row_is_found_by_its_id(
+    run: Run, told: tuple[Ledger, list[Record]], view: str
+) -> None:
+    position = len(told[1]) // 2
+    row = (await rows_at(told, view, position))[-1]
+    thing_id = next(iter(msgspec.json.decode(row).values()))
+    done = await run("asof", "--position", str(position), view, thing_id, "--json")
+    assert (done.status, done.out.encode()) == (0, row + b"\n")
+
+
+async def test_a_time_is_the_last_position_recorded_by_then(
+    run: Run, told: tuple[Ledger, list[Record]]
+) -> None:
+    time_us = told[1][len(told[1]) // 2].recorded_at_us
+    last = sum(record.recorded_at_us <= time_us for record in told[1])
+    local = moment(time_us).astimezone(timezone(timedelta(hours=-3, minutes=-30)))
+    done = await run("asof", "--time", local.isoformat(), "stock", "--json")
+    assert done.out.encode().splitlines() == await rows_at(told, "stock", last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("stock",), "either --position N or --time T"),
+        (("stock", "--position", "1", "--time", "2026-01-01T00:00:00Z"), "either --position N or"),
+        (("stock", "--time", "2026-01-01T00:00:00"), "write 2026-01-01T00:00:00Z for UTC"),
+        (("stock", "--time", "yesterday"), "--time must be a time such as"),
+    ],
+)
+def test_arguments_that_can_not_be_meant(arguments: tuple[str, ...], said: str) -> None:
+    done = CliRunner().invoke(app, ["asof", *arguments])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.startswith("✗")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--position", "1"),
+        ("--position", "1", "journal"),
+        ("--position", "-1", "stock"),
+        ("--position", "x", "stock"),
+        ("--position", "1", "stock", "no-id"),
+        ("--position", "1", "stock", str(uuid4()), str(uuid4())),
+    ],
+)
+def test_arguments_that_can_not_be_read(arguments: tuple[str, ...]) -> None:
+    done = CliRunner().invoke(app, ["asof", *arguments])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "Usage:" in done.stderr
+
+
+async def test_what_lies_ahead_is_refused_and_the_head_named(
+    run: Run, told: tuple[Ledger, list[Record]]
+) -> None:
+    head = len(told[1])
+    for asked in (
+        ("--position", str(head + 1), "orders"),
+        ("--position", str(head + 1), "stock", str(uuid4())),
+        ("--time", "9999-01-01T00:00:00Z", "orders"),
+    ):
+        done = await run("asof", *asked)
+        assert (done.status, done.out) == (1, "")
+        assert f"the ledger ends at position {head}" in done.said_one_sentence()
+
+
+async def test_what_was_not_there_is_told_by_the_status(run: Run) -> None:
+    done = await run("asof", "--position", "9", "wallets", nobody := str(uuid4()), "--json")
+    assert (done.status, done.out) == (1, "")
+    assert f"no such customer then: {nobody}" in done.said_one_sentence()
+
+
+async def test_an_empty_ledger_was_always_empty(run: Run, servers: Servers) -> None:
+    empty = environment(await make_ledger(servers))
+    for asked in (
+        ("--position", "0", "wallets"),
+        ("--time", "2026-01-01T00:00:00Z", "orders"),
+    ):
+        done = await run("asof", *asked, "--json", **empty)
+        assert (done.status, done.out, done.err) == (0, "", "")
+    done = await run("asof", "--position", "1", "stock", **empty)
+    assert done.status == 1
+    assert "the ledger ends at position 0" in done.said_one_sentence()
+
+
+async def shell(settings: Settings, command: str) -> Done:
+    """What a shell makes of a command."""
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-o", "pipefail", "-c", command.replace("ledger", str(LEDGER), 1)),
+        env=os.environ | environment(settings),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+async def test_a_reader_that_has_enough_is_no_failure(settings: Settings) -> None:
+    done = await shell(settings, "ledger asof --position 600 orders --json | head -n 1")
+    assert (done.status, done.err) == (0, "")
+    assert len(done.out.splitlines()) == 1
+    done = await shell(settings, "ledger asof --position 600 orders | true")
+    assert (done.status, done.out, done.err) == (0, "", "")
+
+
+async def test_a_full_disk_is_one_sentence(settings: Settings) -> None:
+    done = await shell(settings, "ledger asof --position 600 orders >/dev/full")
+    assert done.status == 1
+    assert "No space left on device" in done.said_one_sentence()
+
+
+async def test_a_database_that_goes_half_way_is_told(run: Run, settings: Settings) -> None:
+    async with open_proxy(settings.db_port) as proxy:
+        for view in ("orders", "stock"):
+            await proxy.heal()
+            proxy.cut_after(20_000, "down")
+            done = await run("asof", "--position", "600", view, LEDGER_DB_PORT=str(proxy.port))
+            assert done.status == 1
+            assert "Traceback" not in done.err
+            assert done.err.startswith("✗")
+
+
+async def test_ctrl_c_ends_it_at_once(
+    settings: Settings, told: tuple[Ledger, list[Record]]
+) -> None:
+    async with open_proxy(settings.db_port) as proxy:
+        proxy.delay(0.3)
+        process = await asyncio.create_subprocess_exec(
+            *(LEDGER, "asof", "--position", "600", "orders"),
+            env=os.environ | environment(settings) | {"LEDGER_DB_PORT": str(proxy.port)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+        async def is_reading() -> bool:
+            found = await told[0].rows(
+                "SELECT COUNT(*) FROM information_schema.processlist"
+                " WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+                "projector",
+            )
+            return found[0][0] > 0
+
+        await eventually(is_reading, "the command reads the ledger")
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(10):
+            out, err = await process.communicate()
+    assert process.returncode == 130
+    assert out == b""
+    assert b"Traceback" not in err
