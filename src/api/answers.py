@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from api import docs, dry_runs, health
+from api import docs, dry_runs, health, reports
 from api import schemas as s
 from api.operations import Answers
 from api.replies import JSON
@@ -33,6 +33,7 @@ PAGE_200: Final[Answers] = {200: docs.HTML, 304: None}
 ASSET: Final[Answers] = {200: "*/*", 304: None, 404: ("no-such-path",)}
 EXPLAINED: Final[Answers] = {200: docs.Explained, 404: ("no-such-path",)}
 DOCUMENT: Final[Answers] = {200: JSON, 304: None}
+BALANCE: Final[Answers] = {200: reports.TrialBalance}
 CATALOGUE: Final[Answers] = {200: s.Products}
 METRICS: Final[Answers] = {200: "text/plain"}
 LIVE: Final[Answers] = {200: health.Live}

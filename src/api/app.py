@@ -14,7 +14,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
 from api import answers as a
-from api import batches, customers, docs, feed, health, openapi, orders, products, scrape
+from api import batches, customers, docs, feed, health, openapi, orders, products, reports, scrape
 from api import schemas as s
 from api.context import Context, Deps, make_context
 from api.cors import allow_origins
@@ -88,6 +88,9 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
     },
     f"{PREFIX}/events": {
         "GET": Op(feed.browse, LEDGER, "The ledger", None, a.FEED, ("type", *PAGE)),
+    },
+    f"{PREFIX}/reports/trial-balance": {
+        "GET": Op(reports.show_trial_balance, LEDGER, "The trial balance", None, a.BALANCE, WHEN),
     },
     "/health/live": {"GET": Op(health.live, None, "Whether it lives", None, a.LIVE)},
     "/health/ready": {"GET": Op(health.ready, None, "Whether it can work", None, a.READY)},

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from api.auth import Guard
+from api.books import SharedBooks
 from api.idempotency import Keys
 from api.past import Past
 from api.peers import Peers
@@ -28,6 +29,7 @@ class Deps:
     views: Views
     feed: Feed
     past: Past
+    books: SharedBooks
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
@@ -43,6 +45,7 @@ class Context:
     views: Views
     feed: Feed
     past: Past
+    books: SharedBooks
     waiting: Waiting
     reading: Reading
     pending: Pending
@@ -73,6 +76,7 @@ def make_context(deps: Deps) -> Context:
         deps.views,
         deps.feed,
         deps.past,
+        deps.books,
         waiting,
         reading,
         pending,

@@ -8,8 +8,10 @@ from uuid import UUID
 from msgspec import Struct
 from pydantic import BaseModel
 
-from api import docs, dry_runs, health
+from api import docs, dry_runs, health, reports
 from api import schemas as s
+from projections.journal import UNIT_OF
+from projections.trial_balance import Sums, TrialBalance
 
 _CUSTOMER: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 _PRODUCT: Final = UUID("a1b2c3d4-e5f6-7890-1234-567890abcdef")
@@ -63,6 +65,18 @@ _ORDER_NOW: Final = s.Order(
     9,
 )
 
+_SOLD: Final = {
+    "deposits": Sums(500_000, 0),
+    "wallet": Sums(8_000, 500_000),
+    "revenue": Sums(0, 8_000),
+    "stock": Sums(10, 2),
+    "received": Sums(0, 10),
+    "sold": Sums(2, 0),
+}
+_BOOKS: Final = TrialBalance(
+    9, {(account, unit): _SOLD.get(account, Sums()) for account, unit in UNIT_OF.items()}
+)
+
 ANSWERS: Final[Mapping[type[Struct], Struct]] = {
     type(example): example
     for example in (
@@ -79,6 +93,7 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         s.AcceptedProduct(_PRODUCT, s.ACCEPTED),
         s.Products([_PRODUCT_NOW], None),
         s.Orders([_ORDER_NOW], 8),
+        reports.report(_BOOKS),
         health.Live(),
         docs.Explained("/problems/out-of-stock", "Not enough in stock", 409, "Order fewer units"),
         health.Ready("ready", True, True, True, 9, 0, True),

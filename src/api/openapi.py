@@ -32,6 +32,7 @@ TAGS: Final = {
     "products": "The catalogue: list, restock, price",
     "customers": "Customers, their wallets and their orders",
     "events": "The ledger as a feed",
+    "reports": "What the whole ledger comes to",
     "metrics": "What is measured",
     "health": "Whether the process lives and can work",
     "docs": "This document, and what is behind a problem",

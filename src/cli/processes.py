@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import serve
 from api.app import build_app
+from api.books import SharedBooks
 from api.context import Deps
 from api.past import Past
 from api.peers import Peers
@@ -63,6 +64,7 @@ async def _serve_api(settings: Settings) -> None:
         Views(engine),
         Feed(engine),
         Past(engine),
+        SharedBooks(engine),
         peers=peers,
         cors_origins=origins(settings),
         guard=make_guard(settings, engine),

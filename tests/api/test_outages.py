@@ -146,7 +146,8 @@ async def test_without_database_orders_are_taken_and_reads_are_refused(
     body = {"customer_id": customer_id, "product_id": product_id}
     assert (await timed(ways.http.post("/orders", json=body, headers=keyed))).status_code == 202
     order_id = accepted.json()["order_id"]
-    for path in (f"/orders/{order_id}", f"/customers/{customer_id}", "/orders", "/products"):
+    ids = (f"/orders/{order_id}", f"/customers/{customer_id}")
+    for path in (*ids, "/orders", "/products", "/reports/trial-balance"):
         problem(await timed(ways.http.get(path)), 503, "views-unavailable")
     await ways.database.heal()
     await ways.until_ready()

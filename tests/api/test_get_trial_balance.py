@@ -1,0 +1,183 @@
+"""GET /reports/trial-balance: the books, now and as of any moment."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+
+from api import books
+from api.books import SharedBooks
+from api.problems import Problem
+from cli.settings import Settings
+from projections import trial_balance
+from projections.queries import ViewsUnavailable
+from tests.ledger.events import opening, orders
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.views import advance_to_the_end
+
+from .client import balance, cancel, exact, limit, list_product, order, problem, register, stock
+
+PATH = "/reports/trial-balance"
+
+
+async def accounts(http: httpx.AsyncClient, **when: object) -> dict[str, Decimal]:
+    """The balance of each account, in a trial balance that must be sound."""
+    response = await http.get(PATH, params=when)  # type: ignore[arg-type]
+    assert response.status_code == 200, response.text
+    found = exact(response)
+    assert response.headers["ledger-position"] == str(found["position"])
+    assert found["balanced"] is True
+    for total in found["totals"]:
+        members = [entry for entry in found["accounts"] if entry["unit"] == total["unit"]]
+        for side in ("debit", "credit", "balance"):
+            assert sum(member[side] for member in members) == total[side]
+        assert total["balance"] == 0
+    assert all(entry["debit"] - entry["credit"] == entry["balance"] for entry in found["accounts"])
+    return {entry["account"]: entry["balance"] for entry in found["accounts"]}
+
+
+def moved(before: dict[str, Decimal], after: dict[str, Decimal]) -> dict[str, Decimal]:
+    """By how much accounts changed, without those that did not."""
+    return {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+
+async def test_the_books_follow_a_sale_and_its_cancel(http: httpx.AsyncClient) -> None:
+    start = await accounts(http)
+    customer_id = await register(http)
+    product_id = await list_product(http, "100.00", 10)
+    opened = await accounts(http)
+    paid, units = Decimal(5000), Decimal(10)
+    assert moved(start, opened) == {
+        "wallet": -paid,
+        "deposits": paid,
+        "stock": units,
+        "received": -units,
+    }
+    placed = await order(http, customer_id, product_id, 2)
+    sold = await accounts(http, min_position=placed["position"])
+    sale = {"wallet": 200, "revenue": -200, "stock": -2, "sold": 2}
+    assert moved(opened, sold) == sale
+    gone = await cancel(http, placed["order_id"])
+    undone = await accounts(http, min_position=gone["position"])
+    assert moved(sold, undone) == {"wallet": -200, "refunds": 200, "stock": 2, "sold": -2}
+    assert await balance(http, customer_id) == 5000
+    assert await stock(http, product_id) == 10
+    for position, then in ((placed["position"], sold), (gone["position"], undone)):
+        assert await accounts(http, as_of_position=position) == then
+
+
+async def test_money_has_two_decimals_and_units_are_whole(http: httpx.AsyncClient) -> None:
+    await register(http)
+    await list_product(http)
+    text = (await http.get(PATH)).text
+    wallet = text.split('{"account":"wallet","unit":"money","debit":', 1)[1]
+    assert wallet.split(",")[0].partition(".")[2].isdigit()
+    received = text.split('{"account":"received","unit":"units","debit":', 1)[1]
+    assert received.split(",")[0] == "0"
+
+
+async def test_as_of_a_time_it_is_that_of_the_position_recorded_then(
+    http: httpx.AsyncClient,
+) -> None:
+    customer_id, product_id = await register(http), await list_product(http)
+    placed = await order(http, customer_id, product_id)
+    then = await accounts(http, as_of_position=placed["position"])
+    await register(http)
+    page = await http.get("/events", params={"after": placed["position"] - 1, "limit": 1})
+    time = page.json()[0]["recordedtime"]
+    assert await accounts(http, as_of_time=time) == then
+    long_ago = await accounts(http, as_of_time="1999-12-31T23:59:59Z")
+    assert set(long_ago.values()) == {0}
+    assert set((await accounts(http, as_of_position=0)).values()) == {0}
+
+
+async def test_what_has_not_come_is_refused(http: httpx.AsyncClient) -> None:
+    head = int((await http.get(PATH)).headers["ledger-position"])
+    response = await http.get(PATH, params={"as_of_position": head + 10**6})
+    found = problem(response, 422, "invalid-fields", "as_of_position")
+    assert isinstance(limit(found, "as_of_position"), int)
+    response = await http.get(PATH, params={"as_of_time": "2999-01-01T00:00:00Z"})
+    problem(response, 422, "invalid-fields", "as_of_time")
+    problem(await http.get(PATH, params={"min_position": head + 10**6}), 503, "views-behind")
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"as_of_position": "x"}, "as_of_position"),
+        ({"as_of_position": "-1"}, "as_of_position"),
+        ({"as_of_time": "yesterday"}, "as_of_time"),
+        ({"min_position": "1.5"}, "min_position"),
+        ({"as_of_position": "1", "min_position": "1"}, "as_of_position"),
+        ({"position": "1"}, "position"),
+    ],
+)
+async def test_a_parameter_that_makes_no_sense_is_named(
+    http: httpx.AsyncClient, params: dict[str, str], field: str
+) -> None:
+    problem(await http.get(PATH, params=params), 422, "invalid-fields", field)
+
+
+@pytest.fixture
+async def written(settings: Settings) -> AsyncIterator[Ledger]:
+    """A ledger of 42 positions, in the views."""
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), orders(20))
+        async with ledger.connection("projector") as connection:
+            await advance_to_the_end(connection)
+        yield ledger
+
+
+async def test_a_journal_that_was_damaged_does_not_balance(written: Ledger) -> None:
+    await written.execute("UPDATE journal SET credit = credit + 1 WHERE position = 4 AND line = 2")
+    found, position = await SharedBooks(written.engine("api")).balance(10**6)
+    assert (found.balanced, position) == (False, 42)
+
+
+async def test_what_takes_too_long_is_gone_on_with_by_the_next(
+    written: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_balance, "STEP", 10)
+    monkeypatch.setattr(books, "TIMEOUT_S", 0.5)
+    shared, added = SharedBooks(written.engine("api")), trial_balance.Books._sums
+    asked: list[int] = []
+
+    async def slow(self: Any, after: int, up_to: int) -> Any:
+        asked.append(after)
+        if len(asked) == 3:
+            await asyncio.sleep(60)
+        return await added(self, after, up_to)
+
+    monkeypatch.setattr(trial_balance.Books, "_sums", slow)
+    with pytest.raises(Problem) as refused:
+        await shared.balance(10**6)
+    assert refused.value.kind == "views-unavailable"
+    found, position = await shared.balance(10**6)
+    assert (found.balanced, position) == (True, 42)
+    assert asked == [0, 10, 20, 20, 30, 40]
+
+
+async def test_many_at_once_read_each_line_once(
+    written: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_balance, "STEP", 10)
+    shared, added = SharedBooks(written.engine("api")), trial_balance.Books._sums
+    asked: list[int] = []
+
+    async def counted(self: Any, after: int, up_to: int) -> Any:
+        asked.append(after)
+        return await added(self, after, up_to)
+
+    monkeypatch.setattr(trial_balance.Books, "_sums", counted)
+    found = await asyncio.gather(*(shared.balance(40) for _ in range(10)))
+    assert len({balance.total("minor").debit for balance, _ in found}) == 1
+    assert asked == [0, 10, 20, 30]
+
+
+async def test_without_a_journal_it_is_unavailable(written: Ledger) -> None:
+    await written.execute("DELETE FROM checkpoints WHERE name = 'journal'")
+    with pytest.raises(ViewsUnavailable, match="ledger migrate"):
+        await SharedBooks(written.engine("api")).balance(10**6)
