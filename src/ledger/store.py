@@ -9,12 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.chain import Record
 from ledger.failpoints import failpoint, meanwhile
+from ledger.literals import write
 from ledger.sealing import CustomerKeys, KeyRow
 
 PAGE: Final = 5_000
 COLUMNS: Final = ", ".join(Record.__struct_fields__)
 _SELECT = f"SELECT {COLUMNS} FROM events"
-_INSERT = f"INSERT INTO events ({COLUMNS}) VALUES ({', '.join(['%s'] * 12)})"
+_INSERT = f"INSERT INTO events ({COLUMNS})"
 _KEY_COLUMNS = ", ".join(KeyRow.__struct_fields__)
 
 
@@ -61,9 +62,7 @@ class Store:
         error it is not known whether they were appended: only a new look at the head can tell.
         """
         last = records[-1]
-        await self._connection.exec_driver_sql(
-            _INSERT, [tuple(getattr(r, c) for c in Record.__struct_fields__) for r in records]
-        )
+        await write(self._connection, _INSERT, records)
         await failpoint("writer.after-insert")
         if keys:
             await self._keep(keys)

@@ -6,10 +6,10 @@ from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy import Column, Integer, String, Table
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from projections.literals import packets
+from ledger.literals import write
 from projections.projection import (
     METADATA,
     Key,
@@ -175,15 +175,11 @@ async def write_rows(
     Raises ViewDamaged where a line is there already.
     """
     columns = ", ".join(projection.columns)
-    insert = f"{projection.verb} INTO {projection.name} ({columns}) VALUES "
-    for packet in packets(rows):
-        try:
-            await connection.exec_driver_sql(insert + packet)
-        except DBAPIError as error:
-            error.statement = insert  # without the rows, which are nothing for a log
-            if isinstance(error, IntegrityError):
-                raise ViewDamaged(f"{projection.name} has rows too early: {error.orig}") from error
-            raise
+    insert = f"{projection.verb} INTO {projection.name} ({columns})"
+    try:
+        await write(connection, insert, rows)
+    except IntegrityError as error:
+        raise ViewDamaged(f"{projection.name} has rows too early: {error.orig}") from error
 
 
 async def _scalar(connection: AsyncConnection, statement: str) -> Any:

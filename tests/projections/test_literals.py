@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy.exc import DBAPIError
 
-from projections import literals
+from ledger import literals
 from projections.projection import ViewDamaged
 from projections.stock import STOCK, StockRow
 from projections.views import write_rows
