@@ -83,7 +83,7 @@ class PlaceOrders(Body):
 
 
 class Customer(Struct, frozen=True):
-    """A customer with the wallet."""
+    """A customer with the wallet; the username is `erased` once that was asked for."""
 
     customer_id: UUID
     username: str

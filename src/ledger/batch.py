@@ -23,7 +23,7 @@ from ledger.core.events import (
 )
 from ledger.core.fold import Fold, effective, is_refusal
 from ledger.core.state import Order
-from ledger.sealing import SEALED_VERSION, CustomerKeys, sealed_data
+from ledger.sealing import KEYED, SEALED_VERSION, CustomerKeys, sealed_data
 
 
 class Composer:
@@ -67,7 +67,7 @@ class Composer:
             self._record_both(event, payloads)
 
     def _record_both(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> None:
-        sealed = self._sealed(event, takes_effect=not is_refusal(decided))
+        sealed = self._sealed(event, decided) if isinstance(event.payload, KEYED) else None
         self._record(event, event.event_id, event.payload, event.meta, 0, sealed)
         self.outcomes[_outcome(event.payload, decided)] += 1
         cause_position = self._position
@@ -76,9 +76,10 @@ class Composer:
             event_id = decided_id(event.event_id, index)
             self._record(event, event_id, payload, meta, cause_position)
 
-    def _sealed(self, event: Submitted, *, takes_effect: bool) -> bytes | None:
-        """The data under seal of an event that names a customer; an erasure destroys the key."""
+    def _sealed(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> bytes | None:
+        """The data under seal of a registration; an erasure, which has none, destroys the key."""
         customer_id, at_us, keys = event.stream_id.bytes, self._recorded_at_us, self._keys
+        takes_effect = not is_refusal(decided)
         match event.payload:
             case CustomerRegistered() as registration:
                 key = keys.make(customer_id, at_us) if takes_effect else keys.at_hand(customer_id)

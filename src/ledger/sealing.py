@@ -29,6 +29,9 @@ REGISTERED: Final = "customer.registered"
 SEALED_VERSION: Final = 2
 """The schema_version of a sealed registration. What is submitted is of version 1, in the clear."""
 
+KEYED: Final = (CustomerRegistered, CustomerErased)
+"""What can't be recorded without the keys of its customer."""
+
 KEY_BYTES: Final = 64
 _PADDING: Final = PKCS7(512)
 
@@ -101,11 +104,7 @@ def sealed_customers(records: Iterable[Record]) -> list[bytes]:
 
 def named_customers(events: Iterable[Submitted]) -> set[bytes]:
     """The customers whose keys it takes to record these events."""
-    return {
-        event.stream_id.bytes
-        for event in events
-        if isinstance(event.payload, CustomerRegistered | CustomerErased)
-    }
+    return {event.stream_id.bytes for event in events if isinstance(event.payload, KEYED)}
 
 
 class CustomerKeys:

@@ -1,6 +1,7 @@
 """`ledger erase-customer`: once and for all, and honest about what it can't reach."""
 
 import asyncio
+import json
 import os
 import pty
 import sys
@@ -20,10 +21,10 @@ from ledger.codec import encode_payload
 from ledger.core.events import CustomerRegistered
 from ledger.publisher import InboxUnavailable
 from ledger.store import Store
-from tests.core.story import ANN, PEN
+from tests.core.story import ANN, BOB, PEN
 from tests.harness import environment, free_port
 from tests.ledger.audit import audit
-from tests.ledger.events import opening, orders
+from tests.ledger.events import asked, opening, orders
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.views import all_live, all_replayed, until_projected
 
@@ -150,6 +151,32 @@ async def test_a_key_that_came_back_from_a_backup_is_destroyed_again(
     assert (done.status, done.json["position"], done.json["new"]) == (0, 8, True)
     assert await ledger.keys() == {ANN.bytes: None}
     audit(await ledger.records())
+
+
+@pytest.mark.parametrize("layout", ["parquet", "csv", "jsonl"])
+async def test_an_export_of_events_never_has_the_name_and_one_of_views_has_it_until_then(
+    ledger: Ledger, run: Run, tmp_path: Path, layout: str
+) -> None:
+    name = "Quartermaine-Łukasz"
+    export = ("export", "--all", "--format", layout, "--out")
+    async with ledger.writing(), ledger.projecting():
+        registered = [asked((BOB, CustomerRegistered(name)))]
+        await ledger.put_events(registered)
+        await ledger.until_recorded(registered)
+        await until_projected(ledger)
+        assert (await run(*export, str(tmp_path / "before"))).status == 0
+        assert (await run("erase-customer", str(BOB), "--yes")).status == 0
+        assert (await run(*export, str(tmp_path / "after"))).status == 0
+    assert holding(tmp_path / "before", name) == [f"wallets.{layout}"]
+    assert holding(tmp_path / "after", name) == []
+
+
+def holding(directory: Path, name: str) -> list[str]:
+    """The files of a directory that hold a name, be it escaped or not."""
+    spellings = (name.encode(), json.dumps(name).encode())
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    assert len(files) > 4
+    return [p.name for p in files if any(each in p.read_bytes() for each in spellings)]
 
 
 def in_the_clear(record: Record, previous_hash: bytes) -> Record:
