@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from cli.exports.manifest import Format
@@ -41,3 +42,19 @@ def export_tables(
     for entry in made.tables:
         out.print(f"{entry.file}: {entry.rows} rows", markup=False)
     out.print(f"exported to {directory}, as of position {made.position}", markup=False)
+
+
+@commands.command("import")
+def import_events(
+    directory: Annotated[Path, typer.Argument(help="the directory of an export with events")],
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Load the events of an export into an empty ledger; after an interruption it goes on."""
+    from cli.exports.loading import load_export
+
+    loaded = run(load_export(settings(), directory))
+    if as_json:
+        typer.echo(msgspec.json.encode(loaded))
+        return
+    out.print(f"imported {loaded.appended} events; the ledger ends like the export:")
+    out.print(f"position {loaded.position}, hash {loaded.hash}")

@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
+from cli.migrate import migrate
 from cli.stack.servers import Servers
 from tests.harness import Stack, environment, make_ledger
 
@@ -29,8 +31,20 @@ async def with_writer_and_projector(stack: Stack) -> None:
     stack.start("projector")
 
 
+async def with_another_ledger(stack: Stack) -> None:
+    """For commands that need an empty ledger beside the example: `ledger_again`."""
+    again = stack.settings.model_copy(update={"db_name": "ledger_again"})
+    engine = create_async_engine(stack.settings.db_url("migrate"))
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("DROP DATABASE IF EXISTS ledger_again")
+        await connection.exec_driver_sql("CREATE DATABASE ledger_again")
+    await engine.dispose()
+    await migrate(again)
+
+
 PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {
     "erase-customer": with_writer_and_projector,
+    "import": with_another_ledger,
     "parked": with_parked,
 }
 

@@ -1,0 +1,121 @@
+"""Exports of the tests, made without a process where none is tested, and read by other tools."""
+
+import csv
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import duckdb
+
+from cli.exports.manifest import Format, Manifest
+from cli.exports.tables import TABLES
+from cli.exports.taking import Wish, take
+from cli.settings import Settings
+from ledger.chain import Record
+from projections.registry import PROJECTIONS
+from tests.ledger.events import history
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.views import advance_to_the_end
+
+EVERYTHING = ("events", *(projection.name for projection in PROJECTIONS))
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+async def fill_with_everything(settings: Settings) -> None:
+    """Record every kind of event, and show it in the views."""
+    async with running_ledger(settings) as ledger:
+        await ledger.write(history(5, 300))
+        await project(ledger)
+
+
+async def project(ledger: Ledger) -> None:
+    """Bring the views to the head."""
+    async with ledger.connection("projector") as connection:
+        await advance_to_the_end(connection)
+
+
+async def export(
+    settings: Settings,
+    to: Path,
+    *names: str,
+    format_: str = "parquet",
+    overwrite: bool = False,
+) -> Manifest:
+    """What `ledger export NAMES --out TO` does."""
+    tables = tuple(TABLES[name] for name in names)
+    return await take(settings, Wish(tables, Format(format_), to, overwrite))
+
+
+def manifest(directory: Path) -> Any:
+    """The manifest of an export."""
+    return json.loads((directory / "manifest.json").read_text())
+
+
+def events_of(directory: Path) -> list[Record]:
+    """The records of an export."""
+    if (directory / "events.parquet").exists():
+        return _of_parquet(directory / "events.parquet")
+    if (directory / "events.csv").exists():
+        with (directory / "events.csv").open(newline="") as file:
+            return [_of_text(row, row["meta"], row["data"]) for row in csv.DictReader(file)]
+    lines = (directory / "events.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [_of_text(row, _canonical(row["meta"]), _canonical(row["data"])) for row in rows]
+
+
+def _of_parquet(file: Path) -> list[Record]:
+    rows = duckdb.sql(
+        "SELECT position, event_id, stream_id, version, type, schema_version, cause_position,"
+        f" epoch_us(occurred_at), epoch_us(recorded_at), meta, data, hash FROM '{file}'"
+    ).fetchall()
+    return [
+        Record(p, e.bytes, s.bytes, *middle, meta.encode(), data.encode(), hash_)
+        for p, e, s, *middle, meta, data, hash_ in rows
+    ]
+
+
+def _of_text(row: dict[str, Any], meta: str, data: str) -> Record:
+    occurred_at_us, recorded_at_us = (
+        (datetime.fromisoformat(row[name]) - EPOCH) // timedelta(microseconds=1)
+        for name in ("occurred_at", "recorded_at")
+    )
+    return Record(
+        int(row["position"]),
+        UUID(row["event_id"]).bytes,
+        UUID(row["stream_id"]).bytes,
+        int(row["version"]),
+        row["type"],
+        int(row["schema_version"]),
+        int(row["cause_position"]),
+        occurred_at_us,
+        recorded_at_us,
+        meta.encode(),
+        data.encode(),
+        bytes.fromhex(row["hash"]),
+    )
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def rows_of(file: Path) -> list[tuple[str, ...]]:
+    """The rows of a file as DuckDB reads them, in text."""
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        found = connection.sql(f"SELECT COLUMNS(*)::VARCHAR FROM '{file}'").fetchall()
+    return [tuple(map(text, row)) for row in found]
+
+
+def text(value: object) -> str:
+    """A value in text, the same however it came."""
+    if isinstance(value, bytes):
+        return str(UUID(bytes=value))
+    if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[ T]", value):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=None).isoformat()
+    return str(value)

@@ -1,0 +1,301 @@
+"""`ledger import`: the same ledger again, to the hash, or a sentence that says why not."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from hashlib import sha256
+from pathlib import Path
+from shutil import copytree
+
+import pytest
+
+from bench.fill import fill
+from bench.history import Shop
+from cli.exports import BadExport, ImportRefused
+from cli.exports.checking import whole
+from cli.exports.loading import Loaded, load_export
+from cli.settings import Settings
+from cli.stack.servers import Servers
+from ledger.chain import GENESIS_HASH, Record
+from ledger.store import PAGE, Store
+from tests.harness import environment, eventually, make_ledger
+from tests.ledger.audit import audit
+from tests.ledger.events import opening, orders
+from tests.ledger.running import running_ledger
+from tests.proxy import open_proxy
+
+from .conftest import Run
+from .exporting import EVERYTHING, export, fill_with_everything, manifest
+
+COMMAND = Path(sys.executable).with_name("ledger")
+FORMATS = ("parquet", "csv", "jsonl")
+
+
+@pytest.fixture(scope="module")
+async def shop(servers: Servers) -> Settings:
+    """A ledger with every kind of event; no test may change it."""
+    settings = await make_ledger(servers)
+    await fill_with_everything(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+async def exports(shop: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exports of that ledger, one in each format; no test may change them."""
+    to = tmp_path_factory.mktemp("exports")
+    for format_ in FORMATS:
+        await export(shop, to / format_, "events", format_=format_)
+    return to
+
+
+@pytest.fixture(scope="module")
+async def large(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a ledger that takes three transactions to import; no test may change it."""
+    to = tmp_path_factory.mktemp("large")
+    settings = await make_ledger(servers)
+    async with running_ledger(settings) as ledger:
+        history = Shop(seed=3, customers=50, products=10, span_us=1_000_000).events()
+        await fill(ledger.engine("writer"), history, 2 * PAGE + 1, snapshot_every=100_000)
+    await export(settings, to, "events")
+    return to
+
+
+@pytest.fixture(scope="module")
+async def empty(servers: Servers) -> Settings:
+    """An empty ledger into which no import succeeds."""
+    return await make_ledger(servers)
+
+
+async def records_of(settings: Settings) -> list[Record]:
+    """The whole ledger."""
+    async with running_ledger(settings) as ledger:
+        return await ledger.records()
+
+
+async def position_of(settings: Settings) -> int:
+    """Where the ledger ends."""
+    async with running_ledger(settings) as ledger:
+        return (await ledger.head()).position
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+async def test_what_was_exported_is_the_same_ledger_again(
+    shop: Settings, exports: Path, settings: Settings, format_: str
+) -> None:
+    made = manifest(exports / format_)
+    loaded = await load_export(settings, exports / format_)
+    assert loaded == Loaded(made["position"], made["hash"], made["position"])
+    records = await records_of(settings)
+    assert records == await records_of(shop)
+    audit(records)
+    async with running_ledger(settings) as ledger:
+        head = await ledger.head()
+    assert (head.position, head.hash.hex()) == (made["position"], made["hash"])
+
+
+async def test_the_command_tells_where_the_ledger_ends_now(
+    run: Run, exports: Path, settings: Settings
+) -> None:
+    done = await run("import", str(exports / "csv"))
+    made = manifest(exports / "csv")
+    assert done.status == 0, done.err
+    assert done.out.splitlines() == [
+        f"imported {made['position']} events; the ledger ends like the export:",
+        f"position {made['position']}, hash {made['hash']}",
+    ]
+    again = await run("import", str(exports / "csv"), "--json")
+    assert again.json == {"position": made["position"], "hash": made["hash"], "appended": 0}
+
+
+async def test_a_writer_goes_on_where_the_import_ended(exports: Path, settings: Settings) -> None:
+    loaded = await load_export(settings, exports / "parquet")
+    async with running_ledger(settings) as ledger:
+        records = await ledger.write([*opening(), *orders(3)])
+    assert len(records) > loaded.position
+    audit(records)
+
+
+async def test_snapshots_are_taken_as_the_writer_would(large: Path, settings: Settings) -> None:
+    await load_export(settings.model_copy(update={"snapshot_every": PAGE - 10}), large)
+    async with running_ledger(settings) as ledger:
+        assert len(await ledger.rows("SELECT DISTINCT position FROM snapshots")) == 2
+
+
+async def test_an_empty_export_makes_an_empty_ledger(
+    empty: Settings, settings: Settings, tmp_path: Path
+) -> None:
+    await export(empty, tmp_path, *EVERYTHING)
+    assert await load_export(settings, tmp_path) == Loaded(0, GENESIS_HASH.hex(), 0)
+
+
+@pytest.mark.parametrize("moment", ["before-commit", "commit-sent"])
+async def test_an_import_that_was_killed_goes_on(
+    run: Run, large: Path, settings: Settings, moment: str
+) -> None:
+    killed = await run("import", str(large), LEDGER_FAILPOINTS=f"writer.{moment}=die@2")
+    assert killed.status == -signal.SIGKILL
+    reached = await position_of(settings)
+    assert reached >= PAGE / 2
+    loaded = await load_export(settings, large)
+    assert loaded.appended == loaded.position - reached
+    audit(await records_of(settings))
+
+
+async def test_a_database_that_fails_is_one_sentence_and_the_import_goes_on(
+    run: Run, large: Path, settings: Settings
+) -> None:
+    async with open_proxy(settings.db_port) as proxy:
+        proxy.cut_after(1_500_000, "up")
+        done = await run("import", str(large), LEDGER_DB_PORT=str(proxy.port))
+    reached = await position_of(settings)
+    assert done.status == 1
+    assert f"the database failed after position {reached}" in done.said_one_sentence()
+    loaded = await load_export(settings, large)
+    assert loaded.appended == loaded.position - reached
+
+
+async def test_ctrl_c_leaves_a_ledger_that_is_whole_so_far(large: Path, settings: Settings) -> None:
+    changes = {"LEDGER_FAILPOINTS": "writer.after-insert=delay:1@2"}
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [COMMAND, "import", large], env=os.environ | environment(settings) | changes
+    )
+
+    async def has_begun() -> bool:
+        return await position_of(settings) > 0
+
+    try:
+        await eventually(has_begun, "the first batch is there")
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, timeout=15) == 130
+    finally:
+        process.kill()
+    records = await records_of(settings)
+    assert 0 < len(records) <= 2 * PAGE
+    audit(records)
+
+
+async def test_an_import_that_is_fenced_off_says_so(
+    run: Run, exports: Path, settings: Settings
+) -> None:
+    delay = "writer.after-insert=delay:1"
+    importing = asyncio.create_task(run("import", str(exports / "csv"), LEDGER_FAILPOINTS=delay))
+    async with running_ledger(settings) as ledger:
+
+        async def leads() -> bool:
+            return bool(await ledger.rows("SELECT epoch FROM ledger_head WHERE epoch > 0"))
+
+        await eventually(leads, "the import has the head")
+        async with ledger.connection() as connection:
+            await Store(connection).raise_epoch()
+    done = await importing
+    assert done.status == 1
+    assert "a writer took the ledger over at position 0" in done.err.splitlines()[-1]
+    assert await records_of(settings) == []
+
+
+async def test_a_ledger_whose_writer_runs_takes_no_import(exports: Path, empty: Settings) -> None:
+    async with running_ledger(empty) as ledger, ledger.connection("writer"):
+        with pytest.raises(ImportRefused, match="a writer, or another import, is connected"):
+            await load_export(empty, exports / "csv")
+
+
+@pytest.mark.parametrize("submissions", [1, 1_000])
+async def test_a_ledger_with_other_events_takes_no_import(
+    exports: Path, settings: Settings, submissions: int
+) -> None:
+    async with running_ledger(settings) as ledger:
+        before = await ledger.write(opening(), orders(submissions))
+    with pytest.raises(ImportRefused, match="import into an empty ledger"):
+        await load_export(settings, exports / "csv")
+    assert await records_of(settings) == before
+
+
+async def test_a_file_that_was_changed_is_not_imported(
+    exports: Path, empty: Settings, tmp_path: Path
+) -> None:
+    copytree(exports / "csv", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "events.csv"
+    body = file.read_bytes()
+    for changed in (body.replace(b"order.placed", b"order.placeD", 1), body[:-1], b""):
+        file.write_bytes(changed)
+        with pytest.raises(BadExport, match="is not what was exported"):
+            await load_export(empty, tmp_path)
+    file.unlink()
+    with pytest.raises(BadExport, match=r"can't read .*events.csv"):
+        await load_export(empty, tmp_path)
+    assert await records_of(empty) == []
+
+
+def tampered(lines: list[bytes]) -> dict[str, tuple[list[bytes], str]]:
+    """Lines of events as a forger would change them, and what is said of each."""
+    return {
+        "a value": (
+            [*lines[:3], lines[3].replace(b'"version":1', b'"version":2'), *lines[4:]],
+            "4",
+        ),
+        "a line gone": ([*lines[:3], *lines[4:]], "4"),
+        "two swapped": ([*lines[:3], lines[4], lines[3], *lines[5:]], "4"),
+        "the last line gone": (lines[:-1], "ends at position"),
+        "no event": ([*lines[:3], b'{"position":4}\n', *lines[4:]], "can't be read"),
+        "no JSON": ([*lines[:3], b"nothing\n", *lines[4:]], "can't be read"),
+        "a time": ([*lines[:3], lines[3].replace(b"Z", b"+01:00", 1), *lines[4:]], "4"),
+    }
+
+
+async def test_an_export_with_a_forged_sum_is_not_imported_either(
+    exports: Path, settings: Settings, tmp_path: Path
+) -> None:
+    copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
+    file, entry = tmp_path / "events.jsonl", manifest(tmp_path)["tables"][0]
+    for case, (lines, said) in tampered(file.read_bytes().splitlines(keepends=True)).items():
+        file.write_bytes(b"".join(lines))
+        entry["sha256"] = sha256(file.read_bytes()).hexdigest()
+        forge_manifest(tmp_path, tables=[entry])
+        with pytest.raises(BadExport) as refused:
+            await load_export(settings, tmp_path)
+        assert said in str(refused.value), case
+    audit(await records_of(settings))
+
+
+def forge_manifest(directory: Path, **changes: object) -> None:
+    """Change what a manifest says."""
+    (directory / "manifest.json").write_text(json.dumps(manifest(directory) | changes))
+
+
+async def test_a_manifest_that_does_not_fit_is_named(
+    exports: Path, settings: Settings, tmp_path: Path
+) -> None:
+    entry = manifest(exports / "csv")["tables"][0]
+    for number, (changes, said) in enumerate(
+        [
+            ({"manifest_version": 2}, "manifest_version 2"),
+            ({"hash": "00" * 32}, "or another hash"),
+            ({"tables": []}, "has no events"),
+            ({"position": "many"}, "no manifest that this version reads"),
+            ({"tables": [entry | {"file": "../events.csv"}]}, "is not in"),
+        ]
+    ):
+        copy = copytree(exports / "csv", tmp_path / str(number))
+        forge_manifest(copy, **changes)
+        with pytest.raises(BadExport, match=said):
+            await load_export(settings, copy)
+    audit(await records_of(settings))
+
+
+async def test_a_directory_without_a_manifest_is_no_export(run: Run, tmp_path: Path) -> None:
+    done = await run("import", str(tmp_path))
+    assert done.status == 1
+    assert "holds no whole export" in done.said_one_sentence()
+
+
+def test_no_batch_ends_between_a_cause_and_its_decision() -> None:
+    causes = [0, 1, 0, 3, 3, 0, 0, 7, 0]
+    records = [Record(n, b"", b"", 1, "", 1, c, 0, 0, b"", b"") for n, c in enumerate(causes, 1)]
+    for size in range(1, len(records) + 1):
+        pages = [records[at : at + size] for at in range(0, len(records), size)]
+        batches = list(whole(iter(pages)))
+        assert [record for batch in batches for record in batch] == records
+        assert all(batch[0].cause_position == 0 for batch in batches)
