@@ -16,7 +16,7 @@ PAGE: Final = 5_000
 COLUMNS: Final = ", ".join(Record.__struct_fields__)
 _SELECT = f"SELECT {COLUMNS} FROM events"
 _INSERT = f"INSERT INTO events ({COLUMNS})"
-_KEY_COLUMNS = ", ".join(KeyRow.__struct_fields__)
+_INSERT_KEY = f"INSERT INTO customer_keys ({', '.join(KeyRow.__struct_fields__)})"
 
 
 class Fenced(Exception):
@@ -79,14 +79,7 @@ class Store:
         return Head(last.position, last.hash, head.epoch)
 
     async def _keep(self, keys: CustomerKeys) -> None:
-        if keys.made:
-            await self._connection.exec_driver_sql(
-                f"INSERT INTO customer_keys ({_KEY_COLUMNS}) VALUES (%s, %s, %s, %s)",
-                [
-                    tuple(getattr(r, c) for c in KeyRow.__struct_fields__)
-                    for r in keys.made.values()
-                ],
-            )
+        await write(self._connection, _INSERT_KEY, keys.made.values())
         if keys.destroyed:
             await self._connection.exec_driver_sql(
                 "UPDATE customer_keys SET sealing_key = NULL, erased_at_us = %s"
