@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from sqlalchemy.dialects import mysql
 
 from api.app import ROUTES
 from api.replies import PREFIX
@@ -14,9 +13,6 @@ from cli.main import app
 from cli.settings import Settings
 from ledger import failpoints
 from ledger.core.events import DECIDED, SUBMITTED, Reason
-from projections.projection import METADATA
-from projections.registry import PROJECTIONS
-from projections.views import CHECKPOINTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,18 +66,6 @@ def _commands(group: typer.Typer, name: str) -> Iterator[str]:
         assert inner.typer_instance
         is_named = isinstance(inner.name, str)
         yield from _commands(inner.typer_instance, f"{name} {inner.name}" if is_named else name)
-
-
-@pytest.mark.parametrize("table", [*(p.table for p in PROJECTIONS), CHECKPOINTS], ids=str)
-def test_every_column_of_a_view_is_documented(table: object) -> None:
-    view = METADATA.tables[str(table)]
-    documented = rows("docs/reference/views.md", view.name)
-    assert list(documented) == ["column", *(column.name for column in view.columns)]
-    for column in view.columns:
-        kind = column.type.compile(dialect=mysql.dialect())
-        assert documented[column.name][0] == re.split(" COLLATE| CHARACTER", kind)[0]
-        if column.comment:
-            assert documented[column.name][1] == column.comment
 
 
 def test_every_event_and_its_fields_are_documented() -> None:

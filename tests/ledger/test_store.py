@@ -291,9 +291,23 @@ async def may(connection: AsyncConnection, statement: str) -> bool:
     return True
 
 
-async def test_who_reads_views_cannot_read_events(ledger: Ledger) -> None:
-    with pytest.raises(DBAPIError, match="denied"):
-        await ledger.rows("SELECT * FROM events", "analyst")
+async def test_the_accounts_are_tried_on_every_table(ledger: Ledger) -> None:
+    assert {name for (name,) in await ledger.rows("SHOW TABLES")} == set(TABLES)
+
+
+async def test_the_analyst_reads_the_views_and_nothing_else(ledger: Ledger) -> None:
+    """Not the events, no key, no snapshot, no file of the server; and writes nothing."""
+    views = {"checkpoints", *(projection.name for projection in PROJECTIONS)}
+    schema = ledger.settings.db_name
+    granted = [grant for (grant,) in await ledger.rows("SHOW GRANTS", "analyst")]
+    everywhere = [grant for grant in granted if " ON *.* " in grant]
+    assert all(grant.startswith("GRANT USAGE ON *.* ") for grant in everywhere)
+    here = {grant for grant in granted if f"`{schema}`" in grant}
+    to = "TO `ledger_analyst`@`%`"
+    assert here == {f"GRANT SELECT ON `{schema}`.`{view}` {to}" for view in views}
+    for table in set(TABLES) - views:
+        with pytest.raises(DBAPIError, match="denied"):
+            await ledger.rows(f"SELECT * FROM {table}", "analyst")
 
 
 async def test_only_the_writer_may_write_events(ledger: Ledger) -> None:
