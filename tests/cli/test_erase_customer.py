@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from cli import submitting
-from cli.erasure import erase
+from cli.erasure import BESIDE, erase
 from cli.settings import Settings
 from cli.submitting import NotShown
 from ledger.chain import Record, next_hash
@@ -68,6 +68,19 @@ async def test_to_erase_twice_is_to_erase_once(ledger: Ledger, run: Run) -> None
     assert (first.json["new"], first.json["plain_positions"]) == (True, [])
     assert again.json == first.json | {"new": False}
     assert await ledger.records() == records
+
+
+async def test_what_a_rebuild_left_beside_the_view_forgets_the_name_too(
+    ledger: Ledger, run: Run
+) -> None:
+    async with ledger.writing(), ledger.projecting():
+        await until_projected(ledger)
+        for table in BESIDE:
+            await ledger.execute(f"CREATE TABLE {table} LIKE wallets")
+            await ledger.execute(f"INSERT INTO {table} SELECT * FROM wallets")
+        assert (await run("erase-customer", ID, "--yes")).status == 0
+    for table in BESIDE:
+        assert await ledger.rows(f"SELECT username FROM {table}") == [("erased",)]
 
 
 async def test_two_at_once_erase_once(ledger: Ledger, run: Run) -> None:
