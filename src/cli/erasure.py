@@ -68,7 +68,8 @@ async def erase(settings: Settings, customer_id: UUID) -> Erasure:
     """Erase the name and wait until that is recorded and shown.
 
     What is done already is not done again. A key that came back since, from a backup, is destroyed
-    by one more event. What a rebuild left beside the view is erased too. Raises NoSuchCustomer, InboxUnavailable, NotShown.
+    by one more event. What a rebuild left beside the view is erased too. Raises NoSuchCustomer,
+    InboxUnavailable, NotShown.
     """
     async with _reading(settings) as engine:
 
