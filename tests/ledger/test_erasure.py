@@ -18,7 +18,7 @@ from ledger.core.events import (
     Submitted,
 )
 from ledger.core.fold import Fold
-from ledger.sealing import SEALED_VERSION, CustomerKeys
+from ledger.sealing import SEALED_VERSION, CustomerKeys, WrongKey
 from ledger.store import Fenced, Store
 from tests.core.story import ANN, BOB, PEN, cancel, credit, erasure, order, product
 from tests.harness import eventually
@@ -137,6 +137,21 @@ async def test_what_is_erased_before_a_projector_comes_is_never_shown(ledger: Le
     await project(ledger)
     assert await username(ledger) == "erased"
     assert await all_live(ledger) == await all_replayed(ledger)
+
+
+async def test_a_key_of_something_else_stops_the_projector_and_shows_nobody_as_erased(
+    ledger: Ledger,
+) -> None:
+    await ledger.write([registered(), registered(BOB)])
+    kept = await ledger.keys()
+    set_key = "UPDATE customer_keys SET sealing_key = %s WHERE customer_id = %s"
+    await ledger.execute(set_key, "migrate", kept[BOB.bytes], ANN.bytes)
+    with pytest.raises(WrongKey, match="position 1"):
+        await project(ledger)
+    assert await ledger.rows("SELECT * FROM wallets", "analyst") == []
+    await ledger.execute(set_key, "migrate", kept[ANN.bytes], ANN.bytes)
+    await project(ledger)
+    assert await username(ledger) == NAME
 
 
 async def test_an_erased_customer_orders_and_pays_as_before(ledger: Ledger) -> None:
