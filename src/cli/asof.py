@@ -41,7 +41,7 @@ def show_as_of(
 
     if (position is None) == (time is None):
         raise end(2, "say as of when: either --position N or --time T")
-    when = When(position, None if time is None else _instant_us(time))
+    when = When(position, None if time is None else time_us_of(time))
     if thing_id is None:
         run(show_all(settings(), view, when, as_json=as_json))
     elif not run(show_one(settings(), view, thing_id, when, as_json=as_json)):
@@ -51,7 +51,8 @@ def show_as_of(
 _SINGULAR = {PastView.ORDERS: "order", PastView.WALLETS: "customer", PastView.STOCK: "product"}
 
 
-def _instant_us(text: str) -> int:
+def time_us_of(text: str) -> int:
+    """The time of `--time`; one that can't be read ends the command with status 2."""
     try:
         return instant_us(text)
     except BadInstant as error:

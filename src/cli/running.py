@@ -26,6 +26,7 @@ from ledger.tracing import NoOpenTelemetry
 from projections.history import Beyond
 from projections.projection import ViewDamaged
 from projections.queries import ViewsUnavailable
+from projections.trial_balance import JournalBehind
 from projections.views import CheckpointLost, ViewOutdated
 
 out = Console(highlight=False, soft_wrap=True)
@@ -46,6 +47,7 @@ REFUSED: Final = (
     OldParkingInUse,
     ParkingBusy,
     Beyond,
+    JournalBehind,
     OutputFailed,
     MissingSecret,
     NoOpenTelemetry,

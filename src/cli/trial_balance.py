@@ -7,24 +7,23 @@ import msgspec
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cli.looking_back import When
 from cli.progress import progress
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from ledger.database import make_engine
+from projections.history import open_history
 from projections.journal import Unit
-from projections.trial_balance import Books, Sums, TrialBalance
+from projections.trial_balance import Books, JournalBehind, Sums, TrialBalance
 
-STATEMENT_TIMEOUT_S = 60
-
-
-class Ahead(Exception):
-    """The journal has not come to the position that was asked for."""
+STATEMENT_TIMEOUT_S: Final = 60.0
+NOW: Final = When(None, None)
 
 
-async def read_balance(settings: Settings, at: int | None) -> tuple[TrialBalance, int | None]:
+async def read_balance(settings: Settings, when: When) -> tuple[TrialBalance, int | None]:
     """The trial balance, and the first position that is out of balance, if one is.
 
-    Raises Ahead, and ViewsUnavailable.
+    Raises Beyond, JournalBehind and ViewsUnavailable.
     """
     engine = make_engine(
         settings.db_url("projector"),
@@ -33,20 +32,26 @@ async def read_balance(settings: Settings, at: int | None) -> tuple[TrialBalance
         autocommit=True,
     )
     try:
-        return await _read(engine, at)
+        return await _read(engine, when)
     finally:
         await engine.dispose()
 
 
-async def _read(engine: AsyncEngine, at: int | None) -> tuple[TrialBalance, int | None]:
+async def _read(engine: AsyncEngine, when: When) -> tuple[TrialBalance, int | None]:
     books = Books(engine, STATEMENT_TIMEOUT_S)
     latest = await books.position()
-    if at is not None and at > latest:
-        raise Ahead(f"position {at} lies ahead: the journal is at position {latest}")
-    position = latest if at is None else at
+    position = latest if when == NOW else await _position(engine, when)
+    if position > latest:
+        behind = f"the journal is at position {latest}, {position - latest} behind"
+        raise JournalBehind(f"{behind}: is `ledger projector` running?")
     with progress("adding up", position) as moved:
         found = await books.balance(position, moved)
     return found, None if found.balanced else await books.first_torn(position)
+
+
+async def _position(engine: AsyncEngine, when: When) -> int:
+    async with open_history(engine, STATEMENT_TIMEOUT_S) as history:
+        return (await when.moment(history)).position
 
 
 def as_table(found: TrialBalance) -> Table:

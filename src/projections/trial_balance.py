@@ -12,6 +12,12 @@ from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable, fetch
 STEP: Final = 50_000
 """Positions that one statement adds up, so that none of them takes long."""
 
+_MONEY: Final = "SUM(CASE unit WHEN 'minor' THEN {} ELSE 0 END)"
+
+
+class JournalBehind(Exception):
+    """The projector has not brought the journal to the position that was asked for."""
+
 
 class Sums(Struct, frozen=True):
     """What was debited and credited, in all."""
@@ -89,12 +95,18 @@ class Books:
 
     async def first_torn(self, position: int) -> int | None:
         """The first position up to this one where debits and credits differ."""
-        rows = await self._rows(
-            "SELECT position FROM journal WHERE position <= %s GROUP BY position, unit"
-            " HAVING SUM(debit) <> SUM(credit) ORDER BY position LIMIT 1",
-            position,
-        )
-        return rows[0][0] if rows else None
+        for start in range(0, position, STEP):
+            rows = await self._rows(
+                "SELECT position FROM journal WHERE position > %s AND position <= %s"
+                " GROUP BY position HAVING SUM(debit) <> SUM(credit)"
+                f" OR {_MONEY.format('debit')} <> {_MONEY.format('credit')}"
+                " ORDER BY position LIMIT 1",
+                start,
+                min(start + STEP, position),
+            )
+            if rows:
+                return int(rows[0][0])
+        return None
 
     async def _step(self, after: int, up_to: int) -> Accounts:
         if up_to - after < STEP:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cli.settings import Settings
-from ledger.codec import recorded
+from ledger.codec import moment, recorded
 from ledger.core.fold import effective
 from projections import trial_balance
 from projections.journal import lines
@@ -103,12 +103,45 @@ async def test_the_balance_of_a_position_stays_while_the_journal_grows(
     assert (await run("balance", "--json")).json["position"] == 16
 
 
-async def test_a_position_that_is_not_there_yet_is_refused(run: Run, settings: Settings) -> None:
+async def test_as_of_a_time_it_is_that_of_the_last_position_recorded_by_then(
+    run: Run, settings: Settings
+) -> None:
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(), orders(2))
-    done = await run("balance", "--position", "1")
+        records = await ledger.write(orders(3))
+        await shown(ledger)
+    time = moment(records[5].recorded_at_us).isoformat()
+    done = await run("balance", "--time", time, "--json")
+    assert done.json["position"] == 6
+    assert (await run("balance", "--position", "6", "--json")).out == done.out
+    before = await run("balance", "--time", "1999-12-31T00:00:00Z", "--json")
+    assert (before.json["position"], totals(before.json)["minor"]) == (0, (0, 0))
+
+
+async def test_what_lies_ahead_can_not_be_told(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.write(opening(), orders(2))
+        await shown(ledger)
+        await ledger.write(orders(1))
+    for ahead in (("--position", "9"), ("--time", "2999-01-01T00:00:00Z")):
+        done = await run("balance", *ahead)
+        assert done.status == 1
+        assert "the ledger ends at position 8" in done.said_one_sentence()
+    done = await run("balance", "--position", "7")
+    assert done.status == 1
+    assert "the journal is at position 6, 1 behind" in done.said_one_sentence()
+
+
+async def test_a_position_and_a_time_at_once_are_refused(run: Run) -> None:
+    done = await run("balance", "--position", "1", "--time", "2026-01-31T12:00:00Z")
     assert done.status == 2
-    assert "the journal is at position 0" in done.said_one_sentence()
+    assert "either --position N or --time T" in done.said_one_sentence()
+
+
+async def test_what_is_no_time_is_refused(run: Run) -> None:
+    done = await run("balance", "--time", "yesterday")
+    assert done.status == 2
+    assert "--time" in done.said_one_sentence()
 
 
 @pytest.mark.parametrize("position", ["-1", "one", "1.5"])
