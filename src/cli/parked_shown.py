@@ -1,28 +1,26 @@
-"""How parked messages look.
-
-They are bytes of strangers: nothing of them may reach a terminal as it is.
-"""
+"""How parked messages look, for people and for programs."""
 
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import asdict
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.unparking import Found, Look
+from cli.parked_found import Found, Look
+from cli.plain import as_text, plain
 from ledger.core.events import TYPE_OF, Submitted
 from ledger.parking import Parked, read_again
+from ledger.parking_log import Entry
 
 SHORT: Final = 8
 MAX_LISTED: Final = 200
-MAX_SHOWN: Final = 4096
 MAX_NAMED: Final = 10
-HEX_LINE: Final = 16
+UNFOLDED: Final = 1_000
 KNOWN_HEADERS: Final = {"x-reason", "x-delivery-count", "x-acquired-count"}
 """The reason is shown anyway, and the broker counts how often a message was read."""
 
@@ -39,6 +37,19 @@ class ListedMessage(Struct, frozen=True):
     trouble: str | None
 
 
+class LoggedAction(Struct, frozen=True):
+    """What was done with a message, as the record has it."""
+
+    at: str
+    action: str
+    operator: str
+    id: str
+    copies: int
+    size: int
+    whole: bool
+    reason: str
+
+
 class ShownEvent(Struct, frozen=True):
     """An event that today's code reads in a parked message."""
 
@@ -48,8 +59,9 @@ class ShownEvent(Struct, frozen=True):
 
 
 class ShownMessage(ListedMessage, frozen=True):
-    """A parked message with all that came with it; the body is in one of the last two."""
+    """A message with all that is known of it; the body is in one of the last two."""
 
+    log: list[LoggedAction]
     events: list[ShownEvent]
     headers: dict[str, Any]
     text: str | None
@@ -72,15 +84,35 @@ def listed(found: Found) -> ListedMessage:
 
 def shown(look: Look) -> ShownMessage:
     """A message for `show --json`."""
-    events, _ = read_again(look.body, look.found.parked.whole)
-    text = as_text(look.body)
+    body = look.body or b""
+    events, _ = read_again(body, look.found.parked.whole)
+    text = as_text(body)
     return ShownMessage(
         **asdict(listed(look.found)),
+        log=[logged(entry) for entry in look.entries],
         events=[_event(event) for event in events],
         headers={name: _jsonable(value) for name, value in look.headers.items()},
         text=text,
-        base64=None if text is not None else b64encode(look.body).decode(),
+        base64=None if text is not None else b64encode(body).decode(),
     )
+
+
+def logged(entry: Entry) -> LoggedAction:
+    """An action for `log --json`."""
+    return LoggedAction(
+        _at(entry),
+        entry.action,
+        entry.operator,
+        entry.id,
+        entry.copies,
+        entry.size,
+        entry.whole,
+        entry.reason,
+    )
+
+
+def _at(entry: Entry) -> str:
+    return moment(datetime.fromtimestamp(entry.at_us // 1_000_000, UTC))
 
 
 def _event(event: Submitted) -> ShownEvent:
@@ -120,86 +152,82 @@ def short_ids(ids: Sequence[str]) -> dict[str, str]:
 
 def listing(found: Sequence[Found], names: dict[str, str]) -> Table:
     """The messages for a person to read."""
-    table = Table(box=None)
-    for name in ("id", "parked", "copies", "bytes", "now"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("reason")
+    table = _table("id", "parked", "copies", "bytes", "now")
     for each in found:
         parked = each.parked
         now = "unreadable" if parked.trouble else "readable"
-        reason = plain(parked.reason)
-        if len(reason) > MAX_LISTED:
-            reason = reason[: MAX_LISTED - 1] + "…"
         at, size = _parked_at(parked) or "–", str(parked.size)
-        table.add_row(names[parked.id], at, str(each.copies), size, now, Text(reason))
+        table.add_row(
+            names[parked.id], at, str(each.copies), size, now, _reason_cell(parked.reason)
+        )
     return table
+
+
+def record_listing(entries: Sequence[Entry]) -> Table:
+    """The record for a person to read."""
+    names = short_ids([entry.id for entry in entries])
+    table = _table("at", "action", "by", "id", "copies", "bytes")
+    for each in entries:
+        who, size = plain(each.operator), str(each.size)
+        cells = (_at(each), each.action, Text(who), names[each.id], str(each.copies), size)
+        table.add_row(*cells, _reason_cell(each.reason))
+    return table
+
+
+def _table(*names: str) -> Table:
+    """A table with these columns, and one of reasons that has what room is left."""
+    table = Table(box=None)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    table.add_column("reason")
+    return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, folded at a terminal to its width, else a line a row."""
+    wide = console if console.is_terminal else Console(file=console.file, width=UNFOLDED)
+    wide.print(table)
+
+
+def _reason_cell(reason: str) -> Text:
+    text = plain(reason)
+    return Text(text if len(text) <= MAX_LISTED else f"{text[: MAX_LISTED - 1]}…")
+
+
+def refusals(refused: Sequence[Found]) -> Iterator[str]:
+    """A line for each of the first messages that stay parked, and why."""
+    names = short_ids([each.parked.id for each in refused])
+    for each in refused[:MAX_NAMED]:
+        parked = each.parked
+        yield f"{names[parked.id]} stays parked: {plain(parked.trouble or '')}"
+    if len(refused) > MAX_NAMED:
+        yield f"{len(refused) - MAX_NAMED} more stay parked: see `ledger parked list`"
 
 
 def facts(look: Look) -> str:
     """All about a message but its body, for a person to read."""
     parked = look.found.parked
     others = {name: str(of) for name, of in look.headers.items() if name not in KNOWN_HEADERS}
-    lines = {
-        "id": parked.id,
-        "parked": _parked_at(parked) or "–",
-        "copies": str(look.found.copies),
-        "was": "a message of the inbox" if parked.whole else "one event of a group",
-        "bytes": str(parked.size),
-        "reason": parked.reason,
-        "now": _now(look),
-        **others,
-    }
-    return "\n".join(f"{plain(name):<8}{plain(value)}" for name, value in lines.items())
+    lines = [
+        ("id", parked.id),
+        *((each.action, f"{_at(each)} by {each.operator}") for each in look.entries),
+        *([] if look.entries else [("parked", _parked_at(parked) or "–")]),
+        ("copies", str(look.found.copies)),
+        ("was", "a message of the inbox" if parked.whole else "one event of a group"),
+        ("bytes", str(parked.size)),
+        ("reason", parked.reason),
+        ("now", _now(look)),
+        *others.items(),
+    ]
+    width = max(len(name) for name, _ in lines) + 2
+    return "\n".join(f"{plain(name):<{width}}{plain(value)}" for name, value in lines)
 
 
 def _now(look: Look) -> str:
-    parked = look.found.parked
-    events, trouble = read_again(look.body, parked.whole)
+    trouble, reason = look.found.parked.trouble, look.found.parked.reason
     if trouble:
-        return "unreadable, as then" if trouble == parked.reason else f"unreadable: {trouble}"
+        return "unreadable, as then" if trouble == reason else f"unreadable: {trouble}"
+    events, _ = read_again(look.body or b"", look.found.parked.whole)
     named = ", ".join(f"{each.type} {each.id}" for each in map(_event, events[:MAX_NAMED]))
     more = f" and {len(events) - MAX_NAMED} more" if len(events) > MAX_NAMED else ""
     return f"readable: {named}{more}"
-
-
-def body_lines(body: bytes) -> str:
-    """The first MAX_SHOWN bytes: JSON indented, other text as it is, anything else in hex."""
-    text = as_text(body)
-    if text is None:
-        shown, cut = "\n".join(_hex_lines(body[:MAX_SHOWN])), len(body) > MAX_SHOWN
-    else:
-        pretty = _pretty(body) or text
-        shown, cut = plain(pretty[:MAX_SHOWN], keep="\n"), len(pretty) > MAX_SHOWN
-    return f"{shown}\n… cut here: `--raw` prints all {len(body)} bytes" if cut else shown
-
-
-def as_text(body: bytes) -> str | None:
-    """The body as text; None where it's something else."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        return None
-    return text if all(each.isprintable() or each in "\t\r\n" for each in text) else None
-
-
-def _pretty(body: bytes) -> str | None:
-    try:
-        return msgspec.json.format(body, indent=2).decode()
-    except (msgspec.DecodeError, RecursionError):
-        return None
-
-
-def _hex_lines(body: bytes) -> Iterable[str]:
-    for at in range(0, len(body), HEX_LINE):
-        line = body[at : at + HEX_LINE]
-        letters = (chr(byte) for byte in line)
-        ascii_ = "".join(each if " " <= each <= "~" else "." for each in letters)
-        yield f"{at:08x}  {line.hex(' '):<{3 * HEX_LINE - 1}}  {ascii_}"
-
-
-def plain(text: str, keep: str = "") -> str:
-    """The text without what could command a terminal: each such character as its escape."""
-    return "".join(
-        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
-        for each in text
-    )

@@ -1,96 +1,185 @@
-"""What `ledger parked` does with the parking queue, by the account of `ledger migrate`."""
+"""Taking messages off the parking queue: submitted again or discarded, and always recorded first.
 
-import re
-from collections.abc import Callable, Iterable
-from fnmatch import fnmatchcase
-from typing import Any, Final
+A crash before the record is committed leaves a message as it was, perhaps submitted already; one
+before the ack leaves it recorded and parked. Either way the operator does it again, which the ids
+of events make harmless and a second row in the record makes visible.
+"""
 
-from aio_pika.abc import AbstractIncomingMessage
+import asyncio
+import os
+import pwd
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import chain, islice
+from typing import Final
+
+from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
 from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cli.parked_found import CONNECTION, Found, Moved, recording
 from cli.settings import Settings
-from ledger.parking import Parked, open_parking, parked
+from ledger import parking_log
+from ledger.broker import CALL_TIMEOUT_S, open_channel
+from ledger.failpoints import failpoint
+from ledger.parking import Parked, Parking, for_inbox, id_of, open_parking
+from ledger.parking_log import Action, Entry
+from ledger.publisher import SUBMIT_TIMEOUT_S, InboxUnavailable, publish
+from ledger.topology import SUBMITTED_EXCHANGE
 
-Moved = Callable[[int], None]
+HELD_BYTES: Final = 32 * 2**20
+"""What is held in memory at once of what is to leave the queue, and one message more."""
 
-CONNECTION: Final = "ledger parked"
-PREFIX: Final = re.compile(r"[0-9a-f]{4,64}").fullmatch
-
-
-class NotParked(Exception):
-    """No parked message has this id, or several begin so."""
+TOGETHER: Final = 100
+MAX_OPERATOR: Final = 320
 
 
-class Found(Struct):
-    """A parked message and how often the queue has it: a crash of the writer can park it twice."""
+class Taken(Struct):
+    """A message with all its copies, in the operator's hands."""
 
     parked: Parked
-    copies: int = 1
-
-
-class Survey(Struct, frozen=True):
-    """What is parked, in the order in which it was; `unread` messages are behind it."""
-
-    found: list[Found]
-    unread: int
-
-
-async def survey(settings: Settings, moved: Moved) -> Survey:
-    """Read the parking queue, which stays as it is; raises ParkingBusy."""
-    found: dict[str, Found] = {}
-    async with open_parking(settings.amqp_url("migrate"), CONNECTION) as parking:
-        read = 0
-        async for message in parking.messages():
-            _add(found, parked(message))
-            read += 1
-            moved(1)
-    return Survey(list(found.values()), parking.count - read)
-
-
-class Look(Struct, frozen=True):
-    """One parked message with all that came with it."""
-
-    found: Found
     body: bytes
-    headers: dict[str, Any]
+    messages: list[AbstractIncomingMessage]
 
 
-async def look(settings: Settings, prefix: str, moved: Moved) -> Look:
-    """The parked message whose id begins so; raises NotParked, ParkingBusy."""
-    found: dict[str, Found] = {}
-    kept: dict[str, AbstractIncomingMessage] = {}
-    async with open_parking(settings.amqp_url("migrate"), CONNECTION) as parking:
-        async for message in parking.messages():
-            seen = parked(message)
-            _add(found, seen)
-            if seen.id.startswith(prefix):
-                kept.setdefault(seen.id, message)
-            moved(1)
-    one = by_prefix(found.values(), prefix)
-    message = kept[one.parked.id]
-    return Look(one, message.body, dict(message.headers))
+Act = Callable[[Parking, Sequence[Taken]], Awaitable[None]]
 
 
-def _add(found: dict[str, Found], seen: Parked) -> None:
-    """Count a message. Of two with the same bytes the one that can be read tells how."""
-    known = found.setdefault(seen.id, Found(seen, 0))
-    known.copies += 1
-    if known.parked.trouble and not seen.trouble:
-        known.parked = seen
+class Record:
+    """Takes messages off the queue, never before it is recorded what became of them."""
+
+    def __init__(self, engine: AsyncEngine, action: Action) -> None:
+        self._engine = engine
+        self._action = action
+        self._operator = operator()
+        self.done: dict[str, int] = {}
+        """The copies of each message that left the queue, by its id."""
+
+    async def take_off(self, parking: Parking, taken: Sequence[Taken]) -> None:
+        """Record what was, or is to be, done with messages; then ack them."""
+        if not taken:
+            return
+        await failpoint("parked.before-log")
+        async with self._engine.begin() as connection:
+            await parking_log.append(connection, [(self._entry(each), each.body) for each in taken])
+        await failpoint("parked.before-ack")
+        await parking.ack(chain.from_iterable(each.messages for each in taken))
+        for each in taken:
+            self.done[each.parked.id] = self.done.get(each.parked.id, 0) + len(each.messages)
+
+    def _entry(self, taken: Taken) -> Entry:
+        parked = taken.parked
+        return Entry(
+            time.time_ns() // 1000,
+            self._action,
+            self._operator,
+            parked.id,
+            parked.reason,
+            parked.whole,
+            len(taken.messages),
+            parked.size,
+        )
 
 
-def by_prefix(found: Iterable[Found], prefix: str) -> Found:
-    """The one whose id begins so; raises NotParked."""
-    fitting = [each for each in found if each.parked.id.startswith(prefix)]
-    match fitting:
-        case [one]:
-            return one
-        case []:
-            raise NotParked(f"no parked message is called {prefix}: `ledger parked list` shows all")
-    ids = ", ".join(each.parked.id[: len(prefix) + 4] for each in fitting[:4])
-    raise NotParked(f"{len(fitting)} parked messages are called {prefix}…: {ids}; say more of it")
+@asynccontextmanager
+async def open_record(
+    settings: Settings, action: Action, chosen: Sequence[Found]
+) -> AsyncIterator[Record]:
+    """The record, found able to take what was chosen; raises MessageTooLarge."""
+    async with recording(settings) as engine:
+        async with engine.connect() as connection:
+            largest = max((each.parked.size for each in chosen), default=0)
+            await parking_log.refuse_too_large(connection, largest)
+        yield Record(engine, action)
 
 
-def by_reason(found: Iterable[Found], pattern: str) -> list[Found]:
-    """Those whose reason fits a pattern of `*`, `?` and `[…]`."""
-    return [each for each in found if fnmatchcase(each.parked.reason, pattern)]
+async def discard(
+    settings: Settings, record: Record, chosen: Sequence[Found], moved: Moved
+) -> None:
+    """Take messages off the queue, with their bytes in the record; raises ParkingBusy."""
+    await _work_through(settings, chosen, record.take_off, moved)
+
+
+async def resubmit(
+    settings: Settings, record: Record, chosen: Sequence[Found], moved: Moved
+) -> None:
+    """Put messages into the inbox, in the order in which they were parked, then take them off.
+
+    Raises InboxUnavailable, ParkingBusy.
+    """
+    url = settings.amqp_url("migrate")
+    # Apart from the queue's connection: a broker in need stops reading from who publishes.
+    async with open_channel(url, f"{CONNECTION}-publisher", confirms=True) as channel:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
+
+        async def act(parking: Parking, taken: Sequence[Taken]) -> None:
+            submitted: list[Taken] = []
+            try:
+                for each in taken:
+                    await _submit(exchange, each)
+                    submitted.append(each)
+            finally:
+                await record.take_off(parking, submitted)
+
+        await _work_through(settings, chosen, act, moved)
+
+
+async def _submit(exchange: AbstractExchange, taken: Taken) -> None:
+    try:
+        error = await publish(exchange, for_inbox(taken.body, taken.parked.whole), CONNECTION)
+    except TimeoutError:
+        raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
+    if error:
+        raise error
+
+
+async def _work_through(
+    settings: Settings, chosen: Sequence[Found], act: Act, moved: Moved
+) -> None:
+    """Act on all copies of the chosen messages, on as many at a time as memory holds."""
+    wanted = {each.parked.id: each.parked for each in chosen}
+    left = sum(each.copies for each in chosen)
+    while left > 0:
+        async with open_parking(settings.amqp_url("migrate"), CONNECTION) as parking:
+            taken = await _take(parking, wanted, left)
+            for some in _batches(taken):
+                await act(parking, some)
+                moved(len(some))
+        if not taken:
+            return
+        left -= sum(len(each.messages) for each in taken)
+
+
+async def _take(parking: Parking, wanted: dict[str, Parked], most: int) -> list[Taken]:
+    """The oldest `most` wanted messages, or fewer where HELD_BYTES hold no more."""
+    taken: dict[str, Taken] = {}
+    held = 0
+    async for message in parking.messages():
+        if held >= HELD_BYTES or most <= 0:
+            continue
+        parked = wanted.get(id_of(message.body))
+        if parked:
+            one = taken.setdefault(parked.id, Taken(parked, message.body, []))
+            one.messages.append(message)
+            held += len(message.body)
+            most -= 1
+    return list(taken.values())
+
+
+def _batches(taken: Sequence[Taken]) -> Iterator[list[Taken]]:
+    rest = iter(taken)
+    while some := list(islice(rest, TOGETHER)):
+        yield some
+
+
+def operator() -> str:
+    """Who runs this command, as the operating system knows them: user@host."""
+    number = os.getuid()
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except KeyError:
+        name = str(number)
+    return f"{name}@{socket.gethostname()}"[:MAX_OPERATOR]

@@ -30,6 +30,8 @@ NAMES: Final = frozenset(
         "writer.after-ack",
         "projector.before-commit",
         "projector.after-commit",
+        "parked.before-log",
+        "parked.before-ack",
     }
 )
 """`before-confirm` and `commit-sent` come when the bytes have left and no answer was looked at."""

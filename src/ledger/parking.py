@@ -118,7 +118,7 @@ def parked(message: AbstractIncomingMessage) -> Parked:
 def _reason(headers: dict[str, Any]) -> str:
     """Why it's here: the writer's word, or the broker's if it was the one who gave it up."""
     if reason := headers.get("x-reason"):
-        return str(reason)
+        return str(reason)[:MAX_REASON]
     match headers.get("x-death"):
         case [{"reason": reason, "queue": queue}, *_]:
             return f"given up by the broker: {reason} from {queue}"

@@ -181,30 +181,16 @@ class Publisher:
         self, exchange: AbstractExchange, group: list[_Submission]
     ) -> InboxUnavailable | None:
         """Publish a group as one message; None when confirmed, else what to tell the callers."""
-        message = Message(
-            join(body for submission in group for body in submission.bodies),
-            content_type=BATCH_CONTENT_TYPE,
-            delivery_mode=DeliveryMode.PERSISTENT,
-            message_id=uuid4().hex,
-            app_id=self.name,
-        )
+        body = join(body for submission in group for body in submission.bodies)
         began = time.perf_counter()
-        await failpoint("publisher.before-publish")
         try:
-            async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                publishing = exchange.publish(message, routing_key="", mandatory=True)
-                answer = await meanwhile("publisher.before-confirm", publishing)
+            error = await publish(exchange, body, self.name)
         except TimeoutError:
             # The session ends of it, and on a new connection it can't be asked before a publish.
             self._found_blocked = await self._is_blocked()
             raise
-        except PublishError:
-            return InboxUnavailable("no queue is bound: run `ledger migrate`")
-        except DeliveryError:
-            return InboxFull("the inbox is full")
-        if not isinstance(answer, Basic.Ack):
-            return InboxUnavailable("the broker did not confirm")
-        await failpoint("publisher.after-confirm")
+        if error:
+            return error
         self._found_blocked = False
         events = sum(len(submission.bodies) for submission in group)
         self.metrics.publish_s.observe(time.perf_counter() - began)
@@ -233,6 +219,35 @@ class Publisher:
         while self._waiting:
             self._waiting.popleft().settle(InboxUnavailable("the broker is away"))
         self._waiting_events = 0
+
+
+async def publish(
+    exchange: AbstractExchange, body: bytes, instance: str
+) -> InboxUnavailable | None:
+    """Publish one message; None when the broker confirmed it, else what to tell who submitted it.
+
+    Raises TimeoutError when there was no word within SUBMIT_TIMEOUT_S.
+    """
+    message = Message(
+        body,
+        content_type=BATCH_CONTENT_TYPE,
+        delivery_mode=DeliveryMode.PERSISTENT,
+        message_id=uuid4().hex,
+        app_id=instance,
+    )
+    await failpoint("publisher.before-publish")
+    try:
+        async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+            publishing = exchange.publish(message, routing_key="", mandatory=True)
+            answer = await meanwhile("publisher.before-confirm", publishing)
+    except PublishError:
+        return InboxUnavailable("no queue is bound: run `ledger migrate`")
+    except DeliveryError:
+        return InboxFull("the inbox is full")
+    if not isinstance(answer, Basic.Ack):
+        return InboxUnavailable("the broker did not confirm")
+    await failpoint("publisher.after-confirm")
+    return None
 
 
 def _ids(event: Submitted) -> dict[str, str | None]:

@@ -1,19 +1,26 @@
 """`ledger parked`: what could not be read is seen, submitted again or discarded, and recorded."""
 
+import asyncio
 import json
+import os
+import signal
+import sys
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cli.parked_found import survey
 from cli.settings import Settings
+from cli.unparking import operator
 from ledger.codec import Rejected, encode_submitted, join
 from ledger.core.events import Submitted
 from ledger.parking import id_of, park
-from ledger.topology import PARKING
-from tests.harness import free_port
+from ledger.topology import INBOX, PARKING
+from tests.harness import environment, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, group_of, running_ledger, until_acked
 
@@ -48,6 +55,11 @@ async def park_event(
     """Park events that can be read, as a writer would have that did not know their type yet."""
     rejected = [Rejected(wire(event), reason, whole=False) for event in events]
     await park(ledger.settings.amqp_url("writer"), "t", rejected)
+
+
+async def parked(ledger: Ledger) -> list[str]:
+    """The ids of the parked messages, read without a process of its own."""
+    return [each.parked.id for each in (await survey(ledger.settings, lambda more: None)).found]
 
 
 async def listed(run: Run) -> list[dict[str, Any]]:
@@ -89,7 +101,7 @@ async def test_every_kind_of_poison_is_listed_with_its_reason(run: Run, ledger: 
         if each["whole"]:
             assert (each["id"], each["size"]) == (id_of(body), len(body))
     assert found[5]["id"] == id_of(b"7")
-    table = (await run("parked", "list", COLUMNS="300")).out
+    table = (await run("parked", "list")).out
     for each in found:
         assert each["id"][:8] in table
         assert each["parked_at"] in table
@@ -108,7 +120,7 @@ async def test_a_list_is_cut_and_says_so(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, join(b"%d" % number for number in range(5)))
     done = await run("parked", "list", "--limit", "2", "--json")
     assert (len(done.json["messages"]), done.json["left_out"]) == (2, 3)
-    done = await run("parked", "list", "--limit", "2", COLUMNS="300")
+    done = await run("parked", "list", "--limit", "2")
     assert len(done.out.splitlines()) == 3
     assert done.said_one_sentence() == "3 more are parked: see them with --limit 5"
 
@@ -137,7 +149,7 @@ async def test_what_can_be_read_today_is_told(run: Run, ledger: Ledger) -> None:
         {"type": "order.placed", "id": str(event.event_id), "subject": str(event.stream_id)}
     ]
     assert json.loads(done.json["text"])["id"] == str(event.event_id)
-    shown = (await run("parked", "show", found["id"], COLUMNS="300")).out
+    shown = (await run("parked", "show", found["id"])).out
     assert f"readable: order.placed {event.event_id}" in shown
     assert "one event of a group" in shown
 
@@ -169,41 +181,202 @@ async def test_a_parked_message_can_not_command_the_terminal(run: Run, ledger: L
     nasty = '\x1b[2J\u202e[bold]"'
     await put_poison(ledger, json.dumps([{nasty: 1}], ensure_ascii=False).encode())
     await park_event(ledger, *orders(1), reason=nasty)
-    for one in await listed(run):
-        for arguments in (("list",), ("show", one["id"])):
-            shown = (await run("parked", *arguments, COLUMNS="300")).out
-            assert "\x1b" not in shown
-            assert "\u202e" not in shown
-    assert "\\x1b[2J\\u202e[bold]" in (await run("parked", "list", COLUMNS="300")).out
+    listing = (await run("parked", "list")).out
+    assert "\\x1b[2J\\u202e[bold]" in listing
+    shown = [(await run("parked", "show", id_)).out for id_ in await parked(ledger)]
+    for text in (listing, *shown):
+        assert "\x1b" not in text
+        assert "\u202e" not in text
 
 
-@pytest.mark.parametrize("command", ["show"])
-async def test_an_id_that_is_none_or_of_several_is_one_sentence(
-    run: Run, ledger: Ledger, command: str
-) -> None:
-    done = await run("parked", command, "0000")
+async def test_an_id_that_is_none_or_of_several_is_one_sentence(run: Run, ledger: Ledger) -> None:
+    done = await run("parked", "show", "0000")
     assert done.status == 1
     assert "`ledger parked list` shows all" in done.said_one_sentence()
-    for wrong in ("xyz", "123", "0" * 65, "../etc"):
-        done = await run("parked", command, wrong)
-        assert done.status == 2
-        assert wrong in done.said_one_sentence()
     numbers = [b"%d" % number for number in range(700)]
-    await park(
-        ledger.settings.amqp_url("writer"), "t", [Rejected(each, "no", False) for each in numbers]
-    )
+    rejected = [Rejected(each, "no", False) for each in numbers]
+    await park(ledger.settings.amqp_url("writer"), "t", rejected)
     ids = sorted(map(id_of, numbers))
     one, other = next((one, other) for one, other in pairwise(ids) if one[:4] == other[:4])
-    done = await run("parked", command, one[:4])
-    assert done.status == 1
-    said = done.said_one_sentence()
-    assert one[:8] in said
-    assert other[:8] in said
+    for arguments in (("show", one[:4]), ("discard", one[:4], "--yes")):
+        done = await run("parked", *arguments)
+        assert done.status == 1
+        said = done.said_one_sentence()
+        assert one[:8] in said
+        assert other[:8] in said
     assert await ledger.depth(PARKING) == 700
 
 
-@pytest.mark.parametrize("arguments", [("list",), ("show", "0000")])
+@pytest.mark.parametrize("arguments", [("list",), ("show", "0000"), ("resubmit", "--all")])
 async def test_a_broker_that_is_away_is_one_sentence(run: Run, arguments: tuple[str, ...]) -> None:
     done = await run("parked", *arguments, LEDGER_AMQP_PORT=str(free_port()))
     assert (done.status, done.out) == (1, "")
     assert done.said_one_sentence()
+
+
+async def test_what_can_be_read_is_resubmitted_and_the_rest_stays_with_its_reason(
+    run: Run, ledger: Ledger
+) -> None:
+    (event,) = orders(1)
+    await put_poison(ledger, b"no JSON")
+    await park_event(ledger, event)
+    poison, readable = await listed(run)
+    done = await run("parked", "resubmit", "--all")
+    assert done.status == 1
+    assert done.out == "resubmitted 1 message\n"
+    assert done.said_one_sentence() == f"{poison['id'][:8]} stays parked: {poison['reason']}"
+    assert await parked(ledger) == [poison["id"]]
+    async with ledger.writing():
+        await ledger.until_recorded([event])
+    (entry,) = (await run("parked", "log", "--json")).json["entries"]
+    assert entry["at"]
+    assert entry["operator"] == operator()
+    assert entry | {"at": "", "operator": ""} == {
+        "at": "",
+        "action": "resubmitted",
+        "operator": "",
+        "id": readable["id"],
+        "copies": 1,
+        "size": readable["size"],
+        "whole": False,
+        "reason": "of a newer version",
+    }
+    table = (await run("parked", "log")).out
+    for part in ("resubmitted", entry["at"], entry["operator"], readable["id"][:8]):
+        assert part in table
+
+
+async def test_what_is_discarded_can_still_be_shown(run: Run, ledger: Ledger) -> None:
+    await put_poison(ledger, b"poison", b"poison", b"other")
+    one = id_of(b"poison")
+    done = await run("parked", "discard", one[:6].upper(), "--yes", "--json")
+    assert (done.status, done.json) == (0, {"discarded": {one: 2}, "refused": {}, "gone": []})
+    assert await parked(ledger) == [id_of(b"other")]
+    shown = await run("parked", "show", one[:6])
+    assert f"by {operator()}" in shown.out
+    assert shown.out.endswith("\n\npoison\n")
+    assert (await run("parked", "show", one[:6], "--raw")).out == "poison"
+    await ledger.execute("UPDATE parking_log SET body = NULL")
+    assert "its bytes were erased" in (await run("parked", "show", one)).out
+    assert (await run("parked", "show", one, "--raw")).status == 1
+
+
+async def test_a_reason_picks_what_is_discarded(run: Run, ledger: Ledger) -> None:
+    await park_event(ledger, *orders(2), reason="a [bad] one")
+    await put_poison(ledger, b"poison")
+    assert (await run("parked", "discard", "--all", "--reason", "a ?bad* one", "--yes")).status == 0
+    assert await parked(ledger) == [id_of(b"poison")]
+    done = await run("parked", "discard", "--all", "--reason", "nothing is so", "--yes")
+    assert (done.status, done.out) == (0, "discarded 0 messages\n")
+
+
+async def answered(settings: Settings, answer: bytes) -> tuple[int, str]:
+    """The status and output of `ledger parked discard` at a terminal where somebody answers."""
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("ledger"),
+        *("parked", "discard", "--all", "--reason", "*"),
+        env=os.environ | environment(settings),
+        stdin=theirs,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.write(ours, answer)
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    os.close(ours)
+    os.close(theirs)
+    return process.returncode or 0, (out + err).decode()
+
+
+async def test_at_a_terminal_nothing_is_discarded_without_a_yes(ledger: Ledger, run: Run) -> None:
+    await put_poison(ledger, b"poison")
+    status, said = await answered(ledger.settings, b"n\n")
+    assert (status, id_of(b"poison")[:8] in said) == (1, True)
+    assert "discard 1 message?" in said
+    assert await ledger.depth(PARKING) == 1
+    assert (await answered(ledger.settings, b"y\n"))[0] == 0
+    assert await ledger.depth(PARKING) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("show", "xyz1"), "'xyz1' can't be an id"),
+        (("resubmit", "123"), "4 to 64"),
+        (("resubmit",), "--all"),
+        (("discard", "--yes"), "--all"),
+        (("resubmit", "0000", "--all"), "--all"),
+        (("resubmit", "0000", "--reason", "*"), "--reason goes with --all"),
+        (("discard", "--all", "--yes"), "'*' is all of them"),
+        (("discard", "--all", "--reason", "*"), "give --yes"),
+    ],
+)
+async def test_arguments_that_do_not_say_which_are_refused(
+    run: Run, ledger: Ledger, arguments: tuple[str, ...], said: str
+) -> None:
+    await put_poison(ledger, b"poison")
+    done = await run("parked", *arguments)
+    assert (done.status, done.out) == (2, "")
+    assert said in done.said_one_sentence()
+    assert await ledger.depth(PARKING) == 1
+
+
+@pytest.mark.parametrize("command", ["resubmit", "discard"])
+@pytest.mark.parametrize("moment", ["parked.before-log", "parked.before-ack"])
+async def test_an_operator_who_is_killed_does_it_again_and_nothing_is_lost_or_doubled(
+    run: Run, ledger: Ledger, command: str, moment: str
+) -> None:
+    (event,) = orders(1)
+    await park_event(ledger, event)
+    (found,) = await parked(ledger)
+    arguments = ["parked", command, found, *(["--yes"] if command == "discard" else [])]
+    assert (await run(*arguments, LEDGER_FAILPOINTS=f"{moment}=die")).status == -9
+    assert await parked(ledger) == [found]
+    assert (await run(*arguments)).status == 0
+    assert await parked(ledger) == []
+    entries = await ledger.rows("SELECT action FROM parking_log")
+    assert len(entries) == (2 if moment == "parked.before-ack" else 1)
+    if command == "resubmit":
+        async with ledger.writing():
+            records = await ledger.until_recorded([event])
+            await ledger.until_inbox_empty()
+        assert len(records) == 2
+
+
+async def test_ctrl_c_breaks_off_without_a_trace(settings: Settings, ledger: Ledger) -> None:
+    await put_poison(ledger, b"poison")
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("ledger"),
+        *("parked", "discard", id_of(b"poison"), "--yes"),
+        env=os.environ
+        | environment(settings)
+        | {"LEDGER_FAILPOINTS": "parked.before-log=delay:60"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr
+    async with asyncio.timeout(30):
+        said = await process.stderr.readuntil(b"pass 1: delay")
+        process.send_signal(signal.SIGINT)
+        _, rest = await process.communicate()
+    assert process.returncode not in (0, None)
+    assert b"Traceback" not in said + rest
+    assert b"until then 0 messages discarded" in rest
+    assert await ledger.depth(PARKING) == 1
+    assert await ledger.rows("SELECT COUNT(*) FROM parking_log") == [(0,)]
+
+
+async def test_without_a_database_nothing_is_submitted_or_discarded(
+    run: Run, ledger: Ledger
+) -> None:
+    await park_event(ledger, *orders(1))
+    (found,) = await parked(ledger)
+    away = {"LEDGER_DB_PORT": str(free_port())}
+    for arguments in (("resubmit", found), ("discard", found, "--yes"), ("log",)):
+        done = await run("parked", *arguments, **away)
+        assert (done.status, done.out) == (1, "")
+        assert "Traceback" not in done.err
+        assert done.err.startswith("✗")
+    assert await ledger.depth(INBOX) == 0
+    assert await parked(ledger) == [found]

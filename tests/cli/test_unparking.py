@@ -1,0 +1,256 @@
+"""Nothing leaves the parking queue that is not recorded, whatever breaks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from cli import unparking
+from cli.parked_found import Found, survey
+from cli.settings import Settings
+from cli.stack.servers import Servers
+from cli.unparking import discard, open_record, resubmit
+from ledger import failpoints, parking_log
+from ledger.codec import Rejected, encode_submitted
+from ledger.core.events import Submitted
+from ledger.failpoints import FailpointReached
+from ledger.parking import for_inbox, id_of, park
+from ledger.parking_log import Entry, MessageTooLarge
+from ledger.publisher import InboxFull
+from ledger.topology import INBOX
+from tests.harness import make_ledger
+from tests.ledger.audit import audit, causes, ids
+from tests.ledger.events import opening, orders
+from tests.ledger.running import Ledger, group_of, running_ledger
+
+LARGEST = 16 * 2**20
+
+
+@pytest.fixture
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """The ledger of the test, on which nothing runs."""
+    async with running_ledger(settings) as ledger:
+        yield ledger
+    failpoints.arm("")
+
+
+async def park_bytes(ledger: Ledger, *bodies: bytes, whole: bool = True) -> None:
+    rejected = [Rejected(body, "why", whole) for body in bodies]
+    await park(ledger.settings.amqp_url("writer"), "t", rejected)
+
+
+async def park_events(ledger: Ledger, events: Sequence[Submitted]) -> None:
+    """Park events that can be read, as a writer would have that did not know their type yet."""
+    bodies = [encode_submitted(event, "/tests") for event in events]
+    await park_bytes(ledger, *bodies, whole=False)
+
+
+async def parked(ledger: Ledger) -> list[Found]:
+    return (await survey(ledger.settings, lambda more: None)).found
+
+
+async def discard_all(ledger: Ledger) -> dict[str, int]:
+    chosen = await parked(ledger)
+    async with open_record(ledger.settings, "discarded", chosen) as record:
+        await discard(ledger.settings, record, chosen, lambda more: None)
+    return record.done
+
+
+async def resubmit_all(ledger: Ledger) -> dict[str, int]:
+    chosen = await parked(ledger)
+    async with open_record(ledger.settings, "resubmitted", chosen) as record:
+        await resubmit(ledger.settings, record, chosen, lambda more: None)
+    return record.done
+
+
+async def recorded(ledger: Ledger) -> list[Entry]:
+    async with ledger.connection("migrate") as connection:
+        return await parking_log.newest(connection, 1_000)
+
+
+async def body(ledger: Ledger, id_: str) -> bytes | None:
+    async with ledger.connection("migrate") as connection:
+        return await parking_log.body_of(connection, id_)
+
+
+async def test_what_is_discarded_is_recorded_to_the_byte(ledger: Ledger) -> None:
+    bodies = [b"", b"\x00\xff'\"\\%s", "größe".encode()]
+    await park_bytes(ledger, *bodies, bodies[1])
+    assert await discard_all(ledger) == {
+        id_of(bodies[0]): 1,
+        id_of(bodies[1]): 2,
+        id_of(bodies[2]): 1,
+    }
+    assert await parked(ledger) == []
+    entries = await recorded(ledger)
+    assert [(entry.id, entry.copies, entry.action, entry.size) for entry in entries] == [
+        (id_of(bodies[0]), 1, "discarded", 0),
+        (id_of(bodies[1]), 2, "discarded", 7),
+        (id_of(bodies[2]), 1, "discarded", 7),
+    ]
+    assert {entry.operator for entry in entries} == {unparking.operator()}
+    assert [await body(ledger, id_of(each)) for each in bodies] == bodies
+
+
+async def test_the_largest_message_fits_into_the_record(ledger: Ledger) -> None:
+    largest = b"'" * LARGEST
+    await park_bytes(ledger, largest)
+    assert await discard_all(ledger) == {id_of(largest): 1}
+    assert await body(ledger, id_of(largest)) == largest
+
+
+async def test_a_message_that_the_database_would_not_take_is_refused_in_time(
+    ledger: Ledger,
+) -> None:
+    async with ledger.connection("migrate") as connection:
+        with pytest.raises(MessageTooLarge, match="max_allowed_packet"):
+            await parking_log.refuse_too_large(connection, 2**25)
+        await parking_log.refuse_too_large(connection, LARGEST)
+
+
+async def test_events_are_submitted_again_in_the_order_they_were_parked_in(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unparking, "TOGETHER", 2)
+    monkeypatch.setattr(unparking, "HELD_BYTES", 1_500)
+    events = [*opening(), *orders(13)]
+    await park_events(ledger, events)
+    done = await resubmit_all(ledger)
+    assert sum(done.values()) == len(events)
+    assert await parked(ledger) == []
+    async with ledger.writing():
+        records = await ledger.until_recorded(events)
+    audit(records)
+    assert causes(records) == ids(events)
+    assert [entry.id for entry in await recorded(ledger)] == list(done)
+
+
+async def test_a_whole_message_is_submitted_again_as_it_was(ledger: Ledger) -> None:
+    events = opening()
+    group = group_of(events)
+    await park_bytes(ledger, group[:-1] + b",7]")
+    await resubmit_all(ledger)
+    async with ledger.writing():
+        await ledger.until_recorded(events)
+        ((again, _),) = await ledger.until_parked(1)
+    assert again == b"7"
+
+
+async def test_copies_are_submitted_once(ledger: Ledger) -> None:
+    (event,) = orders(1)
+    await park_events(ledger, [event, event, event])
+    assert list((await resubmit_all(ledger)).values()) == [3]
+    assert await ledger.depth(INBOX) == 1
+    assert [entry.copies for entry in await recorded(ledger)] == [3]
+
+
+async def test_what_comes_meanwhile_stays(ledger: Ledger) -> None:
+    await park_bytes(ledger, b"one")
+    chosen = await parked(ledger)
+    await park_bytes(ledger, b"one", b"two")
+    async with open_record(ledger.settings, "discarded", chosen) as record:
+        await discard(ledger.settings, record, chosen, lambda more: None)
+    assert {each.parked.id for each in await parked(ledger)} == {id_of(b"one"), id_of(b"two")}
+
+
+@pytest.mark.parametrize("name", ["parked.before-log", "parked.before-ack"])
+async def test_a_discard_that_breaks_off_leaves_the_message_parked(
+    ledger: Ledger, name: str
+) -> None:
+    await park_bytes(ledger, b"poison")
+    failpoints.arm(f"{name}=raise@1")
+    with pytest.raises(FailpointReached):
+        await discard_all(ledger)
+    assert len(await parked(ledger)) == 1
+    await discard_all(ledger)
+    assert await parked(ledger) == []
+    assert len(await recorded(ledger)) == (2 if name == "parked.before-ack" else 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "publisher.before-publish",
+        "publisher.before-confirm",
+        "publisher.after-confirm",
+        "parked.before-log",
+        "parked.before-ack",
+    ],
+)
+async def test_a_resubmission_that_breaks_off_is_decided_once_when_it_is_done_again(
+    ledger: Ledger, name: str
+) -> None:
+    events = [*opening(), *orders(2)]
+    await park_events(ledger, events)
+    failpoints.arm(f"{name}=raise@1")
+    with pytest.raises(FailpointReached):
+        await resubmit_all(ledger)
+    assert len(await parked(ledger)) == len(events)
+    await resubmit_all(ledger)
+    assert await parked(ledger) == []
+    async with ledger.writing():
+        records = await ledger.until_recorded(events)
+        await ledger.until_inbox_empty()
+    audit(records)
+    assert causes(records) == ids(events)
+    assert {entry.id for entry in await recorded(ledger)} == {
+        id_of(encode_submitted(event, "/tests")) for event in events
+    }
+
+
+async def test_a_full_inbox_stops_a_resubmission_and_loses_nothing(servers: Servers) -> None:
+    settings = await make_ledger(servers, inbox_max_length=1)
+    async with running_ledger(settings) as ledger:
+        events = opening() + orders(8)
+        await park_events(ledger, events)
+        with pytest.raises(InboxFull):
+            await resubmit_all(ledger)
+        waiting, left = await ledger.depth(INBOX), await parked(ledger)
+        assert waiting
+        assert waiting + len(left) == len(events)
+        assert len(await recorded(ledger)) == waiting
+
+
+async def test_two_who_discard_the_same_take_it_off_once(ledger: Ledger) -> None:
+    await park_bytes(ledger, *[b"%d" % number for number in range(30)])
+    taken = await asyncio.gather(discard_all(ledger), discard_all(ledger))
+    assert sum(len(each) for each in taken) == 30
+    assert len(await recorded(ledger)) == 30
+    assert await parked(ledger) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE parking_log SET operator = 'nobody'",
+        "UPDATE parking_log SET body = 'other'",
+        "UPDATE parking_log SET body = NULL, at_us = 0",
+        "DELETE FROM parking_log",
+    ],
+)
+async def test_the_record_is_append_only(ledger: Ledger, statement: str) -> None:
+    await park_bytes(ledger, b"poison")
+    await discard_all(ledger)
+    with pytest.raises(DBAPIError, match="append-only"):
+        await ledger.execute(statement)
+
+
+async def test_bytes_in_the_record_can_be_erased_and_nothing_else(ledger: Ledger) -> None:
+    await park_bytes(ledger, b'{"username":"ann"}')
+    await discard_all(ledger)
+    before = await recorded(ledger)
+    await ledger.execute("UPDATE parking_log SET body = NULL")
+    assert await body(ledger, before[0].id) is None
+    assert await recorded(ledger) == before
+
+
+@pytest.mark.parametrize("role", ["writer", "projector", "api", "analyst"])
+async def test_only_operators_see_the_record(ledger: Ledger, role: str) -> None:
+    with pytest.raises(DBAPIError, match="denied"):
+        await ledger.rows("SELECT COUNT(*) FROM parking_log", role)
+
+
+def test_an_element_becomes_a_group_of_its_own() -> None:
+    assert for_inbox(b"{}", whole=False) == b"[{}]"
+    assert for_inbox(b"[{}]", whole=True) == b"[{}]"
