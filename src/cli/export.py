@@ -21,6 +21,10 @@ def export_tables(
     directory: Annotated[Path, typer.Option("--out", help="where the files go; made if missing")],
     every: Annotated[bool, typer.Option("--all", help="the events and every view")] = False,
     format_: Annotated[Format, typer.Option("--format", help="how to write them")] = Format.PARQUET,
+    with_keys: Annotated[
+        bool,
+        typer.Option("--with-keys", help="also the keys of customers' names, in a secret file"),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="replace what an export left there")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest")] = False,
 ) -> None:
@@ -34,12 +38,14 @@ def export_tables(
         raise end(2, f"there is no {unknown[0]} to export: choose of {', '.join(TABLES)}")
     if every == bool(names):
         raise end(2, f"say what to export: one or more of {', '.join(TABLES)}, or --all")
+    if with_keys and not every and "events" not in (names or ()):
+        raise end(2, "--with-keys goes with events, whose names the keys open")
     chosen = tuple(table for name, table in TABLES.items() if every or name in (names or ()))
-    made = run(take(settings(), Wish(chosen, format_, directory, overwrite)))
+    made = run(take(settings(), Wish(chosen, format_, directory, overwrite, with_keys)))
     if as_json:
         typer.echo(manifest.encode(made), nl=False)
         return
-    for entry in made.tables:
+    for entry in made.files:
         out.print(f"{entry.file}: {entry.rows} rows", markup=False)
     out.print(f"exported to {directory}, as of position {made.position}", markup=False)
 
@@ -58,3 +64,5 @@ def import_events(
         return
     out.print(f"imported {loaded.appended} events; the ledger ends like the export:")
     out.print(f"position {loaded.position}, hash {loaded.hash}")
+    if not loaded.with_keys:
+        out.print("without keys (`ledger export --with-keys`) names are shown as erased")

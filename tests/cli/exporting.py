@@ -43,10 +43,11 @@ async def export(
     *names: str,
     format_: str = "parquet",
     overwrite: bool = False,
+    with_keys: bool = False,
 ) -> Manifest:
     """What `ledger export NAMES --out TO` does."""
     tables = tuple(TABLES[name] for name in names)
-    return await take(settings, Wish(tables, Format(format_), to, overwrite))
+    return await take(settings, Wish(tables, Format(format_), to, overwrite, with_keys))
 
 
 def manifest(directory: Path) -> Any:

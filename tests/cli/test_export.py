@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -154,6 +155,25 @@ async def test_a_view_of_many_pages_is_whole_and_in_order(
             assert [tuple(row[: len(there[0])]) for row in rows] == there
 
 
+async def test_keys_are_only_in_an_export_that_is_asked_for_them(
+    shop: Settings, tmp_path: Path
+) -> None:
+    async with running_ledger(shop) as ledger:
+        keys = [key for key in (await ledger.keys()).values() if key]
+    assert keys
+    without = await export(shop, tmp_path / "without", *EVERYTHING, format_="jsonl")
+    assert without.keys is None
+    made = await export(shop, tmp_path / "with", *EVERYTHING, format_="jsonl", with_keys=True)
+    assert made.keys
+    for key in keys:
+        spellings = (key, key.hex().encode(), b64encode(key))
+        for file in [
+            to / name for to in (tmp_path / "with", tmp_path / "without") for name in os.listdir(to)
+        ]:
+            has_key = any(spelling in file.read_bytes() for spelling in spellings)
+            assert has_key == (file == tmp_path / "with" / made.keys.file)
+
+
 async def test_views_at_different_positions_are_not_exported_as_one(
     own_shop: Settings, tmp_path: Path
 ) -> None:
@@ -209,6 +229,7 @@ async def test_a_changed_ledger_is_not_exported(own_shop: Settings, tmp_path: Pa
         (["sales"], "there is no sales to export"),
         ([], "say what to export"),
         (["stock", "--all"], "say what to export"),
+        (["stock", "--with-keys"], "--with-keys goes with events"),
     ],
 )
 async def test_what_can_not_be_exported_is_named(

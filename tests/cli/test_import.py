@@ -11,6 +11,7 @@ from pathlib import Path
 from shutil import copytree
 
 import pytest
+from msgspec import structs
 
 from bench.fill import fill
 from bench.history import Shop
@@ -25,10 +26,11 @@ from tests.harness import environment, eventually, make_ledger
 from tests.ledger.audit import audit
 from tests.ledger.events import opening, orders
 from tests.ledger.running import running_ledger
+from tests.projections.views import all_live
 from tests.proxy import open_proxy
 
 from .conftest import Run
-from .exporting import EVERYTHING, export, fill_with_everything, manifest
+from .exporting import EVERYTHING, export, fill_with_everything, manifest, project
 
 COMMAND = Path(sys.executable).with_name("ledger")
 FORMATS = ("parquet", "csv", "jsonl")
@@ -87,7 +89,7 @@ async def test_what_was_exported_is_the_same_ledger_again(
 ) -> None:
     made = manifest(exports / format_)
     loaded = await load_export(settings, exports / format_)
-    assert loaded == Loaded(made["position"], made["hash"], made["position"])
+    assert loaded == Loaded(made["position"], made["hash"], made["position"], False)
     records = await records_of(settings)
     assert records == await records_of(shop)
     audit(records)
@@ -105,9 +107,72 @@ async def test_the_command_tells_where_the_ledger_ends_now(
     assert done.out.splitlines() == [
         f"imported {made['position']} events; the ledger ends like the export:",
         f"position {made['position']}, hash {made['hash']}",
+        "without keys (`ledger export --with-keys`) names are shown as erased",
     ]
     again = await run("import", str(exports / "csv"), "--json")
-    assert again.json == {"position": made["position"], "hash": made["hash"], "appended": 0}
+    assert again.json == {
+        "position": made["position"],
+        "hash": made["hash"],
+        "appended": 0,
+        "with_keys": False,
+    }
+
+
+async def test_with_its_keys_an_import_makes_the_very_same_views(
+    shop: Settings, settings: Settings, tmp_path: Path
+) -> None:
+    await export(shop, tmp_path, "events", with_keys=True)
+    assert (tmp_path / "customer_keys.jsonl").stat().st_mode & 0o777 == 0o600
+    loaded = await load_export(settings, tmp_path)
+    assert loaded.with_keys
+    async with running_ledger(shop) as ledger, running_ledger(settings) as again:
+        await project(again)
+        assert await all_live(again) == await all_live(ledger)
+        keys = "SELECT * FROM customer_keys ORDER BY customer_id"
+        assert await again.rows(keys) == await ledger.rows(keys) != []
+
+
+async def test_without_keys_an_import_has_everything_but_names(
+    shop: Settings, exports: Path, settings: Settings
+) -> None:
+    await load_export(settings, exports / "csv")
+    async with running_ledger(shop) as ledger, running_ledger(settings) as again:
+        await project(again)
+        views, expected = await all_live(again), await all_live(ledger)
+        wallets = expected["wallets"]
+        assert {row.username for row in wallets.values()} != {"erased"}  # type: ignore[attr-defined]
+        expected["wallets"] = {
+            key: structs.replace(row, username="erased") for key, row in wallets.items()
+        }
+        assert views == expected
+        assert await again.rows("SELECT * FROM customer_keys") == []
+
+
+async def test_keys_are_restored_once_and_a_destroyed_one_stays_destroyed(
+    shop: Settings, settings: Settings, tmp_path: Path
+) -> None:
+    await export(shop, tmp_path, "events", with_keys=True)
+    await load_export(settings, tmp_path)
+    async with running_ledger(settings) as ledger:
+        await ledger.execute("UPDATE customer_keys SET sealing_key = NULL")
+    assert (await load_export(settings, tmp_path)).appended == 0
+    async with running_ledger(settings) as ledger:
+        assert set((await ledger.keys()).values()) == {None}
+
+
+async def test_keys_that_were_changed_are_not_restored(
+    shop: Settings, empty: Settings, tmp_path: Path
+) -> None:
+    await export(shop, tmp_path, "events", with_keys=True)
+    file, keys = tmp_path / "customer_keys.jsonl", manifest(tmp_path)["keys"]
+    file.write_text('{"customer_id":"a"}\n')
+    with pytest.raises(BadExport, match="is not what was exported"):
+        await load_export(empty, tmp_path)
+    keys["sha256"] = sha256(file.read_bytes()).hexdigest()
+    forge_manifest(tmp_path, keys=keys)
+    with pytest.raises(BadExport, match=r"customer_keys.jsonl can't be read"):
+        await load_export(empty, tmp_path)
+    assert await records_of(empty) == []
 
 
 async def test_a_writer_goes_on_where_the_import_ended(exports: Path, settings: Settings) -> None:
@@ -128,7 +193,7 @@ async def test_an_empty_export_makes_an_empty_ledger(
     empty: Settings, settings: Settings, tmp_path: Path
 ) -> None:
     await export(empty, tmp_path, *EVERYTHING)
-    assert await load_export(settings, tmp_path) == Loaded(0, GENESIS_HASH.hex(), 0)
+    assert await load_export(settings, tmp_path) == Loaded(0, GENESIS_HASH.hex(), 0, False)
 
 
 @pytest.mark.parametrize("moment", ["before-commit", "commit-sent"])

@@ -8,7 +8,7 @@ from msgspec import DecodeError
 
 from cli.exports import BadExport, manifest
 from cli.exports.formats import ReadEvents, events_of
-from cli.exports.manifest import Entry, Manifest
+from cli.exports.manifest import File, Manifest
 from cli.exports.tables import EVENTS
 from ledger.chain import GENESIS_HASH, Record, next_hash
 
@@ -16,7 +16,7 @@ Batches = Iterator[list[Record]]
 
 
 class EventsExport:
-    """The events of an export; its file has the sum that the manifest names.
+    """The events of an export, and its `keys`: files that have the sums that the manifest names.
 
     Raises BadExport and NoParquet.
     """
@@ -30,6 +30,8 @@ class EventsExport:
                 f"{directory} has no events: `ledger export events` makes such an export"
             )
         self._path = _checked_file(directory, entry)
+        keys = self.manifest.keys
+        self.keys = _checked_file(directory, keys) if keys else None
 
     def batches(self) -> Batches:
         """All records in order, each checked; no batch ends between a cause and its decision.
@@ -57,7 +59,7 @@ class EventsExport:
             raise BadExport(f"{self._path} can't be read: {error}") from error
 
 
-def _checked_file(directory: Path, entry: Entry) -> Path:
+def _checked_file(directory: Path, entry: File) -> Path:
     path = directory / entry.file
     if path.parent != directory:
         raise BadExport(f"the manifest names {entry.file}, which is not in {directory}")

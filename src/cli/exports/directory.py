@@ -16,13 +16,14 @@ from cli.exports.manifest import Manifest
 class DraftFile(io.RawIOBase):
     """A file in the making, summed as it is written; raises ExportRefused where it can't be."""
 
-    def __init__(self, final: Path) -> None:
+    def __init__(self, final: Path, mode: int) -> None:
         self.final = final
         self.draft = final.with_name(f".{final.name}.draft")
         self.bytes = 0
         self._sum = sha256()
         with _told(self.draft):
-            self._fd: int | None = os.open(self.draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            self.draft.unlink(missing_ok=True)
+            self._fd: int | None = os.open(self.draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
     @property
     def sha256(self) -> str:
@@ -72,9 +73,9 @@ class Draft:
         self._lock = lock
         self._files: list[DraftFile] = []
 
-    def create(self, name: str) -> DraftFile:
-        """A new file of the export."""
-        self._files.append(DraftFile(self._directory / name))
+    def create(self, name: str, mode: int = 0o666) -> DraftFile:
+        """A new file of the export; what the umask takes away is not in its mode."""
+        self._files.append(DraftFile(self._directory / name, mode))
         return self._files[-1]
 
     def publish(self, made: Manifest) -> None:
@@ -108,7 +109,7 @@ class Draft:
             return
         (self._directory / manifest.NAME).unlink()
         kept = {file.final.name for file in self._files}
-        for entry in replaced.tables:
+        for entry in replaced.files:
             if entry.file not in kept and Path(entry.file).name == entry.file:
                 (self._directory / entry.file).unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from cli.exports import BadExport, ImportRefused
 from cli.exports.checking import EventsExport
+from cli.exports.keys import restore_keys
 from cli.progress import progress
 from cli.settings import Settings
 from ledger import snapshots
@@ -35,11 +36,12 @@ class Batch(Struct, frozen=True):
 
 
 class Loaded(Struct, frozen=True):
-    """Where the ledger ends now, and how many events the import appended."""
+    """Where the ledger ends now, how many events the import appended, and whether keys came."""
 
     position: int
     hash: str
     appended: int
+    with_keys: bool
 
 
 async def load_export(settings: Settings, directory: Path) -> Loaded:
@@ -59,6 +61,7 @@ async def load_export(settings: Settings, directory: Path) -> Loaded:
             _refuse_beyond(known.head, export)
             known.head = await _take_over(connection, known.head)
             try:
+                await _restore_keys(connection, export)
                 await _load(engine, connection, export, known, settings.snapshot_every)
             except DATABASE_ERRORS as error:
                 reason = getattr(error, "orig", None) or error
@@ -68,7 +71,17 @@ async def load_export(settings: Settings, directory: Path) -> Loaded:
                 ) from error
     finally:
         await engine.dispose()
-    return Loaded(known.head.position, known.head.hash.hex(), known.head.position - before)
+    head = known.head
+    return Loaded(head.position, head.hash.hex(), head.position - before, export.keys is not None)
+
+
+async def _restore_keys(connection: AsyncConnection, export: EventsExport) -> None:
+    """Before the events come, so that the projector reads no name without its key."""
+    if export.keys:
+        try:
+            await restore_keys(connection, export.keys)
+        except ValueError as error:
+            raise BadExport(f"{export.keys} can't be read: {error}") from error
 
 
 def _refuse_beyond(head: Head, export: EventsExport) -> None:

@@ -22,19 +22,24 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
-class Entry(Struct, frozen=True, omit_defaults=True):
+class File(Struct, frozen=True, omit_defaults=True):
     """One file of an export."""
 
-    name: str
     file: str
     rows: int
     bytes: int
     sha256: str
+
+
+class Entry(File, frozen=True, kw_only=True):
+    """The file of the events, or of a view."""
+
+    name: str
     columns: tuple[Column, ...]
     view_version: int | None = None
 
 
-class Manifest(Struct, frozen=True):
+class Manifest(Struct, frozen=True, omit_defaults=True):
     """An export: all of its files are of one position; `hash` is that of the event there."""
 
     manifest_version: int
@@ -44,6 +49,12 @@ class Manifest(Struct, frozen=True):
     exported_at: datetime
     ledger_version: str
     tables: tuple[Entry, ...]
+    keys: File | None = None
+
+    @property
+    def files(self) -> tuple[File, ...]:
+        """Every file but the manifest."""
+        return (*self.tables, *((self.keys,) if self.keys else ()))
 
 
 def encode(manifest: Manifest) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.exports import ExportRefused, manifest
+from cli.exports import ExportRefused, keys, manifest
 from cli.exports.directory import Draft, drafting
 from cli.exports.formats import MakeRows, rows_of
 from cli.exports.manifest import Entry, Format, Manifest
@@ -26,6 +26,7 @@ class Wish(Struct, frozen=True):
     format: Format
     directory: Path
     overwrite: bool = False
+    with_keys: bool = False
 
 
 async def take(settings: Settings, wish: Wish) -> Manifest:
@@ -35,6 +36,7 @@ async def take(settings: Settings, wish: Wish) -> Manifest:
     """
     make_rows = rows_of(wish.format)
     names = [_file(table, wish.format) for table in wish.tables]
+    names += [keys.FILE] if wish.with_keys else []
     engine = make_engine(settings.db_url("projector"), settings.db_ca_file)
     try:
         async with engine.connect() as connection:
@@ -63,6 +65,9 @@ async def _take(
             entries[EVENTS.name] = await _write(
                 draft, EVENTS, wish.format, make_rows, pages, pin.position
             )
+        key_file = (
+            await keys.write_keys(connection, draft, pin.position) if wish.with_keys else None
+        )
     except DATABASE_ERRORS as error:
         reason = getattr(error, "orig", None) or error
         raise ExportRefused(f"the database failed meanwhile: {reason}") from error
@@ -74,6 +79,7 @@ async def _take(
         datetime.now(UTC),
         version("order-ledger"),
         tuple(entries[table.name] for table in wish.tables),
+        key_file,
     )
 
 
@@ -100,11 +106,11 @@ async def _write(
     rows.close()
     file.finish()
     return Entry(
-        table.name,
         file.final.name,
         written,
         file.bytes,
         file.sha256,
-        table.columns,
-        table.view_version,
+        name=table.name,
+        columns=table.columns,
+        view_version=table.view_version,
     )
