@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 REMAINS = (
     "What remains: wallet, orders and amounts under the customer's id; what backups, older exports"
-    " and the database's own logs hold; a registration that still waits in inbox or parking queue."
+    " and the database's own logs hold; a registration that waits in the inbox or was ever parked."
 )
 
 commands = typer.Typer()
