@@ -71,8 +71,8 @@ def settings() -> Settings:
     return loaded
 
 
-def run(work: Coroutine[Any, Any, Answer]) -> Answer:
-    """Run the work of a command to its end."""
+def run(work: Coroutine[Any, Any, Answer], unable: int = 1) -> Answer:
+    """Run the work of a command to its end; status `unable` where it could not be done."""
     _buffer_output()
     logs.configure("text", "INFO")
     failpoints.warn()
@@ -88,7 +88,7 @@ def run(work: Coroutine[Any, Any, Answer]) -> Answer:
     except REFUSED as error:
         first_line, *_ = str(error).splitlines() or [""]
         # What SQLAlchemy says below its first line is where its manual is.
-        raise end(1, f"{type(error).__name__}: {first_line}") from None
+        raise end(unable, f"{type(error).__name__}: {first_line}") from None
 
 
 def _buffer_output() -> None:

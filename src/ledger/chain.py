@@ -37,10 +37,14 @@ def decided_id(cause_id: UUID, index: int) -> UUID:
     UUID version 8 (RFC 9562), which no submitted event may carry; its first 48 bits are those of
     the cause, so that ids made by time stay in the order of time.
     """
-    cause = cause_id.bytes
-    digest = sha256(cause + index.to_bytes(4)).digest()
-    number = int.from_bytes(cause[:6] + digest[:10])
-    return UUID(int=number & ~_UUID8_MASK | _UUID8_BITS)
+    return UUID(bytes=decided_id_bytes(cause_id.bytes, index))
+
+
+def decided_id_bytes(cause_id: bytes, index: int) -> bytes:
+    """The same as the ledger holds it."""
+    digest = sha256(cause_id + index.to_bytes(4)).digest()
+    number = int.from_bytes(cause_id[:6] + digest[:10])
+    return (number & ~_UUID8_MASK | _UUID8_BITS).to_bytes(16)
 
 
 def next_hash(previous_hash: bytes, record: Record) -> bytes:

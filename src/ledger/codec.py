@@ -103,6 +103,8 @@ class Rejected(Struct, frozen=True):
 
 
 _BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
+READ_ERRORS: Final = (*_BAD, Unreadable)
+"""What `recorded`, `decode_payload` and `origin_of` raise for bytes that no event has."""
 _encode = Encoder(order="sorted").encode
 _decode_group = Decoder(list[Envelope]).decode
 _decode_elements = Decoder(list[Raw]).decode
@@ -181,7 +183,7 @@ def decode_group(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
     """
     try:
         return [_submitted(envelope) for envelope in _decode_group(body)], []
-    except (*_BAD, Unreadable):
+    except READ_ERRORS:
         return _decode_one_by_one(body)
 
 
@@ -195,7 +197,7 @@ def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
     for element in elements:
         try:
             events.append(_submitted(_decode_envelope(element)))
-        except (*_BAD, Unreadable) as error:
+        except READ_ERRORS as error:
             rejected.append(Rejected(bytes(element), _reason(error), whole=False))
     return events, rejected
 
@@ -271,14 +273,7 @@ def encode_payload(payload: AnyPayload) -> bytes:
 
 
 def recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Recorded:
-    """The event of a record; with NO_NAME for a sealed name unless `keys` has the customer's key.
-
-    Raises Unreadable, msgspec.DecodeError, and WrongKey for a key of something else.
-    """
-    if is_sealed(record):
-        payload: AnyPayload = opened(record, keys.get(record.stream_id))
-    else:
-        payload = decode_payload(record.type, record.schema_version, record.data)
+    """The event of a record, with the payload of `payload_of`; raises the same."""
     return Recorded(
         record.position,
         UUID(bytes=record.event_id),
@@ -287,5 +282,15 @@ def recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Re
         record.cause_position,
         record.occurred_at_us,
         record.recorded_at_us,
-        payload,
+        payload_of(record, keys),
     )
+
+
+def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> AnyPayload:
+    """What an event says; with NO_NAME for a sealed name unless `keys` has the customer's key.
+
+    Raises READ_ERRORS, and WrongKey for a key of something else.
+    """
+    if is_sealed(record):
+        return opened(record, keys.get(record.stream_id))
+    return decode_payload(record.type, record.schema_version, record.data)

@@ -119,4 +119,6 @@ def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:
     )
 
 
-ORDERS: Final = KeyedProjection("orders", 1, TABLE, OrderRow, OrderPlaced, key, apply)
+ORDERS: Final = KeyedProjection(
+    "orders", 1, TABLE, OrderRow, OrderPlaced, key, apply, own_stream=True
+)

@@ -63,12 +63,14 @@ class KeyedProjection(Projection[Row]):
     """A view with one row for each key, which events make anew.
 
     `key` names the row that an event changes, if any; `apply` makes the row from the one before,
-    which is None for an event of type `creates`.
+    which is None for an event of type `creates`. With `own_stream` only events of the stream that
+    has the key's id change a row.
     """
 
     creates: type[AnyPayload]
     key: Callable[[Recorded], UUID | None]
     apply: Callable[[Row | None, Recorded], Row]
+    own_stream: bool = False
     verb = "REPLACE"
 
     @property

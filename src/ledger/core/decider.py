@@ -117,6 +117,11 @@ def _decide_cancel(state: State) -> DecidedPayload:
 def evolve(state: State, event: AnyPayload) -> State:
     """The state after an event that took effect. A refused submission must not be passed in."""
     match event:
+        case OrderPlaced() | OrderFailed():
+            order = evolve_order(_ordered(state.subject), event)
+            return State(order, state.customer, state.product)
+        case OrderCompleted():
+            return _moved(state, event, -event.total_minor, -event.quantity)
         case CustomerRegistered():
             return State(Customer(event.opening_balance_minor))
         case ProductListed():
@@ -125,11 +130,6 @@ def evolve(state: State, event: AnyPayload) -> State:
             return State(_credited(state.subject, event.amount_minor))
         case StockReceived() | PriceChanged():
             return State(_supplied(state.subject, event))
-        case OrderPlaced() | OrderFailed():
-            order = evolve_order(_ordered(state.subject), event)
-            return State(order, state.customer, state.product)
-        case OrderCompleted():
-            return _moved(state, event, -event.total_minor, -event.quantity)
         case OrderCancelled():
             return _moved(state, event, event.refund_minor, event.quantity)
         case CustomerErased() | OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():

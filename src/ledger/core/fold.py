@@ -7,6 +7,7 @@ orders it touches and forgets them afterwards.
 from collections import ChainMap
 from collections.abc import Iterator, MutableMapping, Sequence
 from itertools import zip_longest
+from typing import Final
 from uuid import UUID
 
 from ledger.core.decider import decide, evolve
@@ -24,6 +25,8 @@ from ledger.core.events import (
 )
 from ledger.core.rules import IN_FORCE, Rules
 from ledger.core.state import Customer, Order, Product, State
+
+_NAMES_PARTIES: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
 
 
 class Fold:
@@ -82,7 +85,7 @@ class Fold:
     def _state(self, stream_id: UUID, event: AnyPayload) -> State:
         order = self.orders.get(stream_id)
         subject = order or self.customers.get(stream_id) or self.products.get(stream_id)
-        named = event if isinstance(event, OrderPlaced | OrderCompleted | OrderCancelled) else order
+        named = event if isinstance(event, _NAMES_PARTIES) else order
         if named is None:
             return State(subject)
         return State(

@@ -1,0 +1,77 @@
+"""`ledger verify`: whether anything in the ledger was changed, or in a view of it is wrong."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+import typer
+
+from cli.running import end, err, out, run, settings
+
+if TYPE_CHECKING:
+    from cli.verifying.work import Verified
+
+commands = typer.Typer()
+
+UNABLE: Final = 3
+
+
+@commands.command()
+def verify(
+    since_position: Annotated[
+        int, typer.Option(min=0, help="trust what is before, from the nearest snapshot on")
+    ] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="positions, times and hashes only")
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="go on from this file, and save there how far it got")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="a head that was kept: the ledger must go on from it")
+    ] = None,
+    public_key: Annotated[
+        Path | None, typer.Option(help="the key that must have signed that head")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Check each hash, decision, law and view; name the first position where something is wrong."""
+    from cli.verifying.kept import BadFile, load_head
+    from cli.verifying.state import BadState, StateNotSaved
+    from cli.verifying.work import BadStart, Wish
+    from cli.verifying.work import verify as work
+    from ledger.audit import Wrong
+
+    if resume and (quick or since_position):
+        raise end(2, "--resume goes on from its file: leave out --quick and --since-position")
+    if public_key and not against:
+        raise end(2, "--public-key is for the head that --against names")
+    try:
+        head = load_head(against, public_key) if against else None
+        wish = Wish(since_position, quick, resume, head)
+        verified = run(work(settings(), wish), unable=UNABLE)
+    except Wrong as wrong:
+        if as_json:
+            found = {"position": wrong.position, "what": wrong.what}
+            typer.echo(msgspec.json.encode({"wrong": found}))
+        raise end(1, str(wrong)) from None
+    except (BadFile, BadStart, BadState) as error:
+        raise end(2, str(error)) from None
+    except StateNotSaved as error:
+        raise end(UNABLE, str(error)) from None
+    if as_json:
+        typer.echo(msgspec.json.encode(verified))
+    else:
+        _show(verified, quick=quick)
+    if head and not public_key:
+        err.print("the kept head was taken as it is: --public-key FILE says who signed it")
+
+
+def _show(verified: "Verified", *, quick: bool) -> None:
+    since = f" after position {verified.since}, which was trusted," if verified.since else ""
+    what = "in the chain" if quick else "as it was decided"
+    out.print(f"ledger: all{since} up to position {verified.position} is {what}")
+    out.print(f"        hash {verified.hash}")
+    for view in verified.views:
+        rows = f"{view.rows} rows" if view.rows != 1 else "1 row"
+        out.print(f"{view.name}: {rows}, as the ledger makes them up to position {view.position}")

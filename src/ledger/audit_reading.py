@@ -1,0 +1,135 @@
+"""What an audit reads: the end of the ledger, and page after page with what stands before each."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from operator import attrgetter
+from typing import Any, Final
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.audit import Wrong
+from ledger.audit_decisions import Earlier
+from ledger.chain import GENESIS_HASH, Record
+from ledger.store import COLUMNS, PAGE
+from ledger.submissions import whole
+
+Unknown = Callable[[Sequence[Record]], list[bytes]]
+NOTHING: Final = Earlier({}, {})
+
+_position = attrgetter("position")
+
+
+class End(Struct, frozen=True):
+    """The last position that both the events and `ledger_head` have, and what is wrong there."""
+
+    position: int
+    wrong: Wrong | None = None
+
+
+class Page(Struct, frozen=True):
+    """Contiguous records, whole runs of them, and what stands before of what they name."""
+
+    records: Sequence[Record]
+    earlier: Earlier
+
+
+async def read_end(connection: AsyncConnection) -> End:
+    """Where the ledger ends; `ledger_head` must name its last record."""
+    # One statement sees head and events at one moment, whatever the writer does.
+    rows = await _rows(
+        connection,
+        "SELECT h.position, h.hash, e.position, e.hash FROM ledger_head h"
+        " LEFT JOIN events e ON e.position = (SELECT MAX(position) FROM events) WHERE h.id = 1",
+    )
+    if not rows:
+        return End(0, Wrong(1, "ledger_head has no row that says where the ledger ends"))
+    head, head_hash, last, last_hash = rows[0]
+    last, last_hash = last or 0, last_hash or GENESIS_HASH
+    end = min(head, last)
+    if head != last:
+        what = f"ledger_head says that the ledger ends at {head}, but it ends at {last}"
+        return End(end, Wrong(end + 1, what))
+    if head_hash != last_hash:
+        return End(end, Wrong(end, "ledger_head has another hash than the record"))
+    return End(end)
+
+
+async def record_at(connection: AsyncConnection, position: int) -> Record | None:
+    """The record at a position, if there is one."""
+    rows = await _rows(connection, f"SELECT {COLUMNS} FROM events WHERE position = %s", (position,))
+    return Record(*rows[0]) if rows else None
+
+
+async def pages(
+    connection: AsyncConnection, after: int, up_to: int, unknown: Unknown | None
+) -> AsyncIterator[Page]:
+    """The records after a position and up to another, as they are.
+
+    `unknown` names the streams that are to be looked up; without it nothing is.
+    """
+    limit = PAGE
+    while after < up_to:
+        rows = await _rows(
+            connection,
+            f"SELECT {COLUMNS} FROM events WHERE position > %s AND position <= %s"
+            " ORDER BY position LIMIT %s",
+            (after, up_to, limit),
+        )
+        records: Sequence[Record] = [Record(*row) for row in rows]
+        if not records:
+            raise Wrong(after + 1, "the event is gone, and all that came after it")
+        if records[-1].position < up_to and unknown:
+            records = whole(records)
+        if not records:  # an atomic batch is longer than a page
+            limit *= 2
+            continue
+        yield Page(records, await _earlier(connection, records, unknown) if unknown else NOTHING)
+        after, limit = records[-1].position, PAGE
+
+
+async def ahead(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
+    """The same pages, with the next one on its way while one is worked on."""
+    coming = asyncio.ensure_future(anext(pages, None))
+    try:
+        while (page := await coming) is not None:
+            coming = asyncio.ensure_future(anext(pages, None))
+            yield page
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _earlier(
+    connection: AsyncConnection, records: Sequence[Record], unknown: Unknown
+) -> Earlier:
+    first = records[0].position
+    histories: dict[bytes, list[Record]] = {}
+    if streams := unknown(records):
+        rows = await _rows(
+            connection,
+            f"SELECT {COLUMNS} FROM events WHERE stream_id IN ({_marks(streams)})"
+            " AND position < %s",
+            (*streams, first),
+        )
+        # Sorted here: with ORDER BY, MariaDB makes a temporary table on disk of what has BLOBs.
+        for record in sorted((Record(*row) for row in rows), key=_position):
+            histories.setdefault(record.stream_id, []).append(record)
+    ids = [record.event_id for record in records if not record.cause_position]
+    known = await _rows(
+        connection,
+        f"SELECT event_id, position FROM events WHERE event_id IN ({_marks(ids)})"
+        " AND position < %s",
+        (*ids, first),
+    )
+    return Earlier(histories, dict(known))
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+async def _rows(
+    connection: AsyncConnection, statement: str, parameters: Sequence[object] = ()
+) -> Sequence[Any]:
+    return (await connection.exec_driver_sql(statement, tuple(parameters))).all()

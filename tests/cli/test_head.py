@@ -1,0 +1,228 @@
+"""`ledger head`: what is kept of it proves later that nothing before was changed or cut off."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.settings import Settings
+from cli.verifying.kept import BadFile, load_head, make_keys, signing_key, write_head
+from cli.verifying.work import BadStart, Wish
+from ledger.codec import encode_payload, moment
+from ledger.core.events import WalletCredited
+from ledger.signing import KeptHead, decode, sign
+from tests.ledger.events import orders
+from tests.ledger.forging import forged
+from tests.ledger.running import Ledger
+
+from .conftest import Run
+from .verifying import filled, project, rewrite, verified, wrong
+
+
+@pytest.fixture
+async def keys(run: Run, tmp_path: Path) -> tuple[Path, Path]:
+    """A private key and its public one, as files."""
+    path = tmp_path / "key"
+    assert (await run("head", "--make-key", str(path))).status == 0
+    return path, tmp_path / "key.pub"
+
+
+async def kept(run: Run, key: Path, path: Path) -> KeptHead:
+    """A head that was signed into a file; the public key is `key.pub`, beside the key."""
+    done = await run("head", "--sign", "--key", str(key), "--out", str(path))
+    assert (done.status, done.err) == (0, "")
+    return load_head(path, key.with_name("key.pub"))
+
+
+async def test_the_head_is_position_hash_and_recorded_time(run: Run, settings: Settings) -> None:
+    empty = (await run("head", "--json")).json
+    assert empty == {"position": 0, "hash": "00" * 32, "recorded_at": None}
+    assert "nothing yet" in (await run("head")).out
+    async with filled(settings) as ledger:
+        last = (await ledger.records())[-1]
+        shown = (await run("head", "--json")).json
+        assert (shown["position"], shown["hash"]) == (last.position, last.hash.hex())
+        assert shown["recorded_at"].startswith("20")
+        assert last.hash.hex() in (await run("head")).out
+
+
+async def test_a_signed_head_is_a_proof_for_whoever_has_the_public_key(
+    run: Run, settings: Settings, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    private, public = keys
+    assert private.stat().st_mode & 0o777 == 0o600
+    file = tmp_path / "head.json"
+    against = ("verify", "--against", str(file))
+    async with filled(settings) as ledger:
+        head = await kept(run, private, file)
+        printed = await run("head", "--sign", "--key", str(private))
+        assert decode(printed.out.encode()) == head
+        done = await run(*against, "--public-key", str(public))
+        assert (done.status, done.err) == (0, "")
+        assert "--public-key" in (await run(*against)).said_one_sentence()
+        await ledger.write(orders(1))
+        await project(ledger)
+        assert (await run(*against, "--public-key", str(public))).status == 0
+
+
+async def test_a_key_that_openssl_made_is_as_good(
+    run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    private, public, file = tmp_path / "key", tmp_path / "key.pub", tmp_path / "head.json"
+    for command in (
+        f"openssl genpkey -algorithm ed25519 -out {private}",
+        f"openssl pkey -in {private} -pubout -out {public}",
+        f"chmod 600 {private}",
+    ):
+        subprocess.run(command.split(), check=True, capture_output=True)  # noqa: ASYNC221
+    async with filled(settings):
+        await kept(run, private, file)
+        done = await run("verify", "--against", str(file), "--public-key", str(public))
+        assert (done.status, done.err) == (0, "")
+
+
+async def forge(ledger: Ledger) -> None:
+    """Another amount paid in at the end: every hash, the head and the views fit it."""
+    records = await ledger.records()
+    assert records[-1].type == "wallet.credited"
+    await rewrite(ledger, forged(records, len(records), data=encode_payload(WalletCredited(900))))
+
+
+async def test_a_rewritten_tail_that_verify_alone_takes_is_found(
+    run: Run, settings: Settings, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "head.json"
+    async with filled(settings) as ledger:
+        head = await kept(run, keys[0], file)
+        await forge(ledger)
+        assert (await verified(ledger)).position == head.position
+        done = await run("verify", "--against", str(file), "--public-key", str(keys[1]))
+        assert done.status == 1
+        assert f"position {head.position}: " in done.said_one_sentence()
+        assert "rewritten" in done.err
+        await ledger.write(orders(2))
+        await project(ledger)
+        assert (await wrong(ledger, Wish(against=head))).position == head.position
+        quick = await wrong(ledger, Wish(against=head, quick=True))
+        assert quick.position == head.position
+
+
+async def test_a_tail_that_was_cut_off_is_missed(
+    run: Run, settings: Settings, keys: tuple[Path, Path], tmp_path: Path
+) -> None:
+    async with filled(settings) as ledger:
+        head = await kept(run, keys[0], tmp_path / "head.json")
+        await rewrite(ledger, (await ledger.records())[:-1])
+        await verified(ledger)
+        found = await wrong(ledger, Wish(against=head))
+        assert (found.position, "are gone" in found.what) == (head.position, True)
+
+
+async def test_of_damage_and_a_kept_head_the_first_position_is_named(settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        last = (await ledger.records())[-1]
+        head = KeptHead(last.position, "ab" * 32, None)
+        assert (await wrong(ledger, Wish(against=head))).position == last.position
+        await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 3")
+        assert (await wrong(ledger, Wish(against=head))).position == 3
+        assert (await wrong(ledger, Wish(against=KeptHead(2, "ab" * 32, None)))).position == 2
+
+
+async def test_what_is_before_a_kept_head_is_never_left_out(settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        last = (await ledger.records())[-1]
+        wish = Wish(since_position=9, quick=True, against=KeptHead(5, "ab" * 32, None))
+        with pytest.raises(BadStart, match="position 5"):
+            await verified(ledger, wish)
+        fits = KeptHead(last.position, last.hash.hex(), None)
+        await verified(ledger, Wish(since_position=9, quick=True, against=fits))
+
+
+def refusal(file: Path, public: Path) -> str:
+    """Why a head is refused."""
+    with pytest.raises(BadFile) as raised:
+        load_head(file, public)
+    return str(raised.value)
+
+
+def test_a_head_that_was_changed_or_is_of_another_key_is_refused(tmp_path: Path) -> None:
+    file, key, other = (tmp_path / name for name in ("head.json", "key", "other"))
+    public = tmp_path / "key.pub"
+    make_keys(key)
+    make_keys(other)
+    signed = sign(KeptHead(7, "ab" * 32, moment(5)), signing_key(key))
+    write_head(file, signed)
+    assert load_head(file, public) == signed
+    assert "is signed by key" in refusal(file, tmp_path / "other.pub")
+    assert "is not an Ed25519 public key" in refusal(file, key)
+    assert "can't read" in refusal(file, tmp_path / "none")
+    head = json.loads(file.read_text())
+    for changes, said in (
+        ({"position": 3}, "was changed"),
+        ({"hash": "cd" * 32}, "was changed"),
+        ({"recorded_at": "1970-01-01T00:00:00Z"}, "was changed"),
+        ({"signature": "AAAA"}, "was changed"),
+        ({"signature": "?"}, "was changed"),
+        ({"signature": None}, "is not signed"),
+        ({"hash": "ab"}, "is not a head"),
+        ({"more": 1}, "is not a head"),
+    ):
+        file.write_text(json.dumps(head | changes))
+        assert said in refusal(file, public)
+
+
+def test_keys_that_can_not_be_used_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    key, public, rsa = (tmp_path / name for name in ("key", "key.pub", "rsa"))
+    make_keys(key)
+    with pytest.raises(BadFile, match="can't write"):
+        make_keys(key)
+    command = f"openssl genrsa -out {rsa} 2048"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    rsa.chmod(0o600)
+    key.chmod(0o640)
+    public.chmod(0o600)
+    for path, said in (
+        (key, f"chmod 600 {key}"),
+        (public, "is not an Ed25519 private key"),
+        (rsa, "another kind than Ed25519"),
+        (tmp_path / "none", "No such file"),
+    ):
+        with pytest.raises(BadFile, match=said):
+            signing_key(path)
+
+
+async def test_files_that_can_not_be_used_are_status_2(run: Run, tmp_path: Path) -> None:
+    none = str(tmp_path / "none")
+    for arguments in (
+        ("head", "--sign", "--key", none),
+        ("verify", "--against", none),
+        ("head", "--out", str(tmp_path / "no" / "head.json")),
+    ):
+        done = await run(*arguments)
+        assert (done.status, str(tmp_path) in done.said_one_sentence()) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--sign",),
+        ("--key", "x"),
+        ("--make-key", "x", "--json"),
+        ("--make-key", "x", "--sign", "--key", "y"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_status_2(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(app, ["head", *arguments]).exit_code == 2
+
+
+async def test_a_head_that_is_not_the_last_record_is_not_signed(
+    run: Run, settings: Settings, keys: tuple[Path, Path]
+) -> None:
+    async with filled(settings) as ledger:
+        await ledger.execute("UPDATE ledger_head SET position = position - 1")
+        done = await run("head", "--sign", "--key", str(keys[0]))
+        assert (done.status, done.out) == (1, "")
+        assert "ledger_head says" in done.said_one_sentence()

@@ -1,0 +1,382 @@
+"""`ledger verify` finds whatever was changed, says where, and finds nothing where nothing was."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import DBAPIError
+from typer.testing import CliRunner
+
+from bench.fill import fill
+from bench.history import Shop
+from cli.main import app
+from cli.settings import Settings
+from cli.verifying.state import load
+from cli.verifying.work import Wish, reading
+from projections.registry import PROJECTIONS
+from tests.harness import environment, eventually, free_port
+from tests.ledger.events import opening, orders
+from tests.ledger.forging import forged
+from tests.ledger.running import Ledger, running_ledger
+from tests.proxy import open_proxy
+
+from .conftest import Run
+from .verifying import damaged, filled, project, rewrite, verified, wrong
+
+NAMES = [projection.name for projection in PROJECTIONS]
+
+
+async def test_a_right_ledger_and_its_views_are_found_right(run: Run, settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        head = await ledger.head()
+        done = await run("verify", "--json")
+        assert (done.status, done.err) == (0, "")
+        shown = done.json
+        assert (shown["position"], shown["hash"]) == (head.position, head.hash.hex())
+        assert [view["name"] for view in shown["views"]] == NAMES
+        for view in shown["views"]:
+            (counted,) = await ledger.rows(f"SELECT COUNT(*) FROM {view['name']}")
+            assert (view["position"], view["rows"]) == (head.position, *counted)
+        done = await run("verify")
+    assert done.status == 0
+    assert f"up to position {head.position}" in done.out
+    assert head.hash.hex() in done.out
+
+
+@pytest.mark.parametrize("arguments", [(), ("--quick",)])
+async def test_an_empty_ledger_is_right(run: Run, arguments: tuple[str, ...]) -> None:
+    done = await run("verify", "--json", *arguments)
+    assert (done.status, done.err) == (0, "")
+    assert (done.json["position"], done.json["hash"]) == (0, "00" * 32)
+    assert {view["rows"] for view in done.json["views"]} <= {0}
+
+
+async def test_views_may_be_behind_and_apart(settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        behind = (await ledger.head()).position
+        await ledger.write(orders(3))
+        assert {view.position for view in (await verified(ledger)).views} == {behind}
+        await ledger.execute("DELETE FROM wallets")
+        await ledger.execute("UPDATE checkpoints SET position = 0 WHERE name = 'wallets'")
+        found = {view.name: view for view in (await verified(ledger)).views}
+        assert (found["wallets"].position, found["wallets"].rows) == (0, 0)
+        assert found["orders"].position == behind
+
+
+HEAD_TOO = "UPDATE ledger_head SET position = (SELECT MAX(position) FROM events), hash ="
+HEAD_TOO += " (SELECT hash FROM events ORDER BY position DESC LIMIT 1)"
+SWAP = (
+    "UPDATE events SET position = 1000000 WHERE position = 4",
+    "UPDATE events SET position = 4 WHERE position = 6",
+    "UPDATE events SET position = 6 WHERE position = 1000000",
+)
+COPY = (
+    "INSERT INTO events SELECT position + 1, REPEAT('x', 16), REPEAT('x', 16), 1, type,"
+    " schema_version, cause_position, occurred_at_us, recorded_at_us, meta, data, hash FROM events"
+    " ORDER BY position DESC LIMIT 1"
+)
+SHIFT = "UPDATE events SET position = position + 1 WHERE position >= 6 ORDER BY position DESC"
+SQUEEZE = (
+    "INSERT INTO events SELECT 6, REPEAT('x', 16), REPEAT('x', 16), 1, type, schema_version,"
+    " cause_position, occurred_at_us, recorded_at_us, meta, data, hash FROM events"
+    " WHERE position = 5"
+)
+
+IN_EVENTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "one byte of the data": (4, ("UPDATE events SET data = REPLACE(data, '2', '3')"
+        " WHERE position = 4",)),
+    "one byte of the hash": (4, ("UPDATE events SET hash = INSERT(hash, 9, 1, '?')"
+        " WHERE position = 4",)),
+    "a deleted row": (6, ("DELETE FROM events WHERE position = 6", HEAD_TOO)),
+    "the first row": (1, ("DELETE FROM events WHERE position = 1",)),
+    "two rows swapped": (4, SWAP),
+    "a row after the last": (-1, (COPY,)),
+    "a row after the last, and the head": (-1, (COPY, HEAD_TOO)),
+    "a row squeezed in": (6, (SHIFT, SQUEEZE, HEAD_TOO)),
+    "the last row gone": (-2, ("DELETE FROM events ORDER BY position DESC LIMIT 1",)),
+    "all rows gone": (1, ("DELETE FROM events",)),
+    "a view ahead": (-1, ("UPDATE checkpoints SET position = position + 9",)),
+    "the head's hash": (-2, ("UPDATE ledger_head SET hash = REPEAT('x', 32)",)),
+    "the head ahead": (-1, ("UPDATE ledger_head SET position = position + 1",)),
+    "the head behind": (-2, ("UPDATE ledger_head SET position = position - 1",)),
+    "the head gone": (1, ("DELETE FROM ledger_head",)),
+}  # fmt: skip
+"""What was done, and where it shows: -1 stands for what is after the last record, -2 for that."""
+
+
+async def test_whatever_was_changed_in_events_or_head_is_found(settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        last = (await ledger.head()).position
+        for change, (position, statements) in IN_EVENTS.items():
+            async with damaged(ledger, *statements):
+                found = await wrong(ledger)
+            expected = {-1: last + 1, -2: last}.get(position, position)
+            assert found.position == expected, f"{change}: {found}"
+        await verified(ledger)
+
+
+async def test_the_last_records_may_be_gone_with_the_head_but_not_behind_the_views(
+    settings: Settings,
+) -> None:
+    async with filled(settings) as ledger:
+        last = (await ledger.head()).position
+        async with damaged(ledger, f"DELETE FROM events WHERE position = {last}", HEAD_TOO):
+            found = await wrong(ledger)
+    assert (found.position, "a view shows the ledger up to" in found.what) == (last, True)
+
+
+AMOUNTS = {
+    "stock": "stock",
+    "wallets": "balance_minor",
+    "orders": "total_minor",
+    "journal": "credit",
+}
+TIMES = {"journal": "recorded_at"}
+
+
+def in_rows(name: str, key: str, one: str, other: str) -> dict[str, tuple[str, ...]]:
+    """What may be done to a view of which these are two rows."""
+    spare = f"{key} = 99" if name == "journal" else f"{key} = x'{'ff' * 16}'"
+    unique = ", placed_position = 99" if name == "orders" else ""
+    time, amount = TIMES.get(name, "updated_at"), AMOUNTS[name]
+    return {
+        "a value": (f"UPDATE {name} SET {amount} = {amount} + 1 WHERE {amount} > 0 LIMIT 1",),
+        "a time": (f"UPDATE {name} SET {time} = NOW(6) WHERE {one}",),
+        "a row gone": (f"DELETE FROM {name} WHERE {other}",),
+        "all rows gone": (f"DELETE FROM {name}",),
+        "a row more": (
+            f"CREATE TABLE copied AS SELECT * FROM {name} WHERE {one}",
+            f"UPDATE copied SET {spare}{unique}",
+            f"INSERT INTO {name} SELECT * FROM copied",
+            "DROP TABLE copied",
+        ),
+        "two rows swapped": (
+            f"UPDATE {name} SET {spare} WHERE {one}",
+            f"UPDATE {name} SET {one.partition(' AND ')[0]} WHERE {other}",
+            f"UPDATE {name} SET {other.partition(' AND ')[0]} WHERE {spare}",
+        ),
+        "no checkpoint": (f"DELETE FROM checkpoints WHERE name = '{name}'",),
+        "its checkpoint behind": (f"UPDATE checkpoints SET position = 1 WHERE name = '{name}'",),
+        "another version": (
+            f"UPDATE checkpoints SET view_version = view_version + 1 WHERE name = '{name}'",
+        ),
+    }
+
+
+async def two_rows(ledger: Ledger, name: str, key: str) -> tuple[str, str]:
+    """What is true of one row of a view each."""
+    if name == "journal":
+        ((last,),) = await ledger.rows("SELECT MAX(position) FROM journal")
+        return f"line = 1 AND position = {last}", f"line = 2 AND position = {last}"
+    ((one, other),) = await ledger.rows(f"SELECT MIN({key}), MAX({key}) FROM {name}")
+    return f"{key} = x'{one.hex()}'", f"{key} = x'{other.hex()}'"
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_whatever_was_changed_in_a_view_is_found(settings: Settings, name: str) -> None:
+    (view,) = (each for each in PROJECTIONS if each.name == name)
+    key = view.key_columns[-1]
+    async with filled(settings) as ledger:
+        last = (await ledger.head()).position
+        for change, statements in in_rows(name, key, *await two_rows(ledger, name, key)).items():
+            async with damaged(ledger, *statements):
+                found = await wrong(ledger)
+            assert name in found.what, f"{change}: {found}"
+            assert 1 <= found.position <= last, f"{change}: {found}"
+        await verified(ledger)
+
+
+async def test_of_two_views_that_are_wrong_the_first_position_is_named(settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        ((journal,),) = await ledger.rows("SELECT MAX(position) FROM journal")
+        async with damaged(
+            ledger,
+            f"DELETE FROM journal WHERE position = {journal}",
+            "UPDATE stock SET base_price_minor = 7",
+        ):
+            found = await wrong(ledger)
+            ((first,),) = await ledger.rows("SELECT MIN(position) FROM stock")
+        assert found.position == first < journal
+
+
+async def test_a_finding_is_one_sentence_and_status_1_and_json_if_wanted(
+    run: Run, settings: Settings
+) -> None:
+    async with filled(settings) as ledger:
+        await ledger.execute("UPDATE wallets SET username = 'Ann Other', balance_minor = 7")
+        ((position,),) = await ledger.rows("SELECT MIN(position) FROM wallets")
+        done = await run("verify")
+        assert (done.status, done.out) == (1, "")
+        said = done.said_one_sentence()
+        assert f"position {position}: row " in said
+        assert "has another username, balance_minor 7 instead of" in said
+        assert "Ann" not in said
+        shown = await run("verify", "--json")
+        assert (shown.status, shown.json["wrong"]["position"]) == (1, position)
+        await ledger.execute("UPDATE events SET data = '{' WHERE position = 3")
+        assert "position 3: the hash is not" in (await run("verify")).said_one_sentence()
+
+
+async def test_quick_sees_the_chain_and_no_decision(settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        records = await ledger.records()
+        refused = next(r for r in records if r.type == "order.cancel-refused")
+        await rewrite(ledger, forged(records, refused.position, data=b'{"reason":"NOT_COMPLETED"}'))
+        await verified(ledger, Wish(quick=True))
+        assert (await wrong(ledger)).position == refused.position
+        await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 2")
+        assert (await wrong(ledger, Wish(quick=True))).position == 2
+
+
+async def test_what_is_before_since_position_is_trusted(settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await fill(ledger.engine("writer"), Shop(5, 3, 3, 1000).events(), 300, 100, 20)
+        await project(ledger)
+        await ledger.execute("DROP TRIGGER events_no_update")
+        at = [p for (p,) in await ledger.rows("SELECT DISTINCT position FROM snapshots")]
+        await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 2")
+        assert (await wrong(ledger)).position == 2
+        for quick, since in ((False, min(at)), (True, 150)):
+            found = await verified(ledger, Wish(since_position=150, quick=quick))
+            assert (found.since, found.views) == (since, [])
+        assert (await wrong(ledger, Wish(since_position=min(at) - 1))).position == 2
+        await ledger.execute("UPDATE events SET occurred_at_us = 5 WHERE position = 220")
+        for quick in (False, True):
+            found = await wrong(ledger, Wish(since_position=150, quick=quick))
+            assert found.position == 220
+
+
+async def test_it_runs_beside_writer_and_projector(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await ledger.put_events(opening())
+        async with ledger.writing(snapshot_every=50) as writer, ledger.projecting():
+            for _ in range(3):
+                await ledger.put_events(*([event] for event in orders(60)))
+                done = await run("verify", "--json")
+                assert (done.status, done.err) == (0, "")
+            assert writer.progress.messages > 1
+        last = (await ledger.head()).position
+        assert (await run("verify", "--json")).json["position"] == last
+
+
+async def test_it_can_not_write(settings: Settings) -> None:
+    async with filled(settings), reading(settings) as connection:
+        with pytest.raises(DBAPIError, match="READ ONLY"):
+            await connection.exec_driver_sql("UPDATE checkpoints SET position = 0")
+
+
+@asynccontextmanager
+async def long(settings: Settings) -> AsyncIterator[Ledger]:
+    """A ledger of more than one page, without views."""
+    async with running_ledger(settings) as ledger:
+        await fill(ledger.engine("writer"), Shop(6, 50, 20, 1000).events(), 6_000, 10**6)
+        yield ledger
+
+
+SECOND_PAGE = b"FROM events WHERE position > 49"
+
+
+async def test_a_verification_that_was_cut_off_goes_on_where_it_was(
+    run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "state"
+    async with long(settings) as ledger, open_proxy(settings.db_port) as proxy:
+        proxy.lose(SECOND_PAGE, delivered=True)
+        done = await run("verify", "--resume", str(file), LEDGER_DB_PORT=str(proxy.port))
+        assert done.status == 3
+        assert "Error" in done.said_one_sentence()
+        state = load(file)
+        assert state
+        assert 4900 < state.position < 5000
+        done = await run("verify", "--resume", str(file), "--json")
+        assert (done.status, done.json["since"]) == (0, state.position)
+        last = (await ledger.head()).position
+        done = await run("verify", "--resume", str(file), "--json")
+        assert (done.json["since"], done.json["position"]) == (last, last)
+        await ledger.write(orders(2))
+        done = await run("verify", "--resume", str(file), "--json")
+        assert (done.json["since"], done.json["position"]) == (last, last + 4)
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
+async def test_a_verification_that_was_stopped_leaves_a_state_to_go_on_from(
+    settings: Settings, tmp_path: Path, signal_: signal.Signals
+) -> None:
+    file = tmp_path / "state"
+    async with long(settings) as ledger, open_proxy(settings.db_port) as proxy:
+        proxy.delay(0.05)
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [Path(sys.executable).with_name("ledger"), "verify", "--resume", file],
+            env=os.environ | environment(settings) | {"LEDGER_DB_PORT": str(proxy.port)},
+            stderr=subprocess.PIPE,
+        )
+
+        async def has_saved() -> bool:
+            return file.exists()
+
+        try:
+            await eventually(has_saved, "a state is saved")
+            proxy.stall()
+            process.send_signal(signal_)
+            _, said = await asyncio.to_thread(process.communicate, None, 10)
+        finally:
+            process.kill()
+        assert process.returncode == {signal.SIGINT: 130}.get(signal_, -signal_)
+        assert b"Traceback" not in said
+        found = await verified(ledger, Wish(resume=file))
+        assert 4900 < found.since < found.position
+
+
+async def test_a_state_is_refused_that_is_not_of_this_ledger(
+    run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "state"
+    async with filled(settings) as ledger:
+        records = await ledger.records()
+        await verified(ledger, Wish(resume=file))
+        await rewrite(ledger, forged(records, len(records), occurred_at_us=5))
+        found = await wrong(ledger, Wish(resume=file))
+        assert (found.position, "rewritten" in found.what) == (len(records), True)
+        await rewrite(ledger, records[:-1])
+        found = await wrong(ledger, Wish(resume=file))
+        assert (found.position, "is gone" in found.what) == (len(records), True)
+        await rewrite(ledger, forged(records, 1, occurred_at_us=5))
+        done = await run("verify", "--resume", str(file))
+        assert (done.status, "another ledger" in done.said_one_sentence()) == (2, True)
+        file.write_bytes(b"x")
+        done = await run("verify", "--resume", str(file))
+        assert (done.status, str(file) in done.said_one_sentence()) == (2, True)
+        done = await run("verify", "--resume", str(tmp_path / "no" / "state"))
+        assert (done.status, "can't save" in done.said_one_sentence()) == (3, True)
+
+
+async def test_a_database_that_is_away_is_status_3(run: Run) -> None:
+    done = await run("verify", LEDGER_DB_PORT=str(free_port()))
+    assert done.status == 3
+    done.said_one_sentence()
+
+
+async def test_a_position_that_is_not_there_is_status_2(run: Run) -> None:
+    done = await run("verify", "--since-position", "5")
+    assert (done.status, "--since-position 5" in done.said_one_sentence()) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--since-position", "-1"),
+        ("--since-position", "x"),
+        ("--quick", "--resume", "x"),
+        ("--since-position", "1", "--resume", "x"),
+        ("--public-key", "x"),
+        ("everything",),
+    ],
+)
+def test_arguments_that_make_no_sense_are_status_2(arguments: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(app, ["verify", *arguments]).exit_code == 2

@@ -1,0 +1,99 @@
+"""Ledgers that are verified: filled, damaged, put right again, and forged."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+from msgspec import structs
+
+from cli.settings import Settings
+from cli.verifying.work import Verified, Wish, verify
+from ledger.audit import Wrong
+from ledger.chain import Record
+from ledger.core.events import Submitted
+from projections.registry import PROJECTIONS
+from tests.core.story import INK, cancel, credit, order, product
+from tests.ledger.events import asked, history, opening
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.views import advance_to_the_end
+
+TABLES = ("events", "ledger_head", "checkpoints", *(view.name for view in PROJECTIONS))
+
+
+def events() -> list[list[Submitted]]:
+    """Batches with two customers' worth of everything, and an atomic batch that fails."""
+    atomic_id, first = uuid4(), uuid4()
+    together = [asked(order(1, at=uuid4())), asked(order(10**6, at=uuid4()))]
+    return [
+        [*opening(), asked(product(500, 9, INK))],
+        [asked(order(2, at=first)), asked(cancel(first)), asked(cancel(first))],
+        history(31, 60),
+        [structs.replace(event, atomic_id=atomic_id) for event in together],
+        [asked(credit(500))],
+    ]
+
+
+@asynccontextmanager
+async def filled(settings: Settings, *batches: Sequence[Submitted]) -> AsyncIterator[Ledger]:
+    """A ledger that a real writer wrote, with its views; whoever has every right may change it."""
+    async with running_ledger(settings) as ledger:
+        await ledger.write(*(batches or events()))
+        await project(ledger)
+        for name in ("events_no_delete", "events_no_update"):
+            await ledger.execute(f"DROP TRIGGER {name}")
+        yield ledger
+
+
+async def project(ledger: Ledger) -> None:
+    """Bring the views to the head."""
+    async with ledger.connection("projector") as connection:
+        await advance_to_the_end(connection)
+
+
+async def verified(ledger: Ledger, wish: Wish | None = None) -> Verified:
+    """What verify says of a ledger that is right."""
+    return await verify(ledger.settings, wish or Wish())
+
+
+async def wrong(ledger: Ledger, wish: Wish | None = None) -> Wrong:
+    """What verify finds."""
+    with pytest.raises(Wrong) as raised:
+        await verify(ledger.settings, wish or Wish())
+    return raised.value
+
+
+@asynccontextmanager
+async def damaged(ledger: Ledger, *statements: str) -> AsyncIterator[None]:
+    """Tables that were changed, and are put right again in the end."""
+    for table in TABLES:
+        await ledger.execute(f"CREATE TABLE kept_{table} AS SELECT * FROM {table}")
+    try:
+        for statement in statements:
+            await ledger.execute(statement)
+        yield
+    finally:
+        for table in TABLES:
+            await ledger.execute(f"DELETE FROM {table}")
+            await ledger.execute(f"INSERT INTO {table} SELECT * FROM kept_{table}")
+            await ledger.execute(f"DROP TABLE kept_{table}")
+
+
+async def rewrite(ledger: Ledger, records: Sequence[Record]) -> None:
+    """Put other records in the place of all, with head and views made to fit."""
+    for table in ("events", *(view.name for view in PROJECTIONS)):
+        await ledger.execute(f"DELETE FROM {table}")
+    columns = Record.__struct_fields__
+    async with ledger.engine("migrate").begin() as connection:
+        await connection.exec_driver_sql(
+            f"INSERT INTO events ({', '.join(columns)}) VALUES ({', '.join(['%s'] * 12)})",
+            [structs.astuple(record) for record in records],
+        )
+    await ledger.execute(
+        "UPDATE ledger_head SET position = %s, hash = %s",
+        "migrate",
+        records[-1].position,
+        records[-1].hash,
+    )
+    await ledger.execute("UPDATE checkpoints SET position = 0")
+    await project(ledger)

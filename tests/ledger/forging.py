@@ -1,0 +1,87 @@
+"""Ledgers without a server: as a writer would record them, and forged so that the chain holds."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import structs
+
+from ledger.audit import ChainAudit
+from ledger.audit_decisions import DecisionAudit, Earlier, take
+from ledger.batch import Composer
+from ledger.chain import GENESIS_HASH, Record, next_hash
+from ledger.codec import decode_group, encode_submitted, join
+from ledger.core.events import Submitted
+from ledger.core.fold import Fold
+from ledger.core.rules import IN_FORCE, Rules
+from ledger.sealing import CustomerKeys
+from ledger.submissions import whole
+
+
+class Scribe:
+    """Records events batch by batch, as a writer does that forgets no order."""
+
+    def __init__(self) -> None:
+        self._fold = Fold()
+        self._keys = CustomerKeys({})
+        self.records: list[Record] = []
+
+    def record(self, events: Iterable[Submitted], rules: Rules = IN_FORCE) -> None:
+        """One batch, as it came through the inbox."""
+        events, rejected = decode_group(join(encode_submitted(event, "/tests") for event in events))
+        assert rejected == []
+        self._fold.rules = rules
+        hash_ = self.records[-1].hash if self.records else GENESIS_HASH
+        versions = Counter(record.stream_id for record in self.records)
+        at_us = 1_000_000 + len(self.records)
+        composer = Composer(self._fold, len(self.records), hash_, versions, at_us, self._keys)
+        composer.add(events)
+        self.records += composer.records
+
+
+def scribed(*batches: Iterable[Submitted]) -> list[Record]:
+    """The ledger of these batches."""
+    scribe = Scribe()
+    for batch in batches:
+        scribe.record(batch)
+    return scribe.records
+
+
+def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
+    """Audit a ledger page by page, with what stands before each; the fold. Raises Wrong."""
+    chain, decisions = ChainAudit(), DecisionAudit(Fold())
+    after, limit = 0, page
+    while after < len(records):
+        found = records[after : after + limit]
+        if after + limit < len(records):
+            found = whole(found)
+        if not found:
+            limit *= 2
+            continue
+        earlier = _earlier(records[:after], decisions.unknown(found))
+        take(chain, decisions, found, earlier)
+        after, limit = after + len(found), page
+    return decisions.fold
+
+
+def _earlier(before: Sequence[Record], streams: Iterable[bytes]) -> Earlier:
+    histories = {each: [r for r in before if r.stream_id == each] for each in streams}
+    positions = {record.event_id: record.position for record in before}
+    return Earlier({each: history for each, history in histories.items() if history}, positions)
+
+
+def rechained(records: Iterable[Record]) -> list[Record]:
+    """The records at dense positions, with the hashes that they would have."""
+    made: list[Record] = []
+    hash_ = GENESIS_HASH
+    for position, record in enumerate(records, 1):
+        moved = structs.replace(record, position=position)
+        hash_ = next_hash(hash_, moved)
+        made.append(structs.replace(moved, hash=hash_))
+    return made
+
+
+def forged(records: Sequence[Record], position: int, **changes: Any) -> list[Record]:
+    """The ledger with one record changed, and every hash from there on made anew."""
+    changed = structs.replace(records[position - 1], **changes)
+    return rechained([*records[: position - 1], changed, *records[position:]])
