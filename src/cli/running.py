@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cli.exports import BadExport, ExportRefused, ImportRefused, NoParquet
 from cli.lines import OutputFailed, ReaderGone
+from cli.replays import ReplayRefused, ReplayStopped
 from cli.settings import BadSettings, MissingSecret, Settings, load_settings
 from cli.submitting import NotShown
 from ledger import failpoints, logs
@@ -48,6 +49,8 @@ REFUSED: Final = (
     ParkingBusy,
     Beyond,
     JournalBehind,
+    ReplayRefused,
+    ReplayStopped,
     OutputFailed,
     MissingSecret,
     NoOpenTelemetry,

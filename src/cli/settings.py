@@ -1,11 +1,17 @@
 """Every setting of every process, read from the environment and from `$LEDGER_HOME/stack.env`."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 from sqlalchemy import URL
 
 from ledger import failpoints
@@ -140,11 +146,42 @@ class Settings(BaseSettings):
             ) from error
 
 
+class OtherSettings(Settings):
+    """The settings of another ledger, of which the environment of this process says nothing."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What was given, and the file."""
+        return init_settings, dotenv_settings
+
+
 def load_settings() -> Settings:
     """Read the settings; raises BadSettings naming each variable that can't be used."""
     home = Path(os.environ.get("LEDGER_HOME", ".ledger"))
-    try:
+    with _named():
         return Settings(_env_file=home / "stack.env")
+
+
+def load_other_settings(home: Path) -> Settings:
+    """The settings of another ledger, from `stack.env` of its home; raises BadSettings as well."""
+    file = home / "stack.env"
+    if not file.is_file():
+        raise BadSettings(f"there is no {file}: name the LEDGER_HOME of the other ledger")
+    with _named():
+        return OtherSettings(_env_file=file, home=home)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    try:
+        yield
     except ValidationError as error:
         problems = (
             f"LEDGER_{'_'.join(map(str, e['loc'])).upper()}={e['input']}: {e['msg']}"

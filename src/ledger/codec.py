@@ -114,14 +114,14 @@ _decode_origin = Decoder(Origin).decode
 _decode_payload: Final = {name: Decoder(payload).decode for name, payload in _PAYLOADS.items()}
 
 
-def encode_submitted(event: Submitted, source: str) -> bytes:
-    """The event as one CloudEvent."""
+def encode_submitted(event: Submitted, source: str | None) -> bytes:
+    """The event as one CloudEvent, of this source, or of that which it came from before."""
     name = TYPE_OF[type(event.payload)]
     return _encode(
         Envelope(
             specversion="1.0",
             id=event.event_id,
-            source=source,
+            source=source or _decode_origin(event.meta).source,
             type=name,
             subject=event.stream_id,
             time=moment(event.occurred_at_us),

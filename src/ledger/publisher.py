@@ -69,11 +69,12 @@ class _Submission:
 class Publisher:
     """Appends submitted events to the inbox; one instance a process, kept alive by `run`.
 
-    On another `exchange` it tells whoever listens there, by the same rules.
+    On another `exchange` it tells whoever listens there, by the same rules. Without a `source` each
+    event keeps the one that it came from before.
     """
 
     def __init__(
-        self, url: str, source: str, instance: str, exchange: str = SUBMITTED_EXCHANGE
+        self, url: str, source: str | None, instance: str, exchange: str = SUBMITTED_EXCHANGE
     ) -> None:
         self._exchange_name = exchange
         self._url = url

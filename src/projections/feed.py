@@ -8,8 +8,9 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.chain import Record
-from ledger.codec import encode_recorded, origin_of, recorded
+from ledger.codec import encode_recorded, recorded
 from ledger.core.events import Submitted
+from ledger.originals import submitted
 from ledger.sealing import REGISTERED
 from projections.announcements import Outcome, outcomes
 from projections.queries import fetch
@@ -121,18 +122,7 @@ def _feed_events(rows: Any) -> list[FeedEvent]:
 
 def _earlier(key: bytes | None, row: list[Any]) -> Earlier:
     record = Record(*row[:_WIDTH])
-    submitted, origin = recorded(record, {record.stream_id: key}), origin_of(record)
-    events = [submitted]
+    events = [recorded(record)]
     if row[_WIDTH] is not None:
         events.append(recorded(Record(*row[_WIDTH:])))
-    event = Submitted(
-        submitted.event_id,
-        submitted.stream_id,
-        submitted.occurred_at_us,
-        submitted.payload,  # type: ignore[arg-type]
-        record.meta,
-        origin.submitter,
-        origin.traceparent,
-        origin.atomicid,
-    )
-    return Earlier(event, outcomes(events)[0])
+    return Earlier(submitted(record, key), outcomes(events)[0])

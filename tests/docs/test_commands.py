@@ -1,7 +1,7 @@
 """The reference pages of the commands show what the commands print.
 
 Each page is typed, from top to bottom, on an example ledger of its own in an empty directory. `…`
-stands for what differs from run to run. A page of which a command needs more is in PREPARE.
+stands for what differs from run to run. PREPARE and BESIDE have what a page needs besides.
 With UPDATE_DOCS=1 in the environment, what is printed otherwise is written into the page instead.
 """
 
@@ -49,6 +49,17 @@ PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {
 }
 
 
+async def with_another_home(servers: Servers, directory: Path) -> None:
+    """For commands that need another ledger altogether: that of the directory `other`."""
+    given = environment(await make_ledger(servers))
+    home = directory / "other"
+    home.mkdir()
+    (home / "stack.env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+
+
+BESIDE: dict[str, Callable[[Servers, Path], Awaitable[None]]] = {"replay": with_another_home}
+
+
 def steps(page: Path) -> list[tuple[str, str]]:
     """Each command of a page with the output that is printed below it."""
     blocks = re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL)
@@ -70,6 +81,8 @@ async def test_a_page_shows_what_its_commands_print(
     try:
         if page.stem in PREPARE:
             await PREPARE[page.stem](stack)
+        if page.stem in BESIDE:
+            await BESIDE[page.stem](servers, tmp_path)
         assert steps(page), "a page without an example"
         for command, printed in steps(page):
             shown = await run(stack, command, tmp_path)

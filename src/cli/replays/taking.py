@@ -1,0 +1,130 @@
+"""A replay from its start to its end: what is read, where it goes, and what is said of it."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from msgspec import Struct, structs
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cli.lines import Lines
+from cli.progress import progress
+from cli.replays import ReplayRefused, ReplayStopped
+from cli.replays.directory import Marker, open_directory
+from cli.replays.reading import Page, Reading, Take, Wish
+from cli.replays.resubmitting import Resubmission, refuse_same, widened
+from cli.settings import Settings
+from ledger.database import DATABASE_ERRORS, make_engine
+from ledger.publisher import Publisher
+from ledger.sessions import first_to_end
+from ledger.store import Store
+
+
+class Replayed(Struct, frozen=True):
+    """What a replay did: events that it wrote or submitted, all that there are up to a position."""
+
+    events: int
+    position: int
+
+
+async def to_output(settings: Settings, wish: Wish, *, follow: bool) -> None:
+    """Print events, one a line."""
+    lines = Lines()
+
+    async def take(page: Page) -> None:
+        for found in page.found:
+            lines.add(found.line)
+        lines.flush()
+
+    async with _engine(settings) as engine:
+        await _run(Reading(engine, wish, lambda more: None), take, follow)
+
+
+async def to_directory(settings: Settings, wish: Wish, path: Path, *, follow: bool) -> Replayed:
+    """Write events into files, after those that are there."""
+    async with _engine(settings) as engine:
+        with open_directory(path, wish) as directory:
+            await _refuse_other(engine, path, directory.marker)
+            rest = structs.replace(wish, first=directory.marker.position + 1)
+            if wish.last is None or rest.first <= wish.last:
+                with progress("replaying", await _length(engine, rest, follow)) as moved:
+                    await _run(Reading(engine, rest, moved), directory.take, follow)
+            return Replayed(directory.written, directory.marker.position)
+
+
+async def to_inbox(settings: Settings, wish: Wish, other: Settings, *, follow: bool) -> Replayed:
+    """Submit what was submitted once more, to another ledger."""
+    refuse_same(settings, other)
+    publisher = Publisher(other.amqp_url("api"), None, f"replay-{os.getpid()}")
+    resubmission = Resubmission(publisher)
+    async with _engine(settings) as engine:
+        async with engine.connect() as connection:
+            wish = await widened(connection, wish)
+        with progress("submitting", await _length(engine, wish, follow)) as moved:
+            reading = Reading(engine, wish, moved)
+            await first_to_end(publisher.run(), _run(reading, resubmission.take, follow))
+    return Replayed(resubmission.submitted, reading.position)
+
+
+async def _run(reading: Reading, take: Take, follow: bool) -> None:
+    """Raises ReplayStopped, which says how far it came."""
+    try:
+        if follow:
+            await first_to_end(reading.follow(take), _signalled())
+        else:
+            await reading.run(take)
+    except DATABASE_ERRORS as error:
+        raise _stopped(
+            reading, f"the database went away: {getattr(error, 'orig', error)}"
+        ) from error
+    except (ReplayStopped, ReplayRefused) as error:
+        raise _stopped(reading, str(error)) from error
+
+
+def _stopped(reading: Reading, why: str) -> ReplayStopped:
+    return ReplayStopped(f"{why}; it came as far as position {reading.position}")
+
+
+async def _signalled() -> None:
+    """Return when the process is told to stop."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+
+
+@asynccontextmanager
+async def _engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    """Read only: the ledger's history does not change, so no transaction has to hold it."""
+    engine = make_engine(settings.db_url("projector"), settings.db_ca_file, autocommit=True)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+async def _length(engine: AsyncEngine, wish: Wish, follow: bool) -> int | None:
+    """How many positions there are to look at; None if nobody knows."""
+    if wish.last is None and follow:
+        return None
+    async with engine.connect() as connection:
+        head = (await Store(connection).head()).position
+    return (wish.last or head) - wish.first + 1
+
+
+async def _refuse_other(engine: AsyncEngine, path: Path, marker: Marker) -> None:
+    """Raises ReplayRefused where the directory holds what this ledger never recorded."""
+    if marker.event is None:
+        return
+    async with engine.connect() as connection:
+        found = await connection.exec_driver_sql(
+            "SELECT HEX(hash) FROM events WHERE position = %s", (marker.event.position,)
+        )
+        if (found.scalar() or "").lower() != marker.event.hash:
+            raise ReplayRefused(
+                f"{path} holds the replay of another ledger, which differs from this one at"
+                f" position {marker.event.position}: choose another directory"
+            )
