@@ -123,7 +123,9 @@ class CustomerKeys:
         self.destroyed: dict[bytes, int] = {}
 
     def make(self, customer_id: bytes, at_us: int) -> bytes:
-        """A new customer's key."""
+        """A new customer's key; the one that is there already, from a younger backup, if any."""
+        if customer_id in self._keys:
+            return self.at_hand(customer_id)
         key = self._keys[customer_id] = self._make_key()
         self.made[customer_id] = KeyRow(customer_id, key, at_us)
         return key

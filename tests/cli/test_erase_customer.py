@@ -204,11 +204,8 @@ async def test_a_name_recorded_before_names_were_sealed_is_said_to_be_there_stil
 ) -> None:
     async with running_ledger(settings) as ledger:
         (sealed,) = await ledger.write(opening()[:1])
-        for name in ("events_no_delete", "events_no_update"):
-            await ledger.execute(f"DROP TRIGGER {name}")
-        for table in ("events", "customer_keys"):
-            await ledger.execute(f"DELETE FROM {table}")
-        await ledger.execute("UPDATE ledger_head SET position = 0, hash = REPEAT(CHAR(0), 32)")
+        await ledger.forget_events()
+        await ledger.execute("DELETE FROM customer_keys")
         async with ledger.connection() as connection:
             store = Store(connection)
             await store.append(await store.head(), [in_the_clear(sealed, bytes(32))])

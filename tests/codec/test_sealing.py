@@ -98,6 +98,16 @@ def test_a_key_that_is_made_is_stored_and_one_that_is_only_used_is_not() -> None
     assert keys.made == {OTHER: KeyRow(OTHER, key, 5)}
 
 
+@pytest.mark.parametrize("stored", [KEY, None])
+def test_a_key_that_came_before_its_customer_is_neither_doubled_nor_brought_back(
+    stored: bytes | None,
+) -> None:
+    keys = CustomerKeys({ANN: stored})
+    key = keys.make(ANN, 5)
+    assert (key == KEY) == (stored is not None)
+    assert (keys.made, keys.destroyed) == ({}, {})
+
+
 def test_a_key_made_and_destroyed_in_one_batch_is_never_stored() -> None:
     keys = CustomerKeys({})
     key = keys.make(ANN, 5)

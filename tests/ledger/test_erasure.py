@@ -201,6 +201,19 @@ async def test_a_registration_where_no_customer_can_be_leaves_no_key(ledger: Led
     audit(records)
 
 
+@pytest.mark.parametrize("erases", [False, True])
+async def test_a_ledger_that_is_older_than_its_keys_goes_on(ledger: Ledger, erases: bool) -> None:
+    """As after a restore of an older `events`: the same customer registers, from the inbox."""
+    events = [registered(), *([erased()] if erases else [])]
+    await ledger.write(events)
+    await ledger.forget_events()
+    kept = await ledger.keys()
+    audit(await ledger.write([events[0]]))
+    assert await ledger.keys() == kept
+    await project(ledger)
+    assert await username(ledger) == ("erased" if erases else NAME)
+
+
 async def test_delivered_again_nothing_is_sealed_or_erased_again(ledger: Ledger) -> None:
     events = [registered(), erased()]
     before = await ledger.write(events[:1]), await ledger.keys()

@@ -109,11 +109,8 @@ async def decided_in_batches(
     ledger: Ledger, events: list[Submitted], sizes: list[int]
 ) -> list[Record]:
     """The records of the events, decided batch by batch on an emptied ledger."""
-    for name in ("events_no_delete", "events_no_update"):
-        await ledger.execute(f"DROP TRIGGER {name}")
-    await ledger.execute("DELETE FROM events")
+    await ledger.forget_events()
     await ledger.execute("DELETE FROM customer_keys")
-    await ledger.execute("UPDATE ledger_head SET position = 0, hash = REPEAT(CHAR(0), 32)")
     writer, _ = ledger.make_writer()
     async with ledger.connection() as connection:
         known = await load(connection)
