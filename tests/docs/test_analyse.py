@@ -14,14 +14,11 @@ from typing import Any
 
 import pytest
 
-from bench.fill import fill
-from bench.history import Shop
 from cli.stack.servers import Servers
-from projections.projector import advance
-from projections.registry import PROJECTIONS
 from tests.harness import make_ledger
 from tests.ledger.running import Ledger, running_ledger
 
+from .example import fill_month
 from .test_reference import ROOT, rows
 
 PAGE = ROOT / "docs/how-to/analyse.md"
@@ -30,21 +27,15 @@ QUESTIONS = {
     section.partition("\n")[0]: ANSWERED.findall(section)[0][0]
     for section in PAGE.read_text().split("\n### ")[1:]
 }
-EVENTS = 6_000
-DAYS = 30
 FULL_SCANS = ("ALL", "index")
 
 
 @pytest.fixture(scope="module")
 async def month(servers: Servers) -> AsyncIterator[Ledger]:
     """A month of a made-up shop: enough for the optimizer to choose, and the same each time."""
-    async with running_ledger(await make_ledger(servers)) as ledger:
-        span_us = int(DAYS * 86_400e6 * 1.85 / EVENTS)
-        history = Shop(seed=5, customers=300, products=8, span_us=span_us).events()
-        await fill(ledger.engine("writer"), history, EVENTS, 10**9, batch_events=8)
-        async with ledger.connection("projector") as connection:
-            while (moved := await advance(connection, PROJECTIONS)).position > moved.after:
-                pass
+    settings = await make_ledger(servers)
+    await fill_month(settings)
+    async with running_ledger(settings) as ledger:
         await ledger.execute("ANALYZE TABLE orders, journal, wallets, stock")
         yield ledger
 

@@ -1,0 +1,85 @@
+"""The example analysis of an export does what its page shows.
+
+With UPDATE_DOCS=1 in the environment, picture and output are written into the docs instead.
+"""
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import duckdb
+import pytest
+
+from cli.exports.manifest import Format
+from cli.exports.tables import TABLES
+from cli.exports.taking import Wish, take
+from cli.stack.servers import Servers
+from tests.harness import make_ledger
+
+from .example import fill_month
+from .test_reference import ROOT
+
+HOW_TO = ROOT / "docs/how-to"
+PAGE = HOW_TO / "analyse-an-export.md"
+PICTURE = HOW_TO / "plot_export.svg"
+COMMAND = "$ python plot_export.py taken\n"
+
+
+@pytest.fixture(scope="module")
+async def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory in which `taken` is an export of a month."""
+    directory = tmp_path_factory.mktemp("analysis")
+    settings = await make_ledger(servers)
+    await fill_month(settings)
+    await take(settings, Wish(tuple(TABLES.values()), Format.PARQUET, directory / "taken"))
+    return directory
+
+
+async def test_the_script_draws_what_the_page_shows(taken: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, HOW_TO / "plot_export.py", "taken"),
+        cwd=taken,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0
+    if "UPDATE_DOCS" in os.environ:
+        update(out.decode(), (taken / "plot.svg").read_text())
+    assert COMMAND + out.decode() in PAGE.read_text()
+    assert words(taken / "plot.svg") == words(PICTURE)
+
+
+def update(printed: str, picture: str) -> None:
+    """Write what the script made into the docs."""
+    shown = re.compile(rf"(?<={re.escape(COMMAND)}).*?(?=```)", re.DOTALL)
+    PAGE.write_text(shown.sub(lambda _: printed, PAGE.read_text()))
+    PICTURE.write_text(picture)
+
+
+def words(picture: Path) -> list[str]:
+    """All text in a picture: titles, and the numbers and days on its axes."""
+    found = [text for text in ElementTree.parse(picture).getroot().itertext() if text.strip()]
+    assert found
+    return found
+
+
+async def test_the_python_of_the_page_runs_as_it_stands(
+    taken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(taken)
+    duck, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    exec(duck, {})
+    shown = capsys.readouterr().out
+    assert "COMPLETED" in shown
+    assert "order.completed" in shown
+
+
+async def test_revenue_by_events_is_that_of_the_journal(taken: Path) -> None:
+    (revenue,) = duckdb.sql(
+        "SELECT sum(credit) - sum(debit) FROM"
+        f" '{taken}/taken/journal.parquet' WHERE account IN ('revenue', 'refunds')"
+    ).fetchall()[0]
+    assert f"revenue: {revenue / 100:.2f} on" in PAGE.read_text()
