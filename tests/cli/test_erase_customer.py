@@ -21,7 +21,7 @@ from ledger.codec import encode_payload
 from ledger.core.events import CustomerRegistered
 from ledger.publisher import InboxUnavailable
 from ledger.store import Store
-from tests.core.story import ANN, BOB, PEN
+from tests.core.story import ANN, BOB, PEN, erasure
 from tests.harness import environment, free_port
 from tests.ledger.audit import audit
 from tests.ledger.events import asked, opening, orders
@@ -56,6 +56,23 @@ async def test_an_erasure_leaves_no_name_and_breaks_no_chain(ledger: Ledger, run
     assert await ledger.keys() == {ANN.bytes: None}
     assert await ledger.rows("SELECT username FROM wallets", "analyst") == [("erased",)]
     assert await all_live(ledger) == await all_replayed(ledger)
+
+
+async def test_verify_passes_before_it_is_shown_and_after_and_finds_a_name_that_stayed(
+    ledger: Ledger, run: Run
+) -> None:
+    async with ledger.projecting():
+        await until_projected(ledger)
+    await ledger.write([asked(erasure())])
+    before = await run("verify")
+    async with ledger.projecting():
+        await until_projected(ledger)
+    after = await run("verify")
+    assert (before.status, after.status) == (0, 0), before.err + after.err
+    await ledger.execute("UPDATE wallets SET username = 'ann'")
+    wrong = await run("verify")
+    assert wrong.status == 1
+    assert "username" in wrong.err
 
 
 async def test_to_erase_twice_is_to_erase_once(ledger: Ledger, run: Run) -> None:
