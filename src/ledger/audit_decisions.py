@@ -32,7 +32,7 @@ from ledger.core.events import (
 from ledger.core.fold import Fold, is_refusal
 from ledger.core.laws import Books, LawBroken
 from ledger.core.rules import RULES
-from ledger.submissions import Submission, runs, whole
+from ledger.submissions import Submission, decide, runs, whole
 
 Verdict = tuple[DecidedPayload, ...]
 
@@ -110,7 +110,7 @@ class DecisionAudit:
 
     def _take_run(self, run: Sequence[Submission]) -> None:
         self._take_rules(run)
-        verdicts = self._decide(run)
+        verdicts = decide(self.fold, run)
         for submission, verdict in zip(run, verdicts, strict=True):
             self._take_cause(submission)
             self._compare(submission, verdict)
@@ -125,12 +125,6 @@ class DecisionAudit:
                 if record.meta != decided_meta(self.fold.rules.version):
                     self.fold.rules = RULES[_rules_version(record)]
                 return
-
-    def _decide(self, run: Sequence[Submission]) -> Sequence[Verdict]:
-        if run[0].atomic_id is None:
-            return [self.fold.submit(s.stream_id, s.payload) for s in run]
-        orders = [(s.stream_id, s.payload) for s in run if isinstance(s.payload, OrderPlaced)]
-        return self.fold.submit_atomic(orders)
 
     def _take_cause(self, submission: Submission) -> None:
         cause = submission.cause

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.audit import Wrong
 from ledger.audit_decisions import Earlier
 from ledger.chain import GENESIS_HASH, Record
+from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.store import COLUMNS, PAGE
 from ledger.submissions import whole
 
@@ -64,9 +65,20 @@ async def record_at(connection: AsyncConnection, position: int) -> Record | None
 async def pages(
     connection: AsyncConnection, after: int, up_to: int, unknown: Unknown | None
 ) -> AsyncIterator[Page]:
-    """The records after a position and up to another, as they are.
+    """The records after a position and up to another; raises Wrong where they end before.
 
     `unknown` names the streams that are to be looked up; without it nothing is.
+    """
+    async for records in whole_pages(connection, after, up_to):
+        yield Page(records, await _earlier(connection, records, unknown) if unknown else NOTHING)
+
+
+async def whole_pages(
+    connection: AsyncConnection, after: int, up_to: int
+) -> AsyncIterator[Sequence[Record]]:
+    """The records after a position and up to another, as they are, but whole runs of them.
+
+    Raises Wrong where they end before.
     """
     limit = PAGE
     while after < up_to:
@@ -79,13 +91,27 @@ async def pages(
         records: Sequence[Record] = [Record(*row) for row in rows]
         if not records:
             raise Wrong(after + 1, "the event is gone, and all that came after it")
-        if records[-1].position < up_to and unknown:
+        if records[-1].position < up_to:
             records = whole(records)
-        if not records:  # an atomic batch is longer than a page
-            limit *= 2
+        if not records:
+            limit *= 2  # an atomic batch is longer than a page
             continue
-        yield Page(records, await _earlier(connection, records, unknown) if unknown else NOTHING)
+        yield records
         after, limit = records[-1].position, PAGE
+
+
+async def last_positions(
+    connection: AsyncConnection, records: Sequence[Record]
+) -> dict[bytes, int]:
+    """The last position of those orders placed in the records that come up again after them."""
+    placed = [record.stream_id for record in records if record.type == TYPE_OF[OrderPlaced]]
+    rows = await _rows(
+        connection,
+        "SELECT stream_id, MAX(position) FROM events WHERE position > %s"
+        f" AND stream_id IN ({_marks(placed)}) GROUP BY stream_id",
+        (records[-1].position, *placed),
+    )
+    return dict(rows)
 
 
 async def ahead(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
@@ -126,7 +152,7 @@ async def _earlier(
 
 
 def _marks(values: Sequence[object]) -> str:
-    return ", ".join(["%s"] * len(values))
+    return ", ".join(["%s"] * len(values)) or "NULL"
 
 
 async def _rows(

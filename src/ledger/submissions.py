@@ -9,7 +9,8 @@ from msgspec import Struct
 from ledger.audit import Wrong
 from ledger.chain import Record
 from ledger.codec import READ_ERRORS, origin_of, payload_of
-from ledger.core.events import SUBMITTED, OrderPlaced, SubmittedPayload
+from ledger.core.events import SUBMITTED, DecidedPayload, OrderPlaced, SubmittedPayload
+from ledger.core.fold import Fold
 
 
 class Submission(Struct, frozen=True, gc=False):
@@ -52,6 +53,14 @@ def runs(records: Sequence[Record]) -> Iterator[Sequence[Submission]]:
         run.append(submission)
     if run:
         yield run
+
+
+def decide(fold: Fold, run: Sequence[Submission]) -> Sequence[tuple[DecidedPayload, ...]]:
+    """What the fold decides of each submission of a run, which it applies."""
+    if run[0].atomic_id is None:
+        return [fold.submit(each.stream_id, each.payload) for each in run]
+    orders = [(s.stream_id, s.payload) for s in run if isinstance(s.payload, OrderPlaced)]
+    return fold.submit_atomic(orders)
 
 
 def whole(records: Sequence[Record]) -> Sequence[Record]:

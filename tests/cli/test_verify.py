@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from bench.fill import fill
 from bench.history import Shop
 from cli.main import app
+from cli.reading import reading
 from cli.settings import Settings
 from cli.verifying.state import load
-from cli.verifying.work import Wish, reading
+from cli.verifying.work import Wish
 from projections.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.events import opening, orders

@@ -6,8 +6,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
 from cli.files import read_secret, write_atomically, write_secret
+from cli.reading import reading
 from cli.settings import Settings
-from cli.verifying.work import reading
 from ledger import signing
 from ledger.audit_reading import read_end, record_at
 from ledger.chain import GENESIS_HASH

@@ -4,16 +4,15 @@ It reads only, up to where the ledger ends when it begins; writer and projector 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
-from typing import Final
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.progress import progress
+from cli.reading import reading
 from cli.settings import Settings
 from cli.verifying.state import BadState, StateFile, load
 from ledger import snapshots
@@ -21,12 +20,9 @@ from ledger.audit import ChainAudit, Wrong
 from ledger.audit_decisions import DecisionAudit, take
 from ledger.audit_reading import End, Page, ahead, pages, read_end, record_at
 from ledger.core.fold import Fold
-from ledger.database import make_engine
 from ledger.signing import KeptHead
 from projections.comparing import Compared, compare
 from projections.registry import PROJECTIONS
-
-READ_TIMEOUT_S: Final = 120
 
 Moved = Callable[[int], None]
 
@@ -59,20 +55,6 @@ class Begin(Struct, frozen=True):
     chain: ChainAudit
     decisions: DecisionAudit | None
     saved: StateFile | None = None
-
-
-@asynccontextmanager
-async def reading(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    """A connection that can't write."""
-    engine = make_engine(
-        settings.db_url("projector"), settings.db_ca_file, read_timeout_s=READ_TIMEOUT_S
-    )
-    try:
-        async with engine.connect() as connection:
-            await connection.exec_driver_sql("SET SESSION TRANSACTION READ ONLY")
-            yield connection
-    finally:
-        await engine.dispose()
 
 
 async def verify(settings: Settings, wish: Wish) -> Verified:

@@ -1,0 +1,138 @@
+"""What if: other rules change what they change, and nothing else."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from uuid import uuid4
+
+import pytest
+from msgspec import structs
+
+from ledger.chain import Record
+from ledger.core.rules import IN_FORCE, Rules
+from ledger.submissions import whole
+from ledger.whatif import Product, Tally, WhatIf, total
+from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
+from tests.core.test_rules import DEARER
+
+from .events import asked, history, opening
+from .forging import scribed
+
+TWICE = Rules(0, (), Decimal(2))
+HALF = Rules(0, (), Decimal("0.5"))
+
+
+def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> list[Product]:
+    """What would have come of a ledger, read page by page."""
+    whatif = WhatIf(rules)
+    after, limit = 0, page
+    while after < len(records):
+        found = records[after : after + limit]
+        if after + limit < len(records):
+            found = whole(found)
+        if not found:
+            limit *= 2
+            continue
+        last = {record.stream_id: record.position for record in records[after + len(found) :]}
+        placed = {record.stream_id for record in found if record.type == "order.placed"}
+        whatif.take(found, {key: last[key] for key in placed & last.keys()})
+        after, limit = after + len(found), page
+    return whatif.products()
+
+
+def of(product_id: object, products: list[Product]) -> Product:
+    (found,) = (each for each in products if each.product_id == product_id)
+    return found
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_rules_that_decided_change_nothing(seed: int) -> None:
+    records = scribed(opening(20_000, 9), history(seed, 300))
+    for each in supposed(records, IN_FORCE, page=40):
+        assert each.decided == each.whatif
+        assert each.gain_minor == 0
+
+
+@pytest.mark.parametrize("rules", [TWICE, HALF, DEARER])
+def test_where_pages_end_changes_nothing(rules: Rules) -> None:
+    records = scribed(opening(20_000, 9), history(4, 300))
+    whole_ledger = supposed(records, rules)
+    assert supposed(records, rules, page=1) == supposed(records, rules, page=50) == whole_ledger
+
+
+def test_what_was_decided_is_counted_from_the_record() -> None:
+    first = uuid4()
+    records = scribed(
+        [asked(customer(10_000)), asked(product(1000, 10)), asked(product(500, 1, INK))],
+        [asked(order(2, first)), asked(order(3, uuid4())), asked(order(9, uuid4()))],
+        [asked(cancel(first)), asked(cancel(first)), asked(order(1, uuid4(), of=INK))],
+        [asked(order(1, uuid4(), of=uuid4())), asked(order(1, uuid4(), by=uuid4()))],
+    )
+    products = supposed(records, TWICE)
+    pen = of(PEN, products)
+    assert (pen.name, pen.decided) == (
+        "pen",
+        Tally(2, 1, {"INSUFFICIENT_STOCK": 1, "UNKNOWN_CUSTOMER": 1}, 3, 3000),
+    )
+    assert of(None, products).decided == Tally(failed={"UNKNOWN_PRODUCT": 1})
+    assert of(INK, products).decided == Tally(1, 0, {}, 1, 500)
+    assert total(each.decided for each in products) == Tally(
+        3,
+        1,
+        {"INSUFFICIENT_STOCK": 1, "UNKNOWN_CUSTOMER": 1, "UNKNOWN_PRODUCT": 1},
+        4,
+        3500,
+    )
+
+
+def test_dearer_rules_fail_orders_that_were_paid() -> None:
+    records = scribed(
+        [asked(customer(3000)), asked(product(1000, 100))],
+        [asked(order(1, uuid4())) for _ in range(4)],
+    )
+    (pen,) = supposed(records, TWICE)
+    assert pen.decided == Tally(3, 0, {"INSUFFICIENT_BALANCE": 1}, 3, 3000)
+    assert pen.whatif == Tally(1, 0, {"INSUFFICIENT_BALANCE": 3}, 1, 2000)
+    assert pen.gain_minor == -1000
+
+
+@pytest.mark.parametrize("page", [1, 10_000])
+def test_a_cancel_undoes_what_would_have_happened(page: int) -> None:
+    dear, cheap = uuid4(), uuid4()
+    records = scribed(
+        [asked(customer(2500)), asked(product(1000, 100)), asked(product(1, 1, INK))],
+        [asked(order(2, dear)), asked(order(1, cheap))],
+        [asked(order(1, uuid4(), of=INK))],
+        [asked(cancel(dear)), asked(cancel(cheap)), asked(order(1, uuid4()))],
+    )
+    pen = of(PEN, supposed(records, HALF, page))
+    assert pen.decided == Tally(2, 1, {"INSUFFICIENT_BALANCE": 1}, 1, 1000)
+    assert pen.whatif == Tally(3, 2, {}, 1, 500)
+
+
+def test_receipts_and_prices_are_facts_in_either_world() -> None:
+    records = scribed(
+        [asked(customer(10**6)), asked(product(1000, 2))],
+        [asked(order(2, uuid4())), asked(order(1, uuid4()))],
+        [asked(receipt(5)), asked(price(3000)), asked(order(1, uuid4()))],
+    )
+    (pen,) = supposed(records, HALF)
+    assert pen.decided == Tally(2, 0, {"INSUFFICIENT_STOCK": 1}, 3, 5000)
+    assert pen.whatif == Tally(2, 0, {"INSUFFICIENT_STOCK": 1}, 3, 2500)
+
+
+def test_an_atomic_batch_is_all_or_none_in_either_world() -> None:
+    atomic_id = uuid4()
+    batch = [structs.replace(asked(order(1, uuid4())), atomic_id=atomic_id) for _ in range(3)]
+    records = scribed([asked(customer(2000)), asked(product(1000, 100))], batch)
+    (pen,) = supposed(records, HALF)
+    assert pen.decided.completed == 0
+    assert pen.whatif == Tally(3, 0, {}, 3, 1500)
+
+
+def test_products_come_with_the_greatest_change_first() -> None:
+    records = scribed(
+        [asked(customer(10**9)), asked(product(10, 100)), asked(product(9000, 100, INK))],
+        [asked(order(1, uuid4())), asked(order(1, uuid4(), of=INK))],
+    )
+    assert [each.product_id for each in supposed(records, HALF)] == [INK, PEN]
+    assert ANN not in {each.product_id for each in supposed(records, TWICE)}
