@@ -1,19 +1,29 @@
 """A server on which a COMMIT could be lost is refused. It has to be a server of its own."""
 
+import asyncio
+import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL
 
+from cli.settings import Settings
 from cli.stack import probes
 from cli.stack.database import START_TIMEOUT_S, prepare_database
 from cli.stack.install import ensure_binaries
+from cli.stack.programs import LEDGER
+from cli.stack.servers import Servers
 from ledger.database import UnsafeDatabase, make_engine, refuse_unsafe
-from tests.harness import free_port
+from tests.harness import environment, free_port
 
-ADMIN = "CREATE USER IF NOT EXISTS 'admin'@'%' IDENTIFIED BY 'for-this-test';\n"
-RIGHTS = "GRANT ALL PRIVILEGES ON *.* TO 'admin'@'%';\n"
+PASSWORD = "for-this-test"
+ACCOUNTS = "".join(
+    f"CREATE USER IF NOT EXISTS '{name}'@'%' IDENTIFIED BY '{PASSWORD}';\n"
+    f"GRANT ALL PRIVILEGES ON *.* TO '{name}'@'%';\n"
+    for name in ("admin", "ledger_writer", "ledger_migrate")
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     """A database with a binary log, whose settings the test may change."""
     home = tmp_path_factory.mktemp("unsafe")
     bootstrap = home / "bootstrap.sql"
-    bootstrap.write_text(ADMIN + RIGHTS)
+    bootstrap.write_text(ACCOUNTS)
     port = free_port()
     program = prepare_database(home, bootstrap, port, ensure_binaries(lambda _: None))
     with (home / "database" / "my.cnf").open("a") as configuration:
@@ -31,7 +41,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
             ["/bin/sh", program.write_script(home)], cwd=home, stdout=log, stderr=log
         )
     probes.wait_until(lambda: probes.sql_answers(port), START_TIMEOUT_S, "no answer")
-    yield URL.create("mysql+asyncmy", "admin", "for-this-test", "127.0.0.1", port, "mysql")
+    yield URL.create("mysql+asyncmy", "admin", PASSWORD, "127.0.0.1", port, "mysql")
     process.terminate()
     process.wait(30)
 
@@ -59,3 +69,34 @@ async def test_a_server_that_may_lose_a_commit_is_refused_with_the_remedy(url: U
             said = await verdict(url, f"SET GLOBAL {name} = {value}")
             assert f"{name} is {value}: set it to 1" in said
         assert await verdict(url, f"SET GLOBAL {name} = 1") == ""
+
+
+@pytest.mark.parametrize("command", ["writer", "migrate"])
+async def test_neither_writer_nor_migrate_starts_on_such_a_server(
+    servers: Servers, url: URL, tmp_path: Path, command: str
+) -> None:
+    """It ends before it did anything, with one sentence that says why."""
+    assert url.port
+    for name in (f"amqp_{command}", f"db_{command}"):
+        (tmp_path / name).write_text(PASSWORD)
+    settings = Settings(
+        home=tmp_path,
+        secrets_dir=tmp_path,
+        amqp_port=servers.amqp_port,
+        db_port=url.port,
+        db_name="mysql",
+    )
+    said = await verdict(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+    ended = await asyncio.to_thread(
+        subprocess.run,
+        [LEDGER, command],
+        env=os.environ | environment(settings),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert await verdict(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 1") == ""
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,93 @@
+"""A confirm and a COMMIT are on disk when they are told: the kernel is the witness."""
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from ledger.batch import Composer
+from ledger.chain import Record
+from ledger.core.events import Submitted
+from ledger.core.fold import Fold
+from ledger.sealing import CustomerKeys
+from ledger.store import Head, Store
+from tests.ledger.events import orders
+from tests.ledger.running import Ledger
+
+from .syncs import BROKER, DATABASES, Sync, Trace, watched
+
+TIMES = 5
+DELAY_S = 0.3
+WAL = ".wal"
+"""The log of the broker's quorum queues."""
+
+REDO = ("ib_logfile", "#ib_redo")
+"""The database's log, as MariaDB and MySQL call it."""
+
+Time = tuple[float, float]
+
+
+async def timed(work: Callable[[], Awaitable[None]]) -> Time:
+    """When something began and when it was done, on the clock that the kernel's calls tell."""
+    began_s = time.time()
+    await work()
+    return began_s, time.time()
+
+
+def synced(trace: Trace, during: Time, is_log: Callable[[Sync], bool]) -> bool:
+    """Whether the log was on disk before the end."""
+    return any(map(is_log, trace.between(*during)))
+
+
+def is_wal(sync: Sync) -> bool:
+    return sync.path.suffix == WAL
+
+
+def is_redo(sync: Sync) -> bool:
+    return sync.path.name.startswith(REDO)
+
+
+async def test_each_confirm_is_told_after_the_broker_had_its_log_on_disk(ledger: Ledger) -> None:
+    async with ledger.publishing() as publisher:
+        with watched(ledger, (BROKER,)) as trace:
+            confirms = [await timed(lambda: publisher.submit(orders(1))) for _ in range(TIMES)]
+    assert all(synced(trace, confirm, is_wal) for confirm in confirms)
+
+
+async def test_a_confirm_waits_for_a_slow_disk(ledger: Ledger) -> None:
+    """Not only was the log synced meanwhile: the confirm came after it because it waited."""
+    async with ledger.publishing() as publisher:
+        with watched(ledger, (BROKER,), DELAY_S):
+            began_s, ended_s = await timed(lambda: publisher.submit(orders(1)))
+    assert ended_s - began_s >= DELAY_S
+
+
+async def test_each_commit_is_told_after_the_database_had_its_log_on_disk(ledger: Ledger) -> None:
+    with watched(ledger, DATABASES) as trace:
+        commits = [await timed_append(ledger) for _ in range(TIMES)]
+    assert all(synced(trace, commit, is_redo) for commit in commits)
+
+
+async def test_a_commit_waits_for_a_slow_disk(ledger: Ledger) -> None:
+    with watched(ledger, DATABASES, DELAY_S):
+        began_s, ended_s = await timed_append(ledger)
+    assert ended_s - began_s >= DELAY_S
+
+
+async def timed_append(ledger: Ledger) -> Time:
+    """An append as the writer makes it; only its COMMIT could have something synced."""
+    async with ledger.connection() as connection:
+        store = Store(connection)
+        head = await store.head()
+        records = composed(head, orders(1))
+
+        async def append() -> None:
+            await store.append(head, records)
+
+        return await timed(append)
+
+
+def composed(head: Head, events: Sequence[Submitted]) -> list[Record]:
+    """The records of events that come next."""
+    versions: dict[bytes, int] = {}
+    composer = Composer(Fold(), head.position, head.hash, versions, 1, CustomerKeys({}))
+    composer.add(events)
+    return composer.records
