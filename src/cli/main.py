@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli import asof, balance, erase, export, head, parked, replay, verify, whatif
+from cli import asof, balance, erase, export, head, parked, rebuild, replay, verify, whatif
 from cli.keys import keys
 from cli.running import out, run, settings
 
@@ -22,6 +22,7 @@ app.add_typer(head.commands)
 app.add_typer(verify.commands)
 app.add_typer(replay.commands)
 app.add_typer(whatif.commands)
+app.add_typer(rebuild.commands)
 
 
 @app.command()

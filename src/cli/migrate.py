@@ -1,7 +1,7 @@
 """`ledger migrate`: tables, accounts and topology, each made where it is missing."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from aio_pika.exceptions import ChannelPreconditionFailed
@@ -15,7 +15,7 @@ from ledger.database import make_engine, refuse_unsafe
 from ledger.migrations import upgrade
 from projections.projection import METADATA, LineProjection, Projection
 from projections.registry import PROJECTIONS
-from projections.views import register
+from projections.views import read_checkpoints, register
 
 INDEX_TIMEOUT_S: Final = 3600
 """How long the index of a table with all there is may take."""
@@ -70,21 +70,24 @@ async def _migrate_database(settings: Settings) -> None:
                 f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
             )
             await connection.run_sync(upgrade)
-            await connection.run_sync(_create_views)
+            await connection.run_sync(METADATA.create_all)
             await register(connection, PROJECTIONS)
+            checkpoints = await read_checkpoints(connection, PROJECTIONS)
+            ours = [view for view in PROJECTIONS if checkpoints[view.name].version == view.version]
+            await connection.run_sync(_create_indexes, ours)
             await _create_accounts(connection, settings)
     finally:
         await engine.dispose()
 
 
-def _create_views(connection: Connection) -> None:
-    """Make the tables that are missing, and the indexes that tables of an earlier version lack.
+def _create_indexes(connection: Connection, views: Sequence[Projection[Any]]) -> None:
+    """Make the indexes that tables lack which an earlier release made.
 
-    The database adds an index while projectors go on writing.
+    The database adds an index while projectors go on writing. Views of another version are left as
+    they are: `ledger rebuild` makes them anew.
     """
-    METADATA.create_all(connection)
-    for table in METADATA.sorted_tables:
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+    for view in views:
+        for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
             index.create(connection, checkfirst=True)
 
 

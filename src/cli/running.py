@@ -27,6 +27,7 @@ from ledger.tracing import NoOpenTelemetry
 from projections.history import Beyond
 from projections.projection import ViewDamaged
 from projections.queries import ViewsUnavailable
+from projections.swapping import RebuildRefused
 from projections.trial_balance import JournalBehind
 from projections.views import CheckpointLost, ViewOutdated
 
@@ -41,6 +42,7 @@ REFUSED: Final = (
     ViewDamaged,
     ViewOutdated,
     CheckpointLost,
+    RebuildRefused,
     WrongKey,
     InboxUnavailable,
     NotShown,

@@ -32,6 +32,13 @@ NAMES: Final = frozenset(
         "projector.after-commit",
         "parked.before-log",
         "parked.before-ack",
+        "rebuild.after-create",
+        "rebuild.before-commit",
+        "rebuild.after-commit",
+        "rebuild.after-load",
+        "rebuild.before-swap",
+        "rebuild.swap-sent",
+        "rebuild.after-swap",
     }
 )
 """`before-confirm` and `commit-sent` come when the bytes have left and no answer was looked at."""

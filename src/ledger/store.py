@@ -7,10 +7,12 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger import codec
 from ledger.chain import Record
+from ledger.core.events import Recorded
 from ledger.failpoints import failpoint, meanwhile
 from ledger.literals import write
-from ledger.sealing import CustomerKeys, KeyRow
+from ledger.sealing import CustomerKeys, KeyRow, sealed_customers
 
 PAGE: Final = 5_000
 COLUMNS: Final = ", ".join(Record.__struct_fields__)
@@ -86,6 +88,12 @@ class Store:
                 " WHERE customer_id = %s",
                 [(at_us, customer_id) for customer_id, at_us in keys.destroyed.items()],
             )
+
+    async def events(self, records: Iterable[Record]) -> list[Recorded]:
+        """The events of records, with the names of those customers who are not erased."""
+        records = list(records)
+        keys = await self.keys(sealed_customers(records))
+        return [codec.recorded(record, keys) for record in records]
 
     async def keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
         """The keys of those of the customers that ever had one; None for a destroyed one."""

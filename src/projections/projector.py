@@ -13,13 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger import tracing
 from ledger.broker import BROKER_ERRORS, until_closed
 from ledger.chain import Record
-from ledger.codec import origin_of, recorded
+from ledger.codec import origin_of
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS
 from ledger.failpoints import failpoint
 from ledger.hints import Hints, listening
-from ledger.sealing import sealed_customers
 from ledger.sessions import keep_alive
 from ledger.store import PAGE, LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
@@ -103,8 +102,7 @@ async def advance(
         await connection.rollback()
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
-    keys = await store.keys(sealed_customers(records))
-    events = [recorded(record, keys) for record in records]
+    events = await store.events(records)
     taking_effect = list(effective(events))
     await _project(connection, behind, taking_effect)
     await move_checkpoints(connection, behind, records[-1].position)

@@ -1,6 +1,6 @@
 """The views in the database: their checkpoints, and their rows as the projector writes them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -186,6 +186,6 @@ async def _scalar(connection: AsyncConnection, statement: str) -> Any:
     return (await connection.exec_driver_sql(statement)).scalar_one()
 
 
-def marks(values: Sequence[object]) -> str:
+def marks(values: Collection[object]) -> str:
     """Placeholders for values."""
     return ", ".join(["%s"] * len(values))

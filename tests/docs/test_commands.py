@@ -42,10 +42,19 @@ async def with_another_ledger(stack: Stack) -> None:
     await migrate(again)
 
 
+async def with_a_wrong_view(stack: Stack) -> None:
+    """For the command that finds a row which is not what the ledger says."""
+    engine = create_async_engine(stack.settings.db_url("migrate"))
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE stock SET stock = stock + 2 LIMIT 1")
+    await engine.dispose()
+
+
 PREPARE: dict[str, Callable[[Stack], Awaitable[None]]] = {
     "erase-customer": with_writer_and_projector,
     "import": with_another_ledger,
     "parked": with_parked,
+    "rebuild": with_a_wrong_view,
 }
 
 

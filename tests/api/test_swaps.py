@@ -1,0 +1,89 @@
+"""Clients notice nothing of views that are swapped: no error, no empty answer, no step back."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import httpx
+
+from tests.harness import Stack, environment, eventually
+
+from .client import list_product, order, register
+
+MakeStack = Callable[..., Awaitable[Stack]]
+
+READERS = 5
+PAUSE_S = 0.05
+SWAPS = 3
+
+
+class Reader:
+    """A client that reads on and on; each answer must be as new as the one before."""
+
+    def __init__(self, http: httpx.AsyncClient, paths: list[str]) -> None:
+        self._http = http
+        self._paths = paths
+        self.answers = 0
+
+    async def run(self) -> None:
+        position = 0
+        while True:
+            for path in self._paths:
+                answer = await self._http.get(path)
+                assert answer.status_code == 200, (path, answer.text)
+                assert answer.json().get("items", True), "an empty list"
+                shown = int(answer.headers["Ledger-Position"])
+                assert shown >= position, f"{path}: from {position} back to {shown}"
+                position = shown
+                self.answers += 1
+                await asyncio.sleep(PAUSE_S)
+
+
+async def rebuild_all(stack: Stack) -> None:
+    """`ledger rebuild --all`."""
+    process = await asyncio.create_subprocess_exec(
+        Path(sys.executable).with_name("ledger"),
+        "rebuild",
+        "--all",
+        env=os.environ | environment(stack.settings),
+        stderr=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert (process.returncode, out.decode().count("the same as before")) == (0, 4), err.decode()
+
+
+async def test_readers_notice_nothing_of_swaps_while_orders_come_in(
+    make_stack: MakeStack,
+) -> None:
+    stack = await make_stack()
+    customer_id = await register(stack.http, "1000000.00")
+    product_id = await list_product(stack.http, "1.00", 100_000)
+    order_id = (await order(stack.http, customer_id, product_id))["order_id"]
+    things = (f"orders/{order_id}", f"customers/{customer_id}", f"products/{product_id}")
+    paths = [f"/{each}" for each in (*things, "orders", f"products/{product_id}?min_position=1")]
+    readers = [Reader(stack.http, paths) for _ in range(READERS)]
+
+    async def order_on() -> None:
+        while True:
+            await order(stack.http, customer_id, product_id)
+
+    async with AsyncExitStack() as ending:
+        works = [asyncio.create_task(reader.run()) for reader in readers]
+        works += [asyncio.create_task(order_on()) for _ in range(3)]
+        for work in works:
+            ending.callback(work.cancel)
+        for _ in range(SWAPS):
+            await rebuild_all(stack)
+        before = sum(reader.answers for reader in readers)
+
+        async def read_on() -> bool:
+            return sum(reader.answers for reader in readers) > before + 50
+
+        await eventually(read_on, "readers go on")
+        assert before > 50
+        for work in works:
+            assert not work.done(), work.result()

@@ -1,0 +1,399 @@
+"""A rebuilt view is what the ledger says, and the live one is never worse off for it."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from projections import differences, loading, projector, rebuild, swapping
+from projections.loading import Loader
+from projections.orders import ORDERS
+from projections.projection import Projection
+from projections.projector import advance
+from projections.queries import Views
+from projections.registry import PROJECTIONS
+from projections.swapping import RebuildRefused, held_still
+from projections.views import ViewOutdated, pin
+from tests.harness import engine_of, eventually
+from tests.ledger.events import PRODUCTS, history, opening, orders
+from tests.ledger.running import Ledger
+
+from .rebuilds import NEXT, opened, rebuilt, tables
+from .views import (
+    advance_to_the_end,
+    all_live,
+    all_replayed,
+    checkpoints,
+    live,
+    set_checkpoint,
+    until_projected,
+)
+
+every_projection = pytest.mark.parametrize(
+    "projection", PROJECTIONS, ids=[projection.name for projection in PROJECTIONS]
+)
+NAMES = {projection.name for projection in PROJECTIONS}
+
+
+@pytest.fixture
+async def projected(written: Ledger) -> Ledger:
+    """A ledger whose views show all of it."""
+    async with written.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    return written
+
+
+async def damage(ledger: Ledger, projection: Projection[Any], what: str) -> str:
+    """Change, remove or add a row of a live view; the value of the first column of its key."""
+    name, key = projection.name, projection.key_columns[0]
+    at = f"WHERE {key} = (SELECT * FROM (SELECT MAX({key}) FROM {name}) newest)"
+    ((value,),) = await ledger.rows(f"SELECT MAX({key}) FROM {name}")
+    if what == "changed":
+        *_, column = projection.columns
+        await ledger.execute(f"UPDATE {name} SET {column} = {column} + 1 {at}")
+    elif what == "missing":
+        await ledger.execute(f"DELETE FROM {name} {at}")
+    else:
+        value = bytes([255] * 16) if isinstance(value, bytes) else value + 1
+        columns = ", ".join(c for c in projection.columns if c != key)
+        changed = columns.replace("placed_position", "placed_position + 1000000")
+        await ledger.execute(
+            f"INSERT INTO {name} ({key}, {columns}) SELECT %s, {changed} FROM {name} {at}",
+            "migrate",
+            value,
+        )
+    return str(UUID(bytes=value)) if isinstance(value, bytes) else str(value)
+
+
+async def test_all_views_rebuilt_equal_the_live_ones_and_take_their_place(
+    projected: Ledger,
+) -> None:
+    before, where = await all_live(projected), await checkpoints(projected)
+    outcomes = await rebuilt(projected)
+    assert {outcome.view for outcome in outcomes} == NAMES
+    assert all(o.swapped and not o.difference and not o.not_compared for o in outcomes)
+    assert await all_live(projected) == before == await all_replayed(projected)
+    assert await checkpoints(projected) == where
+    assert await tables(projected) == {f"{name}_old" for name in NAMES}
+
+
+@every_projection
+async def test_one_view_is_rebuilt_alone(projected: Ledger, projection: Projection[Any]) -> None:
+    before = await all_live(projected)
+    (outcome,) = await rebuilt(projected, projection.name)
+    assert (outcome.view, outcome.swapped, outcome.difference) == (projection.name, True, None)
+    assert await all_live(projected) == before
+    assert await tables(projected) == {f"{projection.name}_old"}
+
+
+@every_projection
+async def test_a_rebuilt_view_has_the_columns_and_indexes_of_the_one_before(
+    projected: Ledger, projection: Projection[Any]
+) -> None:
+    async def definition() -> set[str]:
+        ((_, made),) = await projected.rows(f"SHOW CREATE TABLE {projection.name}")
+        return {line.removesuffix(",") for line in made.splitlines()}
+
+    before = await definition()
+    await rebuilt(projected, projection.name)
+    assert await definition() == before
+
+
+async def test_small_steps_and_little_memory_make_the_same_views(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await all_live(projected)
+    monkeypatch.setattr(loading, "STEP_EVENTS", 40)
+    monkeypatch.setattr(loading, "FULL_ROWS", 5)
+    monkeypatch.setattr(loading, "HELD_ROWS", 2)
+    monkeypatch.setattr("ledger.store.PAGE", 20)
+    assert all(outcome.swapped for outcome in await rebuilt(projected))
+    assert await all_live(projected) == before
+
+
+async def test_a_loader_holds_no_more_rows_than_it_may(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "FULL_ROWS", 5)
+    monkeypatch.setattr(loading, "HELD_ROWS", 7)
+    held: list[int] = []
+    write = Loader.write
+
+    async def and_count(self: Loader[Any], *arguments: Any) -> None:
+        await write(self, *arguments)
+        held.append(len(self._held) + len(self._changed))
+
+    monkeypatch.setattr(Loader, "write", and_count)
+    await rebuilt(projected)
+    assert 0 < max(held) <= 7
+
+
+async def test_an_empty_ledger_is_rebuilt_to_empty_views(ledger: Ledger) -> None:
+    assert all(outcome.swapped for outcome in await rebuilt(ledger))
+    assert all(not rows for rows in (await all_live(ledger)).values())
+    await ledger.write(opening(), orders(2))
+    async with ledger.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    assert await all_live(ledger) == await all_replayed(ledger)
+
+
+@every_projection
+@pytest.mark.parametrize("what", ["changed", "missing", "added"])
+async def test_a_difference_is_named_and_nothing_is_swapped(
+    projected: Ledger, projection: Projection[Any], what: str
+) -> None:
+    key = await damage(projected, projection, what)
+    before, where = await all_live(projected), await checkpoints(projected)
+    outcomes = await rebuilt(projected)
+    assert not any(outcome.swapped for outcome in outcomes)
+    (difference,) = [outcome.difference for outcome in outcomes if outcome.difference]
+    said = str(difference)
+    assert said.startswith(projection.name)
+    assert key in said
+    wanted = {"changed": projection.columns[-1], "missing": "lacks", "added": "should not have"}
+    assert wanted[what] in said
+    assert (await all_live(projected), await checkpoints(projected)) == (before, where)
+    assert await tables(projected) == {f"{name}_shadow" for name in NAMES}
+
+
+async def test_a_repair_swaps_a_view_that_differs(projected: Ledger) -> None:
+    await damage(projected, ORDERS, "missing")
+    assert await all_live(projected) != await all_replayed(projected)
+    outcomes = await rebuilt(projected, repair=True)
+    assert all(outcome.swapped for outcome in outcomes)
+    assert [outcome.view for outcome in outcomes if outcome.difference] == ["orders"]
+    assert await all_live(projected) == await all_replayed(projected)
+
+
+@pytest.mark.parametrize("what", ["changed", "missing", "added"])
+async def test_a_difference_is_found_in_whatever_range_it_is(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(differences, "RANGE_ROWS", 10)
+    assert len(await live(projected, ORDERS)) > 30
+    key = await damage(projected, ORDERS, what)
+    (outcome,) = await rebuilt(projected, "orders")
+    assert outcome.difference
+    assert outcome.difference.key == {"order_id": key}
+
+
+async def test_a_space_too_much_is_a_difference(projected: Ledger) -> None:
+    await projected.execute("UPDATE stock SET name = CONCAT(name, ' ') LIMIT 1")
+    (outcome,) = await rebuilt(projected, "stock")
+    assert outcome.difference
+    assert set(outcome.difference.columns) == {"name"}
+
+
+async def test_a_rebuild_goes_on_where_another_stopped(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were not loaded again show it: the shadow is damaged, and that is still there."""
+    await damage(projected, ORDERS, "changed")
+    await rebuilt(projected, "orders")
+    await projected.execute("UPDATE orders_shadow SET quantity = 77 WHERE status = 'FAILED'")
+    (outcome,) = await rebuilt(projected, "orders")
+    assert outcome.difference
+    assert outcome.difference.columns["quantity"][1] == "77"
+    (outcome,) = await rebuilt(projected, "orders", restart=True, repair=True)
+    assert await all_live(projected) == await all_replayed(projected)
+
+
+async def test_a_shadow_of_another_version_or_shape_is_begun_again(projected: Ledger) -> None:
+    for change in ("view_version = 7", "shape = 'other'"):
+        await damage(projected, ORDERS, "changed")
+        await rebuilt(projected, "orders")
+        await projected.execute("DELETE FROM orders_shadow LIMIT 3")
+        await projected.execute(f"UPDATE rebuilds SET {change} WHERE name = 'orders_shadow'")
+        await rebuilt(projected, "orders", repair=True)
+        assert await all_live(projected) == await all_replayed(projected)
+
+
+async def test_views_are_rebuilt_while_orders_come_in(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projector, "PAGE", 25)
+    await ledger.write(opening(), history(21, 300))
+    async with ledger.writing(), ledger.projecting(), AsyncExitStack() as stack:
+        ordering = asyncio.create_task(order_on(ledger))
+        stack.callback(ordering.cancel)
+        for names in ((), ("orders",), ("journal", "wallets"), ()):
+            assert all(outcome.swapped for outcome in await rebuilt(ledger, *names))
+            assert not ordering.done()
+        ordering.cancel()
+        await ledger.until_inbox_empty()
+        await until_projected(ledger)
+    assert await all_live(ledger) == await all_replayed(ledger)
+
+
+async def order_on(ledger: Ledger) -> None:
+    """Place orders until cancelled."""
+    while True:
+        await ledger.put_events(orders(20))
+
+
+async def test_after_a_swap_every_account_may_do_what_it_could(projected: Ledger) -> None:
+    await rebuilt(projected)
+    await projected.write(orders(1))
+    async with projected.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    product, position = await Views(projected.engine("api")).product(PRODUCTS[0])
+    assert product
+    assert position == (await projected.head()).position
+    assert await all_live(projected) == await all_replayed(projected)
+
+
+@every_projection
+async def test_a_view_that_lags_is_brought_to_where_the_others_are(
+    projected: Ledger, projection: Projection[Any]
+) -> None:
+    others = (await checkpoints(projected))["stock" if projection is ORDERS else "orders"]
+    await projected.execute(f"DELETE FROM {projection.name}")
+    await set_checkpoint(projected, projection.name, 0)
+    (outcome,) = await rebuilt(projected, projection.name)
+    assert (outcome.position, outcome.not_compared) == (others, "the view was at position 0")
+    assert set((await checkpoints(projected)).values()) == {others}
+    assert await all_live(projected) == await all_replayed(projected)
+
+
+async def test_where_no_view_has_begun_all_are_made_up_to_the_head(written: Ledger) -> None:
+    await rebuilt(written)
+    assert set((await checkpoints(written)).values()) == {(await written.head()).position}
+    assert await all_live(written) == await all_replayed(written)
+
+
+async def test_undo_brings_the_old_table_to_where_the_view_is(projected: Ledger) -> None:
+    await rebuilt(projected)
+    await projected.execute("UPDATE orders_old SET created_at = '1999-01-01'")
+    await projected.write(orders(3), history(22, 60))
+    async with projected.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    where = await checkpoints(projected)
+    async with opened(projected, "orders") as rebuild:
+        (outcome,) = await rebuild.undo()
+    assert (outcome.swapped, outcome.position) == (True, where["orders"])
+    assert await checkpoints(projected) == where
+    ((old, new),) = await projected.rows(
+        "SELECT SUM(created_at = '1999-01-01'), SUM(created_at > '1999-01-01') FROM orders"
+    )
+    assert old
+    assert new
+    async with opened(projected, "orders") as rebuild:
+        await rebuild.undo()
+    assert await all_live(projected) == await all_replayed(projected)
+    assert await checkpoints(projected) == where
+
+
+async def test_there_is_no_undo_once_the_old_table_is_dropped(projected: Ledger) -> None:
+    await rebuilt(projected, "orders", "stock")
+    async with opened(projected) as rebuild:
+        assert await rebuild.drop_old() == {"orders_old", "stock_old"}
+        assert await rebuild.drop_old() == set()
+    assert await tables(projected) == set()
+    async with opened(projected, "orders") as rebuild:
+        with pytest.raises(RebuildRefused, match="no orders_old: orders has nothing to go back to"):
+            await rebuild.undo()
+
+
+async def test_drop_old_drops_a_shadow_that_was_not_swapped_too(projected: Ledger) -> None:
+    await damage(projected, ORDERS, "changed")
+    await rebuilt(projected, "orders")
+    async with opened(projected, "orders") as rebuild:
+        assert await rebuild.drop_old() == {"orders_shadow"}
+    assert await projected.rows("SELECT * FROM rebuilds") == []
+
+
+async def test_a_view_of_a_new_version_is_rebuilt_and_goes_on(projected: Ledger) -> None:
+    async with opened(projected, "orders", all_views=NEXT) as rebuild:
+        (outcome,) = await rebuild.rebuild()
+    assert (outcome.version, outcome.not_compared) == (2, "the view was of version 1")
+    await projected.write(orders(2))
+    async with projected.connection("projector") as connection:
+        with pytest.raises(ViewOutdated, match="version 2, this code makes version 1"):
+            await advance(connection, PROJECTIONS)
+        await connection.rollback()
+        while (moved := await advance(connection, NEXT)).position > moved.after:
+            pass
+    doubled = await projected.rows("SELECT SUM(doubled = 2 * quantity), COUNT(*) FROM orders")
+    assert doubled[0][0] == doubled[0][1] > 2
+
+
+async def test_older_code_takes_its_own_version_back(projected: Ledger) -> None:
+    async with opened(projected, "orders", all_views=NEXT) as rebuild:
+        await rebuild.rebuild()
+        with pytest.raises(RebuildRefused, match="version 1, this code makes version 2: use `--un"):
+            await rebuild.undo()
+    async with opened(projected, "orders") as rebuild:
+        await rebuild.undo()
+    versions = await projected.rows("SELECT name, view_version FROM rebuilds")
+    assert versions == [("orders_old", 2)]
+    await projected.write(orders(2))
+    async with projected.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    assert await all_live(projected) == await all_replayed(projected)
+
+
+async def test_of_two_rebuilds_of_one_view_the_second_is_refused(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "BUSY_S", 0)
+    async with opened(projected, "orders"):
+        with pytest.raises(RebuildRefused, match="another rebuild of orders is under way"):
+            await rebuilt(projected, "orders", "stock")
+        assert all(outcome.swapped for outcome in await rebuilt(projected, "wallets"))
+    assert all(outcome.swapped for outcome in await rebuilt(projected))
+
+
+async def test_a_swap_gives_way_to_a_long_transaction_and_so_do_no_readers(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "SWAP_ATTEMPTS", 2)
+    monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0)
+    monkeypatch.setattr(swapping, "RENAME_S", 0.1)
+    before = await all_live(projected)
+    async with projected.connection("analyst") as reader:
+        await pin(reader, PROJECTIONS)
+        with pytest.raises(RebuildRefused, match="a long transaction goes on reading orders"):
+            await rebuilt(projected, "orders")
+        await projected.write(orders(1))
+        async with projected.connection("projector") as connection:
+            await advance_to_the_end(connection)
+        await reader.rollback()
+    assert await tables(projected) >= {"orders_shadow"}
+    assert all(outcome.swapped for outcome in await rebuilt(projected, "orders"))
+    assert await all_live(projected) == await all_replayed(projected) != before
+
+
+async def test_projectors_go_on_when_a_rebuild_falls_silent_in_the_middle(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its process is stopped, or the network to it is gone: the server ends the session."""
+    monkeypatch.setattr(swapping, "SILENT_S", 1)
+    await projected.write(orders(2))
+    engine = engine_of(projected.settings, "migrate")
+    async with projected.connection("projector") as connection, engine.connect() as silent:
+        with pytest.raises(OperationalError, match=r"Lost connection|gone away"):
+            async with held_still(silent, PROJECTIONS):
+                await advance_to_the_end(connection)
+    await engine.dispose()
+    assert await all_live(projected) == await all_replayed(projected)
+
+
+async def test_a_swap_that_waited_goes_on_when_the_transaction_ends(
+    projected: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0.05)
+    monkeypatch.setattr(swapping, "RENAME_S", 0.05)
+    async with projected.connection("analyst") as reader:
+        await pin(reader, PROJECTIONS)
+        swapping_on = asyncio.create_task(rebuilt(projected))
+
+        async def has_waited() -> bool:
+            return bool(await projected.rows("SHOW TABLES LIKE 'checkpoints_next'"))
+
+        await eventually(has_waited, "the swap was tried")
+        await reader.rollback()
+        assert all(outcome.swapped for outcome in await swapping_on)
+    assert await all_live(projected) == await all_replayed(projected)
