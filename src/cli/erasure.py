@@ -18,10 +18,11 @@ from ledger.database import make_engine
 from ledger.sealing import REGISTERED, SEALED_VERSION
 from ledger.store import Store
 from projections.queries import Views
-from projections.wallets import ERASED
+from projections.shadows import OLD, SHADOW, existing
+from projections.wallets import ERASED, WALLETS
 
 SOURCE: Final = "/erase-customer"
-BESIDE: Final = ("wallets_shadow", "wallets_old")
+BESIDE: Final = (WALLETS.name + SHADOW, WALLETS.name + OLD)
 """What a rebuild of the wallets leaves beside the view, and no projector brings further."""
 _NAMESPACE: Final = UUID("0b5b6b0e-52f7-5d0c-8a55-9f6b7c1f1c3e")
 
@@ -95,12 +96,7 @@ async def _erase_beside(settings: Settings, customer_id: UUID) -> None:
     engine = make_engine(settings.db_url("migrate"), settings.db_ca_file)
     try:
         async with engine.begin() as connection:
-            found = await connection.exec_driver_sql(
-                "SELECT table_name FROM information_schema.tables"
-                " WHERE table_schema = DATABASE() AND table_name IN (%s, %s)",
-                BESIDE,
-            )
-            for table in found.scalars().all():
+            for table in await existing(connection, BESIDE):
                 await connection.exec_driver_sql(
                     f"UPDATE {table} SET username = %s WHERE customer_id = %s",
                     (ERASED, customer_id.bytes),

@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from cli import submitting
-from cli.erasure import BESIDE, erase
+from cli.erasure import erase
 from cli.settings import Settings
 from cli.submitting import NotShown
 from ledger.chain import Record, next_hash
@@ -92,12 +92,14 @@ async def test_what_a_rebuild_left_beside_the_view_forgets_the_name_too(
 ) -> None:
     async with ledger.writing(), ledger.projecting():
         await until_projected(ledger)
-        for table in BESIDE:
-            await ledger.execute(f"CREATE TABLE {table} LIKE wallets")
-            await ledger.execute(f"INSERT INTO {table} SELECT * FROM wallets")
+        assert (await run("rebuild", "wallets")).status == 0
+        await ledger.execute("CREATE TABLE wallets_shadow AS SELECT * FROM wallets")
         assert (await run("erase-customer", ID, "--yes")).status == 0
-    for table in BESIDE:
-        assert await ledger.rows(f"SELECT username FROM {table}") == [("erased",)]
+        for table in ("wallets_old", "wallets_shadow"):
+            assert await ledger.rows(f"SELECT username FROM {table}") == [("erased",)]
+        assert (await run("rebuild", "wallets", "--undo")).status == 0
+        assert (await run("rebuild", "wallets", "--restart")).status == 0
+    assert await all_live(ledger) == await all_replayed(ledger)
 
 
 async def test_two_at_once_erase_once(ledger: Ledger, run: Run) -> None:
