@@ -127,13 +127,13 @@ async def pin(
     await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
     await connection.exec_driver_sql("START TRANSACTION")
     names = [projection.name for projection in projections]
-    tables = "".join(f" LEFT JOIN {name} ON FALSE" for name in names)
+    touched = ", ".join(f"(SELECT 1 FROM {name} LIMIT 1)" for name in names)
     found = await connection.exec_driver_sql(
-        "SELECT checkpoints.name, checkpoints.position, checkpoints.view_version FROM checkpoints"
-        f"{tables} WHERE checkpoints.name IN ({marks(names)})",
+        f"SELECT name, position, view_version, {touched} FROM checkpoints"
+        f" WHERE name IN ({marks(names)})",
         tuple(names),
     )
-    return _by_name(found)
+    return _by_name(row[:3] for row in found)
 
 
 def _by_name(rows: Iterable[Any]) -> dict[str, Checkpoint]:
