@@ -121,7 +121,8 @@ class DecisionAudit:
     def _take_rules(self, run: Sequence[Submission]) -> None:
         """Decide by the rules that the first decided event names."""
         for submission in run:
-            for record in submission.decided[:1]:
+            if submission.decided:
+                record = submission.decided[0]
                 if record.meta != decided_meta(self.fold.rules.version):
                     self.fold.rules = RULES[_rules_version(record)]
                 return

@@ -108,8 +108,8 @@ async def last_positions(
     rows = await _rows(
         connection,
         "SELECT stream_id, MAX(position) FROM events WHERE position > %s"
-        f" AND stream_id IN ({_marks(placed)}) GROUP BY stream_id",
-        (records[-1].position, *placed),
+        f" AND stream_id IN ({_literals(placed)}) GROUP BY stream_id",
+        (records[-1].position,),
     )
     return dict(rows)
 
@@ -134,9 +134,9 @@ async def _earlier(
     if streams := unknown(records):
         rows = await _rows(
             connection,
-            f"SELECT {COLUMNS} FROM events WHERE stream_id IN ({_marks(streams)})"
+            f"SELECT {COLUMNS} FROM events WHERE stream_id IN ({_literals(streams)})"
             " AND position < %s",
-            (*streams, first),
+            (first,),
         )
         # Sorted here: with ORDER BY, MariaDB makes a temporary table on disk of what has BLOBs.
         for record in sorted((Record(*row) for row in rows), key=_position):
@@ -144,15 +144,16 @@ async def _earlier(
     ids = [record.event_id for record in records if not record.cause_position]
     known = await _rows(
         connection,
-        f"SELECT event_id, position FROM events WHERE event_id IN ({_marks(ids)})"
+        f"SELECT event_id, position FROM events WHERE event_id IN ({_literals(ids)})"
         " AND position < %s",
-        (*ids, first),
+        (first,),
     )
     return Earlier(histories, dict(known))
 
 
-def _marks(values: Sequence[object]) -> str:
-    return ", ".join(["%s"] * len(values)) or "NULL"
+def _literals(ids: Sequence[bytes]) -> str:
+    """Ids as text of a statement: of thousands it takes a fifth of what placeholders take."""
+    return ", ".join([f"x'{each.hex()}'" for each in ids]) or "NULL"
 
 
 async def _rows(

@@ -8,7 +8,6 @@ from ledger.core.events import (
     CustomerRegistered,
     OrderCancelled,
     OrderCompleted,
-    OrderPlaced,
     ProductListed,
     StockReceived,
     WalletCredited,
@@ -37,14 +36,14 @@ def shelf(product: Product, stock: int) -> Product:
 def money_moved_minor(event: AnyPayload) -> int:
     """By how much an event that took effect changes the sum of all wallets, in minor units."""
     match event:
-        case CustomerRegistered():
-            return event.opening_balance_minor
-        case WalletCredited():
-            return event.amount_minor
         case OrderCompleted():
             return -event.total_minor
         case OrderCancelled():
             return event.refund_minor
+        case CustomerRegistered():
+            return event.opening_balance_minor
+        case WalletCredited():
+            return event.amount_minor
         case _:
             return 0
 
@@ -52,31 +51,16 @@ def money_moved_minor(event: AnyPayload) -> int:
 def units_moved(event: AnyPayload) -> int:
     """By how much an event that took effect changes the sum of all stocks."""
     match event:
-        case ProductListed():
-            return event.initial_stock
-        case StockReceived():
-            return event.quantity
         case OrderCompleted():
             return -event.quantity
         case OrderCancelled():
             return event.quantity
+        case ProductListed():
+            return event.initial_stock
+        case StockReceived():
+            return event.quantity
         case _:
             return 0
-
-
-def parties(stream_id: UUID, event: AnyPayload) -> tuple[UUID | None, UUID | None]:
-    """The customer whose money and the product whose units an event moves, if it takes effect."""
-    match event:
-        case OrderCompleted() | OrderCancelled():
-            return event.customer_id, event.product_id
-        case OrderPlaced():
-            return None, None
-        case CustomerRegistered() | WalletCredited():
-            return stream_id, None
-        case ProductListed() | StockReceived():
-            return None, stream_id
-        case _:
-            return None, None
 
 
 class Books:
@@ -96,11 +80,16 @@ class Books:
 
     def enter(self, stream_id: UUID, event: AnyPayload) -> None:
         """Enter an event that took effect; raises LawBroken where less than nothing is left."""
-        customer_id, product_id = parties(stream_id, event)
-        if customer_id is not None:
-            self._money.add(customer_id, money_moved_minor(event))
-        if product_id is not None:
-            self._units.add(product_id, units_moved(event))
+        match event:
+            case OrderCompleted() | OrderCancelled():
+                self._money.add(event.customer_id, money_moved_minor(event))
+                self._units.add(event.product_id, units_moved(event))
+            case CustomerRegistered() | WalletCredited():
+                self._money.add(stream_id, money_moved_minor(event))
+            case ProductListed() | StockReceived():
+                self._units.add(stream_id, units_moved(event))
+            case _:
+                pass
 
     def settle(self, customers: Mapping[UUID, Customer], products: Mapping[UUID, Product]) -> None:
         """Raises LawBroken unless those who moved something since the last time hold as much."""
