@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cli.settings import Settings
 from ledger.broker import CALL_TIMEOUT_S, open_channel
 from ledger.database import make_engine
+from ledger.inbox import PREFETCH
 from ledger.store import Store
 from ledger.topology import INBOX, PARKING
 from projections.registry import PROJECTIONS
@@ -31,13 +32,19 @@ class ViewStatus(Struct, frozen=True):
 
 
 class Status(Struct, frozen=True):
-    """The whole at one moment. The inbox is counted in messages, each a group of events."""
+    """The whole at one moment. The inbox is counted in messages, each a group of events.
+
+    A broker tells its clients only of messages that nobody holds. So `inbox_messages` leaves out
+    what the writer got and has not acked, `held_messages_at_most`; `parked_messages` leaves out
+    what somebody reads just now.
+    """
 
     position: int
     hash: str
     epoch: int
     views: list[ViewStatus]
     inbox_messages: int
+    held_messages_at_most: int
     parked_messages: int
 
 
@@ -50,14 +57,12 @@ async def read_status(settings: Settings) -> Status:
             head = await Store(connection).head()
     finally:
         await engine.dispose()
-    inbox_messages, parked_messages = await _depths(settings)
+    depths = await _depths(settings)
     views = [
         ViewStatus(name, position, head.position - position, version, CODE_VERSIONS.get(name))
         for name, position, version in checkpoints
     ]
-    return Status(
-        head.position, head.hash.hex(), head.epoch, views, inbox_messages, parked_messages
-    )
+    return Status(head.position, head.hash.hex(), head.epoch, views, *depths)
 
 
 async def _checkpoints(connection: AsyncConnection) -> list[tuple[str, int, int]]:
@@ -68,15 +73,14 @@ async def _checkpoints(connection: AsyncConnection) -> list[tuple[str, int, int]
     return list(rows)
 
 
-async def _depths(settings: Settings) -> tuple[int, int]:
+async def _depths(settings: Settings) -> tuple[int, int, int]:
     async with open_channel(settings.amqp_url("api"), "status", confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            inbox = await channel.declare_queue(INBOX, passive=True)
-            parking = await channel.declare_queue(PARKING, passive=True)
-    return (
-        inbox.declaration_result.message_count or 0,
-        parking.declaration_result.message_count or 0,
-    )
+            inbox = (await channel.declare_queue(INBOX, passive=True)).declaration_result
+            parking = (await channel.declare_queue(PARKING, passive=True)).declaration_result
+    # Of several writers the broker feeds one.
+    held_at_most = PREFETCH if inbox.consumer_count else 0
+    return inbox.message_count or 0, held_at_most, parking.message_count or 0
 
 
 def as_table(status: Status) -> Table:
@@ -86,9 +90,16 @@ def as_table(status: Status) -> Table:
     table.add_row("", f"hash {status.hash}")
     for view in status.views:
         table.add_row(view.name, f"position {view.position}, {view.lag} behind{_version(view)}")
-    table.add_row("inbox", f"{status.inbox_messages} messages")
-    table.add_row("parking", f"{status.parked_messages} messages")
+    table.add_row("inbox", f"{status.inbox_messages} messages wait, {_held(status)}")
+    see = ", see `ledger parked list`" if status.parked_messages else ""
+    table.add_row("parking", f"{status.parked_messages} messages{see}")
     return table
+
+
+def _held(status: Status) -> str:
+    if status.held_messages_at_most:
+        return f"the writer holds {status.held_messages_at_most} more at most"
+    return "no writer is there"
 
 
 def _version(view: ViewStatus) -> str:

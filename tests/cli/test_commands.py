@@ -6,9 +6,11 @@ import pytest
 
 from cli.settings import Settings
 from cli.stack.servers import Servers
+from cli.status import read_status
+from ledger.inbox import PREFETCH
 from projections.projection import METADATA
 from projections.registry import PROJECTIONS
-from tests.harness import free_port
+from tests.harness import eventually, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, running_ledger
 
@@ -29,6 +31,7 @@ async def test_status_of_a_new_ledger_is_all_zero(run: Run) -> None:
             for view in sorted(PROJECTIONS, key=lambda view: view.name)
         ],
         "inbox_messages": 0,
+        "held_messages_at_most": 0,
         "parked_messages": 0,
     }
 
@@ -43,9 +46,28 @@ async def test_status_shows_head_lag_and_depths(run: Run, settings: Settings) ->
     assert (shown["position"], shown["hash"], shown["epoch"]) == (8, head.hash.hex(), 1)
     assert {view["lag"] for view in shown["views"]} == {8}
     assert (shown["inbox_messages"], shown["parked_messages"]) == (2, 1)
+    assert shown["held_messages_at_most"] == 0
     table = (await run("status")).out
-    for part in ("position 8, epoch 1", head.hash.hex(), "8 behind", "2 messages", "1 messages"):
+    for part in ("position 8, epoch 1", head.hash.hex(), "8 behind", "`ledger parked list`"):
         assert part in table
+    assert "2 messages wait, no writer is there" in table
+
+
+async def test_status_tells_how_much_it_can_not_see(settings: Settings) -> None:
+    async with running_ledger(settings) as ledger, ledger.connection("migrate") as other:
+        await ledger.write(opening())
+        # The writer takes what it may hold, and gets stuck at the head.
+        await other.exec_driver_sql("UPDATE ledger_head SET epoch = epoch WHERE id = 1")
+        await ledger.put_events(*[orders(1) for _ in range(PREFETCH + 3)])
+        async with ledger.writing(), ledger.writing():
+
+            async def all_else_waits() -> bool:
+                shown = await read_status(settings)
+                return (shown.inbox_messages, shown.held_messages_at_most) == (3, PREFETCH)
+
+            await eventually(all_else_waits, "a writer holds what it may")
+            await other.rollback()
+            await ledger.until_inbox_empty()
 
 
 async def objects(ledger: Ledger) -> dict[str, object]:
