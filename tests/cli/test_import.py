@@ -9,6 +9,7 @@ import sys
 from hashlib import sha256
 from pathlib import Path
 from shutil import copytree
+from uuid import UUID
 
 import pytest
 from msgspec import structs
@@ -18,9 +19,10 @@ from bench.history import Shop
 from cli.exports import BadExport, ImportRefused
 from cli.exports.checking import whole
 from cli.exports.loading import Loaded, load_export
+from cli.exports.texts import read_jsonl
 from cli.settings import Settings
 from cli.stack.servers import Servers
-from ledger.chain import GENESIS_HASH, Record
+from ledger.chain import GENESIS_HASH, Record, next_hash
 from ledger.store import PAGE, Store
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.audit import audit
@@ -323,6 +325,22 @@ async def test_an_export_with_a_forged_sum_is_not_imported_either(
             await load_export(settings, tmp_path)
         assert said in str(refused.value), case
     audit(await records_of(settings))
+
+
+async def test_a_forged_chain_in_which_an_event_stands_twice_is_not_imported(
+    exports: Path, settings: Settings, tmp_path: Path
+) -> None:
+    copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "events.jsonl"
+    first, second = next(read_jsonl(file))[:2]
+    hash_ = next_hash(first.hash, structs.replace(second, event_id=first.event_id)).hex()
+    lines = file.read_text().splitlines(keepends=True)[:2]
+    ids = [str(UUID(bytes=record.event_id)) for record in (second, first)]
+    file.write_text(lines[0] + lines[1].replace(*ids).replace(second.hash.hex(), hash_))
+    entry = manifest(tmp_path)["tables"][0] | {"sha256": sha256(file.read_bytes()).hexdigest()}
+    forge_manifest(tmp_path, tables=[entry], position=2, hash=hash_)
+    with pytest.raises(BadExport, match="that another has"):
+        await load_export(settings, tmp_path)
 
 
 def forge_manifest(directory: Path, **changes: object) -> None:

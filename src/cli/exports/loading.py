@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from msgspec import DecodeError, Struct
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
@@ -129,6 +130,11 @@ async def _append(connection: AsyncConnection, known: Known, records: list[Recor
     except Fenced as error:
         raise ImportRefused(
             f"a writer took the ledger over at position {known.head.position}: stop it first"
+        ) from error
+    except IntegrityError as error:
+        raise BadExport(
+            f"an event of the positions {records[0].position} to {records[-1].position} has an id,"
+            " or a version in its stream, that another has"
         ) from error
 
 

@@ -17,6 +17,7 @@ from cli.exports.tables import EVENTS, Table
 from cli.progress import progress
 from cli.settings import Settings
 from ledger.database import DATABASE_ERRORS, make_engine
+from ledger.store import LedgerDamaged
 
 
 class Wish(Struct, frozen=True):
@@ -41,76 +42,82 @@ async def take(settings: Settings, wish: Wish) -> Manifest:
     try:
         async with engine.connect() as connection:
             with drafting(wish.directory, names, overwrite=wish.overwrite) as draft:
-                made = await _take(connection, draft, wish, make_rows)
+                made = await _Taking(connection, draft, wish, make_rows).all()
                 draft.publish(made)
     finally:
         await engine.dispose()
     return made
 
 
-async def _take(
-    connection: AsyncConnection, draft: Draft, wish: Wish, make_rows: MakeRows
-) -> Manifest:
-    views = [table for table in wish.tables if table is not EVENTS]
-    try:
+class _Taking:
+    """One export on its way from a connection to a draft."""
+
+    def __init__(
+        self, connection: AsyncConnection, draft: Draft, wish: Wish, make_rows: MakeRows
+    ) -> None:
+        self._connection = connection
+        self._draft = draft
+        self._wish = wish
+        self._make_rows = make_rows
+
+    async def all(self) -> Manifest:
+        """Write every file but the manifest."""
+        try:
+            return await self._all()
+        except DATABASE_ERRORS as error:
+            reason = getattr(error, "orig", None) or error
+            raise ExportRefused(f"the database failed meanwhile: {reason}") from error
+
+    async def _all(self) -> Manifest:
+        connection, wish = self._connection, self._wish
+        views = [table for table in wish.tables if table is not EVENTS]
         pin = await (pin_views(connection, views) if views else pin_head(connection))
         entries = {}
-        for table in views:
-            total = await count(connection, table)
-            pages = view_rows(connection, table)
-            entries[table.name] = await _write(draft, table, wish.format, make_rows, pages, total)
+        for view in views:
+            total = await count(connection, view)
+            entries[view.name] = await self._write(view, view_rows(connection, view), total)
         await connection.rollback()
         if EVENTS in wish.tables:
             pages = events(connection, pin)
-            entries[EVENTS.name] = await _write(
-                draft, EVENTS, wish.format, make_rows, pages, pin.position
-            )
-        key_file = (
-            await keys.write_keys(connection, draft, pin.position) if wish.with_keys else None
+            entries[EVENTS.name] = await self._write(EVENTS, pages, pin.position)
+        key_file = None
+        if wish.with_keys:
+            key_file = await keys.write_keys(connection, self._draft, pin.position)
+        return Manifest(
+            manifest.VERSION,
+            wish.format,
+            pin.position,
+            pin.hash.hex(),
+            datetime.now(UTC),
+            version("order-ledger"),
+            tuple(entries[table.name] for table in wish.tables),
+            key_file,
         )
-    except DATABASE_ERRORS as error:
-        reason = getattr(error, "orig", None) or error
-        raise ExportRefused(f"the database failed meanwhile: {reason}") from error
-    return Manifest(
-        manifest.VERSION,
-        wish.format,
-        pin.position,
-        pin.hash.hex(),
-        datetime.now(UTC),
-        version("order-ledger"),
-        tuple(entries[table.name] for table in wish.tables),
-        key_file,
-    )
+
+    async def _write(self, table: Table, pages: AsyncIterator[Page], total: int) -> Entry:
+        file = self._draft.create(_file(table, self._wish.format))
+        rows = self._make_rows(file, table.columns)
+        written = 0
+        with progress(table.name, total) as moved:
+            async for page in pages:
+                try:
+                    rows.write(page)
+                except ValueError as error:
+                    raise LedgerDamaged(f"{table.name} holds what is no text: {error}") from error
+                written += len(page)
+                moved(len(page))
+        rows.close()
+        file.finish()
+        return Entry(
+            file.final.name,
+            written,
+            file.bytes,
+            file.sha256,
+            name=table.name,
+            columns=table.columns,
+            view_version=table.view_version,
+        )
 
 
 def _file(table: Table, format_: Format) -> str:
     return f"{table.name}.{format_}"
-
-
-async def _write(
-    draft: Draft,
-    table: Table,
-    format_: Format,
-    make_rows: MakeRows,
-    pages: AsyncIterator[Page],
-    total: int,
-) -> Entry:
-    file = draft.create(_file(table, format_))
-    rows = make_rows(file, table.columns)
-    written = 0
-    with progress(table.name, total) as moved:
-        async for page in pages:
-            rows.write(page)
-            written += len(page)
-            moved(len(page))
-    rows.close()
-    file.finish()
-    return Entry(
-        file.final.name,
-        written,
-        file.bytes,
-        file.sha256,
-        name=table.name,
-        columns=table.columns,
-        view_version=table.view_version,
-    )
