@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
@@ -25,11 +26,19 @@ _FIELDS: Final = [column.name for column in EVENTS.columns]
 
 
 def _uuid(value: bytes) -> str:
-    return str(UUID(bytes=value))
+    digits = value.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def _time(value: int) -> str:
-    return moment(value).isoformat(timespec="microseconds")[:-6] + "Z"
+    minute, us = divmod(value, 60_000_000)
+    return f"{_minute(minute)}{us // 1_000_000:02}.{us % 1_000_000:06}Z"
+
+
+@lru_cache(maxsize=1024)
+def _minute(number: int) -> str:
+    """A minute since 1970, as far as `2026-01-01T00:00:`."""
+    return moment(number * 60_000_000).isoformat()[:17]
 
 
 _TEXT: Final[dict[Kind, Callable[[Any], Any]]] = {
