@@ -12,11 +12,12 @@ import asyncmy
 import psutil
 import pytest
 
+from cli.settings import Settings
 from cli.stack import StackRefused
 from cli.stack.install import ensure_binaries
 from cli.stack.programs import find_processes
 from cli.stack.servers import Plan, Servers, prepare_servers, start_servers
-from tests.harness import eventually
+from tests.harness import engine_of, eventually
 
 LONG = "a directory with spaces, ümlauts and % in a path longer than any socket's may be " * 2
 
@@ -49,6 +50,19 @@ def test_data_and_ports_are_there_again_after_a_restart(servers: Servers, tmp_pa
     made = (tmp_path / "database" / "data").stat().st_ino
     assert prepare_servers(plan, binaries).ports == first.ports
     assert (tmp_path / "database" / "data").stat().st_ino == made
+
+
+async def test_no_server_shares_the_place_of_its_temporary_files(
+    settings: Settings, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MariaDB removes at its start what it takes for left behind there, of another one too."""
+    engine = engine_of(settings, "migrate")
+    async with engine.connect() as connection:
+        found = (await connection.exec_driver_sql("SELECT @@tmpdir")).scalar_one()
+    await engine.dispose()
+    assert Path(str(found)) == servers.home / "database" / "tmp"
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    prepare_servers(Plan(tmp_path, tmp_path / "secrets"), ensure_binaries(lambda _: None))
 
 
 async def test_neither_root_nor_guest_can_log_in(servers: Servers) -> None:

@@ -19,7 +19,8 @@ INITIALIZE_TIMEOUT_S = 120
 def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries) -> Program:
     """Make the data directory at the first start, write the configuration; returns the program."""
     base = home / "database"
-    base.mkdir(parents=True, exist_ok=True)
+    # A server that starts removes what it takes for left behind in its tmpdir, so none is shared.
+    (base / "tmp").mkdir(parents=True, exist_ok=True)
     if not (base / "data").exists():
         _initialize(base, binaries)
     # root could log in without a password by the server's socket, so the account is locked.
@@ -40,6 +41,7 @@ def _configuration(base: Path, port: int) -> str:
     # A path relative to the data directory: the path of a socket has 107 characters at most.
     local = {
         "datadir": _quoted(base / "data"),
+        "tmpdir": _quoted(base / "tmp"),
         "init-file": _quoted(base / "init.sql"),
         "pid-file": _quoted(base / "database.pid"),
         "socket": "database.sock",
@@ -66,6 +68,7 @@ def _initialize(base: Path, binaries: Binaries) -> None:
     draft.mkdir(mode=0o700)
     done = subprocess.run(  # noqa: S603 (our own command)
         _initialize_command(draft, binaries),
+        env=os.environ | {"TMPDIR": str(base / "tmp")},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
