@@ -29,6 +29,8 @@ MAX_SOURCE: Final = 200
 MAX_SUBMITTER: Final = 200
 DECIDED_SOURCE: Final = "/writer"
 MAX_TRACEPARENT: Final = 100
+MAX_REJECTED: Final = 1_000
+"""More would hold up the line: each is a message of its own for the parking queue."""
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
@@ -179,7 +181,8 @@ def join(events: Iterable[bytes]) -> bytes:
 def decode_group(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
     """The events of one message in order, and what of it could not be read.
 
-    A bad element does not spoil its neighbours; a body that is no JSON array is rejected whole.
+    A bad element does not spoil its neighbours. A body that is no JSON array is rejected whole; one
+    of more than MAX_REJECTED bad elements is, too, besides the events of it that can be read.
     """
     try:
         return [_submitted(envelope) for envelope in _decode_group(body)], []
@@ -199,6 +202,9 @@ def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
             events.append(_submitted(_decode_envelope(element)))
         except READ_ERRORS as error:
             rejected.append(Rejected(bytes(element), _reason(error), whole=False))
+    if len(rejected) > MAX_REJECTED:
+        why = f"{len(rejected)} of {len(elements)} events, the first: {rejected[0].reason}"
+        return events, [Rejected(body, why)]
     return events, rejected
 
 

@@ -163,10 +163,10 @@ class Parking:
             left -= some
 
     async def ack(self, messages: Iterable[AbstractIncomingMessage]) -> None:
-        """Take messages off the queue for ever, all or none.
+        """Take messages off the queue for ever.
 
-        In a transaction, which makes one command of the acks: of many single ones a channel that
-        closes soon after can lose some.
+        In a transaction, of which RabbitMQ makes one command for each consumer: of many single acks
+        it loses some when the channel closes soon after.
         """
         async with asyncio.timeout(CALL_TIMEOUT_S), self._channel.transaction():
             for message in messages:

@@ -9,7 +9,7 @@ from aio_pika import Message
 from cli.migrate import migrate
 from ledger import parking, topology
 from ledger.broker import open_channel
-from ledger.codec import Rejected, encode_submitted, join
+from ledger.codec import MAX_REJECTED, Rejected, encode_submitted, join
 from ledger.parking import Parked, ParkingBusy, id_of, open_parking, park, parked
 from ledger.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
 from tests.harness import eventually
@@ -76,12 +76,24 @@ async def test_a_schema_version_of_the_future_is_parked_not_guessed(ledger: Ledg
     assert await ledger.records() == []
 
 
-async def test_a_poison_of_many_elements_is_parked_in_whole(ledger: Ledger) -> None:
-    elements = [b"%d" % number for number in range(3_000)]
+async def test_many_bad_elements_of_a_message_are_all_parked(ledger: Ledger) -> None:
+    elements = [b"%d" % number for number in range(MAX_REJECTED)]
     await ledger.put(join(elements))
     async with ledger.writing() as writer:
         await until_acked(writer, 1)
     assert [each.id for each in await read(ledger)] == [id_of(element) for element in elements]
+
+
+async def test_a_poison_of_too_many_elements_is_one_message(ledger: Ledger) -> None:
+    good = opening()
+    body = group_of(good)[:-1] + b",7" * (MAX_REJECTED + 1) + b"]"
+    await ledger.put(body)
+    async with ledger.writing() as writer:
+        await ledger.until_recorded(good)
+        await until_acked(writer, 1)
+    (message,) = await read(ledger)
+    assert (message.id, message.whole) == (id_of(body), True)
+    assert message.reason.startswith("1001 of 1003 events, the first: ")
 
 
 async def park_numbers(ledger: Ledger, *numbers: int) -> None:
