@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -119,13 +119,17 @@ class Stack:
         """A client of the API."""
         return httpx.AsyncClient(base_url=f"{self.url}/api/v1", timeout=30)
 
-    def start(self, name: str) -> None:
-        """Start `ledger NAME` as a process."""
+    def start(self, name: str, more: Mapping[str, str] | None = None, **changes: object) -> None:
+        """Start `ledger NAME` as a process, with `more` environment and with settings changed.
+
+        What follows a dot in the name tells processes of one command apart.
+        """
         log = self.log_path(name).open("ab")
         self.logs[name] = log
+        settings = self.settings.model_copy(update=changes)
         self.processes[name] = subprocess.Popen(
-            [Path(sys.executable).with_name("ledger"), name],
-            env=os.environ | environment(self.settings),
+            [Path(sys.executable).with_name("ledger"), name.split(".")[0]],
+            env={**os.environ, **environment(settings), **(more or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -1,8 +1,9 @@
 """The two private servers: everything they need below one home, and a pair of them for tests."""
 
 import contextlib
+import os
+import signal
 import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ PORTS = ("LEDGER_AMQP_PORT", "LEDGER_DB_PORT", "LEDGER_EPMD_PORT", "LEDGER_AMQP_
 MANAGEMENT_PORT = "LEDGER_MANAGEMENT_PORT"
 METRICS_PORTS = ("LEDGER_WRITER_METRICS_PORT", "LEDGER_PROJECTOR_METRICS_PORT")
 EPMD_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Servers:
     """A running pair without a supervisor, to be thrown away; a context manager that stops it."""
 
     layout: Layout
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     watchdog: Watchdog | None = None
 
     @property
@@ -122,6 +124,16 @@ class Servers:
     def secrets_dir(self) -> Path:
         return self.layout.plan.secrets_dir
 
+    @property
+    def database(self) -> str:
+        """The name of the database's program, as `signal` and `restart` take it."""
+        return self.layout.servers[1].program.name
+
+    @property
+    def broker(self) -> str:
+        """The name of the broker's program."""
+        return self.layout.servers[2].program.name
+
     def environment(self) -> dict[str, str]:
         """The settings of a process that uses these servers."""
         return self.layout.environment()
@@ -133,10 +145,23 @@ class Servers:
             self._wait(epmd, self._spawn(epmd.program))
             for server, process in [(server, self._spawn(server.program)) for server in others]:
                 self._wait(server, process)
-            self.watchdog = Watchdog([process.pid for process in self.processes])
+            self._watch()
         except BaseException:
             self.stop()
             raise
+
+    def signal(self, name: str, number: int) -> None:
+        """Send a signal to a server and to all that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.processes[name].pid, number)
+
+    def restart(self, name: str) -> None:
+        """Start a server again on its data and its port; if it still runs it's killed first."""
+        self.signal(name, signal.SIGKILL)
+        self.processes[name].wait(KILL_TIMEOUT_S)
+        server = next(each for each in self.layout.servers if each.program.name == name)
+        self._wait(server, self._spawn(server.program))
+        self._watch()
 
     def stop(self) -> None:
         """End broker and database, and then whatever is left of them.
@@ -144,21 +169,27 @@ class Servers:
         Orderly, but for a pair with management: no data of it is kept, and its broker would wait
         five seconds for HTTP connections.
         """
-        for process in reversed(self.processes):
+        for process in reversed(self.processes.values()):
             process.kill() if self.layout.plan.with_management else process.terminate()
-        for program, process in zip(self._programs(), self.processes, strict=False):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(program.stop_timeout_s)
+        for server in self.layout.servers:
+            if running := self.processes.get(server.program.name):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    running.wait(server.program.stop_timeout_s)
         stop_processes(self.home)
-        for process in self.processes:
+        for process in self.processes.values():
             process.wait(1)
         self.processes.clear()
+        self._dismiss()
+
+    def _watch(self) -> None:
+        """Have those that run now end with this process."""
+        self._dismiss()
+        self.watchdog = Watchdog([process.pid for process in self.processes.values()])
+
+    def _dismiss(self) -> None:
         if self.watchdog:
             self.watchdog.dismiss()
             self.watchdog = None
-
-    def _programs(self) -> Iterator[Program]:
-        return (server.program for server in self.layout.servers)
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
         home = self.home
@@ -172,7 +203,7 @@ class Servers:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.processes.append(process)
+        self.processes[program.name] = process
         return process
 
     def _wait(self, server: Server, process: subprocess.Popen[bytes]) -> None:

@@ -2,8 +2,9 @@
 
 import subprocess
 
-# `read` fails at the end of the pipe, which comes when its writer has died.
-SCRIPT = 'read _ || kill -TERM "$@"'
+# `read` fails at the end of the pipe, which comes when its writer has died. One that was stopped
+# gets its signal when it goes on.
+SCRIPT = 'read _ || { kill -TERM "$@"; kill -CONT "$@"; }'
 DISMISS_TIMEOUT_S = 5
 
 
