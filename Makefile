@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test load bench bench-growth check format clean
+.PHONY: help setup run test faults load bench bench-growth check format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,9 +14,14 @@ test: setup ## run the tests on private throw-away servers; ARGS are pytest's, i
 ifdef ARGS
 	@exec .venv/bin/pytest $(ARGS)
 else
-	@.venv/bin/pytest -q -n 2 --dist loadfile --ignore tests/load
+	@.venv/bin/pytest -q -n 2 --dist loadfile --ignore tests/load --ignore tests/faults
 	@.venv/bin/pytest -q tests/load
+	@.venv/bin/pytest -q tests/faults
 endif
+
+faults: setup ## break everything once, then SEEDS=3 seeds for MINUTES=3 each; or only SEED
+	@.venv/bin/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 load: setup ## run the three load tests of the contract against a running `make run`
 	@.venv/bin/k6 run tests/req-3-1-1_test_get_product_perf.js

@@ -90,6 +90,17 @@ def broker_admin(servers: Servers) -> httpx.AsyncClient:
     )
 
 
+def rabbitmqctl(servers: Servers, *arguments: str) -> str:
+    """What `rabbitmqctl` says about the private broker, or after it changed it."""
+    broker = next(s.program for s in servers.layout.servers if s.program.name == servers.broker)
+    command = [str(Path(broker.command[0]).with_name("rabbitmqctl")), *arguments]
+    done = subprocess.run(
+        command, env=broker.environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def engine_of(settings: Settings, role: str) -> AsyncEngine:
     """Connections with one role's account."""
     return create_async_engine(settings.db_url(role), isolation_level="READ COMMITTED")
@@ -128,7 +139,7 @@ class Stack:
         self.logs[name] = log
         settings = self.settings.model_copy(update=changes)
         self.processes[name] = subprocess.Popen(
-            [Path(sys.executable).with_name("ledger"), name.split(".")[0]],
+            [Path(sys.executable).with_name("ledger"), name.partition(".")[0]],
             env={**os.environ, **environment(settings), **(more or {})},
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -14,6 +14,8 @@ BASIC_ACK: Final = b"\x00\x3c\x00\x50"
 
 CHUNK: Final = 65_536
 TRICKLE_BYTES: Final = 16
+ANSWER_S: Final = 1.0
+"""How long an answer that is to be lost is waited for: not everything has one."""
 
 Direction = Literal["up", "down"]
 """`up` is towards the server."""
@@ -182,10 +184,13 @@ class Proxy:
     async def _lose(self, connection: _Connection, data: bytes) -> None:
         self._pattern = None
         if self._delivered and connection.answers:
+            connection.half_closed = "down"
             connection.answers.cancel()
             await asyncio.gather(connection.answers, return_exceptions=True)
             connection.to_server.write(data)
-            await connection.from_server.read(1)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    await connection.from_server.read(1)
         connection.reset()
         self.lost += 1
 

@@ -73,6 +73,7 @@ class Peers:
         async with listening(
             self._url, name, ACCEPTED_EXCHANGE, self._hear, MAX_WAITING
         ) as channel:
+            log.info("hears from now on of orders that other API processes accept")
             await until_closed(channel)
 
     async def _hear(self, message: AbstractIncomingMessage) -> None:

@@ -1,12 +1,13 @@
 """What must be true of every ledger, whatever happened to those who wrote it."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from uuid import UUID
 
 from ledger.chain import GENESIS_HASH, Record, decided_id, next_hash
-from ledger.codec import recorded
-from ledger.core.events import DecidedPayload, Recorded, Submitted, SubmittedPayload
+from ledger.codec import origin_of, recorded
+from ledger.core.events import DecidedPayload, Recorded, Submitted
 from ledger.core.fold import Fold
 
 
@@ -17,7 +18,7 @@ def audit(records: Sequence[Record]) -> Fold:
     assert len({record.event_id for record in records}) == len(records), "an event stands twice"
     times = [record.recorded_at_us for record in records]
     assert times == sorted(times), "recorded_at fell"
-    return _decided_again([recorded(record) for record in records])
+    return _decided_again(records)
 
 
 def _is_chained(records: Sequence[Record]) -> None:
@@ -35,24 +36,47 @@ def _counts_its_streams(records: Sequence[Record]) -> None:
         assert record.version == versions[record.stream_id], "versions are not dense"
 
 
-def _decided_again(events: Sequence[Recorded]) -> Fold:
+def _decided_again(records: Sequence[Record]) -> Fold:
     """A fold that forgets no order and knows no batches must decide the same."""
     fold = Fold()
-    cause: Recorded | None = None
-    owed: tuple[DecidedPayload, ...] = ()
-    for event in events:
-        if event.cause_position == 0:
-            assert not owed, "a cause stands without what was decided of it"
-            assert isinstance(event.payload, SubmittedPayload)
-            cause, owed = event, fold.submit(event.stream_id, event.payload)
+    for atomic_id, group in groupby(_submissions(records), key=lambda each: each[0]):
+        told = [(cause, decided) for _, cause, decided in group]
+        orders = [(cause.stream_id, cause.payload) for cause, _ in told]
+        if atomic_id is None:
+            again = [fold.submit(*order) for order in orders]
         else:
-            assert cause is not None
-            assert event.cause_position == cause.position
-            assert event.payload == owed[0], f"decided differently at {event.position}"
-            assert event.event_id == decided_id(cause.event_id, 0)
-            owed = owed[1:]
-    assert not owed
+            again = fold.submit_atomic(orders)
+        for (cause, decided), payloads in zip(told, again, strict=True):
+            _is_what_was_decided(cause, decided, payloads)
     return fold
+
+
+def _submissions(
+    records: Sequence[Record],
+) -> Iterator[tuple[UUID | None, Recorded, list[Recorded]]]:
+    """Each cause with the id of its atomic batch, if any, and what stands right after it."""
+    told: tuple[UUID | None, Recorded, list[Recorded]] | None = None
+    for record in records:
+        event = recorded(record)
+        if event.cause_position == 0:
+            if told:
+                yield told
+            told = (origin_of(record).atomicid, event, [])
+        else:
+            assert told is not None
+            assert event.cause_position == told[1].position
+            told[2].append(event)
+    if told:
+        yield told
+
+
+def _is_what_was_decided(
+    cause: Recorded, decided: Sequence[Recorded], again: Sequence[DecidedPayload]
+) -> None:
+    assert len(decided) == len(again), f"decided twice or not at all at {cause.position}"
+    for index, (event, payload) in enumerate(zip(decided, again, strict=True)):
+        assert event.payload == payload, f"decided differently at {event.position}"
+        assert event.event_id == decided_id(cause.event_id, index)
 
 
 def causes(records: Iterable[Record]) -> list[UUID]:

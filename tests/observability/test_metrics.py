@@ -1,11 +1,9 @@
 """GET /metrics, and those of writer and projector: what they show is what happened."""
 
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import httpx
@@ -21,7 +19,7 @@ from ledger.core.events import CustomerRegistered, Submitted
 from ledger.metrics import registry_of
 from ledger.topology import SUBMITTED_EXCHANGE
 from tests.api.client import cancel, list_product, order, problem, register
-from tests.harness import Stack, engine_of, eventually
+from tests.harness import Stack, engine_of, eventually, rabbitmqctl
 from tests.observability.scraping import PROCESSES, Samples, scrape
 
 VIEWS = ("orders", "stock", "wallets")
@@ -176,18 +174,11 @@ async def test_a_broker_in_need_shows_as_blocked(talkative: Stack, servers: Serv
 @contextmanager
 def memory_alarm(servers: Servers) -> Iterator[None]:
     """Let the broker think that it has used up its memory."""
-    broker = next(s.program for s in servers.layout.servers if s.program.name == "rabbitmq")
-    rabbitmqctl = Path(broker.command[0]).with_name("rabbitmqctl")
-
-    def set_watermark(*value: str) -> None:
-        command = [rabbitmqctl, "set_vm_memory_high_watermark", *value]
-        subprocess.run(command, env=broker.environment, check=True, capture_output=True)
-
-    set_watermark("absolute", "1MB")
+    rabbitmqctl(servers, "set_vm_memory_high_watermark", "absolute", "1MB")
     try:
         yield
     finally:
-        set_watermark("0.4")
+        rabbitmqctl(servers, "set_vm_memory_high_watermark", "0.4")
 
 
 async def test_requests_are_counted_by_route_and_not_by_path(talkative: Stack) -> None:

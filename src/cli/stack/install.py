@@ -59,7 +59,7 @@ def ensure_binaries(say: Callable[[str], None]) -> Binaries:
         return found
     command = install_command()
     say("installing RabbitMQ and MariaDB with apt (once)")
-    _install(command)
+    _install(command, "RabbitMQ and MariaDB", remedy())
     found = find_binaries()
     if not found:
         raise StackRefused(f"`{' '.join(command)}` did not bring RabbitMQ and MariaDB: {remedy()}")
@@ -68,16 +68,27 @@ def ensure_binaries(say: Callable[[str], None]) -> Binaries:
 
 def install_command() -> list[str]:
     """The command that installs both servers; raises StackRefused where only a person can."""
-    script = ["sh", str(DEPLOY / "apt-install.sh"), *RABBITMQ_PACKAGES, *DATABASE_PACKAGES]
+    packages = (*RABBITMQ_PACKAGES, *DATABASE_PACKAGES)
+    return _apt_command(packages, "RabbitMQ and MariaDB (or MySQL)", remedy())
+
+
+def install_packages(*packages: str) -> None:
+    """Install Debian packages that tests need; raises StackRefused naming the remedy."""
+    what = " and ".join(packages)
+    by_hand = f"install {what} with your package manager"
+    _install(_apt_command(packages, what, by_hand), what, by_hand)
+
+
+def _apt_command(packages: tuple[str, ...], what: str, by_hand: str) -> list[str]:
+    script = ["sh", str(DEPLOY / "apt-install.sh"), *packages]
     if not shutil.which("apt-get"):
-        raise StackRefused(f"RabbitMQ and MariaDB (or MySQL) are needed: {remedy()}")
+        raise StackRefused(f"{what} are needed: {by_hand}")
     if os.geteuid() == 0:
         return script
     if shutil.which("sudo") and _succeeds(["sudo", "-n", "true"]):
         return ["sudo", "-n", *script]
     raise StackRefused(
-        "RabbitMQ and MariaDB (or MySQL) are needed and installing them needs root: "
-        f"{remedy()}, then start again"
+        f"{what} are needed and installing them needs root: {by_hand}, then start again"
     )
 
 
@@ -93,7 +104,7 @@ def remedy() -> str:
     return "install rabbitmq-server and mariadb-server with your package manager"
 
 
-def _install(command: list[str]) -> None:
+def _install(command: list[str], what: str, by_hand: str) -> None:
     try:
         done = subprocess.run(  # noqa: S603 (our own script)
             command,
@@ -104,10 +115,10 @@ def _install(command: list[str]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise StackRefused(f"apt took over {INSTALL_TIMEOUT_S} s: {remedy()}") from error
+        raise StackRefused(f"apt took over {INSTALL_TIMEOUT_S} s: {by_hand}") from error
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise StackRefused(f"apt could not install RabbitMQ and MariaDB ({last}): {remedy()}")
+        raise StackRefused(f"apt could not install {what} ({last}): {by_hand}")
 
 
 def _find(name: str, path: str) -> Path | None:
