@@ -8,15 +8,15 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 from rich.table import Table
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.asof import PastView
 from cli.lines import Lines, write
 from cli.progress import progress
+from cli.reading import reading_engine
 from cli.running import out
 from cli.settings import Settings
 from ledger.core.money import to_amount
-from ledger.database import make_engine
 from projections import past_views
 from projections.history import History, Moment, open_history
 
@@ -80,13 +80,9 @@ async def show_one(
     settings: Settings, view: PastView, thing_id: UUID, when: When, *, as_json: bool
 ) -> bool:
     """Print one order, customer or product; whether there was such a one."""
-    engine = _engine(settings)
-    try:
-        async with open_history(engine, TIMEOUT_S) as history:
-            moment = await when.moment(history)
-            row = await ONE[view](history, thing_id, moment.position)
-    finally:
-        await engine.dispose()
+    async with reading_engine(settings) as engine, open_history(engine, TIMEOUT_S) as history:
+        moment = await when.moment(history)
+        row = await ONE[view](history, thing_id, moment.position)
     if row is None:
         return False
     if as_json:
@@ -101,14 +97,11 @@ async def show_one(
 
 async def show_all(settings: Settings, view: PastView, when: When, *, as_json: bool) -> None:
     """Print a whole view, row by row as they are found."""
-    engine = _engine(settings)
-    try:
+    async with reading_engine(settings) as engine:
         async with open_history(engine, TIMEOUT_S) as history:
             moment = await when.moment(history)
         async with engine.connect() as connection:
             await _print(connection, view, moment.position, as_json)
-    finally:
-        await engine.dispose()
 
 
 async def _print(connection: AsyncConnection, view: PastView, position: int, as_json: bool) -> None:
@@ -120,11 +113,6 @@ async def _print(connection: AsyncConnection, view: PastView, position: int, as_
         async for row in ALL[view](connection, position, moved):
             lines.add(msgspec.json.encode(row) if as_json else _cells(row, columns))
     lines.flush()
-
-
-def _engine(settings: Settings) -> AsyncEngine:
-    """Read only: the ledger's history does not change, so no transaction has to hold it."""
-    return make_engine(settings.db_url("projector"), settings.db_ca_file, autocommit=True)
 
 
 def _cells(row: Struct, columns: Mapping[str, str]) -> bytes:

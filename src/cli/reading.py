@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
 from ledger.database import make_engine
@@ -24,3 +25,28 @@ async def reading(settings: Settings) -> AsyncIterator[AsyncConnection]:
             yield connection
     finally:
         await engine.dispose()
+
+
+@asynccontextmanager
+async def reading_engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
+    """Connections that can't write, with a transaction for each statement.
+
+    For what is only ever added to: so nothing is held while whoever reads the output takes a break.
+    """
+    engine = make_engine(
+        settings.db_url("projector"),
+        settings.db_ca_file,
+        read_timeout_s=READ_TIMEOUT_S,
+        autocommit=True,
+    )
+    event.listen(engine.sync_engine, "connect", _read_only)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
+
+
+def _read_only(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("SET SESSION TRANSACTION READ ONLY")
+    cursor.close()

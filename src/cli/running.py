@@ -1,7 +1,9 @@
 """How every command reads its settings, runs its work, and ends when it can't."""
 
+import asyncio
 import gc
 import io
+import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -21,6 +23,7 @@ from ledger.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.parking import ParkingBusy
 from ledger.publisher import InboxUnavailable
 from ledger.sealing import WrongKey
+from ledger.sessions import end as end_tasks
 from ledger.store import LedgerDamaged
 from ledger.topology import OldParkingInUse
 from ledger.tracing import NoOpenTelemetry
@@ -34,6 +37,8 @@ from projections.views import CheckpointLost, ViewOutdated
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
 Answer = TypeVar("Answer")
+INTERRUPTED: Final = 128 + signal.SIGINT
+"""The status of what Ctrl-C ended, as shells have it."""
 COLLECT_AFTER: Final = (20_000, 50, 100)
 
 REFUSED: Final = (
@@ -66,6 +71,10 @@ REFUSED: Final = (
 """What ends a command with one sentence and status 1, rather than with a traceback."""
 
 
+class Interrupted(Exception):
+    """Somebody pressed Ctrl-C."""
+
+
 def settings() -> Settings:
     """The settings; one that can't be used ends the command with status 2."""
     try:
@@ -85,7 +94,9 @@ def run(work: Coroutine[Any, Any, Answer], unable: int = 1) -> Answer:
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     try:
-        return uvloop.run(work)
+        return uvloop.run(_unless_interrupted(work))
+    except Interrupted:
+        raise typer.Exit(INTERRUPTED) from None
     except BadSettings as error:
         raise end(2, str(error)) from None
     except ReaderGone:
@@ -94,6 +105,23 @@ def run(work: Coroutine[Any, Any, Answer], unable: int = 1) -> Answer:
         first_line, *_ = str(error).splitlines() or [""]
         # What SQLAlchemy says below its first line is where its manual is.
         raise end(unable, f"{type(error).__name__}: {first_line}") from None
+
+
+async def _unless_interrupted(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Do the work; Ctrl-C ends it for certain, which to cancel it once may not (see `end_tasks`).
+
+    Work that handles the signal itself takes this over.
+    """
+    doing = asyncio.ensure_future(work)
+    interrupted = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
+    waiting = asyncio.ensure_future(interrupted.wait())
+    await asyncio.wait((doing, waiting), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if not doing.done():
+        await end_tasks([doing])
+        raise Interrupted
+    return doing.result()
 
 
 def _buffer_output() -> None:

@@ -46,7 +46,7 @@ async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:
         task.result()
 
 
-async def end(tasks: Sequence[asyncio.Task[None]]) -> None:
+async def end(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel tasks and return when all have ended, however they did.
 
     A cancel is repeated: asyncio.wait_for of Python 3.11, which the drivers use, loses one that

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FOLD_VERSION: Final = 2
 """The shape of a saved fold. Raise it when the state changes: older snapshots are then ignored."""
-PART_ENTRIES: Final = 10_000
+PART_ENTRIES: Final = 5_000
 """A part holds about so many entries, up to twice as many."""
 KEPT: Final = 64
 NEWEST: Final = 2

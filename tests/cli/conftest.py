@@ -14,6 +14,8 @@ import pytest
 from cli.settings import Settings
 from tests.harness import environment
 
+LEDGER = Path(sys.executable).with_name("ledger")
+
 
 @dataclass(frozen=True)
 class Done:
@@ -45,7 +47,7 @@ def run(settings: Settings) -> Run:
 
     async def run_ledger(*arguments: str, **changes: str) -> Done:
         process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("ledger"),
+            LEDGER,
             *arguments,
             env=os.environ | environment(settings) | changes,
             stdin=asyncio.subprocess.DEVNULL,
@@ -58,3 +60,19 @@ def run(settings: Settings) -> Run:
         return Done(process.returncode, out.decode(), err.decode())
 
     return run_ledger
+
+
+async def shell(settings: Settings, command: str, cwd: Path | None = None) -> Done:
+    """What a shell makes of a command line in which `ledger` stands once."""
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-o", "pipefail", "-c", command.replace("ledger", f"{LEDGER}", 1)),
+        cwd=cwd,
+        env=os.environ | environment(settings),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())

@@ -3,30 +3,28 @@
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from datetime import timedelta, timezone
-from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from cli.asof import PastView
+from cli.looking_back import When, show_all, show_one
 from cli.main import app
 from cli.settings import Settings
 from cli.stack.servers import Servers
 from ledger.chain import Record
 from ledger.codec import moment
+from projections.history import Beyond
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.past import Then, write_history
 from tests.proxy import open_proxy
 
-from .conftest import Done, Run
-
-VIEWS = ("orders", "wallets", "stock")
-LEDGER = Path(sys.executable).with_name("ledger")
+from .conftest import LEDGER, Run, shell
 
 
 @pytest.fixture(scope="module")
@@ -42,37 +40,41 @@ def settings(told: tuple[Ledger, list[Record]]) -> Settings:
     return told[0].settings
 
 
-async def rows_at(told: tuple[Ledger, list[Record]], view: str, position: int) -> list[bytes]:
+async def rows_at(told: tuple[Ledger, list[Record]], view: PastView, position: int) -> list[bytes]:
     """The rows of a view as JSON, by a fold of the ledger that was cut at a position."""
     then = Then(told[1], position, await told[0].keys())
     rows = list(getattr(then, view)().values())
-    if view != "orders":
+    if view is not PastView.ORDERS:
         rows.sort(key=lambda row: getattr(row, row.__struct_fields__[0]).bytes)
     return [msgspec.json.encode(row) for row in rows]
 
 
-@pytest.mark.parametrize("view", VIEWS)
+Capture = pytest.CaptureFixture[bytes]
+
+
+@pytest.mark.parametrize("view", PastView)
 async def test_a_view_as_json_lines_is_what_a_fold_cut_there_says(
-    run: Run, told: tuple[Ledger, list[Record]], view: str
+    told: tuple[Ledger, list[Record]], view: PastView, capfdbinary: Capture
 ) -> None:
     position = len(told[1]) * 2 // 3
     expected = await rows_at(told, view, position)
-    done = await run("asof", "--position", str(position), view, "--json")
-    assert (done.status, done.err) == (0, "")
-    assert done.out.encode().splitlines() == expected
-    table = await run("asof", view, "--position", str(position))
-    assert len(table.out.splitlines()) == 1 + len(expected)
+    await show_all(told[0].settings, view, When(position, None), as_json=True)
+    assert capfdbinary.readouterr().out.splitlines() == expected
+    await show_all(told[0].settings, view, When(position, None), as_json=False)
+    assert len(capfdbinary.readouterr().out.splitlines()) == 1 + len(expected)
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", PastView)
 async def test_one_row_is_found_by_its_id(
-    run: Run, told: tuple[Ledger, list[Record]], view: str
+    told: tuple[Ledger, list[Record]], view: PastView, capfdbinary: Capture
 ) -> None:
     position = len(told[1]) // 2
     row = (await rows_at(told, view, position))[-1]
-    thing_id = next(iter(msgspec.json.decode(row).values()))
-    done = await run("asof", "--position", str(position), view, thing_id, "--json")
-    assert (done.status, done.out.encode()) == (0, row + b"\n")
+    when, thing_id = When(position, None), UUID(next(iter(msgspec.json.decode(row).values())))
+    assert await show_one(told[0].settings, view, thing_id, when, as_json=True)
+    assert capfdbinary.readouterr().out == row + b"\n"
+    assert await show_one(told[0].settings, view, thing_id, when, as_json=False)
+    assert str(thing_id).encode() in capfdbinary.readouterr().out
 
 
 async def test_a_time_is_the_last_position_recorded_by_then(
@@ -82,7 +84,8 @@ async def test_a_time_is_the_last_position_recorded_by_then(
     last = sum(record.recorded_at_us <= time_us for record in told[1])
     local = moment(time_us).astimezone(timezone(timedelta(hours=-3, minutes=-30)))
     done = await run("asof", "--time", local.isoformat(), "stock", "--json")
-    assert done.out.encode().splitlines() == await rows_at(told, "stock", last)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.encode().splitlines() == await rows_at(told, PastView.STOCK, last)
 
 
 @pytest.mark.parametrize(
@@ -122,15 +125,15 @@ def test_arguments_that_can_not_be_read(arguments: tuple[str, ...]) -> None:
 async def test_what_lies_ahead_is_refused_and_the_head_named(
     run: Run, told: tuple[Ledger, list[Record]]
 ) -> None:
-    head = len(told[1])
-    for asked in (
-        ("--position", str(head + 1), "orders"),
-        ("--position", str(head + 1), "stock", str(uuid4())),
-        ("--time", "9999-01-01T00:00:00Z", "orders"),
-    ):
-        done = await run("asof", *asked)
-        assert (done.status, done.out) == (1, "")
-        assert f"the ledger ends at position {head}" in done.said_one_sentence()
+    settings, head = told[0].settings, len(told[1])
+    for when in (When(head + 1, None), When(None, 2**50 * 100)):
+        with pytest.raises(Beyond, match=f"the ledger ends at position {head}"):
+            await show_all(settings, PastView.ORDERS, when, as_json=True)
+        with pytest.raises(Beyond, match=f"the ledger ends at position {head}"):
+            await show_one(settings, PastView.STOCK, uuid4(), when, as_json=True)
+    done = await run("asof", "--position", str(head + 1), "orders")
+    assert (done.status, done.out) == (1, "")
+    assert f"the ledger ends at position {head}" in done.said_one_sentence()
 
 
 async def test_what_was_not_there_is_told_by_the_status(run: Run) -> None:
@@ -139,31 +142,14 @@ async def test_what_was_not_there_is_told_by_the_status(run: Run) -> None:
     assert f"no such customer then: {nobody}" in done.said_one_sentence()
 
 
-async def test_an_empty_ledger_was_always_empty(run: Run, servers: Servers) -> None:
-    empty = environment(await make_ledger(servers))
-    for asked in (
-        ("--position", "0", "wallets"),
-        ("--time", "2026-01-01T00:00:00Z", "orders"),
-    ):
-        done = await run("asof", *asked, "--json", **empty)
-        assert (done.status, done.out, done.err) == (0, "", "")
-    done = await run("asof", "--position", "1", "stock", **empty)
-    assert done.status == 1
-    assert "the ledger ends at position 0" in done.said_one_sentence()
-
-
-async def shell(settings: Settings, command: str) -> Done:
-    """What a shell makes of a command."""
-    process = await asyncio.create_subprocess_exec(
-        *("bash", "-o", "pipefail", "-c", command.replace("ledger", str(LEDGER), 1)),
-        env=os.environ | environment(settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return Done(process.returncode, out.decode(), err.decode())
+async def test_an_empty_ledger_was_always_empty(servers: Servers, capfdbinary: Capture) -> None:
+    empty = await make_ledger(servers)
+    for view in PastView:
+        for when in (When(0, None), When(None, 0)):
+            await show_all(empty, view, when, as_json=True)
+    assert capfdbinary.readouterr().out == b""
+    with pytest.raises(Beyond, match="the ledger ends at position 0"):
+        await show_all(empty, PastView.STOCK, When(1, None), as_json=True)
 
 
 async def test_a_reader_that_has_enough_is_no_failure(settings: Settings) -> None:
@@ -182,13 +168,11 @@ async def test_a_full_disk_is_one_sentence(settings: Settings) -> None:
 
 async def test_a_database_that_goes_half_way_is_told(run: Run, settings: Settings) -> None:
     async with open_proxy(settings.db_port) as proxy:
-        for view in ("orders", "stock"):
-            await proxy.heal()
-            proxy.cut_after(20_000, "down")
-            done = await run("asof", "--position", "600", view, LEDGER_DB_PORT=str(proxy.port))
-            assert done.status == 1
-            assert "Traceback" not in done.err
-            assert done.err.startswith("✗")
+        proxy.cut_after(20_000, "down")
+        done = await run("asof", "--position", "600", "orders", LEDGER_DB_PORT=str(proxy.port))
+    assert done.status == 1
+    assert "Traceback" not in done.err
+    assert done.err.startswith("✗")
 
 
 async def test_ctrl_c_ends_it_at_once(

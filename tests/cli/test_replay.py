@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from cli.main import app
 from cli.replays import ReplayRefused, ReplayStopped, directory
 from cli.replays.directory import NAME, PART, last_whole
 from cli.replays.reading import Wish
-from cli.replays.taking import Replayed, to_directory
+from cli.replays.taking import Replayed, to_directory, to_output
 from cli.settings import Settings
 from cli.stack.servers import Servers
 from ledger.chain import Record
@@ -30,9 +29,7 @@ from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
 from tests.proxy import open_proxy
 
-from .conftest import Run
-
-LEDGER = Path(sys.executable).with_name("ledger")
+from .conftest import LEDGER, Done, Run, shell
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +85,14 @@ async def replay(settings: Settings, path: Path, **wish: Any) -> Replayed:
     return await to_directory(settings, Wish(**wish), path, follow=False)
 
 
-async def test_every_event_is_a_line_as_the_feed_gives_it(run: Run, lines: list[bytes]) -> None:
-    done = await run("replay")
+async def test_every_event_is_a_line_as_the_feed_gives_it(
+    run: Run, settings: Settings, lines: list[bytes], capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    await to_output(settings, Wish(), follow=False)
+    assert capfdbinary.readouterr().out.splitlines() == lines
+    done = await run("replay", "--from", "7", "--to", "19", "--into", "stdout")
     assert (done.status, done.err) == (0, "")
-    assert done.out.encode().splitlines() == lines
-    some = await run("replay", "--from", "7", "--to", "19", "--into", "stdout")
-    assert some.out.encode().splitlines() == lines[6:19]
+    assert done.out.encode().splitlines() == lines[6:19]
 
 
 async def test_only_what_is_wanted_is_replayed(
@@ -243,12 +242,12 @@ async def test_what_lies_ahead_is_refused(
 
 
 async def test_an_empty_ledger_is_an_empty_replay(
-    run: Run, servers: Servers, tmp_path: Path
+    servers: Servers, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     empty = await make_ledger(servers)
     assert await replay(empty, tmp_path) == Replayed(0, 0)
-    done = await run("replay", **environment(empty))
-    assert (done.status, done.out, done.err) == (0, "", "")
+    await to_output(empty, Wish(), follow=False)
+    assert capfdbinary.readouterr().out == b""
 
 
 async def test_a_database_that_goes_half_way_says_how_far_it_came(
@@ -293,33 +292,18 @@ async def test_ctrl_c_leaves_whole_lines(
     assert content(tmp_path / "d") == lines
 
 
-async def shell(settings: Settings, command: str, cwd: Path) -> tuple[int, str, str]:
-    """What a shell makes of a command."""
-    process = await asyncio.create_subprocess_exec(
-        *("bash", "-o", "pipefail", "-c", command.replace("ledger", str(LEDGER), 1)),
-        cwd=cwd,
-        env=os.environ | environment(settings),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(30):
-        out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
 async def test_a_full_disk_leaves_whole_lines_and_the_next_replay_goes_on(
     settings: Settings, lines: list[bytes], tmp_path: Path
 ) -> None:
-    status, _, said = await shell(settings, "ulimit -f 64; ledger replay --into d", tmp_path)
-    assert status == 1
+    done = await shell(settings, "ulimit -f 64; ledger replay --into d", tmp_path)
+    assert done.status == 1
+    said = done.said_one_sentence()
     assert said.startswith("✗ ReplayStopped: can't write d")
     assert "File too large; it came as far as position" in said
-    assert len(said.splitlines()) == 1
     before = content(tmp_path / "d")
     assert before == lines[: len(before)]
-    status, _, said = await shell(settings, "ledger replay --into d", tmp_path)
-    assert (status, said) == (0, "")
+    done = await shell(settings, "ledger replay --into d", tmp_path)
+    assert (done.status, done.err) == (0, "")
     assert content(tmp_path / "d") == lines
 
 
@@ -327,10 +311,10 @@ async def test_a_reader_that_has_enough_is_no_failure_and_a_full_disk_is(
     settings: Settings, lines: list[bytes], tmp_path: Path
 ) -> None:
     done = await shell(settings, "ledger replay | head -n 1", tmp_path)
-    assert done == (0, lines[0].decode() + "\n", "")
-    status, _, said = await shell(settings, "ledger replay --follow >/dev/full", tmp_path)
-    assert (status, len(said.splitlines())) == (1, 1)
-    assert "No space left on device" in said
+    assert done == Done(0, f"{lines[0].decode()}\n", "")
+    done = await shell(settings, "ledger replay --follow >/dev/full", tmp_path)
+    assert done.status == 1
+    assert "No space left on device" in done.said_one_sentence()
 
 
 @pytest.mark.parametrize("into", ["d", "stdout"])

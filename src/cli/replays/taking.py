@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 from msgspec import Struct, structs
@@ -12,12 +10,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cli.lines import Lines
 from cli.progress import progress
+from cli.reading import reading_engine
 from cli.replays import ReplayRefused, ReplayStopped
 from cli.replays.directory import Marker, open_directory
 from cli.replays.reading import Page, Reading, Take, Wish
 from cli.replays.resubmitting import Resubmission, refuse_same, widened
 from cli.settings import Settings
-from ledger.database import DATABASE_ERRORS, make_engine
+from ledger.database import DATABASE_ERRORS
 from ledger.publisher import Publisher
 from ledger.sessions import first_to_end
 from ledger.store import Store
@@ -39,13 +38,13 @@ async def to_output(settings: Settings, wish: Wish, *, follow: bool) -> None:
             lines.add(found.line)
         lines.flush()
 
-    async with _engine(settings) as engine:
+    async with reading_engine(settings) as engine:
         await _run(Reading(engine, wish, lambda more: None), take, follow)
 
 
 async def to_directory(settings: Settings, wish: Wish, path: Path, *, follow: bool) -> Replayed:
     """Write events into files, after those that are there."""
-    async with _engine(settings) as engine:
+    async with reading_engine(settings) as engine:
         with open_directory(path, wish) as directory:
             await _refuse_other(engine, path, directory.marker)
             rest = structs.replace(wish, first=directory.marker.position + 1)
@@ -60,32 +59,31 @@ async def to_inbox(settings: Settings, wish: Wish, other: Settings, *, follow: b
     refuse_same(settings, other)
     publisher = Publisher(other.amqp_url("api"), None, f"replay-{os.getpid()}")
     resubmission = Resubmission(publisher)
-    async with _engine(settings) as engine:
+    async with reading_engine(settings) as engine:
         async with engine.connect() as connection:
             wish = await widened(connection, wish)
         with progress("submitting", await _length(engine, wish, follow)) as moved:
-            reading = Reading(engine, wish, moved)
-            await first_to_end(publisher.run(), _run(reading, resubmission.take, follow))
-    return Replayed(resubmission.submitted, reading.position)
+            source = Reading(engine, wish, moved)
+            await first_to_end(publisher.run(), _run(source, resubmission.take, follow))
+    return Replayed(resubmission.submitted, source.position)
 
 
-async def _run(reading: Reading, take: Take, follow: bool) -> None:
+async def _run(source: Reading, take: Take, follow: bool) -> None:
     """Raises ReplayStopped, which says how far it came."""
     try:
         if follow:
-            await first_to_end(reading.follow(take), _signalled())
+            await first_to_end(source.follow(take), _signalled())
         else:
-            await reading.run(take)
+            await source.run(take)
     except DATABASE_ERRORS as error:
-        raise _stopped(
-            reading, f"the database went away: {getattr(error, 'orig', error)}"
-        ) from error
+        why = f"the database went away: {getattr(error, 'orig', error)}"
+        raise _stopped(source, why) from error
     except (ReplayStopped, ReplayRefused) as error:
-        raise _stopped(reading, str(error)) from error
+        raise _stopped(source, str(error)) from error
 
 
-def _stopped(reading: Reading, why: str) -> ReplayStopped:
-    return ReplayStopped(f"{why}; it came as far as position {reading.position}")
+def _stopped(source: Reading, why: str) -> ReplayStopped:
+    return ReplayStopped(f"{why}; it came as far as position {source.position}")
 
 
 async def _signalled() -> None:
@@ -94,16 +92,6 @@ async def _signalled() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     await stopped.wait()
-
-
-@asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
-    """Read only: the ledger's history does not change, so no transaction has to hold it."""
-    engine = make_engine(settings.db_url("projector"), settings.db_ca_file, autocommit=True)
-    try:
-        yield engine
-    finally:
-        await engine.dispose()
 
 
 async def _length(engine: AsyncEngine, wish: Wish, follow: bool) -> int | None:
