@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 from uuid import UUID
+from zlib import crc32
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -103,11 +104,13 @@ async def _show_then(context: Context, request: Request, product_id: UUID, when:
 
 
 def _render(row: StockRow | ProductThen | None, product_id: UUID, position: int) -> Page:
-    """The row alone makes the body, and its position names its version: a strong ETag."""
+    """The row alone makes the body. A rebuilt view may have another row at the same position."""
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")
+    body = encode(schemas.product(row))
+    etag = f'"{row.position}-{crc32(body):08x}"'
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
-    return Page(encode(schemas.product(row)), f'"{row.position}"'.encode(), position, expires_at)
+    return Page(body, etag.encode(), position, expires_at)
 
 
 def _page(
