@@ -48,7 +48,7 @@ BEGINNING: Final = "the beginning of its id, as `list` shows it"
 MOST_ASKED: Final = 10
 
 Id = Annotated[str, typer.Argument(metavar="ID", help=BEGINNING)]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help=BEGINNING)]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help=BEGINNING)]
 All = Annotated[bool, typer.Option("--all", help="all of them, or with --reason some")]
 Reason = Annotated[
     str | None, typer.Option(metavar="GLOB", help="those whose reason fits, as '*order.shipped*'")
