@@ -282,7 +282,7 @@ async def test_a_database_that_goes_away_half_way_leaves_nothing(
 async def half_way(settings: Settings, to: Path) -> AsyncIterator[subprocess.Popen[bytes]]:
     """An export that has begun to write a file, and waits for the database."""
     async with open_proxy(settings.db_port) as proxy:
-        proxy.delay(0.05)
+        proxy.delay(0.02)
         process = subprocess.Popen(  # noqa: ASYNC220
             [COMMAND, "export", "stock", "wallets", "--out", to],
             env=os.environ | environment(settings) | {"LEDGER_DB_PORT": str(proxy.port)},
