@@ -22,6 +22,7 @@ endif
 faults: setup ## break everything once, then SEEDS=3 seeds for MINUTES=3 each; or only SEED
 	@.venv/bin/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		$(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+	$(if $(SEED)$(ARGS),,@.venv/bin/pytest -q -m slow)
 
 load: setup ## run the three load tests of the contract against a running `make run`
 	@.venv/bin/k6 run tests/req-3-1-1_test_get_product_perf.js

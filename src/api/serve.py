@@ -1,6 +1,7 @@
 """Serving the API: uvicorn's settings, and a clean end on SIGTERM."""
 
 import asyncio
+import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from ledger.sessions import first_to_end
 
 KEEP_ALIVE_S: Final = 75
 BACKLOG: Final = 2048
+MAX_FILES: Final = 65_536
 STOP_TIMEOUT_S: Final = 8
 """Requests under way may take this long to finish once the server is told to stop."""
 
@@ -61,8 +63,21 @@ class Server(uvicorn.Server):
 
 async def run(app: App, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, or until a work that serving relies on fails."""
+    open_more_files()
     server = Server(app, host, port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
     await first_to_end(server.serve(), *app.works())
+
+
+def open_more_files() -> None:
+    """Let this process open as many files as the system allows it to, within reason.
+
+    A connection is a file, and a shell allows 1,024: so many idle clients would keep out all
+    others, and the process from the broker.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

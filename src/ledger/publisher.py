@@ -29,6 +29,10 @@ from ledger.topology import SUBMITTED_EXCHANGE
 log = logging.getLogger(__name__)
 
 SUBMIT_TIMEOUT_S: Final = 1.5
+CONFIRM_TIMEOUT_S: Final = 10.0
+"""A broker that says nothing for so long, not even that it is in need, is asked anew."""
+
+PATIENCE_CHECK_S: Final = 1.0
 GROUP_MAX_EVENTS: Final = 256
 GROUP_MAX_BYTES: Final = 256 * 1024
 IN_FLIGHT: Final = 2
@@ -82,7 +86,7 @@ class Publisher:
         self.name = instance
         self._exchange: AbstractExchange | None = None
         self._channel: AbstractChannel | None = None
-        self._found_blocked = False
+        self._sent_s: list[float] = []
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
         self._arrived = asyncio.Event()
@@ -90,8 +94,8 @@ class Publisher:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker takes events now, as far as is known."""
-        return self._exchange is not None
+        """Whether the broker takes events now, as far as is known: none while one is overdue."""
+        return self._exchange is not None and self._awaited_s() < SUBMIT_TIMEOUT_S
 
     async def run(self) -> None:
         """Hold the connection, for as long as the process runs."""
@@ -121,9 +125,6 @@ class Publisher:
 
     async def blocked(self) -> bool:
         """Whether the broker, in need of memory or disk, did not read what was published last."""
-        return self._found_blocked or await self._is_blocked()
-
-    async def _is_blocked(self) -> bool:
         if self._channel is None:
             return False
         transport = await self._channel.get_underlay_channel()
@@ -141,7 +142,8 @@ class Publisher:
 
     def _enqueue(self, events: Sequence[Submitted]) -> _Submission:
         if not self.connected:
-            raise InboxUnavailable("the broker is away")
+            away = self._exchange is None
+            raise InboxUnavailable(f"the broker {'is away' if away else 'does not confirm'}")
         if self._waiting_events + len(events) > MAX_WAITING:
             raise InboxFull(f"{MAX_WAITING} events are waiting to be published")
         submission = _Submission([encode_submitted(event, self._source) for event in events])
@@ -163,7 +165,7 @@ class Publisher:
             self._exchange, self._channel = exchange, channel
             try:
                 senders = (self._send_groups(exchange) for _ in range(IN_FLIGHT))
-                await first_to_end(*senders, until_closed(channel))
+                await first_to_end(*senders, self._lose_patience(), until_closed(channel))
             finally:
                 self._exchange = self._channel = None
                 self._refuse_waiting()
@@ -183,21 +185,33 @@ class Publisher:
     ) -> InboxUnavailable | None:
         """Publish a group as one message; None when confirmed, else what to tell the callers."""
         body = join(body for submission in group for body in submission.bodies)
-        began = time.perf_counter()
+        began = time.monotonic()
+        self._sent_s.append(began)
         try:
-            error = await publish(exchange, body, self.name)
-        except TimeoutError:
-            # The session ends of it, and on a new connection it can't be asked before a publish.
-            self._found_blocked = await self._is_blocked()
-            raise
+            # Its callers are told in time. To hang up now would cost the others their confirms,
+            # and what a broker in need said: a new connection learns it only by publishing.
+            error = await publish(exchange, body, self.name, timeout_s=None)
+        finally:
+            self._sent_s.remove(began)
         if error:
             return error
-        self._found_blocked = False
         events = sum(len(submission.bodies) for submission in group)
-        self.metrics.publish_s.observe(time.perf_counter() - began)
+        self.metrics.publish_s.observe(time.monotonic() - began)
         self.metrics.group_events.observe(events)
         self.metrics.accepted.inc(events)
         return None
+
+    def _awaited_s(self) -> float:
+        """How long ago the oldest message left of those that the broker did not confirm yet."""
+        now_s = time.monotonic()
+        return now_s - min(self._sent_s, default=now_s)
+
+    async def _lose_patience(self) -> None:
+        """Raises TimeoutError when a confirm is long overdue and the broker did not say why."""
+        while True:
+            await asyncio.sleep(PATIENCE_CHECK_S)
+            if self._awaited_s() >= CONFIRM_TIMEOUT_S and not await self.blocked():
+                raise TimeoutError(f"no confirm within {CONFIRM_TIMEOUT_S:g} s")
 
     async def _next_group(self) -> list[_Submission]:
         """All that is waiting, up to the limits of a group; callers who gave up are left out."""
@@ -223,11 +237,14 @@ class Publisher:
 
 
 async def publish(
-    exchange: AbstractExchange, body: bytes, instance: str
+    exchange: AbstractExchange,
+    body: bytes,
+    instance: str,
+    timeout_s: float | None = SUBMIT_TIMEOUT_S,
 ) -> InboxUnavailable | None:
     """Publish one message; None when the broker confirmed it, else what to tell who submitted it.
 
-    Raises TimeoutError when there was no word within SUBMIT_TIMEOUT_S.
+    Raises TimeoutError when there was no word in time; without a `timeout_s` the caller sees to it.
     """
     message = Message(
         body,
@@ -238,7 +255,7 @@ async def publish(
     )
     await failpoint("publisher.before-publish")
     try:
-        async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             publishing = exchange.publish(message, routing_key="", mandatory=True)
             answer = await meanwhile("publisher.before-confirm", publishing)
     except PublishError:

@@ -1,6 +1,5 @@
 """The calls by which a server has its disk keep what it wrote, as the kernel sees them."""
 
-import os
 import re
 import shutil
 import signal
@@ -15,7 +14,8 @@ from typing import Final
 import psutil
 import pytest
 
-from cli.stack import DEPLOY
+from cli.stack import StackRefused
+from cli.stack.install import install_packages
 from cli.stack.programs import find_processes
 from tests.ledger.running import Ledger
 
@@ -103,10 +103,11 @@ def _process(home: Path, names: tuple[str, ...]) -> psutil.Process:
 @cache
 def strace() -> str:
     """The program, installed first if need be and possible; the test is skipped if not."""
-    if not shutil.which("strace") and shutil.which("apt-get") and os.geteuid() == 0:
-        script = ["sh", str(DEPLOY / "apt-install.sh"), "strace"]
-        subprocess.run(script, check=True, capture_output=True, timeout=300)
+    if not shutil.which("strace"):
+        try:
+            install_packages("strace")
+        except StackRefused as refused:
+            pytest.skip(str(refused))
     found = shutil.which("strace")
-    if not found:
-        pytest.skip("strace is needed: install the package strace")
+    assert found, "the package strace brought no strace"
     return found

@@ -183,6 +183,45 @@ async def test_with_a_broker_that_stalls_a_submission_is_given_up_in_time(
     await accepts_again(publisher)
 
 
+async def test_after_a_late_confirm_the_same_connection_goes_on(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    """To hang up would make what else is under way unknown, and refuse all who wait in line."""
+    channel = publisher._channel
+    broker.stall("down")
+    with pytest.raises(InboxUnavailable, match="no confirm"):
+        await publisher.submit(orders(1))
+
+    async def is_refused_at_once() -> bool:
+        return not publisher.connected
+
+    await eventually(is_refused_at_once, "the confirm is overdue")
+    with pytest.raises(InboxUnavailable, match="does not confirm"):
+        await publisher.submit(orders(1))
+    await broker.heal()
+    await until_connected(publisher)
+    await publisher.submit(orders(1))
+    assert publisher._channel is channel
+    assert await ledger.depth(INBOX) == 2
+
+
+async def test_a_confirm_that_never_comes_ends_the_connection(
+    ledger: Ledger, broker: Proxy, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.publisher.CONFIRM_TIMEOUT_S", SUBMIT_TIMEOUT_S)
+    channel = publisher._channel
+    broker.stall("down")
+    with pytest.raises(InboxUnavailable):
+        await publisher.submit(orders(1))
+
+    async def is_another() -> bool:
+        return publisher._channel is not channel
+
+    await eventually(is_another, "the connection is given up")
+    await broker.heal()
+    await accepts_again(publisher)
+
+
 async def test_a_caller_who_gave_up_waiting_in_line_is_not_published_later(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
@@ -263,8 +302,8 @@ async def test_too_long_a_line_is_refused_rather_than_grown(
     with pytest.raises(InboxFull, match="waiting"):
         await publisher.submit(orders(1))
     await broker.heal()
-    await asyncio.gather(*begun)
-    await publisher.submit(orders(1))
+    await asyncio.gather(*begun, return_exceptions=True)
+    await accepts_again(publisher)
 
 
 async def test_a_lost_confirm_is_told_as_not_known(
