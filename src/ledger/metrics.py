@@ -23,7 +23,7 @@ SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 CONNECTED: Final = Gauge(
     "ledger_inbox_connected",
-    "Whether this process has its connection to the inbox",
+    "Whether this process has its connection to the inbox, and no confirm is overdue",
     registry=None,
 )
 
