@@ -9,7 +9,7 @@ import typer
 from cli.running import end, err, out, run, settings
 
 if TYPE_CHECKING:
-    from cli.verifying.work import Verified
+    from cli.verifying import Verified
 
 commands = typer.Typer()
 
@@ -33,26 +33,37 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="the key that must have signed that head")
     ] = None,
+    view: Annotated[
+        list[str] | None, typer.Option(help="compare this view only; may be given again")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Check each hash, decision, law and view; name the first position where something is wrong."""
+    from cli.verifying import Finding, Wish
+    from cli.verifying.auditing import BadStart
+    from cli.verifying.helping import helped
     from cli.verifying.kept import BadFile, load_head
     from cli.verifying.state import BadState, StateNotSaved
-    from cli.verifying.work import BadStart, Wish
     from cli.verifying.work import verify as work
     from ledger.audit import Wrong
+    from projections.registry import PROJECTIONS
 
+    names = [projection.name for projection in PROJECTIONS]
+    if unknown := set(view or ()) - set(names):
+        raise end(2, f"there is no view {unknown.pop()}: choose of {', '.join(names)}")
     if resume and (quick or since_position):
         raise end(2, "--resume goes on from its file: leave out --quick and --since-position")
+    if view and (resume or quick or since_position or against):
+        raise end(2, "--view leaves out the ledger: leave out what is for the ledger, too")
     if public_key and not against:
         raise end(2, "--public-key is for the head that --against names")
     try:
         head = load_head(against, public_key) if against else None
-        wish = Wish(since_position, quick, resume, head)
+        wish = Wish(since_position, quick, resume, head, tuple(view or ()), helped())
         verified = run(work(settings(), wish), unable=UNABLE)
     except Wrong as wrong:
         if as_json:
-            found = {"position": wrong.position, "what": wrong.what}
+            found = Finding(wrong.position, wrong.what)
             typer.echo(msgspec.json.encode({"wrong": found}))
         raise end(1, str(wrong)) from None
     except (BadFile, BadStart, BadState) as error:
@@ -68,10 +79,11 @@ def verify(
 
 
 def _show(verified: "Verified", *, quick: bool) -> None:
-    since = f" after position {verified.since}, which was trusted," if verified.since else ""
-    what = "in the chain" if quick else "as it was decided"
-    out.print(f"ledger: all{since} up to position {verified.position} is {what}")
-    out.print(f"        hash {verified.hash}")
+    if ledger := verified.ledger:
+        since = f" after position {ledger.since}, which was trusted," if ledger.since else ""
+        what = "in the chain" if quick else "as it was decided"
+        out.print(f"ledger: all{since} up to position {ledger.position} is {what}")
+        out.print(f"        hash {ledger.hash}")
     for view in verified.views:
         rows = f"{view.rows} rows" if view.rows != 1 else "1 row"
         out.print(f"{view.name}: {rows}, as the ledger makes them up to position {view.position}")

@@ -25,17 +25,20 @@ class ChainAudit(Struct):
 
     def take(self, records: Iterable[Record]) -> None:
         """Check the records that come next; raises Wrong."""
-        for record in records:
-            if record.position != self.position + 1:
-                raise Wrong(
-                    self.position + 1, f"the event is gone: the next one is at {record.position}"
-                )
-            hash_ = next_hash(self.hash, record)
-            if hash_ != record.hash:
-                raise Wrong(
-                    record.position, "the hash is not that of the record and of all before it"
-                )
-            if record.recorded_at_us < self.recorded_at_us:
-                raise Wrong(record.position, "it was recorded before the event that precedes it")
-            self.position, self.hash = record.position, hash_
-            self.recorded_at_us = record.recorded_at_us
+        last: Record | None = None
+        position, hash_, recorded_at_us = self.position, self.hash, self.recorded_at_us
+        try:
+            for record in records:
+                position += 1
+                if record.position != position:
+                    raise Wrong(position, f"the event is gone: the next is at {record.position}")
+                hash_ = next_hash(hash_, record)
+                if hash_ != record.hash:
+                    raise Wrong(position, "the hash is not that of the record and of all before it")
+                if record.recorded_at_us < recorded_at_us:
+                    raise Wrong(position, "it was recorded before the event that precedes it")
+                last, recorded_at_us = record, record.recorded_at_us
+        finally:
+            if last:
+                self.position, self.hash = last.position, last.hash
+                self.recorded_at_us = recorded_at_us

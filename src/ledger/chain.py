@@ -10,8 +10,6 @@ from msgspec import Struct
 GENESIS_HASH: Final = bytes(32)
 DECIDED_UUID_VERSION: Final = 8
 _LAYOUT = Layout(">QQQQIHHII")
-_UUID8_MASK = (0xF << 76) | (0x3 << 62)
-_UUID8_BITS = (DECIDED_UUID_VERSION << 76) | (0x2 << 62)
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -43,8 +41,9 @@ def decided_id(cause_id: UUID, index: int) -> UUID:
 def decided_id_bytes(cause_id: bytes, index: int) -> bytes:
     """The same as the ledger holds it."""
     digest = sha256(cause_id + index.to_bytes(4)).digest()
-    number = int.from_bytes(cause_id[:6] + digest[:10])
-    return (number & ~_UUID8_MASK | _UUID8_BITS).to_bytes(16)
+    version = digest[0] & 0x0F | DECIDED_UUID_VERSION << 4
+    variant = digest[2] & 0x3F | 0x80
+    return cause_id[:6] + bytes((version, digest[1], variant)) + digest[3:10]
 
 
 def next_hash(previous_hash: bytes, record: Record) -> bytes:

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import Settings
+from cli.verifying import Wish
+from cli.verifying.auditing import BadStart
 from cli.verifying.kept import BadFile, load_head, make_keys, signing_key, write_head
-from cli.verifying.work import BadStart, Wish
 from ledger.codec import encode_payload, moment
 from ledger.core.events import WalletCredited
 from ledger.signing import KeptHead, decode, sign
@@ -98,7 +99,9 @@ async def test_a_rewritten_tail_that_verify_alone_takes_is_found(
     async with filled(settings) as ledger:
         head = await kept(run, keys[0], file)
         await forge(ledger)
-        assert (await verified(ledger)).position == head.position
+        found = (await verified(ledger)).ledger
+        assert found
+        assert found.position == head.position
         done = await run("verify", "--against", str(file), "--public-key", str(keys[1]))
         assert done.status == 1
         assert f"position {head.position}: " in done.said_one_sentence()

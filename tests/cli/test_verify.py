@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from sqlalchemy.exc import DBAPIError
 from typer.testing import CliRunner
 
@@ -18,8 +19,10 @@ from bench.history import Shop
 from cli.main import app
 from cli.reading import reading
 from cli.settings import Settings
+from cli.verifying import Audited, Wish, auditing, helping, work
 from cli.verifying.state import load
-from cli.verifying.work import Wish
+from ledger import snapshots
+from ledger.core.state import Customer
 from projections.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.events import opening, orders
@@ -39,7 +42,11 @@ async def test_a_right_ledger_and_its_views_are_found_right(run: Run, settings: 
         done = await run("verify", "--json")
         assert (done.status, done.err) == (0, "")
         shown = done.json
-        assert (shown["position"], shown["hash"]) == (head.position, head.hash.hex())
+        assert shown["ledger"] == {
+            "position": head.position,
+            "hash": head.hash.hex(),
+            "since": 0,
+        }
         assert [view["name"] for view in shown["views"]] == NAMES
         for view in shown["views"]:
             (counted,) = await ledger.rows(f"SELECT COUNT(*) FROM {view['name']}")
@@ -54,7 +61,7 @@ async def test_a_right_ledger_and_its_views_are_found_right(run: Run, settings: 
 async def test_an_empty_ledger_is_right(run: Run, arguments: tuple[str, ...]) -> None:
     done = await run("verify", "--json", *arguments)
     assert (done.status, done.err) == (0, "")
-    assert (done.json["position"], done.json["hash"]) == (0, "00" * 32)
+    assert done.json["ledger"] == {"position": 0, "hash": "00" * 32, "since": 0}
     assert {view["rows"] for view in done.json["views"]} <= {0}
 
 
@@ -245,7 +252,8 @@ async def test_what_is_before_since_position_is_trusted(settings: Settings) -> N
         assert (await wrong(ledger)).position == 2
         for quick, since in ((False, min(at)), (True, 150)):
             found = await verified(ledger, Wish(since_position=150, quick=quick))
-            assert (found.since, found.views) == (since, [])
+            assert found.ledger
+            assert (found.ledger.since, found.views) == (since, [])
         assert (await wrong(ledger, Wish(since_position=min(at) - 1))).position == 2
         await ledger.execute("UPDATE events SET occurred_at_us = 5 WHERE position = 220")
         for quick in (False, True):
@@ -263,13 +271,89 @@ async def test_it_runs_beside_writer_and_projector(run: Run, settings: Settings)
                 assert (done.status, done.err) == (0, "")
             assert writer.progress.messages > 1
         last = (await ledger.head()).position
-        assert (await run("verify", "--json")).json["position"] == last
+        assert (await run("verify", "--json")).json["ledger"]["position"] == last
 
 
 async def test_it_can_not_write(settings: Settings) -> None:
     async with filled(settings), reading(settings) as connection:
         with pytest.raises(DBAPIError, match="READ ONLY"):
             await connection.exec_driver_sql("UPDATE checkpoints SET position = 0")
+
+
+async def test_one_view_can_be_compared_without_the_ledger(run: Run, settings: Settings) -> None:
+    async with filled(settings) as ledger:
+        await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 1")
+        done = await run("verify", "--view", "stock", "--view", "journal", "--json")
+        assert (done.status, done.json["ledger"]) == (0, None)
+        assert [view["name"] for view in done.json["views"]] == ["stock", "journal"]
+        await ledger.execute("DELETE FROM stock")
+        assert (await run("verify", "--view", "stock")).status == 1
+        done = await run("verify", "--view", "wallets")
+        assert (done.status, done.out.partition(":")[0]) == (0, "wallets")
+
+
+class TestInTwo:
+    """A long ledger is verified by two processes, and what each finds is found."""
+
+    @pytest.fixture(autouse=True)
+    def _long_is_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for module in (auditing, work):
+            monkeypatch.setattr(module, "HELP_FROM", 100)
+
+    @pytest.fixture
+    async def ledger(self, settings: Settings) -> AsyncIterator[Ledger]:
+        async with running_ledger(settings) as ledger:
+            await fill(ledger.engine("writer"), Shop(5, 3, 3, 1000).events(), 300, 100, 20)
+            await project(ledger)
+            await ledger.execute("DROP TRIGGER events_no_update")
+            yield ledger
+
+    async def test_both_find_their_parts_right(self, ledger: Ledger) -> None:
+        found = await verified(ledger)
+        head = await ledger.head()
+        assert found.ledger == Audited(head.position, head.hash.hex(), 0)
+        assert [view.name for view in found.views] == NAMES
+
+    @pytest.mark.parametrize("position", [20, 250])
+    async def test_what_is_wrong_in_either_part_is_found(
+        self, ledger: Ledger, position: int
+    ) -> None:
+        await ledger.execute("UPDATE events SET occurred_at_us = 5 WHERE position = 270")
+        await ledger.execute(f"UPDATE events SET occurred_at_us = 5 WHERE position = {position}")
+        assert (await wrong(ledger)).position == position
+
+    async def test_of_views_in_two_processes_the_first_position_is_named(
+        self, ledger: Ledger
+    ) -> None:
+        await ledger.execute("UPDATE orders SET quantity = 77 ORDER BY placed_position LIMIT 1")
+        assert "orders" in (await wrong(ledger)).what
+        await ledger.execute("UPDATE journal SET debit = 77 ORDER BY position LIMIT 1")
+        assert "journal" in (await wrong(ledger)).what
+
+    async def test_a_snapshot_that_is_not_the_fold_is_found(self, ledger: Ledger) -> None:
+        async with ledger.connection() as connection:
+            snapshot = await snapshots.nearest(connection, 150)
+        assert snapshot
+        poor = {key: Customer(7) for key in snapshot.customers}
+        await snapshots.save(ledger.engine("writer"), structs.replace(snapshot, customers=poor))
+        found = await wrong(ledger)
+        assert (found.position, "snapshot" in found.what) == (snapshot.position, True)
+
+    async def test_without_a_helper_it_goes_on_alone(
+        self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(helping, "COMMAND", ("-c", "raise SystemExit('no helper today')"))
+        found = await verified(ledger)
+        assert found.ledger
+        assert found.ledger.position == (await ledger.head()).position
+        assert [view.name for view in found.views] == NAMES
+        assert caplog.text.count("no helper today") == 2
+
+
+async def test_a_helper_ends_when_nobody_waits_for_it(run: Run, settings: Settings) -> None:
+    async with filled(settings):
+        done = await run("verify", LEDGER_VERIFY_HELPS="1")
+    assert (done.status, done.out) == (1, "")
 
 
 @asynccontextmanager
@@ -296,13 +380,15 @@ async def test_a_verification_that_was_cut_off_goes_on_where_it_was(
         assert state
         assert 4900 < state.position < 5000
         done = await run("verify", "--resume", str(file), "--json")
-        assert (done.status, done.json["since"]) == (0, state.position)
+        assert (done.status, done.json["ledger"]["since"]) == (0, state.position)
         last = (await ledger.head()).position
         done = await run("verify", "--resume", str(file), "--json")
-        assert (done.json["since"], done.json["position"]) == (last, last)
+        ledger_part = done.json["ledger"]
+        assert (ledger_part["since"], ledger_part["position"]) == (last, last)
         await ledger.write(orders(2))
         done = await run("verify", "--resume", str(file), "--json")
-        assert (done.json["since"], done.json["position"]) == (last, last + 4)
+        ledger_part = done.json["ledger"]
+        assert (ledger_part["since"], ledger_part["position"]) == (last, last + 4)
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGINT])
@@ -330,7 +416,8 @@ async def test_a_verification_that_was_stopped_leaves_a_state_to_go_on_from(
             process.kill()
         assert process.returncode == {signal.SIGINT: 130}.get(signal_, -signal_)
         assert b"Traceback" not in said
-        found = await verified(ledger, Wish(resume=file))
+        found = (await verified(ledger, Wish(resume=file))).ledger
+        assert found
         assert 4900 < found.since < found.position
 
 
@@ -376,6 +463,8 @@ async def test_a_position_that_is_not_there_is_status_2(run: Run) -> None:
         ("--quick", "--resume", "x"),
         ("--since-position", "1", "--resume", "x"),
         ("--public-key", "x"),
+        ("--view", "customers"),
+        ("--view", "stock", "--quick"),
         ("everything",),
     ],
 )

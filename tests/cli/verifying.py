@@ -8,7 +8,8 @@ import pytest
 from msgspec import structs
 
 from cli.settings import Settings
-from cli.verifying.work import Verified, Wish, verify
+from cli.verifying import Verified, Wish
+from cli.verifying.work import verify
 from ledger.audit import Wrong
 from ledger.chain import Record
 from ledger.core.events import Submitted

@@ -1,161 +1,93 @@
-"""What `ledger verify` does: the ledger decided again, then the views compared with it.
+"""What `ledger verify` does: the ledger first, then the views.
 
 It reads only, up to where the ledger ends when it begins; writer and projector go on meanwhile.
 """
 
 import asyncio
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Awaitable, Sequence
 from operator import attrgetter
-from pathlib import Path
+from typing import Any
 
-from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.progress import progress
 from cli.reading import reading
 from cli.settings import Settings
-from cli.verifying.state import BadState, StateFile, load
-from ledger import snapshots
-from ledger.audit import ChainAudit, Wrong
-from ledger.audit_decisions import DecisionAudit, take
-from ledger.audit_reading import End, Page, ahead, pages, read_end, record_at
-from ledger.core.fold import Fold
-from ledger.signing import KeptHead
+from cli.verifying import Verified, Wish
+from cli.verifying.auditing import HELP_FROM, audit
+from cli.verifying.helping import Helper, HelperFailed, end_with, helping
+from ledger.audit import Wrong
+from ledger.store import Store
 from projections.comparing import Compared, compare
+from projections.projection import KeyedProjection, Projection
 from projections.registry import PROJECTIONS
 
-Moved = Callable[[int], None]
-
-
-class BadStart(Exception):
-    """The ledger can't be verified from there."""
-
-
-class Wish(Struct, frozen=True):
-    """What is to be verified, from where, and against which kept head."""
-
-    since_position: int = 0
-    quick: bool = False
-    resume: Path | None = None
-    against: KeptHead | None = None
-
-
-class Verified(Struct, frozen=True):
-    """A ledger that is right after the position `since`, which was trusted, and its views."""
-
-    position: int
-    hash: str
-    since: int
-    views: list[Compared]
-
-
-class Begin(Struct, frozen=True):
-    """Where the audit goes on from; no decisions, if only the chain is to be checked."""
-
-    chain: ChainAudit
-    decisions: DecisionAudit | None
-    saved: StateFile | None = None
+log = logging.getLogger(__name__)
 
 
 async def verify(settings: Settings, wish: Wish) -> Verified:
     """Raises Wrong, for the first position where something is, BadStart and BadState."""
+    watch = asyncio.create_task(end_with(wish.helps)) if wish.helps else None
+    try:
+        return await _verify(settings, wish)
+    finally:
+        if watch:
+            watch.cancel()
+
+
+async def _verify(settings: Settings, wish: Wish) -> Verified:
     async with reading(settings) as connection:
-        begin = await _begin(connection, wish)
-        since = begin.chain.position
-        await _audit(connection, begin, wish)
+        began = time.perf_counter()
+        audited = None if wish.views else await audit(settings, connection, wish)
+        ended = time.perf_counter()
         views: list[Compared] = []
         if not wish.quick and not wish.since_position:
-            with progress("views", begin.chain.position) as moved:
-                views = await compare(connection, PROJECTIONS, moved)
-    return Verified(begin.chain.position, begin.chain.hash.hex(), since, views)
+            views = await _compare(settings, connection, wish)
+        took_s = time.perf_counter() - ended
+    return Verified(audited, views, round(ended - began, 3), round(took_s, 3))
 
 
-async def _begin(connection: AsyncConnection, wish: Wish) -> Begin:
-    if wish.resume:
-        return await _resumed(connection, wish.resume)
-    since = wish.since_position
-    if since and await record_at(connection, since) is None:
-        raise BadStart(f"--since-position {since} is after the end of the ledger")
-    if wish.quick:
-        return Begin(await _trusted(connection, since), None)
-    snapshot = await snapshots.nearest(connection, since)
-    if snapshot is None:
-        return Begin(ChainAudit(), DecisionAudit(Fold()))
-    fold = Fold(snapshot.customers, snapshot.products)
-    return Begin(await _trusted(connection, snapshot.position), DecisionAudit(fold))
+async def _compare(settings: Settings, connection: AsyncConnection, wish: Wish) -> list[Compared]:
+    """Compare the views; of a long ledger some of them in another process."""
+    views = [view for view in PROJECTIONS if not wish.views or view.name in wish.views]
+    apart = [view for view in views if isinstance(view, KeyedProjection) and view.own_stream]
+    events = (await Store(connection).head()).position
+    if wish.helps or events < HELP_FROM or len(apart) in (0, len(views)):
+        return await _alone(connection, views)
+    arguments = [part for view in apart for part in ("--view", view.name)]
+    async with helping(settings, *arguments) as helper:
+        here = await _result(_alone(connection, [view for view in views if view not in apart]))
+        try:
+            there = await _result(_views_of(helper))
+        except HelperFailed as error:
+            log.warning("verify: goes on alone, as its helper failed: %s", error)
+            there = await _result(_alone(connection, apart))
+    return _right(here, there)
 
 
-async def _trusted(connection: AsyncConnection, position: int) -> ChainAudit:
-    """The chain, on from a record that is taken as it is."""
-    record = await record_at(connection, position)
-    return ChainAudit(position, record.hash, record.recorded_at_us) if record else ChainAudit()
+async def _alone(connection: AsyncConnection, views: Sequence[Projection[Any]]) -> list[Compared]:
+    events = (await Store(connection).head()).position
+    with progress("views", events) as moved:
+        return await compare(connection, views, moved)
 
 
-async def _resumed(connection: AsyncConnection, path: Path) -> Begin:
-    """On from the state in a file, if there is one, which must be of this ledger."""
-    first, state = await record_at(connection, 1), load(path)
-    if state is None:
-        saved = StateFile(path, first.hash) if first else None
-        return Begin(ChainAudit(), DecisionAudit(Fold()), saved)
-    if first and first.hash != state.first_hash:
-        raise BadState(f"{path} is of another ledger: name another file")
-    record = await record_at(connection, state.position)
-    if record is None:
-        raise Wrong(state.position, f"the event was there when {path} was written, and is gone")
-    if record.hash != state.hash:
-        what = f"up to here history was rewritten since {path} was written: the hash is another"
-        raise Wrong(state.position, what)
-    return Begin(state.chain, DecisionAudit(state.fold), StateFile(path, state.first_hash))
+async def _views_of(helper: Helper) -> list[Compared]:
+    return (await helper.answer()).views
 
 
-async def _audit(connection: AsyncConnection, begin: Begin, wish: Wish) -> None:
-    """Check the ledger up to its end; raises Wrong, for the first position of all."""
-    end = await read_end(connection)
-    found = [end.wrong, await _kept(connection, begin, end, wish)]
+async def _result(work: Awaitable[list[Compared]]) -> list[Compared] | Wrong:
     try:
-        with progress("ledger", max(0, end.position - begin.chain.position)) as moved:
-            await _walk(connection, begin, end.position, moved)
+        return await work
     except Wrong as wrong:
-        found.append(wrong)
-    if wrongs := [wrong for wrong in found if wrong]:
-        raise min(wrongs, key=attrgetter("position"))
+        return wrong
 
 
-async def _kept(connection: AsyncConnection, begin: Begin, end: End, wish: Wish) -> Wrong | None:
-    """What is wrong by a head that was kept; what is before it must be verified, now or before."""
-    head = wish.against
-    if head is None or head.position == 0:
-        return None
-    if wish.since_position and begin.chain.position > head.position:
-        raise BadStart(
-            f"the kept head is of position {head.position}, and what is before"
-            f" {begin.chain.position} would not be verified: leave out --since-position"
-        )
-    record = await record_at(connection, head.position)
-    if record is None:
-        what = f"the kept head says that the ledger had {head.position} events: they are gone"
-        return Wrong(end.position + 1, what)
-    if record.hash.hex() != head.hash:
-        what = "the kept head has another hash: history up to here was rewritten"
-        return Wrong(head.position, what)
-    return None
-
-
-async def _walk(connection: AsyncConnection, begin: Begin, up_to: int, moved: Moved) -> None:
-    chain, decisions = begin.chain, begin.decisions
-    unknown = decisions.unknown if decisions else None
-    async for page in ahead(pages(connection, chain.position, up_to, unknown)):
-        # In a thread, so that the next page comes in meanwhile.
-        await asyncio.to_thread(_take, begin, page)
-        if begin.saved and decisions:
-            begin.saved.save_when_due(chain, decisions.fold)
-        moved(len(page.records))
-    if begin.saved and decisions and chain.position:
-        begin.saved.save(chain, decisions.fold)
-
-
-def _take(begin: Begin, page: Page) -> None:
-    if begin.decisions:
-        take(begin.chain, begin.decisions, page.records, page.earlier)
-    else:
-        begin.chain.take(page.records)
+def _right(*results: list[Compared] | Wrong) -> list[Compared]:
+    """All that was compared; raises Wrong, for the first position where something is."""
+    if wrong := [result for result in results if isinstance(result, Wrong)]:
+        raise min(wrong, key=attrgetter("position"))
+    names = [view.name for view in PROJECTIONS]
+    compared = [each for result in results if isinstance(result, list) for each in result]
+    return sorted(compared, key=lambda each: names.index(each.name))
