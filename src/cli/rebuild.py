@@ -47,7 +47,7 @@ def rebuild(
     undo: Annotated[bool, typer.Option("--undo", help="swap the old tables back in")] = False,
     drop_old: Annotated[bool, typer.Option("--drop-old", help="drop the old tables")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="swap a view that differs, too")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="go on with nothing")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="begin with the first event")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Make views anew, compare them with the live ones and swap them in, while all goes on."""
