@@ -142,12 +142,13 @@ class Rebuild:
 
     async def _catch_up(self, shadows: Sequence[Shadow]) -> None:
         """Come near to where the live views are."""
+        names = ", ".join(shadow.live.name for shadow in shadows)
         for _ in range(ROUNDS):
             target = await self._target(await self._checkpoints())
             behind = target - min(shadow.position for shadow in shadows)
-            names = ", ".join(shadow.live.name for shadow in shadows)
-            with self._progress(f"loading {names}", behind) as moved:
-                await self._bring(shadows, target, moved)
+            if behind > 0:
+                with self._progress(f"loading {names}", behind) as moved:
+                    await self._bring(shadows, target, moved)
             if behind <= NEAR_EVENTS:
                 return
 
