@@ -87,7 +87,7 @@ class Writer:
     async def _session(self) -> None:
         async with self._engine.connect() as connection:
             await refuse_unsafe(connection)
-            known = await load(connection)
+            known = await load(connection, self._snapshot_when_due)
             HEAD_POSITION.set(known.head.position)
             async with open_inbox(self._inbox_url, self._name) as inbox:
                 CONNECTED.set(1)
@@ -205,8 +205,14 @@ class Known(Struct):
     snapshot_position: int
 
 
-async def load(connection: AsyncConnection) -> Known:
-    """The fold of the ledger as it is: the newest snapshot and what came after it."""
+Folded = Callable[[Known], None]
+
+
+async def load(connection: AsyncConnection, folded: Folded = lambda known: None) -> Known:
+    """The fold of the ledger as it is: the newest snapshot and what came after it.
+
+    `folded` is called after each page: where no snapshot can be used, new ones may be taken then.
+    """
     snapshot = await snapshots.newest(connection)
     known = Known(Fold(), Head(0, GENESIS_HASH, 0), 0, 0)
     if snapshot:
@@ -214,11 +220,13 @@ async def load(connection: AsyncConnection) -> Known:
         known.head = Head(snapshot.position, snapshot.hash, 0)
         known.recorded_at_us = snapshot.recorded_at_us
         known.snapshot_position = snapshot.position
-    await catch_up(connection, known)
+    await catch_up(connection, known, folded)
     return known
 
 
-async def catch_up(connection: AsyncConnection, known: Known) -> None:
+async def catch_up(
+    connection: AsyncConnection, known: Known, folded: Folded = lambda known: None
+) -> None:
     """Fold what the ledger has beyond what is known; raises LedgerDamaged if the chain breaks."""
     store = Store(connection)
     while records := await store.read(known.head.position):
@@ -232,6 +240,7 @@ async def catch_up(connection: AsyncConnection, known: Known) -> None:
         known.fold.orders.clear()
         known.head = Head(records[-1].position, hash_, known.head.epoch)
         known.recorded_at_us = records[-1].recorded_at_us
+        folded(known)
     await connection.rollback()
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ledger import snapshots
 from ledger.core.fold import Fold
 from ledger.snapshots import KEPT, NEWEST, spread
+from ledger.store import Store
 from ledger.writer import Known, load
 from tests.harness import eventually
 
@@ -108,6 +109,26 @@ async def test_the_ledger_keeps_so_many_and_the_two_newest(
     found = await positions(ledger)
     assert len(found) == 5
     assert found == spread(found, 5)[::-1]
+
+
+async def test_a_writer_that_has_to_fold_the_whole_ledger_leaves_snapshots_on_its_way(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade of their shape: else the past would be far from any, for ever."""
+    whole = await written(ledger)
+    await ledger.execute("UPDATE snapshots SET fold_version = fold_version - 1")
+    middle = (await ledger.head()).position // 2
+    monkeypatch.setattr(Store.read, "__defaults__", (30,))
+
+    async def is_near() -> bool:
+        async with ledger.connection() as connection:
+            return await snapshots.nearest(connection, middle) is not None
+
+    async with ledger.writing(snapshot_every=25):
+        await eventually(is_near, "a snapshot is saved in the first half")
+    known = await loaded(ledger)
+    assert known.snapshot_position > 0
+    assert same(known, whole)
 
 
 async def test_a_snapshot_that_can_not_be_used_takes_no_room_for_ever(ledger: Ledger) -> None:
