@@ -236,6 +236,7 @@ TABLES = {
     "snapshots": "position",
     "ledger_migrations": "version_num",
     "customer_keys": "sealing_key",
+    "parking_log": "operator",
     "api_keys": "name",
     "checkpoints": "position",
     **{projection.name: "position" for projection in PROJECTIONS},
