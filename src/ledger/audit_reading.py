@@ -1,7 +1,7 @@
 """What an audit reads: the end of the ledger, and page after page with what stands before each."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -114,8 +114,8 @@ async def last_positions(
     return dict(rows)
 
 
-async def ahead(pages: AsyncIterator[Page]) -> AsyncIterator[Page]:
-    """The same pages, with the next one on its way while one is worked on."""
+async def ahead(pages: AsyncIterator[Page]) -> AsyncGenerator[Page]:
+    """The same pages, with the next one on its way while one is worked on; must be closed."""
     coming = asyncio.ensure_future(anext(pages, None))
     try:
         while (page := await coming) is not None:

@@ -1,7 +1,7 @@
 """How a view of each kind is compared with the ledger, stretch after stretch of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import islice
 from operator import attrgetter
 from typing import Any, Final
@@ -14,22 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.audit import Wrong
 from ledger.core.events import TYPE_OF, CustomerErased, Recorded
 from ledger.store import PAGE
+from projections.found_rows import Columns, Rows, by_key, columns, differences, refuse
 from projections.history import effective_events, events_of
-from projections.projection import (
-    Key,
-    KeyedProjection,
-    LineProjection,
-    Projection,
-    from_columns,
-)
-from projections.views import fetch_rows, marks
+from projections.projection import Key, KeyedProjection, LineProjection, Projection
+from projections.views import marks
 
 AT_ONCE: Final = 500
 """Rows that one statement names by key; of 1,000 and more MariaDB makes a temporary table."""
-MAX_WORD: Final = 40
-"""Longer text may be personal: of that it is only told that it is wrong."""
-
-Rows = Mapping[Key, Any]
 
 
 class Stretch(Struct, frozen=True):
@@ -89,17 +80,17 @@ class _Lines(Comparison):
         self._rows = 0
 
     async def take(self, connection: AsyncConnection, stretch: Stretch) -> None:
-        expected = [line for event in stretch.events for line in self._lines(event)]
-        columns, keys = ", ".join(self.view.columns), ", ".join(self.view.key_columns)
+        expected = [columns(line) for event in stretch.events for line in self._lines(event)]
         # One more than there may be is enough to see that there are too many.
         found = await connection.exec_driver_sql(
-            f"SELECT {columns} FROM {self.view.name} WHERE position > %s AND position <= %s"
-            f" ORDER BY {keys} LIMIT {len(expected) + 1}",
+            f"{_select(self.view)} WHERE position > %s AND position <= %s"
+            f" ORDER BY {', '.join(self.view.key_columns)} LIMIT {len(expected) + 1}",
             (stretch.after, stretch.up_to),
         )
-        lines = _made(self.view, found)
+        lines = [tuple(row) for row in found]
         if lines != expected:  # both are in order
-            _compare(self.view, _by_key(self.view, expected), _by_key(self.view, lines))
+            expected_by_key, lines_by_key = by_key(self.view, expected), by_key(self.view, lines)
+            refuse(differences(self.view, expected_by_key, lines_by_key))
         self._rows += len(expected)
 
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
@@ -123,18 +114,26 @@ class _OwnRows(Comparison):
         begun = self._view.keys(
             e for e in stretch.events if isinstance(e.payload, self._view.creates)
         )
-        expected: dict[Key, Any] = {}
+        made: dict[Key, Any] = {}
         for event in stretch.events:
             if self._view.key(event) in begun:
-                self._view.project(expected, event)
+                self._view.project(made, event)
         later = f"e.position > {stretch.up_to} AND e.position <= {stretch.checkpoint}"
-        keys = iter(begun)
+        wrong, keys = [], iter(begun)
         while some := list(islice(keys, AT_ONCE)):
             for event in await _events(connection, some, later):
-                self._view.project(expected, event)
-            rows = await fetch_rows(connection, self._view, some)
-            _compare(self._view, {key: expected[key] for key in some}, rows)
+                self._view.project(made, event)
+            expected = by_key(self._view, (columns(made[key]) for key in some))
+            wrong += differences(self._view, expected, await self._fetch(connection, some))
+        refuse(wrong)
         self._rows += len(begun)
+
+    async def _fetch(self, connection: AsyncConnection, keys: Sequence[UUID]) -> Rows:
+        found = await connection.exec_driver_sql(
+            f"{_select(self.view)} WHERE {self._view.key_column} IN ({marks(keys)})",
+            tuple(key.bytes for key in keys),
+        )
+        return by_key(self.view, map(tuple, found))
 
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
         found = await connection.exec_driver_sql(f"SELECT COUNT(*) FROM {self.view.name}")
@@ -148,11 +147,12 @@ class _OwnRows(Comparison):
     async def _refuse_others(self, connection: AsyncConnection, checkpoint: int) -> None:
         """Raises Wrong for the first of the rows that no event began."""
         begins = f"e.type = '{TYPE_OF[self._view.creates]}' AND e.position <= {checkpoint}"
-        others: dict[Key, Any] = {}
+        others: dict[Key, Columns] = {}
         async for rows in _pages(connection, self._view, AT_ONCE):
-            begun = await _events(connection, [UUID(str(key)) for key in rows], begins)
-            others |= {key: rows[key] for key in rows.keys() - self._view.keys(begun)}
-        _compare(self._view, {}, others)
+            keys = [UUID(bytes=values[0]) for values in rows.values()]
+            begun = {key.bytes for key in self._view.keys(await _events(connection, keys, begins))}
+            others |= {key: values for key, values in rows.items() if key not in begun}
+        refuse(differences(self._view, {}, others))
 
 
 class _HeldRows(Comparison):
@@ -171,34 +171,47 @@ class _HeldRows(Comparison):
                 self._nameless.discard(event.stream_id)
 
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
-        count, wrong = len(self._rows), []
+        expected: dict[Key, Any] = {
+            key.bytes: row for key, row in self._rows.items() if isinstance(key, UUID)
+        }
+        wrong: list[Wrong] = []
         async for found in _pages(connection, self.view, PAGE):
-            expected = {key: self._rows.pop(key) for key in found if key in self._rows}
-            for key in self._nameless & found.keys() & expected.keys():
-                # Erased, and the view is not there yet: nobody knows what name it should show.
-                expected[key] = replace(expected[key], username=found[key].username)
-            wrong += _differences(self.view, expected, found)
-        wrong += _differences(self.view, self._rows, {})
-        _refuse(wrong)
-        return count
+            held = {
+                key: self._row(expected.pop(key), found[key]) for key in found if key in expected
+            }
+            wrong += differences(self.view, held, found)
+        missing: Rows = {key: columns(row) for key, row in expected.items()}
+        refuse([*wrong, *differences(self.view, missing, {})])
+        return len(self._rows)
+
+    def _row(self, row: Any, found: Columns) -> Columns:
+        """The row as it must be found.
+
+        Of a name that is erased, when the view is not there yet, nobody knows what it must be.
+        """
+        if getattr(row, self.view.key_columns[0]) in self._nameless:
+            row = replace(row, username=found[self.view.columns.index("username")])
+        return columns(row)
+
+
+def _select(view: Projection[Any]) -> str:
+    return f"SELECT {', '.join(view.columns)} FROM {view.name}"
 
 
 async def _pages(
     connection: AsyncConnection, view: Projection[Any], limit: int
-) -> AsyncIterator[dict[Key, Any]]:
+) -> AsyncIterator[dict[Key, Columns]]:
     """All rows of a view with one key column, by key."""
     (key,) = view.key_columns
-    columns = ", ".join(view.columns)
     after = b""
     while True:
         found = await connection.exec_driver_sql(
-            f"SELECT {columns} FROM {view.name} WHERE {key} > %s ORDER BY {key} LIMIT {limit}",
-            (after,),
+            f"{_select(view)} WHERE {key} > %s ORDER BY {key} LIMIT {limit}", (after,)
         )
-        rows = found.all()
+        rows = [tuple(row) for row in found]
         if not rows:
             return
-        yield _by_key(view, _made(view, rows))
+        yield by_key(view, rows)
         after = rows[-1][0]
 
 
@@ -209,53 +222,3 @@ async def _events(
     statement = effective_events("events e", f"e.stream_id IN ({marks(streams)}) AND {where}")
     found = await connection.exec_driver_sql(statement, tuple(each.bytes for each in streams))
     return sorted(events_of(found.all()), key=attrgetter("position"))
-
-
-def _made(view: Projection[Any], rows: Iterable[Any]) -> list[Any]:
-    return [from_columns(view.row, tuple(row)) for row in rows]
-
-
-def _by_key(view: Projection[Any], rows: Iterable[Any]) -> dict[Key, Any]:
-    return {view.key_of(row): row for row in rows}
-
-
-def _compare(view: Projection[Any], expected: Rows, found: Rows) -> None:
-    """Raises Wrong, at the first position where something is, unless all rows are as expected."""
-    if expected != found:
-        _refuse(_differences(view, expected, found))
-
-
-def _refuse(wrong: Sequence[Wrong]) -> None:
-    if wrong:
-        raise min(wrong, key=attrgetter("position"))
-
-
-def _differences(view: Projection[Any], expected: Rows, found: Rows) -> list[Wrong]:
-    return [
-        _difference(view, key, expected.get(key), found.get(key))
-        for key in expected.keys() | found.keys()
-        if expected.get(key) != found.get(key)
-    ]
-
-
-def _difference(view: Projection[Any], key: Key, expected: Any, found: Any) -> Wrong:
-    row = f"row {_shown(key)} of {view.name}"
-    if found is None:
-        return Wrong(expected.position, f"{row} is missing")
-    if expected is None:
-        return Wrong(found.position, f"{row} is one that the ledger does not make")
-    apart = [
-        _apart(view, name, getattr(found, name), getattr(expected, name))
-        for name in view.columns
-        if getattr(found, name) != getattr(expected, name)
-    ]
-    return Wrong(expected.position, f"{row} has {', '.join(apart)}")
-
-
-def _apart(view: Projection[Any], name: str, found: object, expected: object) -> str:
-    length = getattr(view.table.columns[name].type, "length", None) or 0
-    return f"another {name}" if length > MAX_WORD else f"{name} {found} instead of {expected}"
-
-
-def _shown(key: Key) -> str:
-    return ".".join(map(str, key)) if isinstance(key, tuple) else str(key)

@@ -21,7 +21,8 @@ from cli.reading import reading
 from cli.settings import Settings
 from cli.verifying import Audited, Wish, auditing, helping, work
 from cli.verifying.state import load
-from ledger import snapshots
+from ledger import audit_reading, snapshots
+from ledger import store as stores
 from ledger.core.state import Customer
 from projections.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
@@ -63,6 +64,18 @@ async def test_an_empty_ledger_is_right(run: Run, arguments: tuple[str, ...]) ->
     assert (done.status, done.err) == (0, "")
     assert done.json["ledger"] == {"position": 0, "hash": "00" * 32, "since": 0}
     assert {view["rows"] for view in done.json["views"]} <= {0}
+
+
+async def test_pages_may_end_anywhere(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_reading, "PAGE", 2)
+    monkeypatch.setattr(stores, "PAGE", 2)
+    async with filled(settings) as ledger:
+        found = await verified(ledger)
+        assert found.ledger
+        assert found.ledger.position == (await ledger.head()).position
+        await ledger.execute("UPDATE events SET occurred_at_us = 5 WHERE position = 20")
+        await ledger.execute("UPDATE events SET occurred_at_us = 5 WHERE position = 21")
+        assert (await wrong(ledger)).position == 20
 
 
 async def test_views_may_be_behind_and_apart(settings: Settings) -> None:

@@ -7,6 +7,7 @@ the snapshot, while this one finds out whether the snapshot is right.
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import aclosing
 from operator import attrgetter
 from pathlib import Path
 from typing import Final
@@ -174,12 +175,13 @@ async def _walk(connection: AsyncConnection, begin: Begin, up_to: int) -> None:
     chain, decisions = begin.chain, begin.decisions
     unknown = decisions.unknown if decisions else None
     with progress("ledger", max(0, up_to - chain.position)) as moved:
-        async for page in ahead(pages(connection, chain.position, up_to, unknown)):
-            # In a thread, so that the next page comes in meanwhile.
-            await asyncio.to_thread(_take, begin, page)
-            if begin.saved and decisions:
-                begin.saved.save_when_due(chain, decisions.fold)
-            moved(len(page.records))
+        async with aclosing(ahead(pages(connection, chain.position, up_to, unknown))) as coming:
+            async for page in coming:
+                # In a thread, so that the next page comes in meanwhile.
+                await asyncio.to_thread(_take, begin, page)
+                if begin.saved and decisions:
+                    begin.saved.save_when_due(chain, decisions.fold)
+                moved(len(page.records))
     if begin.saved and decisions and chain.position:
         begin.saved.save(chain, decisions.fold)
 
