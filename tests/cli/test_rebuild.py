@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.settings import Settings
 from projections.registry import PROJECTIONS
-from tests.harness import environment, free_port
+from projections.views import pin
+from tests.harness import environment, eventually, free_port
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.rebuilds import rebuilt, tables
@@ -28,6 +29,7 @@ from tests.projections.views import (
 
 from .conftest import Run
 
+RENAMING = "WHERE db = DATABASE() AND info LIKE 'RENAME%%'"
 NAMES = {view.name for view in PROJECTIONS}
 
 
@@ -174,6 +176,38 @@ async def test_killed_while_orders_come_in_it_tears_no_view(ledger: Ledger) -> N
         await ledger.until_inbox_empty()
         await until_projected(ledger)
     await whole_again(ledger)
+
+
+async def test_killed_while_its_rename_waits_it_lets_no_projector_write_before_that_ends(
+    ledger: Ledger,
+) -> None:
+    """Else views would be swapped that are behind what was written and shown meanwhile."""
+    head = (await ledger.write(orders(3)))[-1].position
+    async with ledger.connection("analyst") as reader, ledger.connection("projector") as other:
+        await pin(reader, PROJECTIONS)
+        await ended(await begun(ledger, "rebuild.swap-sent=die"))
+        moving = asyncio.create_task(advance_to_the_end(other))
+
+        async def has_to_wait() -> bool:
+            return moving.done() or await waits(ledger)
+
+        await eventually(has_to_wait, "the projector waits, unless the RENAME is over by now")
+        await reader.rollback()
+        await moving
+    assert set((await checkpoints(ledger)).values()) == {head}
+    assert await ledger.rows(f"SELECT 1 FROM information_schema.processlist {RENAMING}") == []
+    await whole_again(ledger)
+
+
+async def waits(ledger: Ledger) -> bool:
+    """Whether a projector waits: for the lock, or already for the table that is renamed."""
+    found = await ledger.rows(
+        "SELECT 1 FROM information_schema.processlist WHERE db = DATABASE()"
+        " AND (info LIKE '%%GET_LOCK%%' OR state = 'Waiting for table metadata lock')"
+        " AND id <> CONNECTION_ID()",
+        "projector",
+    )
+    return bool(found)
 
 
 async def test_ctrl_c_leaves_whole_views_and_the_next_goes_on(ledger: Ledger) -> None:
