@@ -39,6 +39,9 @@ from tests.ledger.audit import audit
 from tests.projections.views import View
 
 AT_POSITION: Final = re.compile(r"at position (\d+)")
+SHOWS: Final = (200, 201)
+"""Statuses of answers that show what was decided."""
+
 MAX_SAID: Final = 20
 CLOCK_S: Final = 0.05
 """By how much the times of two processes may differ."""
@@ -281,7 +284,7 @@ def _true_then(read: Read, timeline: Timeline, evidence: Evidence) -> Iterator[s
     states = timeline[name].get(UUID(read.id), [])
     if read.status == 404:
         yield from _allowed_to_miss(read, evidence)
-    if read.status != 200 or read.position is None:
+    if read.status not in SHOWS or read.position is None:
         return
     index = bisect_right(states, read.position, key=lambda state: state[0])
     if index == 0:

@@ -23,6 +23,11 @@ class Outcome(StrEnum):
     FAILED = "failed"
     UNKNOWN = "unknown"
 
+    @property
+    def known(self) -> str:
+        """What a client would call it."""
+        return "acknowledged" if self is Outcome.OK else self.value
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -153,6 +158,14 @@ class History:
         """Write a line to the file."""
         self._file.write(json.dumps([round(time.monotonic(), 4), *about], default=str) + "\n")
 
-    def counts(self) -> Counter[str]:
+    def operations_by_outcome(self) -> Counter[str]:
         """Operations by what is known of them."""
-        return Counter(operation.outcome.value for operation in self.operations.values())
+        return Counter(operation.outcome.known for operation in self.operations.values())
+
+    def orders_by_outcome(self) -> Counter[str]:
+        """Orders by what is known of them; a batch has several."""
+        counts = Counter[str]()
+        for operation in self.operations.values():
+            orders = sum(event.type == "order.placed" for event in operation.events)
+            counts[operation.outcome.known] += orders
+        return counts

@@ -1,8 +1,9 @@
 """Messages that come twice, in another order, long after, or that no one can read."""
 
 import asyncio
+import json
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import groupby
 from random import Random
@@ -30,7 +31,7 @@ async def duplicated(world: World, chance: Random, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             again = [messages.popleft() for _ in range(len(messages))]
-            await offer(world, "messages at once", again)
+            await offer(world, "at once", sum(len(json.loads(body)) for body in again), again)
             await asyncio.sleep(0.01)
 
 
@@ -40,13 +41,13 @@ async def shuffled(world: World, chance: Random, seconds: float) -> None:
         await asyncio.sleep(seconds / 5)
         groups = (await decided(world))[-100:]
         chance.shuffle(groups)
-        await offer(world, "events shuffled", map(join, regrouped(groups, chance)))
+        await offer_again(world, "shuffled", regrouped(groups, chance))
 
 
 async def replayed(world: World, chance: Random, seconds: float) -> None:
     """All that was ever submitted comes again, in its order."""
     groups = await decided(world)
-    await offer(world, "events replayed", map(join, regrouped(groups, chance)))
+    await offer_again(world, "replayed", regrouped(groups, chance))
     await asyncio.sleep(seconds)
 
 
@@ -97,12 +98,16 @@ async def captured(world: World) -> AsyncIterator[deque[bytes]]:
         yield messages
 
 
-async def offer(world: World, what: str, bodies: Iterable[bytes]) -> None:
-    """Put messages into the inbox that were there before."""
-    bodies = list(bodies)
+async def offer_again(world: World, how: str, groups: Sequence[Sequence[bytes]]) -> None:
+    """Put events into the inbox that were decided before."""
+    await offer(world, how, sum(map(len, groups)), [join(group) for group in groups])
+
+
+async def offer(world: World, how: str, duplicates: int, bodies: Sequence[bytes]) -> None:
+    """Put messages into the inbox that hold so many events which were there before."""
     async with asyncio.timeout(len(bodies) * CALL_TIMEOUT_S + CALL_TIMEOUT_S):
         await world.ledger.put(*bodies)
-    world.history.offered[what] += len(bodies)
+    world.history.offered[how] += duplicates
 
 
 def element(**changes: object) -> bytes:
@@ -166,12 +171,13 @@ async def poisoned(world: World, chance: Random, seconds: float) -> None:
     """What no one can read stands between what was decided before; it is parked, the rest not."""
     known = (await decided(world))[-20:]
     for bad in unreadable_elements():
-        group = [*chance.choice(known), bad, *chance.choice(known)]
+        first, last = chance.choice(known), chance.choice(known)
         world.planted.add(bad)
-        await offer(world, "messages with poison", [join(group)])
+        group = [*first, bad, *last]
+        await offer(world, "beside poison", len(group) - 1, [join(group)])
     bodies = unreadable_bodies()
     world.planted |= set(bodies)
-    await offer(world, "messages of poison", bodies)
+    await offer(world, "beside poison", 0, bodies)
     await asyncio.sleep(seconds)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import signal
 import tempfile
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from typing import Final, get_args
@@ -21,6 +22,10 @@ from tests.harness import eventually
 
 REACHED_WITHIN_S: Final = 15.0
 CRASHES: Final = 50
+PROCESSES: Final = ("publisher", "writer", "projector")
+"""What failpoints of long-running processes are named after."""
+
+OURS: Final = "processes"
 TARGETS: Final = ("api", "writer", "projector", *SERVERS)
 
 
@@ -46,9 +51,9 @@ def pause(target: str) -> Inject:
 
     async def inject(world: World, chance: Random, seconds: float) -> None:
         name = victim(target, chance)
-        world.signal(name, signal.SIGSTOP)
+        world.send(name, signal.SIGSTOP)
         await asyncio.sleep(seconds)
-        world.signal(name, signal.SIGCONT)
+        world.send(name, signal.SIGCONT)
 
     return inject
 
@@ -77,6 +82,20 @@ async def kill_all(world: World, chance: Random, _: float) -> None:
             await asyncio.sleep(chance.uniform(0, 1))
 
 
+def restart(*order: str) -> Inject:
+    """Everything dies at once, and is started in this order, each once the one before it is up."""
+
+    async def inject(world: World, chance: Random, _: float) -> None:
+        for name in (*SERVERS, *PARTS):
+            world.kill(name)
+        for group in order:
+            for name in PARTS if group == OURS else (group,):
+                await world.start_again(name)
+            await asyncio.sleep(1)
+
+    return inject
+
+
 async def standby(world: World, chance: Random, seconds: float) -> None:
     """Two writers; the one that works dies, and comes back."""
     world.start("writer.2")
@@ -99,10 +118,10 @@ async def overtaken(world: World, chance: Random, seconds: float) -> None:
     """A writer stops in mid-work, loses its connection and is replaced; then it wakes up."""
     world.start("writer.2")
     await world.until_writers(2)
-    world.signal("writer", signal.SIGSTOP)
+    world.send("writer", signal.SIGSTOP)
     world.links["writer-broker"].reset()
     await asyncio.sleep(seconds)
-    world.signal("writer", signal.SIGCONT)
+    world.send("writer", signal.SIGCONT)
     await asyncio.sleep(seconds)
 
 
@@ -110,9 +129,9 @@ async def missed_heartbeats(world: World, chance: Random, _: float) -> None:
     """The same, where the broker gives it up because it says nothing for too long."""
     world.start("writer.2")
     await world.until_writers(2)
-    world.signal("writer", signal.SIGSTOP)
+    world.send("writer", signal.SIGSTOP)
     await asyncio.sleep(35)
-    world.signal("writer", signal.SIGCONT)
+    world.send("writer", signal.SIGCONT)
     await asyncio.sleep(2)
 
 
@@ -202,9 +221,12 @@ for _target in TARGETS:
     add(f"pause:{_target}", pause(_target))
     add(f"terminate:{_target}", terminate(_target))
 for _name in sorted(failpoints.NAMES):
-    for _action in get_args(failpoints.Action):
+    _part = _name.partition(".")[0]
+    for _action in get_args(failpoints.Action) if _part in PROCESSES else ():
         add(f"failpoint:{_name}={_action}", fails_at(_name, _action), alone=True)
 add("kill-all", kill_all, alone=True)
+for _order in permutations((OURS, *SERVERS)):
+    add(f"kill-all:{'-'.join(_order)}", restart(*_order), alone=True)
 add("writers:standby", standby, alone=True)
 add("writers:upgrade", upgrade, alone=True)
 add("writers:overtaken", overtaken, alone=True)

@@ -1,14 +1,12 @@
 """Broker and database in need, full, misconfigured while they run, or losing patience."""
 
 import asyncio
-import resource
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Final
 
-import psutil
 from aio_pika.abc import AbstractChannel
 
 from cli.stack.secrets import PERMISSIONS
@@ -16,7 +14,7 @@ from ledger import topology
 from ledger.broker import open_channel
 from ledger.topology import INBOX
 from tests.faults.fault import Inject, add
-from tests.faults.world import BROKER, DATABASE, World
+from tests.faults.world import DATABASE, World
 from tests.harness import broker_admin
 
 ALARM: Final = {
@@ -26,7 +24,6 @@ ALARM: Final = {
     ),
     "disk": (("set_disk_free_limit", "1000000GB"), ("set_disk_free_limit", "512MB")),
 }
-SOON_FULL_BYTES: Final = 20_000
 
 
 def alarm(name: str) -> Inject:
@@ -44,41 +41,15 @@ def alarm(name: str) -> Inject:
     return inject
 
 
-async def broker_disk_full(world: World, chance: Random, seconds: float) -> None:
-    """No file of the broker can grow any more, so its log of the queues can't be written."""
-    files = [
-        *(world.servers.home / "rabbitmq").rglob("*.wal"),
-        *world.servers.home.glob("logs/rabbitmq*"),
-    ]
-    largest = max((path.stat().st_size for path in files), default=0)
-    limit_files(world, largest + SOON_FULL_BYTES)
-
-    async def undo() -> None:
-        limit_files(world, resource.RLIM_INFINITY)
-
-    world.on_heal(undo)
-    await asyncio.sleep(seconds)
-    await undo()
-
-
-def limit_files(world: World, size: int) -> None:
-    """Let no file of the broker be written beyond so many bytes."""
-    script = psutil.Process(world.pid(BROKER))
-    for process in (script, *script.children(recursive=True)):
-        if process.name() == "beam.smp":
-            _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))
-
-
 async def inbox_full(world: World, chance: Random, seconds: float) -> None:
     """The inbox takes a handful of messages, and nobody takes them out."""
     path = f"/policies/{world.settings.amqp_vhost}/full"
     policy = {"pattern": f"^{INBOX}$", "definition": {"max-length": 3}, "apply-to": "queues"}
     async with broker_admin(world.servers) as http:
         (await http.put(path, json=policy)).raise_for_status()
-    world.signal("writer", signal.SIGSTOP)
+    world.send("writer", signal.SIGSTOP)
     await asyncio.sleep(seconds)
-    world.signal("writer", signal.SIGCONT)
+    world.send("writer", signal.SIGCONT)
     async with broker_admin(world.servers) as http:
         (await http.delete(path)).raise_for_status()
 
@@ -155,6 +126,24 @@ async def permit(world: World, role: str, rights: tuple[str, str, str]) -> None:
         (await http.put(path, json=named)).raise_for_status()
 
 
+async def grants_removed(world: World, chance: Random, seconds: float) -> None:
+    """The writer may append no more on the database, and the projector not move on."""
+
+    async def undo() -> None:
+        await change_grants(world, "GRANT {} TO {}")
+
+    world.on_heal(undo)
+    await change_grants(world, "REVOKE {} FROM {}")
+    await asyncio.sleep(seconds)
+    await undo()
+
+
+async def change_grants(world: World, how: str) -> None:
+    """Give or take what the ledger can't do without."""
+    for right, role in (("INSERT ON events", "writer"), ("UPDATE ON checkpoints", "projector")):
+        await world.ledger.execute(how.format(right, f"'ledger_{role}'@'%%'"))
+
+
 def consumer_timeout(timeout_s: int, tick_s: int) -> Inject:
     """The broker closes the channel of a writer that holds what it was given for too long."""
 
@@ -189,12 +178,12 @@ async def connections_dropped(world: World, chance: Random, seconds: float) -> N
 
 for _name in ALARM:
     add(f"alarm:{_name}", alarm(_name))
-add("disk-full:broker", broker_disk_full, alone=True)
 add("inbox-full", inbox_full, alone=True)
 add("queue-removed", queue_removed, alone=True)
 add("writers:without-single-active-consumer", without_single_active_consumer, alone=True)
 for _role in ("api", "writer", "projector"):
     add(f"permission-removed:{_role}", permission_removed(_role), alone=True)
+add("permission-removed:database", grants_removed, alone=True)
 add("consumer-timeout:short", consumer_timeout(2, 1), alone=True)
 add("consumer-timeout:60s", consumer_timeout(60, 10), alone=True, slow=True)
 add(f"connections-dropped:{DATABASE}", connections_dropped)

@@ -36,11 +36,28 @@ class Figures:
     rounds: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     operations: Counter[str] = field(default_factory=Counter)
+    orders: Counter[str] = field(default_factory=Counter)
+    ordered: int = 0
     offered: Counter[str] = field(default_factory=Counter)
     reads: int = 0
     recorded: int = 0
     decided: int = 0
     longest_heal_s: float = 0.0
+
+    def __add__(self, other: "Figures") -> "Figures":
+        """What two runs amount to together."""
+        return Figures(
+            self.rounds + other.rounds,
+            self.faults + other.faults,
+            self.operations + other.operations,
+            self.orders + other.orders,
+            self.ordered + other.ordered,
+            self.offered + other.offered,
+            self.reads + other.reads,
+            self.recorded + other.recorded,
+            self.decided + other.decided,
+            max(self.longest_heal_s, other.longest_heal_s),
+        )
 
     def kinds(self) -> Counter[str]:
         """Faults by kind."""
@@ -123,11 +140,13 @@ class Run:
         figures, history = self.figures, self.world.history
         figures.rounds += 1
         figures.faults.update(fault.name for fault in round_.faults)
-        figures.operations = history.counts()
+        figures.operations = history.operations_by_outcome()
+        figures.orders = history.orders_by_outcome()
         figures.offered = history.offered
         figures.reads += len(history.reads)
         figures.recorded = len(evidence.records)
-        figures.decided = sum(record.cause_position == 0 for record in evidence.records)
+        submitted = Counter(each.type for each in evidence.records if each.cause_position == 0)
+        figures.ordered, figures.decided = submitted["order.placed"], submitted.total()
         figures.longest_heal_s = max(figures.longest_heal_s, heal_s)
         self._observer.views.clear()
         history.reads.clear()

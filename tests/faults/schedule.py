@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from random import Random
 
-from tests.faults import of_messages, of_networks, of_processes, of_servers
+from tests.faults import of_commands, of_disks, of_messages, of_networks, of_processes, of_servers
 from tests.faults.fault import FAULTS, Fault
 
-MODULES = (of_messages, of_networks, of_processes, of_servers)
+MODULES = (of_commands, of_disks, of_messages, of_networks, of_processes, of_servers)
 """Each makes its faults known as it's loaded."""
 
 
@@ -58,6 +58,7 @@ SHORT = (
     _round("permission-removed:writer", "connections-dropped:database"),
     _round("consumer-timeout:short"),
     _round("crashes:consumer", "clock"),
+    _round("failpoint:rebuild.after-swap=die", "rebuild:all"),
     _round("kill-all"),
 )
 """Each kind of fault, in a few minutes."""

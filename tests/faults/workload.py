@@ -5,7 +5,6 @@ asks again with the same key, mostly elsewhere.
 """
 
 import asyncio
-import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -14,12 +13,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from random import Random
 from typing import Any, Final
-from uuid import UUID
-from weakref import WeakKeyDictionary
 
 import httpx
 
 from ledger.sessions import end
+from tests.faults.answers import connection_of, judged, named, position_of, shown_by
 from tests.faults.history import Attempt, Body, Expected, History, Operation, Outcome, Read
 
 TIMEOUT_S: Final = 6.0
@@ -31,10 +29,6 @@ CUSTOMERS: Final = 6
 PRODUCTS: Final = 8
 HOT: Final = 2
 MAX_REMEMBERED: Final = 400
-
-
-_connections: WeakKeyDictionary[object, int] = WeakKeyDictionary()
-_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,8 @@ class Client:
                 if not again:
                     break
                 again -= 1
-                self._history.offered["keys used again"] += 1
+            if operation.outcome is Outcome.OK:
+                self._history.offered["by key"] += len(events)
             await self._attempt(operation, request)
         if key and operation.outcome is Outcome.UNKNOWN:
             self.left.append((operation, request))
@@ -198,7 +193,7 @@ class Client:
             status = response.status_code
             outcome, detail = judged(response)
             streams = named(response.json()) if outcome is Outcome.OK else []
-            self._note_position(api, response)
+            self._note_answer(operation.kind, api, response, began)
         attempt = Attempt(outcome, api, status, detail, began, time.monotonic())
         self._history.attempted(operation, attempt, streams)
         if outcome is not Outcome.OK:
@@ -270,22 +265,29 @@ class Client:
         except httpx.TransportError:
             await asyncio.sleep(PAUSE_S)
             return
-        position = response.headers.get("ledger-position")
+        self._note_shown(what, id_, api, response, began)
+
+    def _note_answer(self, kind: str, api: str, response: httpx.Response, began: float) -> None:
+        """What an answer shows is held against the ledger, as what is read."""
+        if shown := shown_by(kind, response):
+            self._note_shown(*shown, api, response, began)
+        elif position := position_of(response):
+            self._history.seen(connection_of(response), position)
+
+    def _note_shown(
+        self, what: str, id_: str, api: str, response: httpx.Response, began: float
+    ) -> None:
         read = Read(
             what,
             id_,
             api,
             response.status_code,
-            int(position) if position else None,
+            position_of(response),
             json.loads(response.text, parse_float=Decimal),
             began,
             time.monotonic(),
         )
         self._history.shown(read, connection_of(response))
-
-    def _note_position(self, api: str, response: httpx.Response) -> None:
-        if position := response.headers.get("ledger-position"):
-            self._history.seen(connection_of(response), int(position))
 
 
 class Clients:
@@ -335,31 +337,3 @@ class Clients:
     async def settle(self) -> None:
         """Learn how everything ended that has a key."""
         await asyncio.gather(*[client.settle() for client in self._all])
-
-
-def connection_of(response: httpx.Response) -> int:
-    """The number of the connection that an answer came over."""
-    return _connections.setdefault(response.extensions["network_stream"], next(_numbers))
-
-
-def judged(response: httpx.Response) -> tuple[Outcome, str]:
-    """What an answer claims: only what the reference of problems promises counts as failed."""
-    if response.is_success:
-        return Outcome.OK, ""
-    problem = response.json()
-    kind, detail = problem["type"].removeprefix("/problems/"), problem["detail"]
-    if "at position" in detail and problem.get("reason"):
-        return Outcome.OK, f"{kind}: {detail}"
-    refused = response.is_client_error or kind == "inbox-full"
-    return Outcome.FAILED if refused else Outcome.UNKNOWN, f"{kind}: {detail}"
-
-
-def named(body: Body) -> list[str]:
-    """The ids of new things that an answer names."""
-    orders = body.get("orders")
-    if orders is not None:
-        return [order["order_id"] for order in orders]
-    for name in ("order_id", "customer_id", "product_id"):
-        if name in body:
-            return [str(UUID(body[name]))]
-    return []

@@ -18,13 +18,14 @@ from sqlalchemy.exc import DBAPIError
 
 from cli.settings import Settings
 from cli.stack.ports import RANGE, is_free
+from cli.stack.programs import LEDGER
 from cli.stack.servers import Servers, start_servers
 from cli.stack.watchdog import Watchdog
 from ledger.broker import BROKER_ERRORS, open_channel
-from ledger.topology import INBOX
+from ledger.topology import INBOX, PARKING
 from tests.faults.history import History
 from tests.faults.workload import Clients
-from tests.harness import Stack, broker_admin, eventually, make_ledger, rabbitmqctl
+from tests.harness import Stack, broker_admin, environment, eventually, make_ledger, rabbitmqctl
 from tests.ledger.running import Ledger
 from tests.proxy import Proxy
 
@@ -34,6 +35,7 @@ BROKER, DATABASE = "broker", "database"
 SERVERS: Final = (BROKER, DATABASE)
 HEALED_WITHIN_S: Final = 30.0
 STARTED_WITHIN_S: Final = 60.0
+COMMAND_WITHIN_S: Final = 90.0
 STARTING_S: Final = 10.0
 """A process may be too young to have heard of SIGTERM for this long."""
 
@@ -59,6 +61,7 @@ class World:
         self._undo: list[Undo] = []
         self._armed: set[str] = set()
         self._watchdog: Watchdog | None = None
+        self._command: asyncio.subprocess.Process | None = None
 
     async def open(self, stack: AsyncExitStack) -> None:
         """Start every part behind its proxies."""
@@ -116,7 +119,7 @@ class World:
             return self.servers.processes[self._program(name)].poll() is None
         return name in self.stack.processes and self.stack.processes[name].poll() is None
 
-    def signal(self, name: str, number: signal.Signals) -> None:
+    def send(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a part, or to all processes of a server."""
         if name in SERVERS:
             self.servers.signal(self._program(name), number)
@@ -125,13 +128,13 @@ class World:
 
     def kill(self, name: str) -> None:
         """End a part or a server at once."""
-        self.signal(name, signal.SIGKILL)
+        self.send(name, signal.SIGKILL)
         if name not in SERVERS and name in self.stack.processes:
             self.stack.wait(name)
 
     async def end(self, name: str) -> None:
         """Ask a part or a server to end, and see that it does."""
-        self.signal(name, signal.SIGTERM)
+        self.send(name, signal.SIGTERM)
         process = self._process(name)
         status = await asyncio.to_thread(process.wait, ENDED_WITHIN_S)
         if name not in SERVERS:
@@ -168,6 +171,30 @@ class World:
         async with self.clients.waiting():
             await self.until_quiet()
             yield
+
+    async def command(self, *arguments: str, failpoints: str = "") -> tuple[int, str]:
+        """Run a `ledger` command to its end; its exit status and all that it said."""
+        settings = self.settings.model_copy(update={"failpoints": failpoints})
+        self._command = await asyncio.create_subprocess_exec(
+            LEDGER,
+            *arguments,
+            env={**os.environ, **environment(settings)},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        async with asyncio.timeout(COMMAND_WITHIN_S):
+            said, _ = await self._command.communicate()
+        return self._command.returncode or 0, said.decode(errors="replace")
+
+    def signal_command(self, number: signal.Signals) -> None:
+        """Send a signal to the command that runs."""
+        if self._command and self._command.returncode is None:
+            self._command.send_signal(number)
+
+    async def parked(self) -> int:
+        """How many messages are parked."""
+        return await self.ledger.depth(PARKING)
 
     def on_heal(self, undo: Undo) -> None:
         """Have this done when everything is mended, once the servers answer."""
@@ -207,7 +234,7 @@ class World:
         for link in self.links.values():
             await link.heal()
         for name in (*SERVERS, *self.stack.processes):
-            self.signal(name, signal.SIGCONT)
+            self.send(name, signal.SIGCONT)
         await asyncio.gather(*[self._mend_server(name) for name in SERVERS])
         await self.ledger.close()
         for part in PARTS:
