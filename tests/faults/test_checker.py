@@ -331,6 +331,7 @@ def test_messages_that_are_left_and_parked_ones_that_differ_are_found(case: Case
         {"position": 4},
         {"position": 3, "body": {"status": "COMPLETED"}},
         {"body": {"status": "PENDING"}},
+        {"body": {"status": "PENDING"}, "status": 201},
         {"status": 404, "position": None, "body": {}},
         {"status": 404, "position": None, "body": {}, "api": "api.2"},
         {"status": 500, "position": None, "body": {}},
