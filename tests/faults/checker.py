@@ -4,21 +4,15 @@ It reads the ledger, not the views; the views are held against the ledger. It ne
 runs, so that it can be tried on ledgers with every kind of damage.
 """
 
-import json
 import re
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from decimal import Decimal
 from itertools import islice
 from typing import Any, Final
 from uuid import UUID
 
-from msgspec import Struct, to_builtins
+from msgspec import to_builtins
 
-from api import schemas
-from api.replies import encode
 from ledger.chain import Record
 from ledger.codec import origin_of, recorded
 from ledger.core.events import (
@@ -27,52 +21,16 @@ from ledger.core.events import (
     OrderCancelled,
     OrderCompleted,
     ProductListed,
-    Recorded,
     StockReceived,
     WalletCredited,
 )
-from ledger.core.fold import effective
-from projections.projection import KeyedProjection
-from projections.registry import PROJECTIONS
-from tests.faults.history import History, Operation, Outcome, Read
+from tests.faults.evidence import Evidence, HeadSeen
+from tests.faults.history import Operation, Outcome
+from tests.faults.shown import shown
 from tests.ledger.audit import audit
-from tests.projections.views import View
 
 AT_POSITION: Final = re.compile(r"at position (\d+)")
-SHOWS: Final = (200, 201)
-"""Statuses of answers that show what was decided."""
-
 MAX_SAID: Final = 20
-CLOCK_S: Final = 0.05
-"""By how much the times of two processes may differ."""
-
-Views = Mapping[str, View]
-Timeline = dict[str, dict[UUID, list[tuple[int, Struct]]]]
-
-
-@dataclass(frozen=True)
-class HeadSeen:
-    """Where the ledger ended at some moment of the run."""
-
-    position: int
-    hash: bytes
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that is known of a run once everything works again and nobody asks for anything."""
-
-    records: Sequence[Record]
-    history: History
-    keys: Mapping[bytes, bytes | None] = field(default_factory=dict)
-    heads: Sequence[HeadSeen] = ()
-    views: Sequence[tuple[int, Views]] = ()
-    waiting: int = 0
-    parked: Sequence[bytes] = ()
-    planted: frozenset[bytes] = frozenset()
-    hears_from_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    not_told_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def check(evidence: Evidence) -> list[str]:
@@ -85,7 +43,7 @@ def check(evidence: Evidence) -> list[str]:
         _sent_by_someone,
         _never_rewritten,
         _inbox_and_parking,
-        _shown,
+        shown,
     )
     return [violation for each in checks for violation in _said(each, evidence)]
 
@@ -114,15 +72,10 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         yield f"the ledger does not stand up to an audit: {error}"
 
 
-def _events(evidence: Evidence) -> Iterator[Recorded]:
-    """The events that took effect, as far as they can be read."""
-    return effective([recorded(record, evidence.keys) for record in evidence.records])
-
-
 def _balanced(evidence: Evidence) -> Iterator[str]:
     """At every position: no wallet and no stock below zero, no money and no unit made or lost."""
     books = Books()
-    for event in _events(evidence):
+    for event in evidence.events():
         for mistake in books.enter(event.stream_id, event.payload):
             yield f"position {event.position}: {mistake}"
 
@@ -243,72 +196,6 @@ def _inbox_and_parking(evidence: Evidence) -> Iterator[str]:
         yield f"parked without reason: {body[:200]!r}"
     for body in evidence.planted - set(evidence.parked):
         yield f"not parked: {body[:200]!r}"
-
-
-def _shown(evidence: Evidence) -> Iterator[str]:
-    """Views are the fold at their checkpoint; clients were shown what was true at a position."""
-    timeline: Timeline = {view.name: defaultdict(list) for view in PROJECTIONS}
-    rows: dict[str, View] = {view.name: {} for view in PROJECTIONS}
-    samples = sorted(evidence.views, key=lambda sample: sample[0])
-    for event in _events(evidence):
-        while samples and samples[0][0] < event.position:
-            yield from _same_views(*samples.pop(0), rows)
-        for view in PROJECTIONS:
-            view.project(rows[view.name], event)
-            if isinstance(view, KeyedProjection) and (key := view.key(event)) is not None:
-                timeline[view.name][key].append((event.position, rows[view.name][key]))
-    for sample in samples:
-        yield from _same_views(*sample, rows)
-    for read in evidence.history.reads:
-        yield from _true_then(read, timeline, evidence)
-
-
-def _same_views(position: int, shown: Views, folded: Mapping[str, View]) -> Iterator[str]:
-    for name, rows in shown.items():
-        true = folded[name]
-        other = [key for key in rows.keys() | true.keys() if rows.get(key) != true.get(key)]
-        if other:
-            yield f"{name} at {position} is not the fold in {len(other)} rows: {other[:3]}"
-
-
-VIEW_OF: Final[dict[str, tuple[str, Callable[[Any], Struct]]]] = {
-    "orders": ("orders", schemas.order),
-    "products": ("stock", schemas.product),
-    "customers": ("wallets", schemas.customer),
-}
-
-
-def _true_then(read: Read, timeline: Timeline, evidence: Evidence) -> Iterator[str]:
-    """What was shown is what the ledger says of the position that came with it."""
-    name, render = VIEW_OF[read.what]
-    states = timeline[name].get(UUID(read.id), [])
-    if read.status == 404:
-        yield from _allowed_to_miss(read, evidence)
-    if read.status not in SHOWS or read.position is None:
-        return
-    index = bisect_right(states, read.position, key=lambda state: state[0])
-    if index == 0:
-        if read.body.get("status") != "PENDING":
-            yield f"{read.what} {read.id} was shown at {read.position}, before it was there"
-        return
-    true = json.loads(encode(render(states[index - 1][1])), parse_float=Decimal)
-    if true != read.body:
-        yield f"{read.what} {read.id} was shown at {read.position} as {read.body}, not as {true}"
-
-
-def _allowed_to_miss(read: Read, evidence: Evidence) -> Iterator[str]:
-    """A process need not know an order of before it heard of orders, or that it was not told."""
-    accepted = evidence.history.accepted(read.id)
-    if accepted is None or accepted.ended_s > read.began_s:
-        return
-    hears_from_s = evidence.hears_from_s.get(read.api, ())
-    missed = any(accepted.began_s - CLOCK_S <= at_s <= read.ended_s for at_s in hears_from_s)
-    not_told = any(
-        accepted.began_s - CLOCK_S <= at_s <= accepted.ended_s + CLOCK_S
-        for at_s in evidence.not_told_s.get(accepted.api, ())
-    )
-    if read.what != "orders" or not (missed or not_told):
-        yield f"{read.what} {read.id} was not known to {read.api}, though accepted before"
 
 
 def _by_trace(records: Sequence[Record]) -> dict[int, list[Record]]:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.store import Store
 from projections.projection import from_columns
 from projections.registry import PROJECTIONS
-from tests.faults.checker import HeadSeen, Views
+from tests.faults.evidence import HeadSeen, Views
 from tests.ledger.running import Ledger
 
 HEAD_EVERY_S: Final = 0.25

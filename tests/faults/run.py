@@ -11,7 +11,8 @@ from random import Random
 from traceback import format_exc
 from typing import Final
 
-from tests.faults.checker import Evidence, check
+from tests.faults.checker import check
+from tests.faults.evidence import Evidence
 from tests.faults.history import History
 from tests.faults.observer import Observer
 from tests.faults.schedule import Round

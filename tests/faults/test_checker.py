@@ -33,7 +33,8 @@ from ledger.core.events import (
 from ledger.core.fold import Fold
 from ledger.sealing import CustomerKeys
 from projections.registry import PROJECTIONS
-from tests.faults.checker import Evidence, HeadSeen, check
+from tests.faults.checker import check
+from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Attempt, Expected, History, Operation, Outcome, Read
 from tests.projections.views import replayed
 
