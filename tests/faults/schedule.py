@@ -58,7 +58,7 @@ SHORT = (
     _round("permission-removed:writer", "connections-dropped:database"),
     _round("consumer-timeout:short"),
     _round("crashes:consumer", "clock"),
-    _round("failpoint:rebuild.after-swap=die", "rebuild:all"),
+    _round("rebuild:all"),
     _round("kill-all"),
 )
 """Each kind of fault, in a few minutes."""
