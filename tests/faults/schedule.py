@@ -1,8 +1,10 @@
 """Which faults come when: every one of them once, or as a seed has it for as long as asked."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import sqrt
 from random import Random
 
 from tests.faults import of_commands, of_disks, of_messages, of_networks, of_processes, of_servers
@@ -86,7 +88,14 @@ def soak(seed: int) -> Iterator[Round]:
     while True:
         seconds = round(chance.choice([0.2, 1, 1, 2, 4]), 1)
         if chance.random() < 0.3:
-            yield Round((chance.choice(alone),), seconds)
+            yield Round((_one_of(alone, chance),), seconds)
         else:
-            chosen = chance.sample(others, chance.randint(1, 4))
+            chosen = {_one_of(others, chance): None for _ in range(chance.randint(1, 4))}
             yield Round(tuple(chosen), seconds, together=chance.random() < 0.7)
+
+
+def _one_of(faults: Sequence[Fault], chance: Random) -> Fault:
+    """A fault: a kind with many of them comes more often than others, yet not as often as all."""
+    kinds = Counter(fault.kind for fault in faults)
+    (kind,) = chance.choices(list(kinds), [sqrt(count) for count in kinds.values()])
+    return chance.choice([fault for fault in faults if fault.kind == kind])
