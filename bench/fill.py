@@ -60,7 +60,8 @@ async def fill(
 
 
 async def _record(store: Store, known: Known, events: list[Submitted]) -> None:
-    versions = await store.versions(list({event.stream_id.bytes for event in events}))
+    event_ids = [event.event_id.bytes for event in events]
+    _, versions = await store.known(event_ids, {event.stream_id.bytes for event in events})
     histories = await store.streams(order_streams(known.fold, versions))
     recall_orders(known.fold, histories.values())
     known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US

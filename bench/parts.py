@@ -6,23 +6,27 @@ import sys
 import time
 from pathlib import Path
 from typing import Final
+from uuid import uuid4
 
+import psutil
 from aio_pika import DeliveryMode, Message
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.ceilings import history
 from bench.fill import fill
 from bench.history import Shop
-from bench.system import System, WrongResult
-from ledger import writer
+from bench.system import ENOUGH_MINOR, System, WrongResult
+from ledger import snapshots, writer
 from ledger.broker import open_channel
 from ledger.codec import encode_submitted, join
 from ledger.core.fold import Fold
+from ledger.core.state import Customer, Product
 from ledger.topology import SUBMITTED_EXCHANGE
 from tests.harness import environment, eventually
 
 GROUP_EVENTS: Final = 50
 DONE_TIMEOUT_S: Final = 300
+SOME_EVENTS: Final = 1_000
 
 
 def fold(events: int = 100_000) -> float:
@@ -95,6 +99,28 @@ async def starting(system: System) -> float:
         began = time.perf_counter()
         await writer.load(connection)
         return time.perf_counter() - began
+
+
+async def populous(system: System, customers: int, products: int) -> int:
+    """Bytes of memory of a writer at work that holds so many customers and products.
+
+    They come from a snapshot made up here: to record them all would take minutes.
+    """
+    position = await filled(system, 100)
+    async with system.engine("writer") as engine:
+        async with engine.connect() as connection:
+            known = await writer.load(connection)
+        held = known.fold
+        held.customers.update((uuid4(), Customer(ENOUGH_MINOR + n)) for n in range(customers))
+        held.products.update((uuid4(), Product(1 + n, n, n)) for n in range(products))
+        at = known.head
+        await snapshots.save(
+            engine, snapshots.take(held, at.position, at.hash, known.recorded_at_us)
+        )
+        await fill_inbox(system, SOME_EVENTS)
+        system.stack.start("writer")
+        await _rate(engine, "SELECT position FROM ledger_head", position + SOME_EVENTS)
+    return psutil.Process(system.stack.processes["writer"].pid).memory_info().rss
 
 
 async def filled(system: System, events: int) -> int:

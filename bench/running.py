@@ -24,6 +24,7 @@ STEADY_S: Final = 20
 STEADY_PER_S: Final = 1_000
 BATCH_ORDERS: Final = 100
 IDLE_S: Final = 5
+POPULOUS: Final = "memory of a populous writer, MiB"
 
 Say = Callable[[str], None]
 
@@ -37,10 +38,12 @@ class Times(Struct, frozen=True):
     steady_s: int
     filled_events: int
     grown_events: int
+    customers: int
+    products: int
 
 
-FULL: Final = Times(3, ROUND_S, LONG_S, STEADY_S, 200_000, 1_000_000)
-QUICK: Final = Times(1, 3, 4, 4, 20_000, 30_000)
+FULL: Final = Times(3, ROUND_S, LONG_S, STEADY_S, 200_000, 1_000_000, 1_000_000, 100_000)
+QUICK: Final = Times(1, 3, 4, 4, 20_000, 30_000, 10_000, 1_000)
 
 
 class Results(Struct):
@@ -73,6 +76,7 @@ async def run(servers: Servers, times: Times, say: Say) -> Results:
     await _rounds(servers, times, results, say)
     await _long(servers, times, results, say)
     await _parts(servers, times, results, say)
+    await _memory(servers, times, results, say)
     await _growth(servers, times, results, say)
     return results
 
@@ -170,6 +174,13 @@ async def _parts(servers: Servers, times: Times, results: Results, say: Say) -> 
             "events/s, rebuild of all", events / await parts.command(ledger, "rebuild", "--all")
         )
         results.add("start of the writer, s", await parts.starting(ledger))
+
+
+async def _memory(servers: Servers, times: Times, results: Results, say: Say) -> None:
+    say(f"a writer with {times.customers:,} customers and {times.products:,} products")
+    async with system(servers) as ledger:
+        used = await parts.populous(ledger, times.customers, times.products)
+        results.add(POPULOUS, used / 2**20)
 
 
 async def _growth(servers: Servers, times: Times, results: Results, say: Say) -> None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from bench.loads import Took
 from bench.measuring import Load
-from bench.running import BATCH_ORDERS, Results
+from bench.running import BATCH_ORDERS, POPULOUS, Results
 from bench.sampling import Spent
 
 MIB: Final = 2**20
@@ -91,6 +91,13 @@ def targets(results: Results) -> list[Target]:
         Target("writer alone", 20_000, results.median("events/s, writer alone"), "events/s"),
         Target("projector alone", 30_000, results.median("events/s, projector alone"), "events/s"),
         Target("verify", 120_000, results.median("events/s, verify"), "events/s"),
+        Target(
+            "memory of a writer with 1,000,000 customers",
+            400,
+            results.median(POPULOUS),
+            "MiB",
+            at_least=False,
+        ),
         Target("throughput of a full ledger, of an empty one", 90, 100 * _growth(results), "%"),
     ]
 

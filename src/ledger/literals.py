@@ -5,6 +5,7 @@ Nothing is escaped because nothing needs to be: bytes and text are written in he
 
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -21,8 +22,8 @@ _LITERALS: Final[dict[type, Callable[[Any], str]]] = {
     bytes: lambda value: f"x'{value.hex()}'",
     type(None): lambda _: "NULL",
     UUID: lambda value: f"x'{value.hex}'",
-    str: lambda value: f"_utf8mb4 x'{value.encode().hex()}'",
-    datetime: lambda value: f"'{value.isoformat(' ', 'microseconds')[:26]}'",
+    str: lru_cache(1024)(lambda value: f"_utf8mb4 x'{value.encode().hex()}'"),
+    datetime: lru_cache(1024)(lambda value: f"'{value.isoformat(' ', 'microseconds')[:26]}'"),
 }
 
 

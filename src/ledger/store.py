@@ -150,22 +150,22 @@ class Store:
                 histories.setdefault(record.stream_id, []).append(record)
         return histories
 
-    async def versions(self, stream_ids: Sequence[bytes]) -> dict[bytes, int]:
-        """The newest version of those of the streams that have one."""
-        return dict(
-            await self._rows(
-                "SELECT stream_id, MAX(version) FROM events"
-                f" WHERE stream_id IN ({_marks(stream_ids)}) GROUP BY stream_id",
-                stream_ids,
-            )
-        )
+    async def known(
+        self, event_ids: Collection[bytes], stream_ids: Collection[bytes]
+    ) -> tuple[set[bytes], dict[bytes, int]]:
+        """Those of the events that the ledger has, and of the streams, each with its version.
 
-    async def recorded(self, event_ids: Sequence[bytes]) -> set[bytes]:
-        """Those of the event ids that the ledger has."""
+        One question instead of two: half of the time that a small batch is asked for.
+        """
         rows = await self._rows(
-            f"SELECT event_id FROM events WHERE event_id IN ({_marks(event_ids)})", event_ids
+            f"SELECT event_id, 0 FROM events WHERE event_id IN ({_marks(event_ids)})"
+            " UNION ALL SELECT stream_id, MAX(version) FROM events"
+            f" WHERE stream_id IN ({_marks(stream_ids)}) GROUP BY stream_id",
+            (*event_ids, *stream_ids),
         )
-        return {event_id for (event_id,) in rows}
+        recorded = {event_id for event_id, version in rows if not version}
+        # The union of two kinds of integer may come as a decimal.
+        return recorded, {stream_id: int(version) for stream_id, version in rows if version}
 
     async def _rows(self, statement: str, parameters: Sequence[object] = ()) -> Sequence[Any]:
         found = await self._connection.exec_driver_sql(statement, tuple(parameters))

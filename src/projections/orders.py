@@ -9,6 +9,7 @@ from sqlalchemy import Column, Index, Integer, Table
 
 from ledger.codec import moment
 from ledger.core.events import (
+    AnyPayload,
     OrderCancelled,
     OrderCompleted,
     OrderFailed,
@@ -81,25 +82,29 @@ def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
     """The order's row after an event."""
     if isinstance(event.payload, OrderPlaced):
         return _placed(event, event.payload)
-    row = structs.replace(
+    return structs.replace(
         present(row, event),
         updated_at=moment(event.recorded_at_us),
         position=event.position,
+        **_decided(event.payload),
     )
-    match event.payload:
+
+
+def _decided(payload: AnyPayload) -> dict[str, object]:
+    """What a decided event changes of an order's row."""
+    match payload:
         case OrderCompleted(unit_price_minor=unit_price_minor, total_minor=total_minor):
-            return structs.replace(
-                row,
-                status=Status.COMPLETED.value,
-                unit_price_minor=unit_price_minor,
-                total_minor=total_minor,
-            )
+            return {
+                "status": Status.COMPLETED.value,
+                "unit_price_minor": unit_price_minor,
+                "total_minor": total_minor,
+            }
         case OrderFailed(reason=reason):
-            return structs.replace(row, status=Status.FAILED.value, failure_reason=reason.value)
+            return {"status": Status.FAILED.value, "failure_reason": reason.value}
         case OrderCancelled():
-            return structs.replace(row, status=Status.CANCELLED.value)
+            return {"status": Status.CANCELLED.value}
         case _:
-            return row
+            return {}
 
 
 def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:

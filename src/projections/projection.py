@@ -13,6 +13,7 @@ from msgspec import Struct
 from sqlalchemy import BINARY, BigInteger, Column, MetaData, String, Table
 from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
+from ledger.codec import uuid_of
 from ledger.core.events import AnyPayload, Recorded
 
 METADATA: Final = MetaData()
@@ -127,7 +128,7 @@ def from_columns(row: type[Row], columns: tuple[Any, ...]) -> Row:
     """The row of columns as the database gives them: ids as bytes, times without a zone."""
     return row(
         *(
-            UUID(bytes=value)
+            uuid_of(value)
             if isinstance(value, bytes)
             else value.replace(tzinfo=UTC)
             if isinstance(value, datetime)

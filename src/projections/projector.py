@@ -31,6 +31,9 @@ from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, wr
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
+LINGER_S: Final = 0.01
+"""A small batch makes the next one wait until so long after its own beginning, as in the writer."""
+LARGE_BATCH: Final = 500
 
 
 class Projector:
@@ -67,11 +70,14 @@ class Projector:
     async def _session(self) -> None:
         async with self._engine.connect() as connection:
             while not self._stopping:
+                began = time.monotonic()
                 self._woken.clear()
                 announcement = await advance(connection, self._projections)
-                moved = announcement.position > announcement.after
+                moved = announcement.position - announcement.after
                 if moved or not await self._woken_in_time():
                     self._announce.tell(encode(announcement))
+                if 0 < moved < LARGE_BATCH:
+                    await asyncio.sleep(began + LINGER_S - time.monotonic())
 
     async def _woken_in_time(self) -> bool:
         try:

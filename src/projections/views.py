@@ -66,15 +66,25 @@ async def lock_checkpoints(
     killed loses them at once, while the server may still be at work on its RENAME. Raises
     ViewOutdated where a view is not one that this code may write, and CheckpointLost.
     """
-    checkpoints = await read_checkpoints(connection, projections, "FOR UPDATE")
-    while not await _scalar(connection, f"SELECT IS_FREE_LOCK({SWAP_LOCK})"):
+    while not (checkpoints := await _lock_unless_swapping(connection, projections)):
         await connection.rollback()
         if await lock_swap(connection, SWAP_TIMEOUT_S):
             await release_swap(connection)
-        checkpoints = await read_checkpoints(connection, projections, "FOR UPDATE")
     for projection in projections:
         refuse_other_version(projection, checkpoints[projection.name].version)
     return {name: checkpoint.position for name, checkpoint in checkpoints.items()}
+
+
+async def _lock_unless_swapping(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> dict[str, Checkpoint]:
+    """The checkpoints, under lock, or nothing where a session may be renaming views.
+
+    The server looks for that session once it has locked a row: each row's word counts.
+    """
+    is_free = f"IS_FREE_LOCK({SWAP_LOCK})"
+    rows = await _checkpoint_rows(connection, projections, is_free, "FOR UPDATE")
+    return _by_name(row[:3] for row in rows) if all(free for *_, free in rows) else {}
 
 
 async def lock_swap(connection: AsyncConnection, timeout_s: int) -> bool:
@@ -92,16 +102,23 @@ async def read_checkpoints(
     connection: AsyncConnection, projections: Sequence[Projection[Any]], lock: str = ""
 ) -> dict[str, Checkpoint]:
     """The checkpoint of each view; raises CheckpointLost."""
+    return _by_name(row[:3] for row in await _checkpoint_rows(connection, projections, "1", lock))
+
+
+async def _checkpoint_rows(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], more: str, lock: str
+) -> Sequence[Any]:
     names = [projection.name for projection in projections]
     found = await connection.exec_driver_sql(
-        f"SELECT name, position, view_version FROM checkpoints WHERE name IN ({marks(names)})"
-        f" ORDER BY name {lock}",
+        f"SELECT name, position, view_version, {more} FROM checkpoints"
+        f" WHERE name IN ({marks(names)}) ORDER BY name {lock}",
         tuple(names),
     )
-    checkpoints = _by_name(found)
-    if len(checkpoints) != len(names):
-        raise CheckpointLost(f"no checkpoint of {set(names) - set(checkpoints)}: `ledger migrate`")
-    return checkpoints
+    rows = found.all()
+    if len(rows) != len(names):
+        lost = set(names) - {name for name, *_ in rows}
+        raise CheckpointLost(f"no checkpoint of {lost}: `ledger migrate`")
+    return rows
 
 
 def refuse_other_version(projection: Projection[Any], version: int) -> None:
