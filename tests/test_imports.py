@@ -61,3 +61,13 @@ def test_only_the_cli_imports_every_package(
 ) -> None:
     ours = {"ledger", "projections", "api", "cli"}
     assert {module.split(".")[0] for module in imported(graph, package)} & ours == others
+
+
+def test_the_command_starts_without_what_only_its_work_needs() -> None:
+    """Help, a typo and the completion of a word are answered at once."""
+    heavy = {"sqlalchemy", "asyncmy", "aio_pika", "pydantic", "starlette", "alembic", "pyarrow"}
+    program = f"import sys, cli.main; print(*{heavy} & sys.modules.keys())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

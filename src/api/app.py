@@ -24,9 +24,9 @@ from api.observing import ELSEWHERE, Observed
 from api.operations import Operation as Op
 from api.operations import Own
 from api.past import WHEN
-from api.principals import Scope
 from api.problems import CLOSE, Problem
 from api.replies import JSON, PREFIX
+from api.scopes import Scope
 from ledger.publisher import InboxFull, InboxUnavailable
 from projections.queries import ViewsUnavailable
 

@@ -15,8 +15,9 @@ from starlette.types import Scope as HttpScope
 from api.keyring import FRESH_S, Keyring, KeysUnavailable
 from api.keys import START, StoredKey, parts_of
 from api.limits import Limits
-from api.principals import Principal, Scope, keep, known_scopes, unknown_customer
+from api.principals import Principal, keep, unknown_customer
 from api.problems import Problem
+from api.scopes import Scope, known_scopes
 from api.tokens import BadToken, Tokens
 
 REALM: Final = 'Bearer realm="ledger"'

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api.context import Context
-from api.principals import Scope
+from api.scopes import Scope
 
 Handler = Callable[[Context, Request], Awaitable[Response]]
 Answer = type[Struct] | tuple[str, ...] | str | None

@@ -1,8 +1,7 @@
 """Who asks, and what they may do."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
-from enum import StrEnum
+from collections.abc import Awaitable, Callable
 from typing import Final
 from uuid import UUID
 
@@ -11,21 +10,11 @@ from starlette.requests import Request
 from starlette.types import Scope as HttpScope
 
 from api.problems import Problem
+from api.scopes import Scope
 
 STATE: Final = "ledger.principal"
 """Where the principal of a request is kept in its ASGI scope; not there where auth is off."""
 LAPSED: Final = "ledger.lapsed"
-
-
-class Scope(StrEnum):
-    """What a key may be allowed to do."""
-
-    ORDERS_WRITE = "orders:write"
-    ORDERS_READ = "orders:read"
-    CATALOGUE_WRITE = "catalogue:write"
-    WALLETS_WRITE = "wallets:write"
-    LEDGER_READ = "ledger:read"
-    ADMIN = "admin"
 
 
 class Principal(Struct, frozen=True):
@@ -41,11 +30,6 @@ class Principal(Struct, frozen=True):
     def may(self, scope: Scope) -> bool:
         """Whether the scope is given; `admin` gives all."""
         return scope in self.scopes or Scope.ADMIN in self.scopes
-
-
-def known_scopes(names: Iterable[str]) -> frozenset[str]:
-    """Those names that are scopes of this API."""
-    return frozenset(names) & frozenset(Scope)
 
 
 def principal_of(request: Request) -> Principal | None:

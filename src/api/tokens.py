@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from api.principals import Principal, known_scopes
+from api.principals import Principal
+from api.scopes import known_scopes
 from ledger.codec import MAX_SUBMITTER
 
 LEEWAY_S: Final = 30

@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli.exports.manifest import Format
+from cli.exports import Format
 from cli.running import end, out, run, settings
 
 commands = typer.Typer()

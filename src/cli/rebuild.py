@@ -1,42 +1,17 @@
 """`ledger rebuild`: makes views anew from the ledger and swaps them in, while all goes on."""
 
-import time
-from collections.abc import Collection, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from msgspec import Struct
 
-from cli.progress import progress
 from cli.running import end, out, run, settings
-from cli.settings import Settings
-from ledger.database import make_engine
-from projections.rebuild import Rebuild, Rebuilt, rebuilding
-from projections.registry import PROJECTIONS
-from projections.swapping import SESSION_S
+
+if TYPE_CHECKING:
+    from cli.rebuilding import Done
+    from projections.rebuild import Rebuilt
 
 commands = typer.Typer()
-
-VIEWS = [view.name for view in PROJECTIONS]
-
-
-class Wish(Struct, frozen=True):
-    """What is asked for: views, and what is to be done with them instead of rebuilding them."""
-
-    views: Collection[str]
-    undo: bool
-    drop_old: bool
-    repair: bool
-    restart: bool
-
-
-class Done(Struct, frozen=True):
-    """What came of it, view by view; or the tables that were dropped."""
-
-    views: Sequence[Rebuilt]
-    dropped: Sequence[str]
-    seconds: float
 
 
 @commands.command()
@@ -51,14 +26,18 @@ def rebuild(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Make views anew, compare them with the live ones and swap them in, while all goes on."""
-    names = VIEWS if every else views or []
-    if unknown := sorted(set(names) - set(VIEWS)):
-        raise end(2, f"there is no view {unknown[0]}: choose of {', '.join(VIEWS)}")
+    from cli.rebuilding import Wish, work
+    from projections.registry import PROJECTIONS
+
+    known = [view.name for view in PROJECTIONS]
+    names = known if every else views or []
+    if unknown := sorted(set(names) - set(known)):
+        raise end(2, f"there is no view {unknown[0]}: choose of {', '.join(known)}")
     if every == bool(views):
-        raise end(2, f"say what to rebuild: one or more of {', '.join(VIEWS)}, or --all")
+        raise end(2, f"say what to rebuild: one or more of {', '.join(known)}, or --all")
     if undo + drop_old + (repair or restart) > 1:
         raise end(2, "--undo, --drop-old, and --repair or --restart, exclude each other")
-    done = run(_work(settings(), Wish(names, undo, drop_old, repair, restart)))
+    done = run(work(settings(), Wish(names, undo, drop_old, repair, restart)))
     if as_json:
         typer.echo(msgspec.json.encode(done))
     else:
@@ -67,27 +46,7 @@ def rebuild(
         raise end(1, _refusal(differing[0]))
 
 
-async def _work(given: Settings, wish: Wish) -> Done:
-    began = time.perf_counter()
-    engine = make_engine(given.db_url("migrate"), given.db_ca_file, read_timeout_s=SESSION_S)
-    views = [view for view in PROJECTIONS if view.name in wish.views]
-    try:
-        async with rebuilding(engine, PROJECTIONS, views, progress) as rebuild:
-            outcomes, dropped = await _do(rebuild, wish)
-    finally:
-        await engine.dispose()
-    return Done(outcomes, dropped, round(time.perf_counter() - began, 3))
-
-
-async def _do(rebuild: Rebuild, wish: Wish) -> tuple[Sequence[Rebuilt], Sequence[str]]:
-    if wish.drop_old:
-        return (), sorted(await rebuild.drop_old())
-    if wish.undo:
-        return await rebuild.undo(), ()
-    return await rebuild.rebuild(restart=wish.restart, repair=wish.repair), ()
-
-
-def _show(done: Done, *, undo: bool) -> None:
+def _show(done: "Done", *, undo: bool) -> None:
     for name in done.dropped:
         out.print(f"{name} is dropped")
     for view in done.views:
@@ -103,13 +62,13 @@ def _show(done: Done, *, undo: bool) -> None:
             out.print(f"  {view.difference}", markup=False)
 
 
-def _comparison(view: Rebuilt) -> str:
+def _comparison(view: "Rebuilt") -> str:
     if view.not_compared:
         return f"not compared ({view.not_compared})"
     return "other than before" if view.difference else "the same as before"
 
 
-def _refusal(view: Rebuilt) -> str:
+def _refusal(view: "Rebuilt") -> str:
     return (
         f"{view.difference}; nothing was swapped, {view.view}_shadow holds what the ledger says:"
         " with --repair it is swapped in"

@@ -1,15 +1,17 @@
 """`ledger replay`: recorded events once more, as lines, as files, or into another inbox."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import msgspec
 import typer
 
 from cli.running import end, out, run, settings
-from cli.settings import BadSettings, Settings, load_other_settings
 from ledger.core.events import DECIDED, SUBMITTED
+
+if TYPE_CHECKING:
+    from cli.settings import Settings
 
 STDOUT = Path("stdout")
 
@@ -75,7 +77,9 @@ def _refuse(
         raise end(2, f"--type {type_} is not {kind}: choose of {', '.join(types)}")
 
 
-def _other(home: Path) -> Settings:
+def _other(home: Path) -> "Settings":
+    from cli.settings import BadSettings, load_other_settings
+
     try:
         return load_other_settings(home)
     except BadSettings as error:

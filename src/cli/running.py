@@ -6,33 +6,18 @@ import io
 import signal
 import sys
 from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
 import uvloop
 from rich.console import Console
 
-from cli.exports import BadExport, ExportRefused, ImportRefused, NoParquet
-from cli.lines import OutputFailed, ReaderGone
-from cli.replays import ReplayRefused, ReplayStopped
-from cli.settings import BadSettings, MissingSecret, Settings, load_settings
-from cli.submitting import NotShown
+from cli.lines import ReaderGone
 from ledger import failpoints, logs
-from ledger.broker import BROKER_ERRORS
-from ledger.database import DATABASE_ERRORS, UnsafeDatabase
-from ledger.parking import ParkingBusy
-from ledger.publisher import InboxUnavailable
-from ledger.sealing import WrongKey
 from ledger.sessions import end as end_tasks
-from ledger.store import LedgerDamaged
-from ledger.topology import OldParkingInUse
-from ledger.tracing import NoOpenTelemetry
-from projections.history import Beyond
-from projections.projection import ViewDamaged
-from projections.queries import ViewsUnavailable
-from projections.swapping import RebuildRefused
-from projections.trial_balance import JournalBehind
-from projections.views import CheckpointLost, ViewOutdated
+
+if TYPE_CHECKING:
+    from cli.settings import Settings
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -41,42 +26,15 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 """The status of what Ctrl-C ended, as shells have it."""
 COLLECT_AFTER: Final = (20_000, 50, 100)
 
-REFUSED: Final = (
-    UnsafeDatabase,
-    LedgerDamaged,
-    ViewDamaged,
-    ViewOutdated,
-    CheckpointLost,
-    RebuildRefused,
-    WrongKey,
-    InboxUnavailable,
-    NotShown,
-    ViewsUnavailable,
-    OldParkingInUse,
-    ParkingBusy,
-    Beyond,
-    JournalBehind,
-    ReplayRefused,
-    ReplayStopped,
-    OutputFailed,
-    MissingSecret,
-    NoOpenTelemetry,
-    NoParquet,
-    ExportRefused,
-    BadExport,
-    ImportRefused,
-    *BROKER_ERRORS,
-    *DATABASE_ERRORS,
-)
-"""What ends a command with one sentence and status 1, rather than with a traceback."""
-
 
 class Interrupted(Exception):
     """Somebody pressed Ctrl-C."""
 
 
-def settings() -> Settings:
+def settings() -> "Settings":
     """The settings; one that can't be used ends the command with status 2."""
+    from cli.settings import BadSettings, load_settings
+
     try:
         loaded = load_settings()
     except BadSettings as error:
@@ -97,14 +55,27 @@ def run(work: Coroutine[Any, Any, Answer], unable: int = 1) -> Answer:
         return uvloop.run(_unless_interrupted(work))
     except Interrupted:
         raise typer.Exit(INTERRUPTED) from None
-    except BadSettings as error:
+    except _bad_settings() as error:
         raise end(2, str(error)) from None
     except ReaderGone:
         raise typer.Exit(0) from None
-    except REFUSED as error:
+    except _refused() as error:
         first_line, *_ = str(error).splitlines() or [""]
         # What SQLAlchemy says below its first line is where its manual is.
         raise end(unable, f"{type(error).__name__}: {first_line}") from None
+
+
+def _bad_settings() -> type[Exception]:
+    from cli.settings import BadSettings
+
+    return BadSettings
+
+
+def _refused() -> tuple[type[Exception], ...]:
+    """Loaded only where something failed, as it loads every part of the ledger."""
+    from cli.refusals import REFUSED
+
+    return REFUSED
 
 
 async def _unless_interrupted(work: Coroutine[Any, Any, Answer]) -> Answer:

@@ -8,7 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.principals import Scope
+from api.scopes import Scope
 from cli.key_store import NewKey, create, rotate
 from cli.stack.servers import Servers
 from tests.harness import Stack, engine_of, eventually, start_stack

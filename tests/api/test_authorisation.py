@@ -12,7 +12,7 @@ import pytest
 
 from api.app import ROUTES
 from api.operations import Operation
-from api.principals import Scope
+from api.scopes import Scope
 from api.statuses import looks_back
 from cli.key_store import NewKey, create, revoke
 from cli.stack.servers import Servers

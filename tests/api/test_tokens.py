@@ -13,7 +13,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from api.principals import Principal, Scope
+from api.principals import Principal
+from api.scopes import Scope
 from api.tokens import BadKeyFile, BadToken, Tokens, load_keys
 
 ISSUER, AUDIENCE = "https://issuer.example", "order-ledger"

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cli.settings import Settings
 from tests.harness import environment
 
@@ -60,6 +62,13 @@ def run(settings: Settings) -> Run:
         return Done(process.returncode, out.decode(), err.decode())
 
     return run_ledger
+
+
+def typed(*arguments: str, **changes: str) -> Done:
+    """What `ledger …` says that is refused before any work begins: no ledger, no process needed."""
+    environment = {"LEDGER_HOME": "/nowhere"} | changes
+    done = CliRunner().invoke(app, list(arguments), env=environment, prog_name="ledger")
+    return Done(done.exit_code, done.stdout, done.stderr)
 
 
 async def shell(settings: Settings, command: str, cwd: Path | None = None) -> Done:

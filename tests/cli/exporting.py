@@ -10,7 +10,8 @@ from uuid import UUID
 
 import duckdb
 
-from cli.exports.manifest import Format, Manifest
+from cli.exports import Format
+from cli.exports.manifest import Manifest
 from cli.exports.tables import TABLES
 from cli.exports.taking import Wish, take
 from cli.settings import Settings

@@ -16,7 +16,7 @@ from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.views import advance_to_the_end
 
-from .conftest import Run
+from .conftest import Run, typed
 
 
 async def shown(ledger: Ledger) -> None:
@@ -131,15 +131,15 @@ async def test_what_lies_ahead_can_not_be_told(run: Run, settings: Settings) -> 
     assert "the journal is at position 6, 1 behind" in done.said_one_sentence()
 
 
-async def test_a_position_and_a_time_at_once_are_refused(run: Run) -> None:
-    done = await run("balance", "--position", "1", "--time", "2026-01-31T12:00:00Z")
+def test_a_position_and_a_time_at_once_are_refused() -> None:
+    done = typed("balance", "--position", "1", "--time", "2026-01-31T12:00:00Z")
     assert done.status == 2
     assert "either --position N or --time T" in done.said_one_sentence()
 
 
-async def test_what_is_no_position_and_no_time_is_refused(run: Run) -> None:
+def test_what_is_no_position_and_no_time_is_refused() -> None:
     for option, value in (("--position", "-1"), ("--position", "1.5"), ("--time", "yesterday")):
-        done = await run("balance", option, value)
+        done = typed("balance", option, value)
         assert done.status == 2
         assert option in done.err
         assert "Traceback" not in done.err

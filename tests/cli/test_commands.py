@@ -14,7 +14,7 @@ from tests.harness import eventually, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, running_ledger
 
-from .conftest import Run
+from .conftest import Run, typed
 
 COMMANDS = ("migrate", "api", "writer", "status")
 
@@ -127,8 +127,8 @@ async def test_the_demo_twice_is_the_demo_once(run: Run, settings: Settings) -> 
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-async def test_a_typo_in_a_setting_is_named_in_one_sentence(run: Run, command: str) -> None:
-    done = await run(command, LEDGER_API_PORT="abc")
+def test_a_typo_in_a_setting_is_named_in_one_sentence(command: str) -> None:
+    done = typed(command, LEDGER_API_PORT="abc")
     assert done.status == 2
     assert "LEDGER_API_PORT=abc" in done.said_one_sentence()
 

@@ -27,7 +27,7 @@ from tests.ledger.events import asked, opening, orders
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.views import all_live, all_replayed, until_projected
 
-from .conftest import Run
+from .conftest import Run, typed
 
 ID = str(ANN)
 PAGE = Path(__file__).parents[2] / "docs/how-to/production.md"
@@ -124,8 +124,8 @@ async def test_where_nobody_can_be_asked_it_takes_a_yes(ledger: Ledger, run: Run
     assert len(await ledger.records()) == 6
 
 
-async def test_what_is_no_id_is_a_bad_argument(run: Run) -> None:
-    assert (await run("erase-customer", "ann", "--yes")).status == 2
+def test_what_is_no_id_is_a_bad_argument() -> None:
+    assert typed("erase-customer", "ann", "--yes").status == 2
 
 
 @pytest.mark.parametrize(("answer", "status"), [("n", 1), ("y", 0)])

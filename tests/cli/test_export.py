@@ -28,7 +28,7 @@ from tests.ledger.events import history, opening, orders
 from tests.ledger.running import running_ledger
 from tests.proxy import open_proxy
 
-from .conftest import Run
+from .conftest import Run, typed
 from .exporting import (
     EVERYTHING,
     events_of,
@@ -232,10 +232,8 @@ async def test_a_changed_ledger_is_not_exported(own_shop: Settings, tmp_path: Pa
         (["stock", "--with-keys"], "--with-keys goes with events"),
     ],
 )
-async def test_what_can_not_be_exported_is_named(
-    run: Run, tmp_path: Path, arguments: list[str], said: str
-) -> None:
-    done = await run("export", *arguments, "--out", str(tmp_path / "to"))
+def test_what_can_not_be_exported_is_named(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = typed("export", *arguments, "--out", str(tmp_path / "to"))
     assert done.status == 2
     assert said in done.said_one_sentence()
     assert not (tmp_path / "to").exists()

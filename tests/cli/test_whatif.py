@@ -12,7 +12,7 @@ from tests.harness import free_port
 from tests.ledger.events import opening, orders
 from tests.proxy import open_proxy
 
-from .conftest import Run
+from .conftest import Run, typed
 from .verifying import filled
 
 TOML = """
@@ -68,16 +68,14 @@ def test_rules_that_can_not_be_used_are_named_by_field_and_limit(text: str, tmp_
         assert part in str(raised.value)
 
 
-async def test_a_file_that_can_not_be_used_is_one_sentence_and_status_2(
-    run: Run, tmp_path: Path
-) -> None:
+def test_a_file_that_can_not_be_used_is_one_sentence_and_status_2(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", written(tmp_path / "rules.yaml", TOML), tmp_path):
-        done = await run("whatif", "--rules", str(path))
+        done = typed("whatif", "--rules", str(path))
         assert (done.status, str(path) in done.said_one_sentence()) == (2, True)
     path = written(tmp_path / "rules.json", "{")
-    done = await run("whatif", "--rules", str(path))
+    done = typed("whatif", "--rules", str(path))
     assert (done.status, "is not JSON" in done.said_one_sentence()) == (2, True)
-    assert (await run("whatif")).status == 2
+    assert typed("whatif").status == 2
 
 
 async def test_an_empty_ledger_has_nothing_to_compare(run: Run, tmp_path: Path) -> None:

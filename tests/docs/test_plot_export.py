@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import duckdb
 import pytest
 
-from cli.exports.manifest import Format
+from cli.exports import Format
 from cli.exports.tables import TABLES
 from cli.exports.taking import Wish, take
 from cli.stack.servers import Servers

@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from cli.exports import NoParquet
+from cli.exports import Format, NoParquet
 from cli.exports.directory import DraftFile
-from cli.exports.manifest import Format
 from cli.exports.tables import Column
 from cli.exports.texts import CsvRows, JsonLines, read_csv, read_jsonl
 from ledger.chain import Record

@@ -1,25 +1,16 @@
 """`manifest.json`: what an export holds. It is written last: an export that has it is whole."""
 
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from msgspec import DecodeError, Struct, json
 
-from cli.exports import BadExport
+from cli.exports import BadExport, Format
 from cli.exports.tables import Column
 
 NAME: Final = "manifest.json"
 VERSION: Final = 1
-
-
-class Format(StrEnum):
-    """How the files are written; it is also how their names end."""
-
-    PARQUET = "parquet"
-    CSV = "csv"
-    JSONL = "jsonl"
 
 
 class File(Struct, frozen=True, omit_defaults=True):

@@ -8,10 +8,10 @@ from pathlib import Path
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.exports import ExportRefused, keys, manifest
+from cli.exports import ExportRefused, Format, keys, manifest
 from cli.exports.directory import Draft, drafting
 from cli.exports.formats import MakeRows, rows_of
-from cli.exports.manifest import Entry, Format, Manifest
+from cli.exports.manifest import Entry, Manifest
 from cli.exports.reading import Page, count, events, pin_head, pin_views, view_rows
 from cli.exports.tables import EVENTS, Table
 from cli.progress import progress
