@@ -50,6 +50,7 @@ class Proxy:
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
         self._server: asyncio.Server | None = None
+        self._opening = asyncio.Lock()
         self._connections: set[_Connection] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._gates = {"up": asyncio.Event(), "down": asyncio.Event()}
@@ -70,6 +71,10 @@ class Proxy:
         for connection in self._connections:
             if connection.half_closed:
                 connection.reset()
+        async with self._opening:
+            await self._open()
+
+    async def _open(self) -> None:
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
             self.port = self._server.sockets[0].getsockname()[1]

@@ -101,6 +101,13 @@ async def test_reset_ends_connections_and_cut_refuses_new_ones() -> None:
         await server.connect()
 
 
+async def test_two_who_mend_what_was_cut_at_once_do_not_both_open_the_way() -> None:
+    async with serving() as server:
+        server.proxy.cut()
+        await asyncio.gather(server.proxy.heal(), server.proxy.heal())
+        await server.connect()
+
+
 @pytest.mark.parametrize("direction", ["up", "down"])
 async def test_a_direction_that_is_stalled_holds_up_its_bytes_alone(direction: Direction) -> None:
     async with connected() as (proxy, client, server):
