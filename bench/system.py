@@ -1,5 +1,6 @@
 """The ledger under measurement: private servers, its three processes, and what is true of it."""
 
+import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -17,13 +18,14 @@ from cli.stack.programs import find_processes
 from cli.stack.servers import Servers, start_servers
 from cli.status import read_status
 from ledger.database import make_engine
-from tests.harness import Stack, eventually, make_ledger
+from tests.harness import Stack, make_ledger
 
 PROCESSES: Final = ("writer", "projector", "api")
 SERVERS: Final = {"broker": "beam.smp", "database": "mariadbd"}
 ENOUGH_MINOR: Final = 10**9
 ENOUGH_UNITS: Final = 10**8
 SETTLED_TIMEOUT_S: Final = 120.0
+LOOK_EVERY_S: Final = 0.1
 
 
 class WrongResult(Exception):
@@ -89,17 +91,28 @@ class System:
 
     async def shown(self, orders: int) -> int:
         """Wait until the orders view has so many, and nothing is on its way; how many it has."""
-        async with self.engine() as engine:
-
-            async def has_them() -> bool:
-                return await count_orders(engine) >= orders and await self._idle()
-
-            await eventually(has_them, f"{orders} orders are shown", SETTLED_TIMEOUT_S)
-            return await count_orders(engine)
+        async with self.engine() as engine, asyncio.timeout(SETTLED_TIMEOUT_S):
+            while True:
+                await _until_level(engine)
+                if await self._idle() and (shown := await count_orders(engine)) >= orders:
+                    return shown
 
     async def _idle(self) -> bool:
         status = await read_status(self.settings)
         return status.inbox_messages == 0 and all(view.lag == 0 for view in status.views)
+
+
+async def _until_level(engine: AsyncEngine) -> None:
+    """Wait until the views are at the head. Asked often, so it must cost the database nothing."""
+    async with engine.connect() as connection:
+        while True:
+            found = await connection.exec_driver_sql(
+                "SELECT (SELECT position FROM ledger_head) - MIN(position) FROM checkpoints"
+            )
+            if not found.scalar_one():
+                return
+            await connection.rollback()
+            await asyncio.sleep(LOOK_EVERY_S)
 
 
 def called(home: Path, name: str) -> list[int]:

@@ -18,7 +18,8 @@ export const options = {
       rate: RATE,
       timeUnit: '1s',
       duration: `${__ENV.DURATION_S}s`,
-      preAllocatedVUs: RATE, // none is dropped for want of a client
+      preAllocatedVUs: Math.min(RATE, 100), // each opens a connection of its own
+      maxVUs: RATE, // none is dropped for want of a client
     },
   },
 };
