@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 BATCH_EVENTS: Final = 1_000
 IDLE_CHECK_S: Final = 1.0
-LINGER_S: Final = 0.01
+LINGER_S: Final = 0.02
 """A small batch makes the next one wait until so long after its own beginning: a commit costs the
 same for one event as for a hundred, and the processor it takes is wanted elsewhere."""
 LARGE_BATCH: Final = 250

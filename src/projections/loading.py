@@ -51,7 +51,7 @@ class Loader(Generic[Row]):
 
     async def write(self, connection: AsyncConnection) -> None:
         """Write what changed since the last time; raises ViewDamaged."""
-        await write_rows(connection, self._projection, self._changed.values())
+        await write_rows(connection, [(self._projection, self._changed.values())])
         if isinstance(self._projection, KeyedProjection):
             self._held |= self._changed
             for key in list(islice(self._held, max(0, len(self._held) - HELD_ROWS))):

@@ -85,9 +85,11 @@ class KeyedProjection(Projection[Row]):
 
     def needs(self, events: Sequence[Recorded]) -> set[UUID]:
         """The rows that events change and do not make themselves."""
-        return self.keys(events) - self.keys(
-            event for event in events if isinstance(event.payload, self.creates)
-        )
+        changed, made = set[UUID](), set[UUID]()
+        for event in events:
+            if (key := self.key(event)) is not None:
+                (made if isinstance(event.payload, self.creates) else changed).add(key)
+        return changed - made
 
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
         """Make the row that the event changes, if any, anew."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -24,14 +24,14 @@ from ledger.store import PAGE, LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
 from projections import metrics
 from projections.announcements import Announcement, encode, outcomes
-from projections.projection import Projection
+from projections.projection import Key, Projection, Row
 from projections.stock import STOCK
 from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
-LINGER_S: Final = 0.01
+LINGER_S: Final = 0.02
 """A small batch makes the next one wait until so long after its own beginning, as in the writer."""
 LARGE_BATCH: Final = 500
 
@@ -146,12 +146,25 @@ async def _refuse_other_end(store: Store, end: int, furthest: int) -> None:
 async def _project(
     connection: AsyncConnection, projections: Sequence[Projection[Any]], events: Sequence[Recorded]
 ) -> None:
-    """Write the rows that events, which took effect, change."""
-    for projection in projections:
-        rows = await fetch_rows(connection, projection, projection.needs(events))
-        for event in events:
-            projection.project(rows, event)
-        await write_rows(connection, projection, rows.values())
+    """Write the rows that events, which took effect, change.
+
+    The last views have the most rows; they go first, so that the database is busy with them while
+    the others' rows are made.
+    """
+    at_hand = {
+        projection: await fetch_rows(connection, projection, projection.needs(events))
+        for projection in reversed(projections)
+    }
+    changed = ((view, _changed(view, rows, events)) for view, rows in at_hand.items())
+    await write_rows(connection, changed)
+
+
+def _changed(
+    projection: Projection[Row], rows: dict[Key, Row], events: Sequence[Recorded]
+) -> Iterable[Row]:
+    for event in events:
+        projection.project(rows, event)
+    return rows.values()
 
 
 async def listen(url: str, projector: Projector) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Column, Integer, String, Table
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.literals import write
+from ledger.literals import packets, write_all
 from projections.projection import (
     METADATA,
     Key,
@@ -185,18 +185,22 @@ async def fetch_rows(
 
 
 async def write_rows(
-    connection: AsyncConnection, projection: Projection[Any], rows: Iterable[Struct]
+    connection: AsyncConnection, changed: Iterable[tuple[Projection[Any], Iterable[Struct]]]
 ) -> None:
-    """Write whole rows: new or not in a view with keys, new ones in a view of lines.
+    """Write whole rows of views: new or not in one with keys, new ones in one of lines.
 
-    Raises ViewDamaged where a line is there already.
+    What changed in a view is asked for while the database still works on the one before. Raises
+    ViewDamaged where a line is there already.
     """
-    columns = ", ".join(projection.columns)
-    insert = f"{projection.verb} INTO {projection.name} ({columns})"
+    inserts = (
+        (f"{view.verb} INTO {view.name} ({', '.join(view.columns)})", packet)
+        for view, rows in changed
+        for packet in packets(rows)
+    )
     try:
-        await write(connection, insert, rows)
+        await write_all(connection, inserts)
     except IntegrityError as error:
-        raise ViewDamaged(f"{projection.name} has rows too early: {error.orig}") from error
+        raise ViewDamaged(f"rows are there too early: {error.orig}, {error.statement}") from error
 
 
 async def _scalar(connection: AsyncConnection, statement: str) -> Any:

@@ -38,7 +38,7 @@ def shelf(number: int, name: str, at: datetime = NOON) -> StockRow:
 async def test_any_text_comes_out_as_it_went_in(ledger: Ledger) -> None:
     rows = [shelf(number, name) for number, name in enumerate(NASTY)]
     async with ledger.connection("projector") as connection:
-        await write_rows(connection, STOCK, rows)
+        await write_rows(connection, [(STOCK, rows)])
         await connection.commit()
     assert list((await live(ledger, STOCK)).values()) == rows
 
@@ -46,7 +46,7 @@ async def test_any_text_comes_out_as_it_went_in(ledger: Ledger) -> None:
 async def test_a_microsecond_is_kept_and_so_is_its_absence(ledger: Ledger) -> None:
     rows = [shelf(1, "a", NOON), shelf(2, "b", NOON.replace(microsecond=1))]
     async with ledger.connection("projector") as connection:
-        await write_rows(connection, STOCK, rows)
+        await write_rows(connection, [(STOCK, rows)])
         await connection.commit()
     assert list((await live(ledger, STOCK)).values()) == rows
 
@@ -58,7 +58,7 @@ async def test_many_rows_go_in_several_statements(
     rows = [shelf(number, "lamp") for number in range(20)]
     assert 1 < len(list(literals.packets(rows))) < 20
     async with ledger.connection("projector") as connection:
-        await write_rows(connection, STOCK, rows)
+        await write_rows(connection, [(STOCK, rows)])
         await connection.commit()
     assert list((await live(ledger, STOCK)).values()) == rows
 
@@ -67,7 +67,7 @@ async def test_what_was_to_be_written_is_not_in_the_error(ledger: Ledger) -> Non
     row = replace(shelf(1, "secret"), description="secret" * 1000)
     async with ledger.connection("projector") as connection:
         with pytest.raises(DBAPIError, match="Data too long") as caught:
-            await write_rows(connection, STOCK, [row])
+            await write_rows(connection, [(STOCK, [row])])
     assert "secret" not in str(caught.value)
     assert b"secret".hex() not in str(caught.value)
     assert not isinstance(caught.value, ViewDamaged)
