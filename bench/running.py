@@ -12,7 +12,7 @@ from bench import ceilings, parts, peering
 from bench.loads import Took, closed, opened
 from bench.measuring import Load, saturate, steady
 from bench.sampling import Sampler, Spent
-from bench.system import PROCESSES, Parties, System, system
+from bench.system import PROCESSES, SETTLED_TIMEOUT_S, Parties, System, system
 from cli.stack.servers import Servers
 
 CUSTOMERS: Final = 20
@@ -24,6 +24,7 @@ STEADY_S: Final = 20
 STEADY_PER_S: Final = 1_000
 BATCH_ORDERS: Final = 100
 IDLE_S: Final = 5
+SLOWEST_PROJECTOR_PER_S: Final = 5_000
 POPULOUS: Final = "memory of a populous writer, MiB"
 
 Say = Callable[[str], None]
@@ -198,7 +199,7 @@ async def _grown(servers: Servers, events: int, duration_s: int, results: Result
         for name in PROCESSES:
             ledger.stack.start(name)
         await ledger.stack.ready()
-        await ledger.shown(0)
+        await ledger.shown(0, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
         parties = await ledger.parties(CUSTOMERS, PRODUCTS)
         load = await saturate(ledger, parties, duration_s)
         used = {name: spent.memory_bytes for name, spent in load.spent.items()}

@@ -89,9 +89,9 @@ class System:
             ],
         )
 
-    async def shown(self, orders: int) -> int:
+    async def shown(self, orders: int, timeout_s: float = SETTLED_TIMEOUT_S) -> int:
         """Wait until the orders view has so many, and nothing is on its way; how many it has."""
-        async with self.engine() as engine, asyncio.timeout(SETTLED_TIMEOUT_S):
+        async with self.engine() as engine, asyncio.timeout(timeout_s):
             while True:
                 await _until_level(engine)
                 if await self._idle() and (shown := await count_orders(engine)) >= orders:

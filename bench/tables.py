@@ -1,7 +1,7 @@
 """The figures of a run as tables: the headline, the ceilings, the targets, the resources."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -45,7 +45,8 @@ def tables(results: Results) -> list[Table]:
         _latencies(results),
         _ceilings(results),
         _parts(results),
-        _resources(results),
+        _used("Resources, idle", results.idle),
+        _loaded(_long(results)),
         _memory(results),
     ]
 
@@ -207,25 +208,21 @@ def _parts(results: Results) -> Table:
 _PART_ENDS: Final = ("the pure fold", "paging", "verify", "rebuild of all", ", s")
 
 
-def _resources(results: Results) -> Table:
-    load = _long(results)
-    rows = [
-        (name, *_use(results.idle.get(name)), *_use(spent)) for name, spent in load.spent.items()
-    ]
-    total = load.cpu_ms_per_order
+def _loaded(load: Load) -> Table:
     network = load.network_bytes / MIB
-    title = f"Resources: {total:.2f} ms of CPU an order; {network:,.0f} MiB over loopback"
-    columns = ("component", *_columns("idle"), *_columns("loaded"))
-    return Table(title, columns, rows)
+    title = (
+        f"Resources, loaded: {load.cpu_ms_per_order:.2f} ms of CPU an order,"
+        f" {network:,.0f} MiB over loopback"
+    )
+    return _used(title, load.spent)
 
 
-def _columns(when: str) -> Iterator[str]:
-    return (f"{when}: {what}" for what in ("CPU %", "MiB", "read MiB", "written MiB", "processes"))
+def _used(title: str, spent: Mapping[str, Spent]) -> Table:
+    columns = ("component", "CPU %", "memory MiB", "read MiB", "written MiB", "processes")
+    return Table(title, columns, [(name, *_use(each)) for name, each in spent.items()])
 
 
-def _use(spent: Spent | None) -> tuple[str, ...]:
-    if spent is None:
-        return ("–",) * 5
+def _use(spent: Spent) -> tuple[str, ...]:
     sizes = (spent.memory_bytes, spent.read_bytes, spent.written_bytes)
     return (
         f"{spent.cpu_percent:.1f}",

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import Final
 
@@ -12,6 +12,7 @@ from aio_pika.abc import AbstractChannel
 from cli.stack.secrets import PERMISSIONS
 from ledger import topology
 from ledger.broker import open_channel
+from ledger.database import DATABASE_ERRORS
 from ledger.topology import INBOX
 from tests.faults.fault import Inject, add
 from tests.faults.world import DATABASE, World
@@ -169,10 +170,11 @@ def consumer_timeout(timeout_s: int, tick_s: int) -> Inject:
 
 
 async def connections_dropped(world: World, chance: Random, seconds: float) -> None:
-    """The database ends every connection of our processes, twice."""
+    """The database ends every connection of our processes, twice, unless it ends itself."""
     for _ in range(2):
         for role in ("writer", "projector", "api"):
-            await world.ledger.kill_connections(role)
+            with suppress(*DATABASE_ERRORS):
+                await world.ledger.kill_connections(role)
         await asyncio.sleep(seconds / 2)
 
 
