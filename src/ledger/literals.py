@@ -53,8 +53,8 @@ async def write_all(connection: AsyncConnection, inserts: Iterable[tuple[str, st
     insert = next(coming, None)
     while insert:
         running = asyncio.create_task(_run(connection, *insert))
-        await asyncio.sleep(0)
         try:
+            await asyncio.sleep(0)
             insert = next(coming, None)
         finally:
             await running

@@ -1,5 +1,6 @@
 """Rows as statements: whatever text clients send is kept to the byte, and stays out of logs."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -71,3 +72,21 @@ async def test_what_was_to_be_written_is_not_in_the_error(ledger: Ledger) -> Non
     assert "secret" not in str(caught.value)
     assert b"secret".hex() not in str(caught.value)
     assert not isinstance(caught.value, ViewDamaged)
+
+
+async def test_rows_that_cant_be_made_stop_what_follows_and_leave_the_connection_usable(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(literals, "PACKET_CHARACTERS", 1)
+
+    def rows() -> Iterator[StockRow]:
+        yield shelf(1, "lamp")
+        raise ViewDamaged("no lamp")
+
+    async with ledger.connection("projector") as connection:
+        with pytest.raises(ViewDamaged, match="no lamp"):
+            await write_rows(connection, [(STOCK, rows())])
+        await connection.rollback()
+        await write_rows(connection, [(STOCK, [shelf(2, "desk")])])
+        await connection.commit()
+    assert list((await live(ledger, STOCK)).values()) == [shelf(2, "desk")]
