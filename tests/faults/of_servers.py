@@ -15,8 +15,8 @@ from ledger.broker import open_channel
 from ledger.database import DATABASE_ERRORS
 from ledger.topology import INBOX
 from tests.faults.fault import Inject, add
-from tests.faults.world import DATABASE, World
-from tests.harness import broker_admin
+from tests.faults.world import BROKER, DATABASE, World
+from tests.harness import broker_admin, eventually
 
 ALARM: Final = {
     "memory": (
@@ -36,7 +36,15 @@ def alarm(name: str) -> Inject:
             await world.ctl(*clear)
 
         world.on_heal(undo)
-        await world.ctl(*raise_)
+        pid = world.pid(BROKER)
+
+        async def is_gone() -> bool:
+            return not world.runs(BROKER) or world.pid(BROKER) != pid
+
+        try:
+            await world.ctl(*raise_)
+        except AssertionError as error:
+            await eventually(is_gone, f"the broker goes away, as another fault has it: {error}")
         await asyncio.sleep(seconds)
 
     return inject
