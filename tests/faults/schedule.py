@@ -32,7 +32,13 @@ def _round(*names: str, seconds: float = 0.7, together: bool = False) -> Round:
 
 SHORT = (
     _round("kill:writer", "kill:projector", "kill:api"),
-    _round("kill:broker", "kill:database", together=True),
+    _round(
+        "kill:broker",
+        "kill:database",
+        "alarm:memory",
+        "connections-dropped:database",
+        together=True,
+    ),
     _round("pause:writer", "pause:database", together=True),
     _round("pause:broker", "terminate:writer", "terminate:projector", "terminate:api"),
     _round(
