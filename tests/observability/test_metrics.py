@@ -18,11 +18,12 @@ from ledger.codec import encode_submitted, join
 from ledger.core.events import CustomerRegistered, Submitted
 from ledger.metrics import registry_of
 from ledger.topology import SUBMITTED_EXCHANGE
+from projections.registry import PROJECTIONS
 from tests.api.client import cancel, list_product, order, problem, register
 from tests.harness import Stack, engine_of, eventually, rabbitmqctl
 from tests.observability.scraping import PROCESSES, Samples, scrape
 
-VIEWS = ("orders", "stock", "wallets")
+VIEWS = [view.name for view in PROJECTIONS]
 NOBODYS = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
 
 
@@ -101,7 +102,7 @@ async def test_a_projector_that_is_held_up_shows_as_lag(talkative: Stack) -> Non
     async def behind() -> bool:
         found = await scrape(talkative, "projector")
         lags = [found.of("ledger_view_lag_positions", view=view) for view in VIEWS]
-        return lags == [2, 2, 2] and found.of("ledger_view_lag_seconds", view="orders") > 0
+        return set(lags) == {2} and found.of("ledger_view_lag_seconds", view="orders") > 0
 
     await settled(talkative)
     async with engine.begin() as connection:
