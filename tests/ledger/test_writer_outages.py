@@ -60,7 +60,8 @@ async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_doubled(
         await finishes(ledger, writer)
 
         async def repeats_are_counted() -> bool:
-            return writer.progress.repeats == (25 if delivered else 0)
+            # One message, or both, are in the batch whose answer is lost.
+            return writer.progress.repeats in ((25, 50) if delivered else (0,))
 
         await eventually(repeats_are_counted, "what was committed is not appended again")
 
