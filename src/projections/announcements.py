@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Final
 from uuid import UUID
 
@@ -58,14 +59,13 @@ _decode = Decoder(Announcement).decode
 
 
 def outcomes(events: Sequence[Recorded]) -> list[Outcome]:
-    """The outcome of each submission among contiguous events."""
+    """The outcome of each submission among contiguous events, the first of which is one."""
     found: list[Outcome] = []
-    for event in events:
-        if event.cause_position:
-            cause = found.pop()
-            found.append(_outcome(event, cause.event_id))
-        else:
-            found.append(_outcome(event, event.event_id))
+    for event, following in zip_longest(events, events[1:]):
+        if not event.cause_position:
+            event_id = event.event_id
+        if following is None or not following.cause_position:
+            found.append(_outcome(event, event_id))
     return found
 
 

@@ -19,6 +19,8 @@ from ledger.core.events import (
 from ledger.core.state import Status
 from projections.projection import (
     METADATA,
+    STREAM,
+    KeyedBy,
     KeyedProjection,
     amount_column,
     id_column,
@@ -69,13 +71,13 @@ TABLE: Final = Table(
 )
 
 
-def key(event: Recorded) -> UUID | None:
-    """The order whose row an event changes."""
-    match event.payload:
-        case OrderPlaced() | OrderCompleted() | OrderFailed() | OrderCancelled():
-            return event.stream_id
-        case _:
-            return None
+KEYED_BY: Final[KeyedBy] = {
+    OrderPlaced: STREAM,
+    OrderCompleted: STREAM,
+    OrderFailed: STREAM,
+    OrderCancelled: STREAM,
+}
+"""The order whose row an event changes."""
 
 
 def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
@@ -125,5 +127,5 @@ def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:
 
 
 ORDERS: Final = KeyedProjection(
-    "orders", 1, TABLE, OrderRow, OrderPlaced, key, apply, own_stream=True
+    "orders", 1, TABLE, OrderRow, OrderPlaced, KEYED_BY, apply, own_stream=True
 )

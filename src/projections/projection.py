@@ -1,7 +1,7 @@
 """What a projection is: a pure fold from events to the rows of one view."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,6 +20,15 @@ METADATA: Final = MetaData()
 
 Key = Hashable
 Row = TypeVar("Row", bound=Struct)
+
+KeyOf = Callable[[Recorded], UUID]
+KeyedBy = Mapping[type[AnyPayload], KeyOf]
+STREAM: Final[KeyOf] = attrgetter("stream_id")
+"""The key of a row that has an event's own stream."""
+CUSTOMER: Final[KeyOf] = attrgetter("payload.customer_id")
+"""The key of a row of the customer that an event names."""
+PRODUCT: Final[KeyOf] = attrgetter("payload.product_id")
+"""The key of a row of the product that an event names."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ class Projection(ABC, Generic[Row]):
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
         """Bring rows, each under its key, one event further; raises ViewDamaged."""
 
+    @abstractmethod
+    def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
+        """The rows that events change, with those that they need at hand; raises ViewDamaged."""
+
     @cached_property
     def key_of(self) -> Callable[[Row], Key]:
         """Gives the key of a row: the value of its key column, or a tuple of several."""
@@ -63,13 +76,13 @@ class Projection(ABC, Generic[Row]):
 class KeyedProjection(Projection[Row]):
     """A view with one row for each key, which events make anew.
 
-    `key` names the row that an event changes, if any; `apply` makes the row from the one before,
-    which is None for an event of type `creates`. With `own_stream` only events of the stream that
-    has the key's id change a row.
+    `keyed_by` tells for each type of event that changes a row where its key is; `apply` makes the
+    row from the one before, which is None for an event of type `creates`. With `own_stream` only
+    events of the stream that has the key's id change a row.
     """
 
     creates: type[AnyPayload]
-    key: Callable[[Recorded], UUID | None]
+    keyed_by: KeyedBy
     apply: Callable[[Row | None, Recorded], Row]
     own_stream: bool = False
     verb = "REPLACE"
@@ -79,16 +92,26 @@ class KeyedProjection(Projection[Row]):
         """The only column of the primary key."""
         return self.key_columns[0]
 
+    def key(self, event: Recorded) -> UUID | None:
+        """The key of the row that an event changes, if any."""
+        key_of = self.keyed_by.get(type(event.payload))
+        return key_of(event) if key_of else None
+
     def keys(self, events: Iterable[Recorded]) -> set[UUID]:
         """The keys of the rows that events change."""
-        return {key for event in events if (key := self.key(event)) is not None}
+        return {key for key, _ in self._keyed(events)}
+
+    def _keyed(self, events: Iterable[Recorded]) -> Iterator[tuple[UUID, Recorded]]:
+        """The events that change rows, each with the key of its row."""
+        for event in events:
+            if key_of := self.keyed_by.get(type(event.payload)):
+                yield key_of(event), event
 
     def needs(self, events: Sequence[Recorded]) -> set[UUID]:
         """The rows that events change and do not make themselves."""
         changed, made = set[UUID](), set[UUID]()
-        for event in events:
-            if (key := self.key(event)) is not None:
-                (made if isinstance(event.payload, self.creates) else changed).add(key)
+        for key, event in self._keyed(events):
+            (made if isinstance(event.payload, self.creates) else changed).add(key)
         return changed - made
 
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
@@ -96,6 +119,12 @@ class KeyedProjection(Projection[Row]):
         key = self.key(event)
         if key is not None:
             rows[key] = self.apply(rows.get(key), event)
+
+    def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
+        """Each row once, however many events changed it."""
+        for key, event in self._keyed(events):
+            rows[key] = self.apply(rows.get(key), event)
+        return rows.values()
 
 
 @dataclass(frozen=True)
@@ -113,6 +142,10 @@ class LineProjection(Projection[Row]):
         """Add the lines of the event."""
         for line in self.lines(event):
             rows[self.key_of(line)] = line
+
+    def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
+        """The lines of the events, made as they are asked for."""
+        return (line for event in events for line in self.lines(event))
 
 
 class ViewDamaged(Exception):

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any, Final
 
 from aio_pika.abc import AbstractIncomingMessage
@@ -15,16 +16,16 @@ from ledger.broker import BROKER_ERRORS, until_closed
 from ledger.chain import Record
 from ledger.codec import origin_of
 from ledger.core.events import Recorded
-from ledger.core.fold import effective
 from ledger.database import DATABASE_ERRORS
 from ledger.failpoints import failpoint
 from ledger.hints import Hints, listening
 from ledger.sessions import keep_alive
-from ledger.store import PAGE, LedgerDamaged, Store
+from ledger.store import LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
 from projections import metrics
-from projections.announcements import Announcement, encode, outcomes
-from projections.projection import Key, Projection, Row
+from projections.announcements import Announcement, encode
+from projections.pages import BEHIND, LARGEST, Page, ReadAhead, read_page
+from projections.projection import Projection
 from projections.stock import STOCK
 from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 
@@ -68,11 +69,12 @@ class Projector:
         await keep_alive("projector", self._session, DATABASE_ERRORS)
 
     async def _session(self) -> None:
-        async with self._engine.connect() as connection:
+        ahead = ReadAhead(self._engine)
+        async with self._engine.connect() as connection, aclosing(ahead):
             while not self._stopping:
                 began = time.monotonic()
                 self._woken.clear()
-                announcement = await advance(connection, self._projections)
+                announcement = await advance(connection, self._projections, ahead)
                 moved = announcement.position - announcement.after
                 if moved or not await self._woken_in_time():
                     self._announce.tell(encode(announcement))
@@ -89,37 +91,50 @@ class Projector:
 
 
 async def advance(
-    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+    connection: AsyncConnection,
+    projections: Sequence[Projection[Any]],
+    ahead: ReadAhead | None = None,
 ) -> Announcement:
     """Bring the views one batch further, rows and checkpoints in one transaction.
 
     Views at the same checkpoint advance together; one that lags catches up with the others first.
+    While there is much to do, `ahead` reads the page after this one meanwhile.
     With nothing left to project it says where the views are. Raises LedgerDamaged at a gap, and
     where the ledger ends before a checkpoint or before its head.
     """
     checkpoints = await lock_checkpoints(connection, projections)
     after = min(checkpoints.values())
-    ahead = [position for position in checkpoints.values() if position > after]
     store = Store(connection)
     began_ns, began = time.time_ns(), time.perf_counter()
-    records = await store.read(after, min([PAGE, *(position - after for position in ahead)]))
-    if not records:
+    page = await _page(store, checkpoints, ahead)
+    if not page.records:
         await _refuse_other_end(store, after, max(checkpoints.values()))
         await connection.rollback()
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
-    events = await store.events(records)
-    taking_effect = list(effective(events))
-    await _project(connection, behind, taking_effect)
-    await move_checkpoints(connection, behind, records[-1].position)
+    last = page.records[-1].position
+    if ahead and len(page.records) > BEHIND:
+        ahead.begin(last)
+    await _project(connection, behind, page.taking_effect)
+    await move_checkpoints(connection, behind, last)
     await failpoint("projector.before-commit")
     await connection.commit()
     await failpoint("projector.after-commit")
     metrics.BATCH_S.observe(time.perf_counter() - began)
-    metrics.BATCH_EVENTS.observe(len(records))
-    _tell(records, began_ns)
-    products = list(STOCK.keys(taking_effect)) if STOCK in behind else []
-    return Announcement(after, records[-1].position, outcomes(events), products)
+    metrics.BATCH_EVENTS.observe(len(page.records))
+    _tell(page.records, began_ns)
+    products = list(STOCK.keys(page.taking_effect)) if STOCK in behind else []
+    return Announcement(after, last, page.outcomes, products)
+
+
+async def _page(store: Store, checkpoints: dict[str, int], ahead: ReadAhead | None) -> Page:
+    """The page after the checkpoint that is furthest behind; it doesn't go beyond another."""
+    after = min(checkpoints.values())
+    limit = min((end - after for end in checkpoints.values() if end > after), default=LARGEST)
+    page = await ahead.take(after) if ahead else None
+    if page and len(page.records) <= limit:
+        return page
+    return await read_page(store, after, min(limit, LARGEST))
 
 
 def _tell(records: Sequence[Record], began_ns: int) -> None:
@@ -151,20 +166,12 @@ async def _project(
     The last views have the most rows; they go first, so that the database is busy with them while
     the others' rows are made.
     """
-    at_hand = {
-        projection: await fetch_rows(connection, projection, projection.needs(events))
-        for projection in reversed(projections)
-    }
-    changed = ((view, _changed(view, rows, events)) for view, rows in at_hand.items())
+    at_hand = [
+        (view, await fetch_rows(connection, view, view.needs(events)))
+        for view in reversed(projections)
+    ]
+    changed = ((view, view.changed(rows, events)) for view, rows in at_hand)
     await write_rows(connection, changed)
-
-
-def _changed(
-    projection: Projection[Row], rows: dict[Key, Row], events: Sequence[Recorded]
-) -> Iterable[Row]:
-    for event in events:
-        projection.project(rows, event)
-    return rows.values()
 
 
 async def listen(url: str, projector: Projector) -> None:

@@ -22,6 +22,9 @@ from ledger.core.pricing import unit_price_minor
 from ledger.core.rules import IN_FORCE
 from projections.projection import (
     METADATA,
+    PRODUCT,
+    STREAM,
+    KeyedBy,
     KeyedProjection,
     amount_column,
     id_column,
@@ -60,15 +63,14 @@ TABLE: Final = Table(
 )
 
 
-def key(event: Recorded) -> UUID | None:
-    """The product whose row an event changes."""
-    match event.payload:
-        case ProductListed() | StockReceived() | PriceChanged():
-            return event.stream_id
-        case OrderCompleted() | OrderCancelled() as moved:
-            return moved.product_id
-        case _:
-            return None
+KEYED_BY: Final[KeyedBy] = {
+    ProductListed: STREAM,
+    StockReceived: STREAM,
+    PriceChanged: STREAM,
+    OrderCompleted: PRODUCT,
+    OrderCancelled: PRODUCT,
+}
+"""The product whose row an event changes."""
 
 
 def apply(row: StockRow | None, event: Recorded) -> StockRow:
@@ -117,4 +119,4 @@ def _supply(row: StockRow, event: Recorded) -> tuple[int, int, int]:
 VERSION: Final = IN_FORCE.version
 """Rows hold the price by the rules in force: with new rules the view must be made anew."""
 
-STOCK: Final = KeyedProjection("stock", VERSION, TABLE, StockRow, ProductListed, key, apply)
+STOCK: Final = KeyedProjection("stock", VERSION, TABLE, StockRow, ProductListed, KEYED_BY, apply)

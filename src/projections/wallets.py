@@ -19,7 +19,10 @@ from ledger.core.events import (
 )
 from ledger.core.laws import money_moved_minor
 from projections.projection import (
+    CUSTOMER,
     METADATA,
+    STREAM,
+    KeyedBy,
     KeyedProjection,
     amount_column,
     id_column,
@@ -57,15 +60,14 @@ TABLE: Final = Table(
 )
 
 
-def key(event: Recorded) -> UUID | None:
-    """The customer whose row an event changes."""
-    match event.payload:
-        case CustomerRegistered() | CustomerErased() | WalletCredited():
-            return event.stream_id
-        case OrderCompleted() | OrderCancelled() as moved:
-            return moved.customer_id
-        case _:
-            return None
+KEYED_BY: Final[KeyedBy] = {
+    CustomerRegistered: STREAM,
+    CustomerErased: STREAM,
+    WalletCredited: STREAM,
+    OrderCompleted: CUSTOMER,
+    OrderCancelled: CUSTOMER,
+}
+"""The customer whose row an event changes."""
 
 
 def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
@@ -91,4 +93,6 @@ def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
     )
 
 
-WALLETS: Final = KeyedProjection("wallets", 1, TABLE, WalletRow, CustomerRegistered, key, apply)
+WALLETS: Final = KeyedProjection(
+    "wallets", 1, TABLE, WalletRow, CustomerRegistered, KEYED_BY, apply
+)
