@@ -92,7 +92,8 @@ async def run_writer(settings: Settings) -> None:
 
 async def run_projector(settings: Settings) -> None:
     """Project until SIGTERM or SIGINT."""
-    engine = make_engine(settings.db_url("projector"), settings.db_ca_file)
+    # One to write the views, one to read ahead, one for the metrics.
+    engine = make_engine(settings.db_url("projector"), settings.db_ca_file, pool_size=3)
     url, name = settings.amqp_url("projector"), f"projector-{os.getpid()}"
     announce = Hints(url, ANNOUNCED_EXCHANGE, f"{name}-announcements")
     projector = Projector(engine, PROJECTIONS, announce)

@@ -1,7 +1,6 @@
 """Pages of the ledger for the projector, the next of which is read while the last is written."""
 
 import asyncio
-from typing import Final
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,11 +11,6 @@ from ledger.core.fold import effective
 from ledger.store import Store
 from projections.announcements import Outcome, outcomes
 
-LARGEST: Final = 10_000
-"""Events of a page: a row that many of them change is written once, in half a second at the most."""
-BEHIND: Final = LARGEST // 4
-"""A page of so many events is hardly the last one."""
-
 
 class Page(Struct, frozen=True):
     """Contiguous records, those of their events that took effect, and what came of each."""
@@ -26,8 +20,8 @@ class Page(Struct, frozen=True):
     outcomes: list[Outcome]
 
 
-async def read_page(store: Store, after: int, limit: int = LARGEST) -> Page:
-    """The page after a position; raises LedgerDamaged at a gap."""
+async def read_page(store: Store, after: int, limit: int) -> Page:
+    """The page after a position, of at most `limit` events; raises LedgerDamaged at a gap."""
     records = await store.read(after, limit)
     events = await store.events(records)
     return Page(records, list(effective(events)), outcomes(events))
@@ -44,10 +38,10 @@ class ReadAhead:
         self._after = 0
         self._coming: asyncio.Task[Page] | None = None
 
-    def begin(self, after: int) -> None:
-        """Begin to read the page after a position."""
+    def begin(self, after: int, limit: int) -> None:
+        """Begin to read the page after a position, of so many events at most."""
         self._after = after
-        self._coming = asyncio.create_task(self._read(after))
+        self._coming = asyncio.create_task(self._read(after, limit))
 
     async def take(self, after: int) -> Page | None:
         """The page after a position, if it is the one that was begun; raises as `read_page`."""
@@ -62,6 +56,6 @@ class ReadAhead:
         if self._coming:
             await asyncio.gather(self._coming, return_exceptions=True)
 
-    async def _read(self, after: int) -> Page:
+    async def _read(self, after: int, limit: int) -> Page:
         async with self._engine.connect() as connection:
-            return await read_page(Store(connection), after)
+            return await read_page(Store(connection), after, limit)

@@ -31,7 +31,7 @@ PRODUCT: Final[KeyOf] = attrgetter("payload.product_id")
 """The key of a row of the product that an event names."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Projection(ABC, Generic[Row]):
     """A view and the code that keeps it: a `KeyedProjection` or a `LineProjection`.
 
@@ -72,7 +72,7 @@ class Projection(ABC, Generic[Row]):
         return attrgetter(*self.key_columns)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeyedProjection(Projection[Row]):
     """A view with one row for each key, which events make anew.
 
@@ -127,7 +127,7 @@ class KeyedProjection(Projection[Row]):
         return rows.values()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LineProjection(Projection[Row]):
     """A view to which each event adds its `lines`, and which is never changed otherwise."""
 

@@ -24,7 +24,7 @@ from ledger.store import LedgerDamaged, Store
 from ledger.topology import RECORDED_EXCHANGE
 from projections import metrics
 from projections.announcements import Announcement, encode
-from projections.pages import BEHIND, LARGEST, Page, ReadAhead, read_page
+from projections.pages import Page, ReadAhead, read_page
 from projections.projection import Projection
 from projections.stock import STOCK
 from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
@@ -35,6 +35,10 @@ POLL_S: Final = 0.5
 LINGER_S: Final = 0.02
 """A small batch makes the next one wait until so long after its own beginning, as in the writer."""
 LARGE_BATCH: Final = 500
+PAGE: Final = 10_000
+"""A row that many events of a page change is written once; and it takes half a second at most."""
+BEHIND: Final = 4
+"""A page that is this part full is hardly the last one."""
 
 
 class Projector:
@@ -98,9 +102,9 @@ async def advance(
     """Bring the views one batch further, rows and checkpoints in one transaction.
 
     Views at the same checkpoint advance together; one that lags catches up with the others first.
-    While there is much to do, `ahead` reads the page after this one meanwhile.
-    With nothing left to project it says where the views are. Raises LedgerDamaged at a gap, and
-    where the ledger ends before a checkpoint or before its head.
+    While there is much to do, `ahead` reads the next page meanwhile. With nothing left to project
+    it says where the views are. Raises LedgerDamaged at a gap, and where the ledger ends before a
+    checkpoint or before its head.
     """
     checkpoints = await lock_checkpoints(connection, projections)
     after = min(checkpoints.values())
@@ -113,8 +117,8 @@ async def advance(
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
     last = page.records[-1].position
-    if ahead and len(page.records) > BEHIND:
-        ahead.begin(last)
+    if ahead and len(page.records) > PAGE // BEHIND:
+        ahead.begin(last, PAGE)
     await _project(connection, behind, page.taking_effect)
     await move_checkpoints(connection, behind, last)
     await failpoint("projector.before-commit")
@@ -130,11 +134,11 @@ async def advance(
 async def _page(store: Store, checkpoints: dict[str, int], ahead: ReadAhead | None) -> Page:
     """The page after the checkpoint that is furthest behind; it doesn't go beyond another."""
     after = min(checkpoints.values())
-    limit = min((end - after for end in checkpoints.values() if end > after), default=LARGEST)
+    limit = min((end - after for end in checkpoints.values() if end > after), default=PAGE)
     page = await ahead.take(after) if ahead else None
-    if page and len(page.records) <= limit:
+    if page and 0 < len(page.records) <= limit:  # an empty one may have come too early
         return page
-    return await read_page(store, after, min(limit, LARGEST))
+    return await read_page(store, after, min(limit, PAGE))
 
 
 def _tell(records: Sequence[Record], began_ns: int) -> None:
