@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import psutil
@@ -43,22 +44,23 @@ class Spent(Struct, frozen=True):
 
 
 class Sampler:
-    """Samples in a thread of its own while the block under `with` runs."""
+    """Samples in a thread of its own while the block under `with` runs; raises what it raised."""
 
     def __init__(self, components: Mapping[str, Pids]) -> None:
         self._components = components
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = ThreadPoolExecutor(1)
         self.samples: list[Sample] = []
 
     def __enter__(self) -> "Sampler":
         self.samples.append(self._sample())
-        self._thread.start()
+        self._running = self._thread.submit(self._run)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
+        with self._thread:
+            self._running.result()
         self.samples.append(self._sample())
 
     def _run(self) -> None:

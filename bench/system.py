@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+import psutil
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -117,7 +118,12 @@ async def _until_level(engine: AsyncEngine) -> None:
 
 def called(home: Path, name: str) -> list[int]:
     """The servers of this home that run this program."""
-    return [process.pid for process in find_processes(home) if process.name() == name]
+    found = []
+    for process in find_processes(home):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a broker has some that end soon
+            if process.name() == name:
+                found.append(process.pid)
+    return found
 
 
 async def _made(http: httpx.AsyncClient, thing: str, **body: object) -> str:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ledger.audit import Wrong
 from ledger.chain import Record
-from ledger.codec import READ_ERRORS, origin_of, payload_of
+from ledger.codec import READ_ERRORS, origin_of, payload_of, uuid_of
 from ledger.core.events import SUBMITTED, DecidedPayload, OrderPlaced, SubmittedPayload
 from ledger.core.fold import Fold
 
@@ -99,7 +99,7 @@ def _submission(cause: Record, decided: Sequence[Record]) -> Submission:
     return Submission(
         cause,
         decided,
-        UUID(bytes=cause.stream_id),
+        uuid_of(cause.stream_id),
         payload,  # type: ignore[arg-type]  # SUBMITTED, checked above
         atomic_id,
     )
