@@ -16,6 +16,8 @@ from bench.system import Parties, System, WrongResult, count_orders
 from bench.watching import Watch
 
 PROBE_EVERY_S: Final = 0.1
+MAX_DROPPED: Final = 0.01
+"""Share of requests that a load generator may fail to send in time; none of them is lost by us."""
 PROBE_WAIT: Final = {"Prefer": "wait=10"}
 
 
@@ -111,7 +113,7 @@ async def _settled(system: System, took: Took, before: int, size: int, in_flight
 
     A load generator that stops does not hear of what was in flight; so many may be there besides.
     """
-    if took.refused or took.broken or took.dropped:
+    if took.refused or took.broken or took.dropped > MAX_DROPPED * took.requests:
         raise WrongResult(f"not every request was answered as it should be: {took}")
     accepted = took.requests * size
     recorded = await system.shown(before + accepted) - before

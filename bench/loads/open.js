@@ -19,7 +19,7 @@ export const options = {
       timeUnit: '1s',
       duration: `${__ENV.DURATION_S}s`,
       preAllocatedVUs: Math.min(RATE, 100), // each opens a connection of its own
-      maxVUs: RATE, // none is dropped for want of a client
+      maxVUs: RATE, // more, should the answers be slow
     },
   },
 };

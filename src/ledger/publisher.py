@@ -36,6 +36,8 @@ PATIENCE_CHECK_S: Final = 1.0
 GROUP_MAX_EVENTS: Final = 256
 GROUP_MAX_BYTES: Final = 256 * 1024
 IN_FLIGHT: Final = 2
+SECOND_FROM_EVENTS: Final = 16
+"""Fewer wait for the confirm of the message that is under way, and leave together."""
 MAX_WAITING: Final = 20_000
 
 
@@ -149,7 +151,8 @@ class Publisher:
         submission = _Submission([encode_submitted(event, self._source) for event in events])
         self._waiting.append(submission)
         self._waiting_events += len(events)
-        self._arrived.set()
+        if self._may_leave():
+            self._arrived.set()
         return submission
 
     def _tell(self, events: Sequence[Submitted], began_ns: int) -> None:
@@ -217,7 +220,7 @@ class Publisher:
         """All that is waiting, up to the limits of a group; callers who gave up are left out."""
         group: list[_Submission] = []
         while not group:
-            while not self._waiting:
+            while not self._may_leave():
                 self._arrived.clear()
                 await self._arrived.wait()
             events = size = 0
@@ -229,6 +232,10 @@ class Publisher:
                     events += len(submission.bodies)
                     size += submission.size
         return group
+
+    def _may_leave(self) -> bool:
+        enough = self._waiting_events >= SECOND_FROM_EVENTS or not self._sent_s
+        return enough and bool(self._waiting)
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
