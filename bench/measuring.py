@@ -12,10 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.loads import CONNECTIONS, Took, closed, opened
 from bench.sampling import Sampler, Spent
-from bench.system import Parties, System, WrongResult, count_orders
+from bench.system import Parties, System, WrongResult
 from bench.watching import Watch
 
 PROBE_EVERY_S: Final = 0.1
+EVENTS_OF_AN_ORDER: Final = 2
+"""Its placing, and what was decided."""
 MAX_DROPPED: Final = 0.01
 """Share of requests that a load generator may fail to send in time; none of them is lost by us."""
 PROBE_WAIT: Final = {"Prefer": "wait=10"}
@@ -52,22 +54,27 @@ class Load(Struct, frozen=True):
 async def saturate(system: System, parties: Parties, duration_s: int, size: int = 1) -> Load:
     """Orders as fast as they are taken, one or `size` a request; raises WrongResult."""
     who = ",".join(parties.customers), ",".join(parties.products)
-    before = await orders(system)
+    before = await _standing(system)
     async with watching(system) as (watch, sampler):
         took = await closed(system.url, "orders.lua", duration_s, str(size), *who)
-        recorded = await _settled(system, took, before, size, CONNECTIONS)
+        accepted = took.requests * size
+        await system.settled(before.position + EVENTS_OF_AN_ORDER * accepted)
+    recorded = await _checked(system, took, before, accepted, CONNECTIONS * size)
     return _load(took, recorded, watch, sampler)
 
 
 async def steady(system: System, parties: Parties, rate: int, duration_s: int) -> Load:
     """Orders at a constant rate, and a client that asks for an outcome every now and then."""
     ids = {"CUSTOMER_ID": parties.customers[0], "PRODUCT_ID": parties.products[0]}
-    before = await orders(system)
+    before = await _standing(system)
     async with watching(system) as (watch, sampler):
         load = asyncio.create_task(opened(system.url, "orders", rate, duration_s, **ids))
         decided_ms = await _probe(system, parties, load)
-        recorded = await _settled(system, await load, before + len(decided_ms), 1, 0)
-    return _load(await load, recorded, watch, sampler, decided_ms)
+        took = await load
+        accepted = took.requests + len(decided_ms)
+        await system.settled(before.position + EVENTS_OF_AN_ORDER * accepted)
+    recorded = await _checked(system, took, before, accepted, 0)
+    return _load(took, recorded, watch, sampler, decided_ms)
 
 
 @asynccontextmanager
@@ -108,16 +115,32 @@ async def _probe(system: System, parties: Parties, beside: asyncio.Task[Took]) -
     return took
 
 
-async def _settled(system: System, took: Took, before: int, size: int, in_flight: int) -> int:
+class _Standing(Struct, frozen=True):
+    """How many orders the view has, and where the ledger ends."""
+
+    orders: int
+    position: int
+
+
+async def _standing(system: System) -> _Standing:
+    async with system.engine() as engine, engine.connect() as connection:
+        return _Standing(
+            await _number(connection, "SELECT COUNT(*) FROM orders"),
+            await _number(connection, "SELECT position FROM ledger_head"),
+        )
+
+
+async def _checked(
+    system: System, took: Took, before: _Standing, accepted: int, in_flight: int
+) -> int:
     """The orders that came; raises WrongResult where one was lost, doubled or left undecided.
 
     A load generator that stops does not hear of what was in flight; so many may be there besides.
     """
     if took.refused or took.broken or took.dropped > MAX_DROPPED * took.requests:
         raise WrongResult(f"not every request was answered as it should be: {took}")
-    accepted = took.requests * size
-    recorded = await system.shown(before + accepted) - before
-    if not accepted <= recorded <= accepted + in_flight * size:
+    recorded = (await _standing(system)).orders - before.orders
+    if not accepted <= recorded <= accepted + in_flight:
         raise WrongResult(f"{accepted} orders were accepted, {recorded} are in the ledger")
     async with system.engine() as engine, engine.connect() as connection:
         await _refuse_imbalance(connection)
@@ -142,12 +165,6 @@ async def _refuse_imbalance(connection: AsyncConnection) -> None:
     )
     if paid_and_held != put_in:
         raise WrongResult(f"{put_in} was put in, but {paid_and_held} was paid or is in wallets")
-
-
-async def orders(system: System) -> int:
-    """How many orders the view has."""
-    async with system.engine() as engine:
-        return await count_orders(engine)
 
 
 async def _number(connection: AsyncConnection, query: str) -> int:

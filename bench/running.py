@@ -199,7 +199,7 @@ async def _grown(servers: Servers, events: int, duration_s: int, results: Result
         for name in PROCESSES:
             ledger.stack.start(name)
         await ledger.stack.ready()
-        await ledger.shown(0, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
+        await ledger.settled(events, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
         parties = await ledger.parties(CUSTOMERS, PRODUCTS)
         load = await saturate(ledger, parties, duration_s)
         used = {name: spent.memory_bytes for name, spent in load.spent.items()}

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import httpx
 import psutil
@@ -90,27 +90,29 @@ class System:
             ],
         )
 
-    async def shown(self, orders: int, timeout_s: float = SETTLED_TIMEOUT_S) -> int:
-        """Wait until the orders view has so many, and nothing is on its way; how many it has."""
+    async def settled(self, position: int, timeout_s: float = SETTLED_TIMEOUT_S) -> None:
+        """Wait until the ledger has come so far, the views show it, and nothing is on its way."""
         async with self.engine() as engine, asyncio.timeout(timeout_s):
             while True:
-                await _until_level(engine)
-                if await self._idle() and (shown := await count_orders(engine)) >= orders:
-                    return shown
+                await _until_level(engine, position)
+                if await self._idle():
+                    return
 
     async def _idle(self) -> bool:
         status = await read_status(self.settings)
         return status.inbox_messages == 0 and all(view.lag == 0 for view in status.views)
 
 
-async def _until_level(engine: AsyncEngine) -> None:
+async def _until_level(engine: AsyncEngine, position: int) -> None:
     """Wait until the views are at the head. Asked often, so it must cost the database nothing."""
     async with engine.connect() as connection:
         while True:
             found = await connection.exec_driver_sql(
-                "SELECT (SELECT position FROM ledger_head) - MIN(position) FROM checkpoints"
+                "SELECT (SELECT position FROM ledger_head), MIN(position) FROM checkpoints"
             )
-            if not found.scalar_one():
+            row: Any = found.one()
+            head, shown = row
+            if position <= head == shown:
                 return
             await connection.rollback()
             await asyncio.sleep(LOOK_EVERY_S)
@@ -134,13 +136,6 @@ async def _made(http: httpx.AsyncClient, thing: str, **body: object) -> str:
         rich = {"amount": ENOUGH_MINOR}
         await http.post(f"/customers/{made}/deposits", json=rich, headers={"Prefer": "wait=30"})
     return made
-
-
-async def count_orders(engine: AsyncEngine) -> int:
-    """How many orders the view has."""
-    async with engine.connect() as connection:
-        found = await connection.exec_driver_sql("SELECT COUNT(*) FROM orders")
-        return int(found.scalar_one())
 
 
 @contextlib.asynccontextmanager

@@ -28,9 +28,9 @@ async def read_page(store: Store, after: int, limit: int) -> Page:
 
 
 class ReadAhead:
-    """Reads and decodes the next page on a connection of its own. What it reads stays as it is:
+    """Reads and decodes the next page on a connection of its own.
 
-    the ledger is only added to, so no lock is needed.
+    That takes no lock: the ledger is only added to, so what was read stays as it is.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:

@@ -13,6 +13,7 @@ from ledger.publisher import (
     GROUP_MAX_EVENTS,
     IN_FLIGHT,
     MAX_WAITING,
+    SECOND_FROM_EVENTS,
     SUBMIT_TIMEOUT_S,
     InboxFull,
     InboxUnavailable,
@@ -84,6 +85,25 @@ async def test_what_arrives_during_a_confirm_leaves_as_one_message(
     assert max(map(len, groups)) <= GROUP_MAX_EVENTS
     got = ids([event for group in groups for event in group])
     assert got == ids([event for submission in submissions for event in submission])
+
+
+async def test_few_events_wait_for_the_confirm_under_way_and_many_leave_beside_it(
+    ledger: Ledger, broker: Proxy, publisher: Publisher
+) -> None:
+    first, few = orders(1), orders(SECOND_FROM_EVENTS - 1)
+    broker.stall()
+    callers = [asyncio.create_task(publisher.submit(first))]
+    await in_flight(publisher)
+    callers.append(asyncio.create_task(publisher.submit(few)))
+    await asyncio.sleep(0)  # the caller's task begins
+    assert publisher.waiting == len(few)
+    last = orders(1)
+    callers.append(asyncio.create_task(publisher.submit(last)))
+    await in_flight(publisher)
+    await broker.heal()
+    await asyncio.gather(*callers)
+    groups = [ids(group) for group in await ledger.waiting()]
+    assert groups == [ids(first), ids([*few, *last])]
 
 
 async def test_a_submission_is_never_split_over_two_messages(
@@ -240,7 +260,7 @@ async def as_many_as_may_be_in_flight(publisher: Publisher) -> list[asyncio.Task
     """Submissions that keep the publisher busy, so that the next one has to wait in line."""
     busy = []
     for _ in range(IN_FLIGHT):
-        busy.append(asyncio.create_task(publisher.submit(orders(1))))
+        busy.append(asyncio.create_task(publisher.submit(orders(SECOND_FROM_EVENTS))))
         await in_flight(publisher)
     return busy
 
