@@ -11,8 +11,8 @@ import pytest
 from tests.harness import Stack, eventually
 from tests.ledger.audit import audit, causes, ids
 from tests.ledger.events import opening, orders
-from tests.ledger.running import running_ledger
-from tests.projections.views import all_live, all_replayed, until_projected
+from tests.ledger.running import Ledger, running_ledger
+from tests.projections.views import all_live, all_replayed, checkpoints, until_projected
 
 STOP_S = 10
 
@@ -36,7 +36,7 @@ async def test_a_process_that_is_asked_to_end_leaves_its_work_whole(
         events = [*opening(), *orders(1_500)]
         await publisher.submit(events[:2])
         load = asyncio.gather(*[publisher.submit([event]) for event in events[2:]])
-        await ledger.until_recorded(events[:3])
+        await both_are_at_work(ledger)
         await terminated(stack, name)
         await load
         stack.start(name)
@@ -46,6 +46,15 @@ async def test_a_process_that_is_asked_to_end_leaves_its_work_whole(
         audit(records)
         await until_projected(ledger)
         assert await all_live(ledger) == await all_replayed(ledger)
+
+
+async def both_are_at_work(ledger: Ledger) -> None:
+    """Wait until writer and projector have begun; before, a process has no work to leave whole."""
+
+    async def shown() -> bool:
+        return min((await checkpoints(ledger)).values()) > 0
+
+    await eventually(shown, "the views show something")
 
 
 async def test_an_api_that_is_asked_to_end_answers_what_it_took(make_stack: MakeStack) -> None:
