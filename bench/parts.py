@@ -130,8 +130,11 @@ async def filled(system: System, events: int) -> int:
         return await fill(engine, shop.events(), events, system.settings.snapshot_every)
 
 
-async def command(system: System, *arguments: str) -> float:
-    """Seconds that a `ledger` command takes, its start included; raises WrongResult if it fails."""
+async def command(system: System, *arguments: str) -> tuple[float, bytes]:
+    """Seconds that a `ledger` command takes, its start included, and what it says.
+
+    Raises WrongResult if it fails.
+    """
     began = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("ledger"),
@@ -139,9 +142,9 @@ async def command(system: System, *arguments: str) -> float:
         env=os.environ | environment(system.settings),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.PIPE,
     )
-    said, _ = await asyncio.wait_for(process.communicate(), DONE_TIMEOUT_S)
+    said, told = await asyncio.wait_for(process.communicate(), DONE_TIMEOUT_S)
     if process.returncode:
-        raise WrongResult(f"ledger {' '.join(arguments)}: {said.decode()[-500:]}")
-    return time.perf_counter() - began
+        raise WrongResult(f"ledger {' '.join(arguments)}: {(said + told).decode()[-500:]}")
+    return time.perf_counter() - began, said

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from msgspec import Struct, field
+from msgspec.json import decode
 
 from bench import ceilings, parts, peering
 from bench.loads import Took, closed, opened
@@ -14,6 +15,7 @@ from bench.measuring import Load, saturate, steady
 from bench.sampling import Sampler, Spent
 from bench.system import PROCESSES, SETTLED_TIMEOUT_S, Parties, System, system
 from cli.stack.servers import Servers
+from cli.verifying import Verified
 
 CUSTOMERS: Final = 20
 PRODUCTS: Final = 20
@@ -58,8 +60,8 @@ class Results(Struct):
     idle: dict[str, Spent] = field(default_factory=dict)
     reads: dict[str, list[Took]] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)
-    grown: Load | None = None
-    small: Load | None = None
+    small: list[Load] = field(default_factory=list)
+    grown: list[Load] = field(default_factory=list)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(self, name: str, value: float) -> None:
@@ -170,11 +172,18 @@ async def _parts(servers: Servers, times: Times, results: Results, say: Say) -> 
         async with ledger.engine() as engine, engine.connect() as connection:
             results.add("events/s, paging", await ceilings.paging(connection))
         results.add("events/s, projector alone", await parts.projecting(ledger, events))
-        results.add("events/s, verify", events / await parts.command(ledger, "verify"))
-        results.add(
-            "events/s, rebuild of all", events / await parts.command(ledger, "rebuild", "--all")
-        )
+        await _verified(ledger, events, results)
+        took_s, _ = await parts.command(ledger, "rebuild", "--all")
+        results.add("events/s, rebuild of all", events / took_s)
         results.add("start of the writer, s", await parts.starting(ledger))
+
+
+async def _verified(ledger: System, events: int, results: Results) -> None:
+    took_s, said = await parts.command(ledger, "verify", "--json")
+    verified = decode(said, type=Verified)
+    results.add("events/s, verify", events / took_s)
+    results.add("events/s, verify: the ledger alone", events / verified.ledger_s)
+    results.add("events/s, verify: the views alone", events / verified.views_s)
 
 
 async def _memory(servers: Servers, times: Times, results: Results, say: Say) -> None:
@@ -191,7 +200,8 @@ async def _growth(servers: Servers, times: Times, results: Results, say: Say) ->
     results.grown = await _grown(servers, times.grown_events, times.round_s, results)
 
 
-async def _grown(servers: Servers, events: int, duration_s: int, results: Results) -> Load:
+async def _grown(servers: Servers, events: int, duration_s: int, results: Results) -> list[Load]:
+    """Single orders, and batches of them, on a ledger of so many events."""
     async with AsyncExitStack() as held:
         ledger = await held.enter_async_context(system(servers))
         if events:
@@ -201,7 +211,7 @@ async def _grown(servers: Servers, events: int, duration_s: int, results: Result
         await ledger.stack.ready()
         await ledger.settled(events, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
         parties = await ledger.parties(CUSTOMERS, PRODUCTS)
-        load = await saturate(ledger, parties, duration_s)
-        used = {name: spent.memory_bytes for name, spent in load.spent.items()}
+        singles = await saturate(ledger, parties, duration_s)
+        used = {name: spent.memory_bytes for name, spent in singles.spent.items()}
         results.memory[f"{events:,} events"] = used
-        return load
+        return [singles, await saturate(ledger, parties, duration_s // 4 or 1, BATCH_ORDERS)]

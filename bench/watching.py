@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from bisect import bisect_left
+from bisect import bisect_right
 from typing import Any, Final
 
 from msgspec import Struct
@@ -47,11 +47,17 @@ class Watch:
     def lags_s(self) -> list[float]:
         """How long before each look the ledger was where the views are now, in seconds."""
         heads = [seen.head for seen in self.seen]
-        lags = []
-        for seen in self.seen:
-            then = self.seen[bisect_left(heads, seen.shown)]
-            lags.append(0.0 if seen.shown >= seen.head else max(0.0, seen.at_s - then.at_s))
-        return lags
+        return [
+            0.0 if seen.shown >= seen.head else seen.at_s - self._reached_s(heads, seen.shown)
+            for seen in self.seen
+        ]
+
+    def _reached_s(self, heads: list[int], position: int) -> float:
+        """When the ledger, as steady between two looks as can be, went beyond a position."""
+        after = bisect_right(heads, position)
+        one, later = self.seen[max(0, after - 1)], self.seen[after]
+        share = (position - one.head) / (later.head - one.head) if after else 0
+        return one.at_s + share * (later.at_s - one.at_s)
 
     def rates(self) -> list[tuple[float, float]]:
         """Events a second between each two looks, with the time since the first."""

@@ -69,6 +69,24 @@ async def test_a_writer_at_another_position_appends_nothing(ledger: Ledger, beli
     assert await ledger.records() == []
 
 
+async def rows_walked(connection: AsyncConnection) -> int:
+    """Rows that this connection read because they came next, not because they were looked up."""
+    found = await connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Handler_read%%next'")
+    return sum(int(count) for _, count in found)
+
+
+async def test_what_a_large_batch_asks_does_not_walk_through_the_ledger(ledger: Ledger) -> None:
+    async with ledger.connection() as connection:
+        store = Store(connection)
+        head = await store.head()
+        await store.append(head, composed(head, [*opening(), *orders(5_000)]))
+        new = orders(1_200)
+        before = await rows_walked(connection)
+        event_ids, stream_ids = [e.event_id.bytes for e in new], [e.stream_id.bytes for e in new]
+        assert await store.known(event_ids, stream_ids) == (set(), {})
+        assert await rows_walked(connection) - before < 1_000
+
+
 async def test_of_two_appends_at_one_head_only_one_is_kept(ledger: Ledger) -> None:
     events = [opening(), opening()]
     async with ledger.connection() as one, ledger.connection() as other:
