@@ -61,15 +61,30 @@ async def saturate(system: System, parties: Parties, duration_s: int, size: int 
     return _load(took, recorded, watch, sampler)
 
 
-async def steady(system: System, parties: Parties, rate: int, duration_s: int) -> Load:
-    """Orders at a constant rate, and a client that asks for an outcome every now and then."""
-    ids = {"CUSTOMER_ID": parties.customers[0], "PRODUCT_ID": parties.products[0]}
+async def steady(
+    system: System, parties: Parties, per_s: int, duration_s: int, size: int = 1
+) -> Load:
+    """`per_s` orders a second, one or `size` a request; raises WrongResult.
+
+    Beside them a client of its own asks for an outcome every now and then.
+    """
+    customers, products = parties.customers[:-1], parties.products[:-1]
     before = await _standing(system)
     async with watching(system) as (watch, sampler):
-        load = asyncio.create_task(opened(system.url, "orders", rate, duration_s, **ids))
+        load = asyncio.create_task(
+            opened(
+                system.url,
+                "orders",
+                per_s // size,
+                duration_s,
+                customers=customers,
+                products=products,
+                size=size,
+            )
+        )
         decided_ms = await _probe(system, parties, load)
         took = await load
-        accepted = took.requests + len(decided_ms)
+        accepted = took.requests * size + len(decided_ms)
         await system.settled(before.position + EVENTS_OF_AN_ORDER * accepted)
     recorded = await _checked(system, took, before, accepted, 0)
     return _load(took, recorded, watch, sampler, decided_ms)

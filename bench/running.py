@@ -24,6 +24,7 @@ LONG_S: Final = 60
 READ_S: Final = 5
 STEADY_S: Final = 20
 STEADY_PER_S: Final = 1_000
+PACED_PER_S: Final = 8_000
 BATCH_ORDERS: Final = 100
 IDLE_S: Final = 5
 SLOWEST_PROJECTOR_PER_S: Final = 5_000
@@ -56,6 +57,7 @@ class Results(Struct):
     long: Load | None = None
     batches: list[Load] = field(default_factory=list)
     steady: list[Load] = field(default_factory=list)
+    paced: Load | None = None
     peer: list[peering.PeerLoad] = field(default_factory=list)
     idle: dict[str, Spent] = field(default_factory=dict)
     reads: dict[str, list[Took]] = field(default_factory=dict)
@@ -119,8 +121,7 @@ async def _reads(ledger: System, parties: Parties, results: Results) -> None:
     for name, paths in (("product", [product]), ("order", orders)):
         took = await closed(ledger.url, "get.lua", READ_S, *paths)
         reads.setdefault(name, []).append(took)
-    ids = {"PRODUCT_ID": parties.products[0]}
-    took = await opened(ledger.url, "reads", STEADY_PER_S, READ_S, **ids)
+    took = await opened(ledger.url, "reads", STEADY_PER_S, READ_S, products=parties.products)
     reads.setdefault("product, 1,000/s", []).append(took)
     reads.setdefault("product, while it sells", []).append(
         await _reads_of_a_seller(ledger, parties)
@@ -130,8 +131,16 @@ async def _reads(ledger: System, parties: Parties, results: Results) -> None:
 async def _reads_of_a_seller(ledger: System, parties: Parties) -> Took:
     one = Parties(parties.customers[:1], parties.products[:1])
     product = f"/api/v1/products/{one.products[0]}"
-    ids = {"CUSTOMER_ID": one.customers[0], "PRODUCT_ID": one.products[0]}
-    selling = asyncio.create_task(opened(ledger.url, "orders", 200, READ_S + 1, **ids))
+    selling = asyncio.create_task(
+        opened(
+            ledger.url,
+            "orders",
+            200,
+            READ_S + 1,
+            customers=one.customers,
+            products=one.products,
+        )
+    )
     took = await closed(ledger.url, "get.lua", READ_S, product)
     await selling
     return took
@@ -158,6 +167,8 @@ async def _long(servers: Servers, times: Times, results: Results, say: Say) -> N
         for _ in range(2):
             say(f"{times.steady_s} s at {STEADY_PER_S:,} orders/s")
             results.steady.append(await steady(ledger, parties, STEADY_PER_S, times.steady_s))
+        say(f"{times.steady_s} s at {PACED_PER_S:,} orders/s, batches of {BATCH_ORDERS}")
+        results.paced = await steady(ledger, parties, PACED_PER_S, times.steady_s, BATCH_ORDERS)
 
 
 async def _parts(servers: Servers, times: Times, results: Results, say: Say) -> None:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from bench.loads import Took
 from bench.measuring import EVENTS_OF_AN_ORDER, Load
-from bench.running import BATCH_ORDERS, POPULOUS, Results
+from bench.running import BATCH_ORDERS, PACED_PER_S, POPULOUS, Results
 from bench.sampling import Spent
 
 MIB: Final = 2**20
@@ -43,6 +43,7 @@ def tables(results: Results) -> list[Table]:
         _headline(results),
         _targets(results),
         _latencies(results),
+        _lags(results),
         _ceilings(results),
         _parts(results),
         _used("Resources, idle", results.idle),
@@ -125,6 +126,11 @@ def _long(results: Results) -> Load:
     return results.long
 
 
+def _paced(results: Results) -> Load:
+    assert results.paced
+    return results.paced
+
+
 def _growth(results: Results) -> list[float]:
     """How much of the orders a second on an empty ledger is left on a full one."""
     both = zip(results.small, results.grown, strict=True)
@@ -175,6 +181,7 @@ def _latencies(results: Results) -> Table:
     loads: list[tuple[str, Sequence[Took]]] = [
         ("POST /orders, saturated", [load.took for load in results.singles]),
         ("POST /orders, 1,000/s", [load.took for load in results.steady]),
+        (f"POST /orders/batch, {PACED_PER_S:,} orders/s", [_paced(results).took]),
         *((f"GET {name}", took) for name, took in results.reads.items()),
         ("peer: POST /orders, saturated", [load.took for load in results.peer]),
     ]
@@ -190,6 +197,25 @@ def _latency(took: Sequence[Took]) -> tuple[str, ...]:
 
 
 _PERCENTILES: Final = ("p50", "p90", "p99", "max")
+
+
+def _lags(results: Results) -> Table:
+    loads: dict[str, Sequence[Load]] = {
+        "single orders, saturated": [_long(results)],
+        "single orders, 1,000/s": results.steady,
+        f"batches of {BATCH_ORDERS}, {PACED_PER_S:,} orders/s": [_paced(results)],
+        f"batches of {BATCH_ORDERS}, saturated": results.batches,
+    }
+    rows = [(name, *_lag(each)) for name, each in loads.items()]
+    columns = ("load", "orders a second", "p50 ms", "max ms")
+    return Table("Views behind the head (medians of the rounds)", columns, rows)
+
+
+def _lag(loads: Sequence[Load]) -> tuple[str, str, str]:
+    typical = statistics.median(statistics.median(load.lags_s) for load in loads)
+    most = statistics.median(max(load.lags_s) for load in loads)
+    per_s = statistics.median(load.orders_per_s for load in loads)
+    return (f"{per_s:,.0f}", f"{1e3 * typical:,.0f}", f"{1e3 * most:,.0f}")
 
 
 def _ceilings(results: Results) -> Table:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -52,10 +53,27 @@ async def closed(
     return convert(json.loads(said.splitlines()[-1]), Took)
 
 
-async def opened(url: str, kind: str, rate: int, duration_s: int, **ids: str) -> Took:
-    """A constant rate, whatever the answers take (k6)."""
+async def opened(
+    url: str,
+    kind: str,
+    rate: int,
+    duration_s: int,
+    *,
+    customers: Sequence[str] = (),
+    products: Sequence[str],
+    size: int = 1,
+) -> Took:
+    """A constant rate of requests of `size` orders, whatever the answers take (k6)."""
     command = [str(K6), "run", "--quiet", "--no-usage-report", "--address=", str(HERE / "open.js")]
-    asked = {"BASE_URL": url, "KIND": kind, "RATE": str(rate), "DURATION_S": str(duration_s), **ids}
+    asked = {
+        "BASE_URL": url,
+        "KIND": kind,
+        "RATE": str(rate),
+        "DURATION_S": str(duration_s),
+        "CUSTOMERS": ",".join(customers),
+        "PRODUCTS": ",".join(products),
+        "SIZE": str(size),
+    }
     said = await _run(command, asked, duration_s)
     return convert({"duration_us": duration_s * 1_000_000, **json.loads(said)}, Took)
 

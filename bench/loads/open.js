@@ -1,12 +1,21 @@
 // A constant rate of orders or of reads of one product, and what each took.
-// BASE_URL, RATE (a second), DURATION_S, CUSTOMER_ID, PRODUCT_ID, and KIND: orders or reads.
+// BASE_URL, RATE (requests a second), DURATION_S, CUSTOMERS and PRODUCTS (ids, parted by commas),
+// SIZE (orders a request; each is of the next customer and product), and KIND: orders or reads.
 
 import http from 'k6/http';
 import { check } from 'k6';
 
 const API = `${__ENV.BASE_URL}/api/v1`;
 const RATE = Number(__ENV.RATE);
-const BODY = JSON.stringify({ customer_id: __ENV.CUSTOMER_ID, product_id: __ENV.PRODUCT_ID });
+const SIZE = Number(__ENV.SIZE);
+const CUSTOMERS = __ENV.CUSTOMERS.split(',');
+const PRODUCTS = __ENV.PRODUCTS.split(',');
+const ORDERS = Array.from({ length: SIZE }, (_, n) => ({
+  customer_id: CUSTOMERS[n % CUSTOMERS.length],
+  product_id: PRODUCTS[n % PRODUCTS.length],
+}));
+const PATH = SIZE === 1 ? '/orders' : '/orders/batch';
+const BODY = JSON.stringify(SIZE === 1 ? ORDERS[0] : { orders: ORDERS });
 const HEADERS = { headers: { 'Content-Type': 'application/json' } };
 
 export const options = {
@@ -27,8 +36,8 @@ export const options = {
 export default function () {
   const orders = __ENV.KIND === 'orders';
   const answer = orders
-    ? http.post(`${API}/orders`, BODY, HEADERS)
-    : http.get(`${API}/products/${__ENV.PRODUCT_ID}`);
+    ? http.post(`${API}${PATH}`, BODY, HEADERS)
+    : http.get(`${API}/products/${PRODUCTS[0]}`);
   check(answer, { 'as expected': ({ status }) => status === (orders ? 202 : 200) });
 }
 
