@@ -68,19 +68,11 @@ async def steady(
 
     Beside them a client of its own asks for an outcome every now and then.
     """
-    customers, products = parties.customers[:-1], parties.products[:-1]
+    others = Parties(parties.customers[:-1], parties.products[:-1])
     before = await _standing(system)
     async with watching(system) as (watch, sampler):
         load = asyncio.create_task(
-            opened(
-                system.url,
-                "orders",
-                per_s // size,
-                duration_s,
-                customers=customers,
-                products=products,
-                size=size,
-            )
+            opened(system.url, "orders", per_s // size, duration_s, others, size)
         )
         decided_ms = await _probe(system, parties, load)
         took = await load

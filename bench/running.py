@@ -57,7 +57,7 @@ class Results(Struct):
     long: Load | None = None
     batches: list[Load] = field(default_factory=list)
     steady: list[Load] = field(default_factory=list)
-    paced: Load | None = None
+    paced: list[Load] = field(default_factory=list)
     peer: list[peering.PeerLoad] = field(default_factory=list)
     idle: dict[str, Spent] = field(default_factory=dict)
     reads: dict[str, list[Took]] = field(default_factory=dict)
@@ -121,7 +121,7 @@ async def _reads(ledger: System, parties: Parties, results: Results) -> None:
     for name, paths in (("product", [product]), ("order", orders)):
         took = await closed(ledger.url, "get.lua", READ_S, *paths)
         reads.setdefault(name, []).append(took)
-    took = await opened(ledger.url, "reads", STEADY_PER_S, READ_S, products=parties.products)
+    took = await opened(ledger.url, "reads", STEADY_PER_S, READ_S, parties)
     reads.setdefault("product, 1,000/s", []).append(took)
     reads.setdefault("product, while it sells", []).append(
         await _reads_of_a_seller(ledger, parties)
@@ -131,16 +131,7 @@ async def _reads(ledger: System, parties: Parties, results: Results) -> None:
 async def _reads_of_a_seller(ledger: System, parties: Parties) -> Took:
     one = Parties(parties.customers[:1], parties.products[:1])
     product = f"/api/v1/products/{one.products[0]}"
-    selling = asyncio.create_task(
-        opened(
-            ledger.url,
-            "orders",
-            200,
-            READ_S + 1,
-            customers=one.customers,
-            products=one.products,
-        )
-    )
+    selling = asyncio.create_task(opened(ledger.url, "orders", 200, READ_S + 1, one))
     took = await closed(ledger.url, "get.lua", READ_S, product)
     await selling
     return took
@@ -168,7 +159,8 @@ async def _long(servers: Servers, times: Times, results: Results, say: Say) -> N
             say(f"{times.steady_s} s at {STEADY_PER_S:,} orders/s")
             results.steady.append(await steady(ledger, parties, STEADY_PER_S, times.steady_s))
         say(f"{times.steady_s} s at {PACED_PER_S:,} orders/s, batches of {BATCH_ORDERS}")
-        results.paced = await steady(ledger, parties, PACED_PER_S, times.steady_s, BATCH_ORDERS)
+        paced = await steady(ledger, parties, PACED_PER_S, times.steady_s, BATCH_ORDERS)
+        results.paced.append(paced)
 
 
 async def _parts(servers: Servers, times: Times, results: Results, say: Say) -> None:

@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from msgspec import Struct, convert
+
+from bench.system import Parties
 
 HERE: Final = Path(__file__).parent
 K6: Final = Path(sys.executable).with_name("k6")
@@ -54,24 +55,17 @@ async def closed(
 
 
 async def opened(
-    url: str,
-    kind: str,
-    rate: int,
-    duration_s: int,
-    *,
-    customers: Sequence[str] = (),
-    products: Sequence[str],
-    size: int = 1,
+    url: str, kind: str, rate: int, duration_s: int, parties: Parties, size: int = 1
 ) -> Took:
-    """A constant rate of requests of `size` orders, whatever the answers take (k6)."""
+    """A constant rate of requests, for orders `size` each, whatever the answers take (k6)."""
     command = [str(K6), "run", "--quiet", "--no-usage-report", "--address=", str(HERE / "open.js")]
     asked = {
         "BASE_URL": url,
         "KIND": kind,
         "RATE": str(rate),
         "DURATION_S": str(duration_s),
-        "CUSTOMERS": ",".join(customers),
-        "PRODUCTS": ",".join(products),
+        "CUSTOMERS": ",".join(parties.customers),
+        "PRODUCTS": ",".join(parties.products),
         "SIZE": str(size),
     }
     said = await _run(command, asked, duration_s)

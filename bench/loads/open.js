@@ -14,8 +14,8 @@ const ORDERS = Array.from({ length: SIZE }, (_, n) => ({
   customer_id: CUSTOMERS[n % CUSTOMERS.length],
   product_id: PRODUCTS[n % PRODUCTS.length],
 }));
-const PATH = SIZE === 1 ? '/orders' : '/orders/batch';
-const BODY = JSON.stringify(SIZE === 1 ? ORDERS[0] : { orders: ORDERS });
+const [PATH, ASKED] = SIZE === 1 ? ['/orders', ORDERS[0]] : ['/orders/batch', { orders: ORDERS }];
+const BODY = JSON.stringify(ASKED);
 const HEADERS = { headers: { 'Content-Type': 'application/json' } };
 
 export const options = {
