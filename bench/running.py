@@ -51,7 +51,10 @@ QUICK: Final = Times(1, 3, 4, 4, 20_000, 30_000, 10_000, 1_000)
 
 
 class Results(Struct):
-    """All that a run measured. A figure that was measured more than once is a list."""
+    """All that a run measured. A figure that was measured more than once is a list.
+
+    `customers` is how many the populous writer held.
+    """
 
     singles: list[Load] = field(default_factory=list)
     long: Load | None = None
@@ -65,6 +68,7 @@ class Results(Struct):
     small: list[Load] = field(default_factory=list)
     grown: list[Load] = field(default_factory=list)
     memory: dict[str, dict[str, int]] = field(default_factory=dict)
+    customers: int = 0
 
     def add(self, name: str, value: float) -> None:
         """One more measurement of a figure."""
@@ -194,6 +198,7 @@ async def _memory(servers: Servers, times: Times, results: Results, say: Say) ->
     async with system(servers) as ledger:
         used = await parts.populous(ledger, times.customers, times.products)
         results.add(POPULOUS, used / 2**20)
+        results.customers = times.customers
 
 
 async def _growth(servers: Servers, times: Times, results: Results, say: Say) -> None:

@@ -101,7 +101,7 @@ def targets(results: Results) -> list[Target]:
         Target("projector alone", 30_000, results.median("events/s, projector alone"), "events/s"),
         Target("verify", 120_000, results.median("events/s, verify"), "events/s"),
         Target(
-            "memory of a writer with 1,000,000 customers",
+            f"memory of a writer with {results.customers:,} customers",
             400,
             results.median(POPULOUS),
             "MiB",
