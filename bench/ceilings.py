@@ -17,16 +17,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bench.history import Shop
 from bench.loads import closed
 from bench.system import System
-from ledger.batch import Composer
-from ledger.broker import open_channel
-from ledger.chain import GENESIS_HASH, Record
-from ledger.codec import encode_submitted, join
-from ledger.core.events import Submitted
 from ledger.core.fold import Fold
-from ledger.publisher import IN_FLIGHT
-from ledger.sealing import CustomerKeys
-from ledger.store import Store
-from ledger.topology import INBOX, SUBMITTED_EXCHANGE
+from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted
+from ledger.eventlog.store import Store
+from ledger.messaging.publisher import IN_FLIGHT
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, free_port
 
 MEASURED_S: Final = 4

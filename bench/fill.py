@@ -14,12 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bench.history import Shop
 from cli.progress import progress
 from cli.running import run, settings
-from ledger import snapshots
-from ledger.batch import Composer, order_streams, recall_orders
-from ledger.core.events import Submitted
-from ledger.database import make_engine
-from ledger.sealing import KEY_BYTES, CustomerKeys, named_customers
-from ledger.store import Store
+from ledger.eventlog import snapshots
+from ledger.eventlog.composer import Composer, order_streams, recall_orders
+from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, named_customers
+from ledger.eventlog.records import Submitted
+from ledger.eventlog.store import Store
+from ledger.runtime.database import make_engine
 from ledger.writer import Known, load, take_over
 
 BATCH_EVENTS = 2_000

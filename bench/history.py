@@ -15,10 +15,10 @@ from ledger.core.events import (
     PriceChanged,
     ProductListed,
     StockReceived,
-    Submitted,
     SubmittedPayload,
     WalletCredited,
 )
+from ledger.eventlog.records import Submitted
 
 START_US: Final = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
 META: Final = b'{"source":"/shop"}'

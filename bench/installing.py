@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from cli.stack import DEPLOY
+from cli.localstack import DEPLOY
 
 ROOT: Final = Path(__file__).parents[1]
 PEER_VENV: Final = ROOT / ".venv-peer"

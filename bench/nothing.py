@@ -10,7 +10,7 @@ from typing import Any, cast
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from api import serve
+from api import server
 from api.app import App
 
 ANSWER = b'{"order_id":"%s","status":"PENDING"}' % (b"0" * 36)
@@ -36,4 +36,4 @@ class Nothing:
 
 
 if __name__ == "__main__":
-    uvloop.run(serve.run(cast(App, Nothing()), "127.0.0.1", int(sys.argv[1])))
+    uvloop.run(server.run(cast(App, Nothing()), "127.0.0.1", int(sys.argv[1])))

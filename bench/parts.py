@@ -16,12 +16,13 @@ from bench.ceilings import history
 from bench.fill import fill
 from bench.history import Shop
 from bench.system import ENOUGH_MINOR, System, WrongResult
-from ledger import snapshots, writer
-from ledger.broker import open_channel
-from ledger.codec import encode_submitted, join
+from ledger import writer
 from ledger.core.fold import Fold
 from ledger.core.state import Customer, Product
-from ledger.topology import SUBMITTED_EXCHANGE
+from ledger.eventlog import snapshots
+from ledger.eventlog.codec import encode_submitted, join
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from tests.harness import environment, eventually
 
 GROUP_EVENTS: Final = 50

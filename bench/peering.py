@@ -19,7 +19,7 @@ from bench.installing import ROOT, ensure_peer
 from bench.loads import Took, closed
 from bench.sampling import Pids, Sampler, Spent, tree
 from bench.system import SERVERS, Parties, WrongResult, called
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import eventually, free_port
 
 WORKERS: Final = 4

@@ -14,11 +14,11 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.sampling import Pids, tree
+from cli.commands.status import read_status
+from cli.localstack.programs import find_processes
+from cli.localstack.servers import Servers, start_servers
 from cli.settings import Settings
-from cli.stack.programs import find_processes
-from cli.stack.servers import Servers, start_servers
-from cli.status import read_status
-from ledger.database import make_engine
+from ledger.runtime.database import make_engine
 from tests.harness import Stack, make_ledger
 
 PROCESSES: Final = ("writer", "projector", "api")

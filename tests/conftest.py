@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
+from cli.localstack.servers import Servers, start_servers
 from cli.settings import Settings
-from cli.stack.servers import Servers, start_servers
 from tests.harness import Stack, make_ledger, start_stack
 
 

@@ -17,10 +17,10 @@ from typing import IO, TypeVar
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from cli.migrate import migrate
+from cli.commands.migrate import migrate
+from cli.localstack.secrets import PERMISSIONS, read_secret
+from cli.localstack.servers import Servers
 from cli.settings import Settings
-from cli.stack.secrets import PERMISSIONS, read_secret
-from cli.stack.servers import Servers
 
 Value = TypeVar("Value")
 DEADLINE_S = 20.0

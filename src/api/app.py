@@ -13,21 +13,32 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Send
 from starlette.types import Scope as HttpScope
 
-from api import answers as a
-from api import batches, customers, docs, feed, health, openapi, orders, products, reports, scrape
 from api import schemas as s
+from api.as_of import WHEN
+from api.auth.scopes import Scope
 from api.context import Context, Deps, make_context
 from api.cors import allow_origins
-from api.fields import invalid_fields
-from api.finishing import finish, identify
-from api.observing import ELSEWHERE, Observed
-from api.operations import Operation as Op
-from api.operations import Own
-from api.past import WHEN
+from api.field_errors import invalid_fields
+from api.openapi import answers as a
+from api.openapi import document as openapi
+from api.openapi.operation import Operation as Op
+from api.openapi.operation import Own
 from api.problems import CLOSE, Problem
-from api.replies import JSON, PREFIX
-from api.scopes import Scope
-from ledger.publisher import InboxFull, InboxUnavailable
+from api.request_log import ELSEWHERE, Observed
+from api.resources import (
+    customers,
+    docs,
+    events,
+    health,
+    order_batches,
+    orders,
+    products,
+    reports,
+    scrape,
+)
+from api.response_headers import finish, identify
+from api.responses import JSON, PREFIX
+from ledger.messaging.publisher import InboxFull, InboxUnavailable
 from projections.queries import ViewsUnavailable
 
 log = logging.getLogger(__name__)
@@ -52,13 +63,13 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "GET": Own(orders.browse, READ, "List orders", None, a.THEIRS, FILTERS),
     },
     f"{PREFIX}/orders/batch": {
-        "POST": Own(batches.place, WRITE, "Place many orders", s.PlaceOrders, a.BATCH),
+        "POST": Own(order_batches.place, WRITE, "Place many orders", s.PlaceOrders, a.BATCH),
     },
     f"{PREFIX}/orders/{{order_id}}": {
         "GET": Own(orders.show, READ, "Follow an order", None, a.FOUND, WHEN),
     },
     f"{PREFIX}/orders/{{order_id}}/events": {
-        "GET": Own(feed.browse_order, READ, "Its own history", None, a.HISTORY, PAGE),
+        "GET": Own(events.browse_order, READ, "Its own history", None, a.HISTORY, PAGE),
     },
     f"{PREFIX}/orders/{{order_id}}/cancel": {
         "POST": Own(orders.cancel, WRITE, "Cancel an order", s.Nothing, a.CANCELLED),
@@ -87,7 +98,7 @@ ROUTES: Final[dict[str, dict[str, Op]]] = {
         "GET": Own(customers.browse_orders, READ, "List their orders", None, a.THEIRS, THEIRS),
     },
     f"{PREFIX}/events": {
-        "GET": Op(feed.browse, LEDGER, "The ledger", None, a.FEED, ("type", *PAGE)),
+        "GET": Op(events.browse, LEDGER, "The ledger", None, a.FEED, ("type", *PAGE)),
     },
     f"{PREFIX}/reports/trial-balance": {
         "GET": Op(reports.show_trial_balance, LEDGER, "The trial balance", None, a.BALANCE, WHEN),

@@ -2,22 +2,22 @@
 
 from dataclasses import dataclass
 
-from api.auth import Guard
-from api.books import SharedBooks
+from api.as_of import Past
+from api.auth.guard import Guard
+from api.consistent_reads import Reading, Shared
+from api.event_stream import Streams
 from api.idempotency import Keys
-from api.past import Past
 from api.peers import Peers
 from api.pending import Pending
 from api.product_cache import ProductCache
-from api.reading import Reading, Shared
-from api.streams import Streams
-from api.waiting import Waiting
-from ledger.depths import Depths
-from ledger.publisher import Publisher
+from api.shared_trial_balance import SharedBooks
+from api.waiters import Waiting
+from ledger.messaging.publisher import Publisher
+from ledger.messaging.queue_depth import Depths
 from projections.announcements import Announcements
 from projections.feed import Feed
 from projections.queries import Views
-from projections.stock import StockRow
+from projections.views.stock import StockRow
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from uuid_utils.compat import uuid7
 
-from api.observing import traceparent_of
-from api.principals import owner_of, submitter_of
+from api.auth.principal import owner_of, submitter_of
 from api.problems import Problem, invalid
-from ledger.core.events import NO_NAME, CustomerRegistered, Submitted, SubmittedPayload
+from api.request_log import traceparent_of
+from ledger.core.events import NO_NAME, CustomerRegistered, SubmittedPayload
+from ledger.eventlog.records import Submitted
 from projections.announcements import Outcome
 from projections.feed import Earlier
 

@@ -4,7 +4,7 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from ledger.metrics import LATENCY_S
+from ledger.runtime.metrics import LATENCY_S
 
 REQUESTS: Final = Counter(
     "ledger_http_requests",

@@ -9,13 +9,14 @@ from uuid import UUID, uuid4
 from aio_pika.abc import AbstractIncomingMessage
 
 from api.pending import Pending
-from ledger.broker import BROKER_ERRORS, until_closed
-from ledger.codec import decode_group
-from ledger.core.events import OrderCancelRequested, OrderPlaced, Submitted
-from ledger.hints import listening
-from ledger.publisher import InboxFull, InboxUnavailable, Publisher
-from ledger.sessions import keep_alive
-from ledger.topology import ACCEPTED_EXCHANGE
+from ledger.core.events import OrderCancelRequested, OrderPlaced
+from ledger.eventlog.codec import decode_group
+from ledger.eventlog.records import Submitted
+from ledger.messaging.notifications import listening
+from ledger.messaging.publisher import InboxFull, InboxUnavailable, Publisher
+from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.topology import ACCEPTED_EXCHANGE
+from ledger.runtime.reconnect import keep_alive
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from struct import Struct as Layout
 from typing import Final
 from uuid import UUID
 
-from ledger.core.events import OrderPlaced, Submitted
-from ledger.publisher import InboxFull
+from ledger.core.events import OrderPlaced
+from ledger.eventlog.records import Submitted
+from ledger.messaging.publisher import InboxFull
 from projections.announcements import Announcement
 from projections.queries import ViewsUnavailable
 

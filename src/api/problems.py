@@ -11,7 +11,7 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from api.metrics import PROBLEMS
-from api.replies import encode
+from api.responses import encode
 from ledger.core.events import Reason
 
 PROBLEM_JSON: Final = "application/problem+json"

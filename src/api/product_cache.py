@@ -10,8 +10,8 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from api.consistent_reads import Reading
 from api.metrics import HITS, MISSES
-from api.reading import Reading
 from projections.announcements import Announcement, Announcements
 
 MAX_PAGES: Final = 10_000

@@ -7,7 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.forms import Amount, Moment, StatusName, moment, moment_us, money
+from api.json_forms import Amount, Moment, StatusName, moment, moment_us, money
 from ledger.core.events import (
     MAX_DESCRIPTION,
     MAX_NAME,
@@ -16,10 +16,10 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
-from projections.history import ProductThen, WalletThen
-from projections.orders import OrderRow
-from projections.stock import StockRow
-from projections.wallets import WalletRow
+from projections.as_of import ProductThen, WalletThen
+from projections.views.orders import OrderRow
+from projections.views.stock import StockRow
+from projections.views.wallets import WalletRow
 
 MAX_BATCH: Final = 1_000
 

@@ -6,10 +6,10 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.auth import Exposed, Guard, refuse_exposed
-from api.keyring import keyring
-from api.limits import Limits
-from api.tokens import BadKeyFile, Tokens, load_keys
+from api.auth.guard import Exposed, Guard, refuse_exposed
+from api.auth.key_cache import keyring
+from api.auth.rate_limit import Limits
+from api.auth.tokens import BadKeyFile, Tokens, load_keys
 from cli.settings import BadSettings, Settings
 
 log = logging.getLogger(__name__)

@@ -12,14 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cli.settings import Settings
 from cli.submitting import submit, until_shown
-from ledger.codec import moment
-from ledger.core.events import TYPE_OF, CustomerErased, Submitted
-from ledger.database import make_engine
-from ledger.sealing import REGISTERED, SEALED_VERSION
-from ledger.store import Store
+from ledger.core.events import TYPE_OF, CustomerErased
+from ledger.eventlog.codec import moment
+from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION
+from ledger.eventlog.records import Submitted
+from ledger.eventlog.store import Store
+from ledger.runtime.database import make_engine
 from projections.queries import Views
-from projections.shadows import OLD, SHADOW, existing
-from projections.wallets import ERASED, WALLETS
+from projections.shadow_tables import OLD, SHADOW, existing
+from projections.views.wallets import ERASED, WALLETS
 
 SOURCE: Final = "/erase-customer"
 BESIDE: Final = (WALLETS.name + SHADOW, WALLETS.name + OLD)

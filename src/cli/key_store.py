@@ -10,9 +10,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from api.keys import Parts, StoredKey, add_key, all_keys, end_key, find_key, hash_of, new_parts
+from api.auth.api_keys import (
+    Parts,
+    StoredKey,
+    add_key,
+    all_keys,
+    end_key,
+    find_key,
+    hash_of,
+    new_parts,
+)
 from cli.settings import Settings
-from ledger.database import make_engine
+from ledger.runtime.database import make_engine
 
 DAY_US: Final = 24 * 60 * 60 * 1_000_000
 

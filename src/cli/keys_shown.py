@@ -6,7 +6,7 @@ from uuid import UUID
 from msgspec import Struct
 from rich.table import Table
 
-from api.keys import StoredKey
+from api.auth.api_keys import StoredKey
 
 
 class ShownKey(Struct, frozen=True, omit_defaults=True):

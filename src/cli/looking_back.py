@@ -10,15 +10,15 @@ from msgspec import Struct
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.asof import PastView
+from cli.commands.asof import PastView
 from cli.lines import Lines, write
 from cli.progress import progress
 from cli.reading import reading_engine
 from cli.running import out
 from cli.settings import Settings
 from ledger.core.money import to_amount
-from projections import past_views
-from projections.history import History, Moment, open_history
+from projections import as_of_views
+from projections.as_of import History, Moment, open_history
 
 TIMEOUT_S: Final = 60.0
 """For one thing; a whole view takes as long as it takes."""
@@ -38,7 +38,7 @@ class When(Struct, frozen=True):
 
 
 One = Callable[[History, UUID, int], Awaitable[Struct | None]]
-All = Callable[[AsyncConnection, int, past_views.Moved], AsyncIterator[Struct]]
+All = Callable[[AsyncConnection, int, as_of_views.Moved], AsyncIterator[Struct]]
 
 ONE: Final[dict[PastView, One]] = {
     PastView.ORDERS: History.order,
@@ -46,9 +46,9 @@ ONE: Final[dict[PastView, One]] = {
     PastView.STOCK: History.product,
 }
 ALL: Final[dict[PastView, All]] = {
-    PastView.ORDERS: past_views.orders,
-    PastView.WALLETS: past_views.wallets,
-    PastView.STOCK: past_views.stock,
+    PastView.ORDERS: as_of_views.orders,
+    PastView.WALLETS: as_of_views.wallets,
+    PastView.STOCK: as_of_views.stock,
 }
 ID: Final = "<36"
 NUMBER: Final = ">14"

@@ -5,8 +5,19 @@ from typing import Annotated
 import msgspec
 import typer
 
-from cli import asof, balance, erase, export, head, parked, rebuild, replay, verify, whatif
-from cli.keys import keys
+from cli.commands import (
+    asof,
+    balance,
+    erase_customer,
+    export,
+    head,
+    parked,
+    rebuild,
+    replay,
+    verify,
+    whatif,
+)
+from cli.commands.keys import keys
 from cli.running import out, run, settings
 
 app = typer.Typer(
@@ -14,7 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(keys, name="keys")
 app.add_typer(balance.commands)
-app.add_typer(erase.commands)
+app.add_typer(erase_customer.commands)
 app.add_typer(export.commands)
 app.add_typer(parked.commands, name="parked")
 app.add_typer(asof.commands)
@@ -28,7 +39,7 @@ app.add_typer(rebuild.commands)
 @app.command()
 def up() -> None:
     """Start the local stack and run it until Ctrl-C: RabbitMQ, MariaDB, api, writer, projector."""
-    from cli.stack.up import up as work
+    from cli.localstack.up import up as work
 
     work(settings())
 
@@ -36,7 +47,7 @@ def up() -> None:
 @app.command()
 def migrate() -> None:
     """Make or update tables, accounts, grants and queues; a second time changes nothing."""
-    from cli.migrate import migrate as work
+    from cli.commands.migrate import migrate as work
 
     run(work(settings()))
     out.print("migrated: tables, accounts, grants and queues are as this version needs them")
@@ -69,7 +80,7 @@ def projector() -> None:
 @app.command()
 def demo() -> None:
     """Load the demo's catalogue and customer; a second time changes nothing."""
-    from cli.demo import load_demo
+    from cli.commands.demo import load_demo
 
     run(load_demo(settings()))
     out.print("the demo's products and customer are in the views")
@@ -80,7 +91,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Show head, epoch, checkpoints, lag, and the depth of inbox and parking queue."""
-    from cli.status import as_table, read_status
+    from cli.commands.status import as_table, read_status
 
     found = run(read_status(settings()))
     if as_json:

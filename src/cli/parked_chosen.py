@@ -23,7 +23,7 @@ from cli.progress import progress
 from cli.running import end, err, out, run, settings
 from cli.settings import Settings
 from cli.unparking import Record, open_record
-from ledger.parking_log import Action, MessageTooLarge
+from ledger.messaging.parking_log import Action, MessageTooLarge
 
 MOST_ASKED: Final = 10
 Work = Callable[[Settings, Record, Sequence[Found], Moved], Coroutine[Any, Any, None]]

@@ -11,10 +11,10 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cli.settings import Settings
-from ledger import parking_log
-from ledger.database import make_engine
-from ledger.parking import Parked, open_parking, parked, read_again
-from ledger.parking_log import Entry
+from ledger.messaging import parking_log
+from ledger.messaging.parking import Parked, open_parking, parked, read_again
+from ledger.messaging.parking_log import Entry
+from ledger.runtime.database import make_engine
 
 Moved = Callable[[int], None]
 

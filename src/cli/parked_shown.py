@@ -13,9 +13,10 @@ from rich.text import Text
 
 from cli.parked_found import Found, Look
 from cli.plain import as_text, plain
-from ledger.core.events import TYPE_OF, Submitted
-from ledger.parking import Parked, read_again
-from ledger.parking_log import Entry
+from ledger.core.events import TYPE_OF
+from ledger.eventlog.records import Submitted
+from ledger.messaging.parking import Parked, read_again
+from ledger.messaging.parking_log import Entry
 
 SHORT: Final = 8
 MAX_LISTED: Final = 200

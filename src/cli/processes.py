@@ -9,29 +9,29 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api import serve
+from api import server
 from api.app import build_app
-from api.books import SharedBooks
+from api.as_of import Past
 from api.context import Deps
-from api.past import Past
 from api.peers import Peers
+from api.shared_trial_balance import SharedBooks
 from cli.access import make_guard, origins
 from cli.observing import observed, serve_metrics
 from cli.settings import Settings
-from ledger.database import make_engine
-from ledger.depths import Depths
-from ledger.hints import Hints
-from ledger.metrics import WRITER, registry_of
-from ledger.publisher import Publisher
-from ledger.sessions import first_to_end
-from ledger.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
+from ledger.messaging.notifications import Hints
+from ledger.messaging.publisher import Publisher
+from ledger.messaging.queue_depth import Depths
+from ledger.messaging.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
+from ledger.runtime.database import make_engine
+from ledger.runtime.metrics import WRITER, registry_of
+from ledger.runtime.reconnect import first_to_end
 from ledger.writer import Writer
 from projections.announcements import Announcements
 from projections.feed import Feed
 from projections.metrics import PROJECTOR, measure_lag
 from projections.projector import Projector, listen
 from projections.queries import Views
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ async def _serve_api(settings: Settings) -> None:
         depths=Depths(url, f"{name}-depths"),
     )
     try:
-        await serve.run(build_app(deps), settings.api_host, settings.api_port)
+        await server.run(build_app(deps), settings.api_host, settings.api_port)
     finally:
         await engine.dispose()
 

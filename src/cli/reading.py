@@ -8,7 +8,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
-from ledger.database import make_engine
+from ledger.runtime.database import make_engine
 
 READ_TIMEOUT_S: Final = 120
 

@@ -7,10 +7,10 @@ from msgspec import Struct
 
 from cli.progress import progress
 from cli.settings import Settings
-from ledger.database import make_engine
+from ledger.runtime.database import make_engine
 from projections.rebuild import Rebuild, Rebuilt, rebuilding
-from projections.registry import PROJECTIONS
-from projections.swapping import SESSION_S
+from projections.table_swap import SESSION_S
+from projections.views.registry import PROJECTIONS
 
 
 class Wish(Struct, frozen=True):

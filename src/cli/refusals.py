@@ -5,25 +5,25 @@ It names what may fail in every part of the ledger, and so imports them all: see
 
 from typing import Final
 
-from cli.exports import BadExport, ExportRefused, ImportRefused, NoParquet
+from cli.export import BadExport, ExportRefused, ImportRefused, NoParquet
 from cli.lines import OutputFailed
-from cli.replays import ReplayRefused, ReplayStopped
+from cli.replay import ReplayRefused, ReplayStopped
 from cli.settings import MissingSecret
 from cli.submitting import NotShown
-from ledger.broker import BROKER_ERRORS
-from ledger.database import DATABASE_ERRORS, UnsafeDatabase
-from ledger.parking import ParkingBusy
-from ledger.publisher import InboxUnavailable
-from ledger.sealing import WrongKey
-from ledger.store import LedgerDamaged
-from ledger.topology import OldParkingInUse
-from ledger.tracing import NoOpenTelemetry
-from projections.history import Beyond
-from projections.projection import ViewDamaged
+from ledger.eventlog.encryption import WrongKey
+from ledger.eventlog.store import LedgerDamaged
+from ledger.messaging.parking import ParkingBusy
+from ledger.messaging.publisher import InboxUnavailable
+from ledger.messaging.rabbitmq import BROKER_ERRORS
+from ledger.messaging.topology import OldParkingInUse
+from ledger.runtime.database import DATABASE_ERRORS, UnsafeDatabase
+from ledger.runtime.tracing import NoOpenTelemetry
+from projections.as_of import Beyond
 from projections.queries import ViewsUnavailable
-from projections.swapping import RebuildRefused
+from projections.table_swap import RebuildRefused
+from projections.tables import CheckpointLost, ViewOutdated
 from projections.trial_balance import JournalBehind
-from projections.views import CheckpointLost, ViewOutdated
+from projections.views.projection import ViewDamaged
 
 REFUSED: Final = (
     UnsafeDatabase,

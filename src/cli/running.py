@@ -13,8 +13,8 @@ import uvloop
 from rich.console import Console
 
 from cli.lines import ReaderGone
-from ledger import failpoints, logs
-from ledger.sessions import end as end_tasks
+from ledger.runtime import failpoints, logs
+from ledger.runtime.reconnect import end as end_tasks
 
 if TYPE_CHECKING:
     from cli.settings import Settings

@@ -14,7 +14,7 @@ from pydantic_settings import (
 )
 from sqlalchemy import URL
 
-from ledger import failpoints
+from ledger.runtime import failpoints
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 

@@ -6,9 +6,9 @@ from typing import Final
 from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_delay, wait_fixed
 
 from cli.settings import Settings
-from ledger.core.events import Submitted
-from ledger.publisher import InboxUnavailable, Publisher
-from ledger.sessions import first_to_end
+from ledger.eventlog.records import Submitted
+from ledger.messaging.publisher import InboxUnavailable, Publisher
+from ledger.runtime.reconnect import first_to_end
 
 SHOWN_TIMEOUT_S: Final = 20.0
 

@@ -15,11 +15,11 @@ from rich.text import Text
 from cli.progress import progress
 from cli.reading import reading
 from cli.settings import Settings
-from ledger.audit_reading import last_positions, whole_pages
+from ledger.audit.whatif import Product, Tally, WhatIf, total
 from ledger.core.money import to_amount
 from ledger.core.rules import Rules, Tier
-from ledger.store import Store
-from ledger.whatif import Product, Tally, WhatIf, total
+from ledger.eventlog.reader import last_positions, whole_pages
+from ledger.eventlog.store import Store
 
 HEADERS: Final = ("decided", "what if", "change")
 MAX_FACTOR: Final = 1000

@@ -11,10 +11,10 @@ from cli.looking_back import When
 from cli.progress import progress
 from cli.settings import Settings
 from ledger.core.money import to_amount
-from ledger.database import make_engine
-from projections.history import open_history
-from projections.journal import Unit
+from ledger.runtime.database import make_engine
+from projections.as_of import open_history
 from projections.trial_balance import Books, JournalBehind, Sums, TrialBalance
+from projections.views.journal import Unit
 
 STATEMENT_TIMEOUT_S: Final = 60.0
 NOW: Final = When(None, None)

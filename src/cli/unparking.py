@@ -21,13 +21,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cli.parked_found import CONNECTION, Found, Moved, recording
 from cli.settings import Settings
-from ledger import parking_log
-from ledger.broker import CALL_TIMEOUT_S, open_channel
-from ledger.failpoints import failpoint
-from ledger.parking import Parked, Parking, for_inbox, id_of, open_parking
-from ledger.parking_log import Action, Entry
-from ledger.publisher import SUBMIT_TIMEOUT_S, InboxUnavailable, publish
-from ledger.topology import SUBMITTED_EXCHANGE
+from ledger.messaging import parking_log
+from ledger.messaging.parking import Parked, Parking, for_inbox, id_of, open_parking
+from ledger.messaging.parking_log import Action, Entry
+from ledger.messaging.publisher import SUBMIT_TIMEOUT_S, InboxUnavailable, publish
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.topology import SUBMITTED_EXCHANGE
+from ledger.runtime.failpoints import failpoint
 
 HELD_BYTES: Final = 32 * 2**20
 """What is held in memory at once of what is to leave the queue, and one message more."""

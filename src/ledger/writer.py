@@ -14,23 +14,22 @@ from typing import Final
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger import snapshots
-from ledger.batch import Composer, order_streams, recall_orders, without_repeats
-from ledger.broker import BROKER_ERRORS
-from ledger.chain import GENESIS_HASH, next_hash
-from ledger.codec import recorded
-from ledger.core.events import Submitted
+from ledger.batch_report import tell_commit
 from ledger.core.fold import Fold, effective
-from ledger.database import DATABASE_ERRORS, refuse_unsafe
-from ledger.failpoints import failpoint
-from ledger.hints import Hints
-from ledger.inbox import Batch, Inbox, open_inbox
-from ledger.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
-from ledger.parking import park
-from ledger.sealing import CustomerKeys, named_customers
-from ledger.sessions import keep_alive
-from ledger.store import Fenced, Head, LedgerDamaged, Store
-from ledger.telling import tell_commit
+from ledger.eventlog import snapshots
+from ledger.eventlog.codec import recorded
+from ledger.eventlog.composer import Composer, order_streams, recall_orders, without_repeats
+from ledger.eventlog.encryption import CustomerKeys, named_customers
+from ledger.eventlog.records import GENESIS_HASH, Submitted, next_hash
+from ledger.eventlog.store import Fenced, Head, LedgerDamaged, Store
+from ledger.messaging.consumer import Batch, Inbox, open_inbox
+from ledger.messaging.notifications import Hints
+from ledger.messaging.parking import park
+from ledger.messaging.rabbitmq import BROKER_ERRORS
+from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
+from ledger.runtime.failpoints import failpoint
+from ledger.runtime.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
+from ledger.runtime.reconnect import keep_alive
 
 log = logging.getLogger(__name__)
 

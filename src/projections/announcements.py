@@ -10,17 +10,11 @@ from aio_pika.abc import AbstractIncomingMessage
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder, Encoder
 
-from ledger.broker import BROKER_ERRORS, until_closed
-from ledger.core.events import (
-    TYPE_OF,
-    OrderCancelRefused,
-    OrderFailed,
-    Recorded,
-    SubmissionRefused,
-)
-from ledger.hints import listening
-from ledger.sessions import keep_alive
-from ledger.topology import ANNOUNCED_EXCHANGE
+from ledger.core.events import TYPE_OF, OrderCancelRefused, OrderFailed, Recorded, SubmissionRefused
+from ledger.messaging.notifications import listening
+from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.topology import ANNOUNCED_EXCHANGE
+from ledger.runtime.reconnect import keep_alive
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,10 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.chain import Record
-from ledger.codec import encode_recorded, recorded
-from ledger.core.events import Submitted
-from ledger.originals import submitted
-from ledger.sealing import REGISTERED
+from ledger.eventlog.codec import encode_recorded, recorded
+from ledger.eventlog.encryption import REGISTERED
+from ledger.eventlog.originals import submitted
+from ledger.eventlog.records import Record, Submitted
 from projections.announcements import Outcome, outcomes
 from projections.queries import fetch
 

@@ -6,8 +6,8 @@ from typing import Any, Final
 from prometheus_client import Gauge, Histogram
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.database import DATABASE_ERRORS
-from ledger.metrics import LATENCY_S, SIZES
+from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.metrics import LATENCY_S, SIZES
 
 _US: Final = 1_000_000
 

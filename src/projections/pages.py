@@ -5,10 +5,10 @@ import asyncio
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.chain import Record
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
-from ledger.store import Store
+from ledger.eventlog.records import Record
+from ledger.eventlog.store import Store
 from projections.announcements import Outcome, outcomes
 
 

@@ -11,23 +11,23 @@ from typing import Any, Final
 from aio_pika.abc import AbstractIncomingMessage
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger import tracing
-from ledger.broker import BROKER_ERRORS, until_closed
-from ledger.chain import Record
-from ledger.codec import origin_of
 from ledger.core.events import Recorded
-from ledger.database import DATABASE_ERRORS
-from ledger.failpoints import failpoint
-from ledger.hints import Hints, listening
-from ledger.sessions import keep_alive
-from ledger.store import LedgerDamaged, Store
-from ledger.topology import RECORDED_EXCHANGE
+from ledger.eventlog.codec import origin_of
+from ledger.eventlog.records import Record
+from ledger.eventlog.store import LedgerDamaged, Store
+from ledger.messaging.notifications import Hints, listening
+from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.topology import RECORDED_EXCHANGE
+from ledger.runtime import tracing
+from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.failpoints import failpoint
+from ledger.runtime.reconnect import keep_alive
 from projections import metrics
 from projections.announcements import Announcement, encode
 from projections.pages import Page, ReadAhead, read_page
-from projections.projection import Projection
-from projections.stock import STOCK
-from projections.views import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
+from projections.tables import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
+from projections.views.projection import Projection
+from projections.views.stock import STOCK
 
 log = logging.getLogger(__name__)
 

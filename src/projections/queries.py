@@ -8,11 +8,11 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.core.state import Customer, Product
-from ledger.database import DATABASE_ERRORS
-from projections.orders import ORDERS, OrderRow
-from projections.projection import KeyedProjection, Projection, Row, from_columns
-from projections.stock import STOCK, StockRow
-from projections.wallets import WALLETS, WalletRow
+from ledger.runtime.database import DATABASE_ERRORS
+from projections.views.orders import ORDERS, OrderRow
+from projections.views.projection import KeyedProjection, Projection, Row, from_columns
+from projections.views.stock import STOCK, StockRow
+from projections.views.wallets import WALLETS, WalletRow
 
 QUERY_TIMEOUT_S: Final = 1.5
 

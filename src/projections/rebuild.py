@@ -14,12 +14,10 @@ from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
-from ledger.failpoints import failpoint
-from ledger.store import Store
-from projections.differences import Difference, first_difference
-from projections.loading import Moved, load, read_ahead
-from projections.projection import Projection
-from projections.shadows import (
+from ledger.eventlog.store import Store
+from ledger.runtime.failpoints import failpoint
+from projections.bulk_load import Moved, load, read_ahead
+from projections.shadow_tables import (
     OLD,
     REBUILDS,
     SHADOW,
@@ -32,8 +30,10 @@ from projections.shadows import (
     move,
     open_shadow,
 )
-from projections.swapping import BUSY_S, SESSION_S, RebuildRefused, held_still, swap
-from projections.views import Checkpoint, pin, read_checkpoints
+from projections.table_diff import Difference, first_difference
+from projections.table_swap import BUSY_S, SESSION_S, RebuildRefused, held_still, swap
+from projections.tables import Checkpoint, pin, read_checkpoints
+from projections.views.projection import Projection
 
 NEAR_EVENTS: Final = 1_000
 """So few events are left for when the projectors have to wait."""

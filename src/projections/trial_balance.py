@@ -6,8 +6,8 @@ from typing import Any, Final, get_args
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from projections.journal import JOURNAL, UNIT_OF, Unit
 from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable, fetch
+from projections.views.journal import JOURNAL, UNIT_OF, Unit
 
 STEP: Final = 50_000
 """Positions that one statement adds up, so that none of them takes long."""

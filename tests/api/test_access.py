@@ -8,9 +8,9 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.scopes import Scope
+from api.auth.scopes import Scope
 from cli.key_store import NewKey, create, rotate
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import Stack, engine_of, eventually, start_stack
 
 from .client import problem

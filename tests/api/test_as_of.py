@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api import past
-from api.past import AT_ONCE, AsOf, Past
+from api import as_of
+from api.as_of import AT_ONCE, AsOf, Past
 from api.problems import Problem
-from cli.stack.servers import Servers
-from projections.history import History, Moment
+from cli.localstack.servers import Servers
+from projections.as_of import History, Moment
 from tests.harness import Stack, make_ledger
 from tests.ledger.running import running_ledger
 
@@ -228,7 +228,7 @@ async def test_only_a_few_look_at_once_and_others_wait_their_turn(
         looks = [group.create_task(looking.look(now, look)) for _ in range(3 * AT_ONCE)]
         await first.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(past, "TURN_TIMEOUT_S", 0.01)
+            patch.setattr(as_of, "TURN_TIMEOUT_S", 0.01)
             with pytest.raises(Problem, match="look at the past"):
                 await looking.look(now, look)
         go_on.set()

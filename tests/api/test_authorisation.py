@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from api.app import ROUTES
-from api.operations import Operation
-from api.scopes import Scope
-from api.statuses import looks_back
+from api.auth.scopes import Scope
+from api.openapi.operation import Operation
+from api.openapi.statuses import looks_back
 from cli.key_store import NewKey, create, revoke
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import Stack, engine_of, eventually, start_stack
 
 from .client import WAIT, problem

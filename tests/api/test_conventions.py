@@ -7,8 +7,8 @@ import pytest
 from starlette.responses import Response, StreamingResponse
 
 from api.app import ROUTES
-from api.finishing import MIN_ASIDE, MIN_PACKED, finish, identify, pack, takes_gzip
-from api.replies import PREFIX
+from api.response_headers import MIN_ASIDE, MIN_PACKED, finish, identify, pack, takes_gzip
+from api.responses import PREFIX
 
 from .client import list_product, order, problem, register
 from .test_connections import exchange

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from cli.erasure import erase
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import Stack, free_port, start_stack
 
 from .client import WAIT, Body, balance, list_product, order, problem

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from api.app import ROUTES
-from api.examples import BODIES
-from api.replies import PREFIX
+from api.openapi.examples import BODIES
+from api.responses import PREFIX
 
 from .client import list_product, order, problem, register
 

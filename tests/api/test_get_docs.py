@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 
-from api.docs import ASSETS, POLICY
+from api.resources.docs import ASSETS, POLICY
 from tests.harness import Stack
 
 from .client import problem

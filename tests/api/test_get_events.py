@@ -14,13 +14,13 @@ import httpx
 import msgspec
 import pytest
 
-from api import streams
-from api.reading import Reading
-from api.streams import ABORT, Streams
-from api.waiting import Waiting
-from cli.stack.servers import Servers
-from ledger.chain import GENESIS_HASH, Record, next_hash
+from api import event_stream
+from api.consistent_reads import Reading
+from api.event_stream import ABORT, Streams
+from api.waiters import Waiting
+from cli.localstack.servers import Servers
 from ledger.core.events import DECIDED, SUBMITTED
+from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
 from tests.harness import Stack, eventually, free_port, start_stack
@@ -428,7 +428,7 @@ def make_streams(ledger: Ledger) -> Streams:
 async def test_for_a_client_that_takes_nothing_one_page_is_read_and_it_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(event_stream, "WRITE_TIMEOUT_S", 0.2)
     ledger, client = Ledger(100_000), Client(takes=3)
     opened = make_streams(ledger)
     stream = await opened.open(0, None, 0, head_only=False)
@@ -437,11 +437,11 @@ async def test_for_a_client_that_takes_nothing_one_page_is_read_and_it_is_cut_of
     assert client.aborted.is_set()
     assert ledger.reads == 1
     assert opened.count == 0
-    assert max(len(message.get("body", b"")) for message in client.sent) < 2 * streams.CHUNK
+    assert max(len(message.get("body", b"")) for message in client.sent) < 2 * event_stream.CHUNK
 
 
 async def test_who_waits_costs_no_query_and_one_wakes_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.05)
     ledger, clients = Ledger(10), [Client(takes=10_000) for _ in range(50)]
     opened = make_streams(ledger)
     serving = []
@@ -467,7 +467,7 @@ async def test_who_waits_costs_no_query_and_one_wakes_all(monkeypatch: pytest.Mo
 async def test_beyond_its_number_a_stream_is_refused(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "MAX_STREAMS", 1)
+    monkeypatch.setattr(event_stream, "MAX_STREAMS", 1)
     opened = make_streams(Ledger(10))
     with opened.counted(), pytest.raises(Exception, match="1 streams are open"):
         await opened.open(0, None, 0, head_only=False)
@@ -476,7 +476,7 @@ async def test_beyond_its_number_a_stream_is_refused(
 
 async def test_silence_is_not_believed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """The projector may be away; the ledger may grow."""
-    monkeypatch.setattr(streams, "SILENCE_S", 0.05)
+    monkeypatch.setattr(event_stream, "SILENCE_S", 0.05)
     ledger, client = Ledger(10), Client(takes=10_000)
     opened = make_streams(ledger)
     stream = await opened.open(10, None, 0, head_only=False)

@@ -10,10 +10,10 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from api.app import ROUTES, document
-from api.examples import ANSWERS, BODIES
-from api.openapi import operation_id
-from api.operations import Operation
-from api.parameters import PARAMETERS
+from api.openapi.document import operation_id
+from api.openapi.examples import ANSWERS, BODIES
+from api.openapi.operation import Operation
+from api.openapi.parameters import PARAMETERS
 from api.problems import KINDS
 from tests.harness import Stack
 

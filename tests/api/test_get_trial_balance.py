@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api import books
-from api.books import SharedBooks
+from api import shared_trial_balance
 from api.problems import Problem
+from api.shared_trial_balance import SharedBooks
 from cli.settings import Settings
 from projections import trial_balance
 from projections.queries import ViewsUnavailable
@@ -141,7 +141,7 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
-    monkeypatch.setattr(books, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr(shared_trial_balance, "TIMEOUT_S", 0.5)
     shared, added = SharedBooks(written.engine("api")), trial_balance.Books._sums
     asked: list[int] = []
 

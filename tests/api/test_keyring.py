@@ -5,9 +5,17 @@ from uuid import uuid4
 
 import pytest
 
-from api import keyring as module
-from api.keyring import FRESH_S, MAX_KEPT, MAX_LOOKUPS, MAX_QUEUE, STALE_S, Keyring, KeysUnavailable
-from api.keys import StoredKey, hash_of, new_parts, parts_of
+from api.auth import key_cache as module
+from api.auth.api_keys import StoredKey, hash_of, new_parts, parts_of
+from api.auth.key_cache import (
+    FRESH_S,
+    MAX_KEPT,
+    MAX_LOOKUPS,
+    MAX_QUEUE,
+    STALE_S,
+    Keyring,
+    KeysUnavailable,
+)
 
 
 def a_key(prefix: str = "0" * 12, **more: int) -> StoredKey:

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from api.limits import MAX_KEPT, Limits
+from api.auth.rate_limit import MAX_KEPT, Limits
 from api.problems import Problem
 
 

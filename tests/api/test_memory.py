@@ -6,12 +6,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from api.consistent_reads import Reading, Shared
 from api.pending import Pending
 from api.product_cache import MAX_AGE_S, Page, ProductCache
-from api.reading import Reading, Shared
-from api.waiting import Waiting
-from ledger.core.events import OrderPlaced, Submitted
-from ledger.publisher import InboxFull
+from api.waiters import Waiting
+from ledger.core.events import OrderPlaced
+from ledger.eventlog.records import Submitted
+from ledger.messaging.publisher import InboxFull
 from projections.announcements import Announcement, Announcements, Outcome
 from tests.harness import eventually
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import Stack, eventually, free_port, start_stack
 from tests.proxy import Proxy, open_proxy
 

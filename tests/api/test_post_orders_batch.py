@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api.batches import MAX_BODY
+from api.resources.order_batches import MAX_BODY
 from api.schemas import MAX_BATCH
 from tests.harness import Stack
 from tests.proxy import open_proxy

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from api.fields import invalid_fields
-from api.forms import moment_us, money
+from api.field_errors import invalid_fields
 from api.idempotency import Keys, draft, draft_batch
+from api.json_forms import moment_us, money
 from api.prefer import MAX_WAIT_S, Preference, preference
 from api.problems import Problem
 from api.requests import parse, whole
 from api.schemas import Deposit, PlaceOrder
-from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered, OrderPlaced, Submitted
+from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered, OrderPlaced
+from ledger.eventlog.records import Submitted
 
 NAME = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, environment, eventually
 from tests.ledger.running import running_ledger
 

@@ -13,9 +13,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from api.principals import Principal
-from api.scopes import Scope
-from api.tokens import BadKeyFile, BadToken, Tokens, load_keys
+from api.auth.principal import Principal
+from api.auth.scopes import Scope
+from api.auth.tokens import BadKeyFile, BadToken, Tokens, load_keys
 
 ISSUER, AUDIENCE = "https://issuer.example", "order-ledger"
 PRIVATE: dict[str, Any] = {

@@ -6,8 +6,8 @@ import pytest
 
 from bench.fill import NotEmpty, fill
 from bench.history import Shop
+from cli.localstack.servers import Servers
 from cli.settings import Settings
-from cli.stack.servers import Servers
 from tests.harness import make_ledger
 from tests.ledger.audit import audit
 from tests.ledger.running import Ledger

@@ -10,13 +10,13 @@ from uuid import UUID
 
 import duckdb
 
-from cli.exports import Format
-from cli.exports.manifest import Manifest
-from cli.exports.tables import TABLES
-from cli.exports.taking import Wish, take
+from cli.export import Format
+from cli.export.exporter import Wish, take
+from cli.export.manifest import Manifest
+from cli.export.tables import TABLES
 from cli.settings import Settings
-from ledger.chain import Record
-from projections.registry import PROJECTIONS
+from ledger.eventlog.records import Record
+from projections.views.registry import PROJECTIONS
 from tests.ledger.events import history
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.views import advance_to_the_end

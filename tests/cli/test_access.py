@@ -8,10 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.auth import Exposed, refuse_exposed
+from api.auth.guard import Exposed, refuse_exposed
 from cli.access import OPEN
+from cli.localstack import StackRefused, up
 from cli.settings import Settings
-from cli.stack import StackRefused, up
 from tests.harness import Stack, environment
 
 

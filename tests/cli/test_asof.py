@@ -11,14 +11,14 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from cli.asof import PastView
+from cli.commands.asof import PastView
+from cli.localstack.servers import Servers
 from cli.looking_back import When, show_all, show_one
 from cli.main import app
 from cli.settings import Settings
-from cli.stack.servers import Servers
-from ledger.chain import Record
-from ledger.codec import moment
-from projections.history import Beyond
+from ledger.eventlog.codec import moment
+from ledger.eventlog.records import Record
+from projections.as_of import Beyond
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.past import Then, write_history

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from cli.settings import Settings
-from ledger.codec import moment, recorded
 from ledger.core.fold import effective
+from ledger.eventlog.codec import moment, recorded
 from projections import trial_balance
-from projections.journal import lines
 from projections.trial_balance import Books
+from projections.views.journal import lines
 from tests.harness import free_port
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from cli.commands.status import read_status
+from cli.localstack.servers import Servers
 from cli.settings import Settings
-from cli.stack.servers import Servers
-from cli.status import read_status
-from ledger.inbox import PREFETCH
-from projections.projection import METADATA
-from projections.registry import PROJECTIONS
+from ledger.messaging.consumer import PREFETCH
+from projections.views.projection import METADATA
+from projections.views.registry import PROJECTIONS
 from tests.harness import eventually, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, running_ledger

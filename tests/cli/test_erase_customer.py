@@ -15,11 +15,11 @@ from cli import submitting
 from cli.erasure import erase
 from cli.settings import Settings
 from cli.submitting import NotShown
-from ledger.chain import Record, next_hash
-from ledger.codec import encode_payload
 from ledger.core.events import CustomerRegistered
-from ledger.publisher import InboxUnavailable
-from ledger.store import Store
+from ledger.eventlog.codec import encode_payload
+from ledger.eventlog.records import Record, next_hash
+from ledger.eventlog.store import Store
+from ledger.messaging.publisher import InboxUnavailable
 from tests.core.story import ANN, BOB, PEN, erasure
 from tests.harness import environment, free_port
 from tests.ledger.audit import audit

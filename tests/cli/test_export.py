@@ -15,14 +15,14 @@ from pathlib import Path
 import duckdb
 import pytest
 
-from cli.exports import ExportRefused
-from cli.exports.reading import pin_views, view_rows
-from cli.exports.tables import TABLES
+from cli.export import ExportRefused
+from cli.export.reader import pin_views, view_rows
+from cli.export.tables import TABLES
+from cli.localstack.servers import Servers
 from cli.settings import Settings
-from cli.stack.servers import Servers
-from ledger.chain import GENESIS_HASH, next_hash
-from ledger.store import LedgerDamaged
-from projections.registry import PROJECTIONS
+from ledger.eventlog.records import GENESIS_HASH, next_hash
+from ledger.eventlog.store import LedgerDamaged
+from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import running_ledger
@@ -144,7 +144,7 @@ async def test_views_stay_as_they_were_while_others_are_read(own_shop: Settings)
 async def test_a_view_of_many_pages_is_whole_and_in_order(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.exports.reading.PAGE", 7)
+    monkeypatch.setattr("cli.export.reader.PAGE", 7)
     async with (
         running_ledger(shop) as ledger,
         ledger.connection("projector") as connection,

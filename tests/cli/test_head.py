@@ -9,12 +9,12 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import Settings
-from cli.verifying import Wish
-from cli.verifying.auditing import BadStart
-from cli.verifying.kept import BadFile, load_head, make_keys, signing_key, write_head
-from ledger.codec import encode_payload, moment
+from cli.verification import Wish
+from cli.verification.kept_heads import BadFile, load_head, make_keys, signing_key, write_head
+from cli.verification.ledger import BadStart
+from ledger.audit.signatures import KeptHead, decode, sign
 from ledger.core.events import WalletCredited
-from ledger.signing import KeptHead, decode, sign
+from ledger.eventlog.codec import encode_payload, moment
 from tests.ledger.events import orders
 from tests.ledger.forging import forged
 from tests.ledger.running import Ledger

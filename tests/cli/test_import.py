@@ -16,14 +16,14 @@ from msgspec import structs
 
 from bench.fill import fill
 from bench.history import Shop
-from cli.exports import BadExport, ImportRefused
-from cli.exports.checking import whole
-from cli.exports.loading import Loaded, load_export
-from cli.exports.texts import read_jsonl
+from cli.export import BadExport, ImportRefused
+from cli.export.checks import whole
+from cli.export.importer import Loaded, load_export
+from cli.export.texts import read_jsonl
+from cli.localstack.servers import Servers
 from cli.settings import Settings
-from cli.stack.servers import Servers
-from ledger.chain import GENESIS_HASH, Record, next_hash
-from ledger.store import PAGE, Store
+from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
+from ledger.eventlog.store import PAGE, Store
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.audit import audit
 from tests.ledger.events import opening, orders

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from api.keys import hash_of
+from api.auth.api_keys import hash_of
 from cli.settings import Settings
 from tests.harness import engine_of, environment
 

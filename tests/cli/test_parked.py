@@ -16,10 +16,10 @@ import pytest
 from cli.parked_found import survey
 from cli.settings import Settings
 from cli.unparking import operator
-from ledger.codec import Rejected, encode_submitted, join
-from ledger.core.events import Submitted
-from ledger.parking import id_of, park
-from ledger.topology import INBOX, PARKING
+from ledger.eventlog.codec import Rejected, encode_submitted, join
+from ledger.eventlog.records import Submitted
+from ledger.messaging.parking import id_of, park
+from ledger.messaging.topology import INBOX, PARKING
 from tests.harness import environment, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, group_of, running_ledger, until_acked

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import Settings
-from projections.registry import PROJECTIONS
-from projections.views import pin
+from projections.tables import pin
+from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger

@@ -13,17 +13,17 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
+from cli.localstack.servers import Servers
 from cli.main import app
-from cli.replays import ReplayRefused, ReplayStopped, directory
-from cli.replays.directory import NAME, PART, last_whole
-from cli.replays.reading import Wish
-from cli.replays.taking import Replayed, to_directory, to_output
+from cli.replay import ReplayRefused, ReplayStopped, directory
+from cli.replay.directory import NAME, PART, last_whole
+from cli.replay.reader import Wish
+from cli.replay.run import Replayed, to_directory, to_output
 from cli.settings import Settings
-from cli.stack.servers import Servers
-from ledger.chain import Record
-from ledger.codec import encode_recorded
 from ledger.core.events import TYPE_OF, OrderCompleted
-from projections.history import Beyond
+from ledger.eventlog.codec import encode_recorded
+from ledger.eventlog.records import Record
+from projections.as_of import Beyond
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
@@ -253,7 +253,7 @@ async def test_an_empty_ledger_is_an_empty_replay(
 async def test_a_database_that_goes_half_way_says_how_far_it_came(
     settings: Settings, lines: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.replays.reading.WINDOW", 50)
+    monkeypatch.setattr("cli.replay.reader.WINDOW", 50)
     async with open_proxy(settings.db_port) as proxy:
         changed = settings.model_copy(update={"db_port": proxy.port})
         proxy.cut_after(100_000, "down")

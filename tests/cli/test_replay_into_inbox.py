@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from cli.replays import ReplayRefused, ReplayStopped, resubmitting
-from cli.replays.reading import Wish
-from cli.replays.resubmitting import group_of, refuse_same, widened
-from cli.replays.taking import Replayed, to_inbox
+from cli.localstack.servers import Servers
+from cli.replay import ReplayRefused, ReplayStopped
+from cli.replay import resubmit as resubmission
+from cli.replay.reader import Wish
+from cli.replay.resubmit import group_of, refuse_same, widened
+from cli.replay.run import Replayed, to_inbox
 from cli.settings import BadSettings, Settings, load_other_settings
-from cli.stack.servers import Servers
-from ledger.chain import Record
-from ledger.codec import recorded
-from ledger.core.events import Submitted
-from projections.wallets import WALLETS
+from ledger.eventlog.codec import recorded
+from ledger.eventlog.records import Record, Submitted
+from projections.views.wallets import WALLETS
 from tests.core.story import customer, erasure, order, product
 from tests.harness import environment, make_ledger
 from tests.ledger.events import asked, history, opening, orders
@@ -132,8 +132,8 @@ async def test_an_atomic_batch_is_submitted_whole_and_in_one_message(
     source: Ledger, target: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a page, a group or the range that is asked for would cut it."""
-    monkeypatch.setattr("cli.replays.reading.WINDOW", 5)
-    monkeypatch.setattr(resubmitting, "GROUP_EVENTS", 4)
+    monkeypatch.setattr("cli.replay.reader.WINDOW", 5)
+    monkeypatch.setattr(resubmission, "GROUP_EVENTS", 4)
     batches = [atomic(*orders(9)), atomic(*orders(2)), atomic(*orders(1)), atomic(*orders(6))]
     records = await source.write(opening(), *batches)
     for first in range(1, len(records) + 1, 7):
@@ -199,12 +199,12 @@ def test_groups_hold_every_event_once_and_whole_batches(
 async def test_a_full_inbox_is_waited_for_and_then_it_says_how_far_it_came(
     source: Ledger, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resubmitting, "GROUP_EVENTS", 10)
-    monkeypatch.setattr("cli.replays.reading.WINDOW", 40)
+    monkeypatch.setattr(resubmission, "GROUP_EVENTS", 10)
+    monkeypatch.setattr("cli.replay.reader.WINDOW", 40)
     records = await source.write(opening(), *(orders(10) for _ in range(12)))
     async with running_ledger(await make_ledger(servers, inbox_max_length=3)) as target:
         with monkeypatch.context() as patch:
-            patch.setattr(resubmitting, "PATIENCE_S", 1.0)
+            patch.setattr(resubmit, "PATIENCE_S", 1.0)
             with pytest.raises(ReplayStopped, match=r"took no more for 1 s: .* position \d+0$"):
                 await resubmit(source, target)
         async with target.writing():

@@ -7,18 +7,19 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from cli import unparking
+from cli.localstack.servers import Servers
 from cli.parked_found import Found, survey
 from cli.settings import Settings
-from cli.stack.servers import Servers
 from cli.unparking import discard, open_record, resubmit
-from ledger import failpoints, parking_log
-from ledger.codec import Rejected, encode_submitted
-from ledger.core.events import Submitted
-from ledger.failpoints import FailpointReached
-from ledger.parking import for_inbox, id_of, park
-from ledger.parking_log import Entry, MessageTooLarge
-from ledger.publisher import InboxFull
-from ledger.topology import INBOX
+from ledger.eventlog.codec import Rejected, encode_submitted
+from ledger.eventlog.records import Submitted
+from ledger.messaging import parking_log
+from ledger.messaging.parking import for_inbox, id_of, park
+from ledger.messaging.parking_log import Entry, MessageTooLarge
+from ledger.messaging.publisher import InboxFull
+from ledger.messaging.topology import INBOX
+from ledger.runtime import failpoints
+from ledger.runtime.failpoints import FailpointReached
 from tests.harness import make_ledger
 from tests.ledger.audit import audit, causes, ids
 from tests.ledger.events import opening, orders

@@ -19,12 +19,13 @@ from bench.history import Shop
 from cli.main import app
 from cli.reading import reading
 from cli.settings import Settings
-from cli.verifying import Audited, Wish, auditing, helping, work
-from cli.verifying.state import load
-from ledger import audit_reading, snapshots
-from ledger import store as stores
+from cli.verification import Audited, Wish, helper_process, work
+from cli.verification import ledger as ledger_part
+from cli.verification.state import load
 from ledger.core.state import Customer
-from projections.registry import PROJECTIONS
+from ledger.eventlog import reader, snapshots
+from ledger.eventlog import store as stores
+from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.forging import forged
@@ -67,7 +68,7 @@ async def test_an_empty_ledger_is_right(run: Run, arguments: tuple[str, ...]) ->
 
 
 async def test_pages_may_end_anywhere(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit_reading, "PAGE", 2)
+    monkeypatch.setattr(reader, "PAGE", 2)
     monkeypatch.setattr(stores, "PAGE", 2)
     async with filled(settings) as ledger:
         found = await verified(ledger)
@@ -310,7 +311,7 @@ class TestInTwo:
 
     @pytest.fixture(autouse=True)
     def _long_is_short(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in (auditing, work):
+        for module in (ledger_part, work):
             monkeypatch.setattr(module, "HELP_FROM", 100)
 
     @pytest.fixture
@@ -355,7 +356,9 @@ class TestInTwo:
     async def test_without_a_helper_it_goes_on_alone(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr(helping, "COMMAND", ("-c", "raise SystemExit('no helper today')"))
+        monkeypatch.setattr(
+            helper_process, "COMMAND", ("-c", "raise SystemExit('no helper today')")
+        )
         found = await verified(ledger)
         assert found.ledger
         assert found.ledger.position == (await ledger.head()).position

@@ -8,12 +8,11 @@ import pytest
 from msgspec import structs
 
 from cli.settings import Settings
-from cli.verifying import Verified, Wish
-from cli.verifying.work import verify
-from ledger.audit import Wrong
-from ledger.chain import Record
-from ledger.core.events import Submitted
-from projections.registry import PROJECTIONS
+from cli.verification import Verified, Wish
+from cli.verification.work import verify
+from ledger.eventlog.chain import Wrong
+from ledger.eventlog.records import Record, Submitted
+from projections.views.registry import PROJECTIONS
 from tests.core.story import INK, cancel, credit, order, product
 from tests.ledger.events import asked, history, opening
 from tests.ledger.running import Ledger, running_ledger

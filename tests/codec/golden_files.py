@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from ledger.chain import GENESIS_HASH, Record, decided_id, next_hash
-from ledger.codec import CURRENT, encode_payload, encode_submitted
 from ledger.core.events import (
     DECIDED,
     SUBMITTED,
@@ -30,11 +28,12 @@ from ledger.core.events import (
     Reason,
     StockReceived,
     SubmissionRefused,
-    Submitted,
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.sealing import REGISTERED, SEALED_VERSION, sealed_data
+from ledger.eventlog.codec import CURRENT, encode_payload, encode_submitted
+from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION, sealed_data
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
 
 FOLDER = Path(__file__).parent / "golden"
 SOURCE = "order-ledger/api"

@@ -6,8 +6,6 @@ from uuid import UUID
 
 from hypothesis import strategies as st
 
-from ledger.chain import Record
-from ledger.codec import MAX_SOURCE
 from ledger.core.events import (
     MAX_AMOUNT_MINOR,
     MAX_BALANCE_MINOR,
@@ -30,10 +28,11 @@ from ledger.core.events import (
     Reason,
     StockReceived,
     SubmissionRefused,
-    Submitted,
     SubmittedPayload,
     WalletCredited,
 )
+from ledger.eventlog.codec import MAX_SOURCE
+from ledger.eventlog.records import Record, Submitted
 
 END_OF_TIME_US = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()) * 10**6
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ledger.chain import GENESIS_HASH, Record, decided_id, next_hash
+from ledger.eventlog.records import GENESIS_HASH, Record, decided_id, next_hash
 
 from .strategies import records, uuids
 

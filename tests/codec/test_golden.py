@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from ledger.chain import GENESIS_HASH, next_hash
-from ledger.codec import (
+from ledger.core.events import DECIDED, NO_NAME, SUBMITTED, CustomerRegistered, Reason
+from ledger.eventlog.codec import (
     CURRENT,
     UPCASTERS,
     decode_group,
@@ -15,7 +15,7 @@ from ledger.codec import (
     join,
     recorded,
 )
-from ledger.core.events import DECIDED, NO_NAME, SUBMITTED, CustomerRegistered, Reason
+from ledger.eventlog.records import GENESIS_HASH, next_hash
 
 from .golden_files import (
     EXAMPLES,

@@ -4,8 +4,8 @@ from uuid import UUID
 
 import msgspec
 
-from ledger.chain import Record
-from ledger.codec import (
+from ledger.core.events import OrderPlaced, WalletCredited
+from ledger.eventlog.codec import (
     decided_meta,
     decode_group,
     encode_payload,
@@ -13,7 +13,7 @@ from ledger.codec import (
     encode_submitted,
     join,
 )
-from ledger.core.events import OrderPlaced, Submitted, WalletCredited
+from ledger.eventlog.records import Record, Submitted
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 PLACED = OrderPlaced(UUID(int=3), UUID(int=4))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ledger.chain import decided_id
-from ledger.codec import (
+from ledger.core.events import DECIDED
+from ledger.eventlog.codec import (
     Rejected,
     Unreadable,
     decode_group,
@@ -19,7 +19,7 @@ from ledger.codec import (
     encode_submitted,
     join,
 )
-from ledger.core.events import DECIDED, Submitted
+from ledger.eventlog.records import Submitted, decided_id
 
 from .strategies import GOOD, submitted
 

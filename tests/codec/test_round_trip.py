@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ledger.chain import Record
-from ledger.codec import (
+from ledger.core.events import TYPE_OF, AnyPayload, OrderCancelRequested, OrderPlaced, Recorded
+from ledger.eventlog.codec import (
     CURRENT,
     decode_group,
     decode_payload,
@@ -19,14 +19,7 @@ from ledger.codec import (
     join,
     recorded,
 )
-from ledger.core.events import (
-    TYPE_OF,
-    AnyPayload,
-    OrderCancelRequested,
-    OrderPlaced,
-    Recorded,
-    Submitted,
-)
+from ledger.eventlog.records import Record, Submitted
 
 from .strategies import (
     END_OF_TIME_US,

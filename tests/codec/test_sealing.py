@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from msgspec import DecodeError, structs
 
-from ledger.chain import Record
-from ledger.codec import Unreadable, decode_group, decode_payload, recorded
 from ledger.core.events import MAX_USERNAME, NO_NAME, CustomerRegistered
-from ledger.sealing import (
+from ledger.eventlog.codec import Unreadable, decode_group, decode_payload, recorded
+from ledger.eventlog.encryption import (
     KEY_BYTES,
     REGISTERED,
     SEALED_VERSION,
@@ -19,6 +18,7 @@ from ledger.sealing import (
     new_key,
     sealed_data,
 )
+from ledger.eventlog.records import Record
 
 from .strategies import GOOD, text
 

@@ -6,9 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from ledger import codec
-from ledger.chain import GENESIS_HASH, Record, next_hash
-from ledger.codec import (
+from ledger.core.events import OrderPlaced, ProductListed, WalletCredited
+from ledger.eventlog import codec
+from ledger.eventlog.codec import (
     Unreadable,
     decode_group,
     decode_payload,
@@ -17,7 +17,7 @@ from ledger.codec import (
     join,
     recorded,
 )
-from ledger.core.events import OrderPlaced, ProductListed, Submitted, WalletCredited
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
 
 from .strategies import GOOD
 

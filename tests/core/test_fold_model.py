@@ -27,7 +27,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.fold import Fold, effective
-from ledger.core.laws import money_moved_minor
+from ledger.core.invariants import money_moved_minor
 from ledger.core.state import Customer, Order, Product
 
 from .auditor import Auditor

@@ -24,7 +24,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.fold import Fold, effective, is_refusal
-from ledger.core.laws import LawBroken, money_moved_minor
+from ledger.core.invariants import LawBroken, money_moved_minor
 from ledger.core.state import Customer, Order, Product, State, Status
 
 from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product

@@ -11,7 +11,7 @@ from ledger.core.fold import Fold
 from ledger.core.pricing import unit_price_minor
 from ledger.core.rules import IN_FORCE, RULES, Rules, Tier
 from ledger.core.state import Customer, Product, State
-from projections.stock import STOCK
+from projections.views.stock import STOCK
 
 from .story import ANN, PEN
 

@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from ledger.codec import Rejected, encode_submitted, join
-from ledger.core.events import Submitted, WalletCredited
-from ledger.parking import park
+from ledger.core.events import WalletCredited
+from ledger.eventlog.codec import Rejected, encode_submitted, join
+from ledger.eventlog.records import Submitted
+from ledger.messaging.parking import park
 from tests.harness import Stack
 from tests.ledger.running import Ledger, until_acked
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import make_ledger
 from tests.ledger.running import Ledger, running_ledger
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cli.migrate import migrate
-from cli.stack.servers import Servers
+from cli.commands.migrate import migrate
+from cli.localstack.servers import Servers
 from tests.harness import Stack, environment, make_ledger
 
 from .example import fill_example

@@ -13,10 +13,10 @@ from xml.etree import ElementTree
 import duckdb
 import pytest
 
-from cli.exports import Format
-from cli.exports.tables import TABLES
-from cli.exports.taking import Wish, take
-from cli.stack.servers import Servers
+from cli.export import Format
+from cli.export.exporter import Wish, take
+from cli.export.tables import TABLES
+from cli.localstack.servers import Servers
 from tests.harness import make_ledger
 
 from .example import fill_month

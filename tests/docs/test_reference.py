@@ -8,11 +8,11 @@ import pytest
 import typer
 
 from api.app import ROUTES
-from api.replies import PREFIX
+from api.responses import PREFIX
 from cli.main import app
 from cli.settings import Settings
-from ledger import failpoints
 from ledger.core.events import DECIDED, SUBMITTED, Reason
+from ledger.runtime import failpoints
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,23 +6,23 @@ from collections.abc import Iterator
 import pytest
 
 from api import (
-    batches,
+    as_of,
+    consistent_reads,
+    event_stream,
+    http_protocol,
     idempotency,
-    lists,
-    past,
+    pagination,
     prefer,
-    protocol,
-    reading,
     requests,
     schemas,
-    streams,
 )
 from api.app import ROUTES
-from api.openapi import header_parameters
-from api.operations import Operation
+from api.openapi.document import header_parameters
+from api.openapi.operation import Operation
+from api.openapi.statuses import kinds, statuses
 from api.problems import KINDS
-from api.replies import PREFIX
-from api.statuses import kinds, statuses
+from api.resources import order_batches
+from api.responses import PREFIX
 
 from .test_reference import ROOT, rows
 
@@ -111,18 +111,24 @@ def test_every_problem_can_be_met() -> None:
 def test_every_limit_is_documented_as_it_is() -> None:
     assert rows("docs/reference/rest.md", "Limits") == {
         "limit": ["value", "beyond it"],
-        "path and headers": [f"{protocol.MAX_HEAD} bytes, {protocol.MAX_HEADERS} headers", "431"],
-        "time for path and headers": [f"{protocol.HEAD_TIMEOUT_S:g} s", "408"],
+        "path and headers": [
+            f"{http_protocol.MAX_HEAD} bytes, {http_protocol.MAX_HEADERS} headers",
+            "431",
+        ],
+        "time for path and headers": [f"{http_protocol.HEAD_TIMEOUT_S:g} s", "408"],
         "body": [f"{requests.MAX_BODY} bytes", "413"],
-        "body of a batch": [f"{batches.MAX_BODY} bytes, {schemas.MAX_BATCH} orders", "413, 422"],
+        "body of a batch": [
+            f"{order_batches.MAX_BODY} bytes, {schemas.MAX_BATCH} orders",
+            "413, 422",
+        ],
         "time for the body": [f"{requests.BODY_TIMEOUT_S:g} s", "408"],
-        "page": [f"{lists.MAX_LIMIT}, by default {lists.DEFAULT_LIMIT}", "422"],
+        "page": [f"{pagination.MAX_LIMIT}, by default {pagination.DEFAULT_LIMIT}", "422"],
         "Prefer: wait": [f"{prefer.MAX_WAIT_S} s", "taken for the limit"],
-        "min_position": [f"waited for {reading.MIN_POSITION_WAIT_S:g} s", "503"],
+        "min_position": [f"waited for {consistent_reads.MIN_POSITION_WAIT_S:g} s", "503"],
         "Idempotency-Key": [f"{idempotency.MAX_KEY} visible ASCII characters", "422"],
-        "streams of a process": [f"{streams.MAX_STREAMS}", "503"],
+        "streams of a process": [f"{event_stream.MAX_STREAMS}", "503"],
         "reads of the past at once": [
-            f"{past.AT_ONCE} of a process, others wait for {past.TURN_TIMEOUT_S:g} s",
+            f"{as_of.AT_ONCE} of a process, others wait for {as_of.TURN_TIMEOUT_S:g} s",
             "503",
         ],
         "requests of one key": ["`LEDGER_RATE_PER_S`, `LEDGER_CONCURRENCY`", "429"],

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cli.stack.servers import Servers
-from projections.registry import PROJECTIONS
-from projections.views import CHECKPOINTS
+from cli.localstack.servers import Servers
+from projections.tables import CHECKPOINTS
+from projections.views.registry import PROJECTIONS
 from tests.harness import make_ledger
 from tests.ledger.running import Ledger, running_ledger
 

@@ -14,9 +14,9 @@ from typing import Final
 import psutil
 import pytest
 
-from cli.stack import StackRefused
-from cli.stack.install import install_packages
-from cli.stack.programs import find_processes
+from cli.localstack import StackRefused
+from cli.localstack.install import install_packages
+from cli.localstack.programs import find_processes
 from tests.ledger.running import Ledger
 
 CALLS: Final = "fsync,fdatasync"

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from api.schemas import MAX_BATCH
-from cli.stack.servers import Servers
-from ledger.chain import Record
-from ledger.publisher import MAX_WAITING
-from ledger.topology import INBOX
+from cli.localstack.servers import Servers
+from ledger.eventlog.records import Record
+from ledger.messaging.publisher import MAX_WAITING
+from ledger.messaging.topology import INBOX
 from tests.api.client import problem
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, broker_admin, eventually, make_ledger

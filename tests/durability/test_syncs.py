@@ -3,12 +3,11 @@
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from ledger.batch import Composer
-from ledger.chain import Record
-from ledger.core.events import Submitted
 from ledger.core.fold import Fold
-from ledger.sealing import CustomerKeys
-from ledger.store import Head, Store
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.store import Head, Store
 from tests.ledger.events import orders
 from tests.ledger.running import Ledger
 

@@ -13,8 +13,6 @@ from uuid import UUID
 
 from msgspec import to_builtins
 
-from ledger.chain import Record
-from ledger.codec import origin_of, recorded
 from ledger.core.events import (
     AnyPayload,
     CustomerRegistered,
@@ -24,6 +22,8 @@ from ledger.core.events import (
     StockReceived,
     WalletCredited,
 )
+from ledger.eventlog.codec import origin_of, recorded
+from ledger.eventlog.records import Record
 from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Operation, Outcome
 from tests.faults.shown import shown

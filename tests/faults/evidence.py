@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ledger.chain import Record
-from ledger.codec import recorded
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
+from ledger.eventlog.codec import recorded
+from ledger.eventlog.records import Record
 from tests.faults.history import History
 from tests.projections.views import View
 

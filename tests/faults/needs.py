@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from cli.stack.install import install_packages
+from cli.localstack.install import install_packages
 
 PLACES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 CAP_SYS_ADMIN: Final = 21

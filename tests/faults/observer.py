@@ -7,9 +7,9 @@ from typing import Any, Final
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.store import Store
-from projections.projection import from_columns
-from projections.registry import PROJECTIONS
+from ledger.eventlog.store import Store
+from projections.views.projection import from_columns
+from projections.views.registry import PROJECTIONS
 from tests.faults.evidence import HeadSeen, Views
 from tests.ledger.running import Ledger
 

@@ -8,7 +8,7 @@ from random import Random
 from typing import Final, get_args
 from uuid import uuid4
 
-from ledger import failpoints
+from ledger.runtime import failpoints
 from tests.faults.fault import Inject, add
 from tests.faults.world import World
 from tests.harness import eventually

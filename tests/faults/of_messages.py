@@ -12,12 +12,11 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from ledger.broker import CALL_TIMEOUT_S
-from ledger.chain import Record
-from ledger.codec import encode_submitted, join, origin_of, recorded
-from ledger.core.events import Submitted
-from ledger.hints import listening
-from ledger.topology import SUBMITTED_EXCHANGE
+from ledger.eventlog.codec import encode_submitted, join, origin_of, recorded
+from ledger.eventlog.records import Record, Submitted
+from ledger.messaging.notifications import listening
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S
+from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from tests.faults.fault import add
 from tests.faults.world import World
 

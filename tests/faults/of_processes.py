@@ -11,10 +11,10 @@ from typing import Final, get_args
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from ledger import failpoints
-from ledger.broker import BROKER_ERRORS, open_channel
-from ledger.inbox import PREFETCH
-from ledger.topology import INBOX
+from ledger.messaging.consumer import PREFETCH
+from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
+from ledger.messaging.topology import INBOX
+from ledger.runtime import failpoints
 from tests.faults.fault import Inject, add
 from tests.faults.needs import libfaketime
 from tests.faults.world import APIS, PARTS, SERVERS, World

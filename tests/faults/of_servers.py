@@ -9,11 +9,11 @@ from typing import Final
 
 from aio_pika.abc import AbstractChannel
 
-from cli.stack.secrets import PERMISSIONS
-from ledger import topology
-from ledger.broker import open_channel
-from ledger.database import DATABASE_ERRORS
-from ledger.topology import INBOX
+from cli.localstack.secrets import PERMISSIONS
+from ledger.messaging import topology
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import INBOX
+from ledger.runtime.database import DATABASE_ERRORS
 from tests.faults.fault import Inject, add
 from tests.faults.world import BROKER, DATABASE, World
 from tests.harness import broker_admin, eventually

@@ -11,9 +11,9 @@ from uuid import UUID
 from msgspec import Struct
 
 from api import schemas
-from api.replies import encode
-from projections.projection import KeyedProjection
-from projections.registry import PROJECTIONS
+from api.responses import encode
+from projections.views.projection import KeyedProjection
+from projections.views.registry import PROJECTIONS
 from tests.faults.evidence import Evidence, Views
 from tests.faults.history import Read
 from tests.projections.views import View

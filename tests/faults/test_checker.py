@@ -12,10 +12,7 @@ import pytest
 from msgspec import structs
 
 from api import schemas
-from api.replies import encode
-from ledger.batch import Composer
-from ledger.chain import GENESIS_HASH, Record, next_hash
-from ledger.codec import decode_group, encode_payload, encode_submitted, join, recorded
+from api.responses import encode
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,
@@ -27,12 +24,14 @@ from ledger.core.events import (
     OrderPlaced,
     ProductListed,
     Reason,
-    Submitted,
     SubmittedPayload,
 )
 from ledger.core.fold import Fold
-from ledger.sealing import CustomerKeys
-from projections.registry import PROJECTIONS
+from ledger.eventlog.codec import decode_group, encode_payload, encode_submitted, join, recorded
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
+from projections.views.registry import PROJECTIONS
 from tests.faults.checker import check
 from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Attempt, Expected, History, Operation, Outcome, Read

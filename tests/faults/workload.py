@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Final
 
-from ledger.sessions import end
+from ledger.runtime.reconnect import end
 from tests.faults.client import TIMEOUT_S, TRIES, Client, Shop
 from tests.faults.history import History
 

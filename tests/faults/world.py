@@ -16,13 +16,13 @@ from typing import Final
 import httpx
 from sqlalchemy.exc import DBAPIError
 
+from cli.localstack.ports import RANGE, is_free
+from cli.localstack.programs import LEDGER
+from cli.localstack.servers import Servers, start_servers
+from cli.localstack.watchdog import Watchdog
 from cli.settings import Settings
-from cli.stack.ports import RANGE, is_free
-from cli.stack.programs import LEDGER
-from cli.stack.servers import Servers, start_servers
-from cli.stack.watchdog import Watchdog
-from ledger.broker import BROKER_ERRORS, open_channel
-from ledger.topology import INBOX, PARKING
+from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
+from ledger.messaging.topology import INBOX, PARKING
 from tests.faults.history import History
 from tests.faults.workload import Clients
 from tests.harness import Stack, broker_admin, environment, eventually, make_ledger, rabbitmqctl

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from uuid import UUID
 
-from ledger.chain import GENESIS_HASH, Record, decided_id, next_hash
-from ledger.codec import origin_of, recorded
-from ledger.core.events import DecidedPayload, Recorded, Submitted
+from ledger.core.events import DecidedPayload, Recorded
 from ledger.core.fold import Fold
+from ledger.eventlog.codec import origin_of, recorded
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
 
 
 def audit(records: Sequence[Record]) -> Fold:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
-from ledger.core.events import Submitted
+from ledger.eventlog.records import Submitted
 from tests.core.story import (
     Submission,
     cancel,

@@ -6,16 +6,15 @@ from typing import Any
 
 from msgspec import structs
 
-from ledger.audit import ChainAudit
-from ledger.audit_decisions import DecisionAudit, Earlier, take
-from ledger.batch import Composer
-from ledger.chain import GENESIS_HASH, Record, next_hash
-from ledger.codec import decode_group, encode_submitted, join
-from ledger.core.events import Submitted
+from ledger.audit.decisions import DecisionAudit, Earlier, take
 from ledger.core.fold import Fold
 from ledger.core.rules import IN_FORCE, Rules
-from ledger.sealing import CustomerKeys
-from ledger.submissions import whole
+from ledger.eventlog.chain import ChainAudit
+from ledger.eventlog.codec import decode_group, encode_submitted, join
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import whole
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
 
 
 class Scribe:

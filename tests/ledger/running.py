@@ -11,26 +11,25 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
-from ledger.broker import open_channel
-from ledger.chain import Record
-from ledger.codec import encode_submitted, join
-from ledger.core.events import Submitted
-from ledger.database import make_engine
-from ledger.hints import Hints
-from ledger.inbox import PREFETCH, open_inbox
-from ledger.publisher import Publisher
-from ledger.sessions import end
-from ledger.store import Head, Store
-from ledger.topology import (
+from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.store import Head, Store
+from ledger.messaging.consumer import PREFETCH, open_inbox
+from ledger.messaging.notifications import Hints
+from ledger.messaging.publisher import Publisher
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import (
     ANNOUNCED_EXCHANGE,
     INBOX,
     PARKING,
     RECORDED_EXCHANGE,
     SUBMITTED_EXCHANGE,
 )
+from ledger.runtime.database import make_engine
+from ledger.runtime.reconnect import end
 from ledger.writer import Writer
 from projections.projector import Projector, listen
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
 
 _numbers = itertools.count(1)

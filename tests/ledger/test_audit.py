@@ -8,20 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ledger.audit import Wrong
-from ledger.chain import Record, decided_id
-from ledger.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
-from ledger.core.events import (
-    OrderCancelled,
-    OrderCompleted,
-    OrderFailed,
-    Reason,
-    Submitted,
-    WalletCredited,
-)
-from ledger.core.laws import Books, LawBroken
+from ledger.core.events import OrderCancelled, OrderCompleted, OrderFailed, Reason, WalletCredited
+from ledger.core.invariants import Books, LawBroken
 from ledger.core.rules import RULES
 from ledger.core.state import Customer
+from ledger.eventlog.chain import Wrong
+from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
+from ledger.eventlog.records import Record, Submitted, decided_id
 from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, product
 from tests.core.test_rules import DEARER
 

@@ -4,12 +4,12 @@ from uuid import UUID, uuid4
 
 from msgspec import structs
 
-from ledger.batch import Composer, without_repeats
-from ledger.chain import GENESIS_HASH
-from ledger.core.events import OrderPlaced, Submitted
+from ledger.core.events import OrderPlaced
 from ledger.core.fold import Fold
 from ledger.core.rules import IN_FORCE
-from ledger.sealing import CustomerKeys
+from ledger.eventlog.composer import Composer, without_repeats
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import GENESIS_HASH, Submitted
 
 
 def placed(event_id: UUID | None = None, atomic_id: UUID | None = None) -> Submitted:

@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from ledger.chain import Record
-from ledger.codec import recorded
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
+from ledger.eventlog.codec import recorded
+from ledger.eventlog.records import Record
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually
 from tests.projections.views import all_live, all_replayed, until_projected

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from sqlalchemy import URL
 
-from ledger.database import DATABASE_ERRORS, make_engine
+from ledger.runtime.database import DATABASE_ERRORS, make_engine
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 

@@ -6,20 +6,20 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ledger import failpoints
-from ledger.batch import Composer
-from ledger.codec import recorded
 from ledger.core.events import (
     NO_NAME,
     CustomerErased,
     CustomerRegistered,
     Reason,
     SubmissionRefused,
-    Submitted,
 )
 from ledger.core.fold import Fold
-from ledger.sealing import SEALED_VERSION, CustomerKeys, WrongKey
-from ledger.store import Fenced, Store
+from ledger.eventlog.codec import recorded
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import SEALED_VERSION, CustomerKeys, WrongKey
+from ledger.eventlog.records import Submitted
+from ledger.eventlog.store import Fenced, Store
+from ledger.runtime import failpoints
 from tests.core.story import ANN, BOB, PEN, cancel, credit, erasure, order, product
 from tests.harness import eventually
 from tests.projections.views import (

@@ -14,10 +14,16 @@ import psutil
 import pytest
 
 from cli.settings import Settings
-from ledger import failpoints
-from ledger.core.events import Submitted
-from ledger.failpoints import BadFailpoint, Failpoint, FailpointReached, failpoint, meanwhile
-from ledger.publisher import InboxUnavailable, Publisher
+from ledger.eventlog.records import Submitted
+from ledger.messaging.publisher import InboxUnavailable, Publisher
+from ledger.runtime import failpoints
+from ledger.runtime.failpoints import (
+    BadFailpoint,
+    Failpoint,
+    FailpointReached,
+    failpoint,
+    meanwhile,
+)
 from tests.harness import environment, eventually
 from tests.projections.views import all_live, all_replayed, until_projected
 
@@ -106,7 +112,7 @@ async def test_a_failpoint_meanwhile_ends_the_work_that_is_under_way() -> None:
 
 def process_that_fails(action: str) -> subprocess.Popen[bytes]:
     code = (
-        "import asyncio; from ledger.failpoints import arm, failpoint;"
+        "import asyncio; from ledger.runtime.failpoints import arm, failpoint;"
         f"arm('{NAME}={action}'); asyncio.run(failpoint('{NAME}')); print('went on')"
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from aio_pika import Message
 
-from cli.migrate import migrate
-from ledger import parking, topology
-from ledger.broker import open_channel
-from ledger.codec import MAX_REJECTED, Rejected, encode_submitted, join
-from ledger.parking import Parked, ParkingBusy, id_of, open_parking, park, parked
-from ledger.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
+from cli.commands.migrate import migrate
+from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_submitted, join
+from ledger.messaging import parking, topology
+from ledger.messaging.parking import Parked, ParkingBusy, id_of, open_parking, park, parked
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
 from tests.harness import eventually
 
 from .audit import audit, causes, ids

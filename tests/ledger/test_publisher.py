@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cli.stack.servers import Servers
-from ledger.broker import open_channel
-from ledger.core.events import Submitted
-from ledger.publisher import (
+from cli.localstack.servers import Servers
+from ledger.eventlog.records import Submitted
+from ledger.messaging.publisher import (
     GROUP_MAX_EVENTS,
     IN_FLIGHT,
     MAX_WAITING,
@@ -19,7 +18,8 @@ from ledger.publisher import (
     InboxUnavailable,
     Publisher,
 )
-from ledger.topology import INBOX, SUBMITTED_EXCHANGE
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, make_ledger
 from tests.proxy import Proxy, open_proxy
 

@@ -5,8 +5,8 @@ from contextlib import suppress
 
 import pytest
 
-from ledger import sessions
-from ledger.sessions import first_to_end, keep_alive
+from ledger.runtime import reconnect
+from ledger.runtime.reconnect import first_to_end, keep_alive
 
 
 class Works:
@@ -48,7 +48,7 @@ async def test_a_cancel_that_gets_lost_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else a process whose work failed while it connected would hang, and never be restarted."""
-    monkeypatch.setattr(sessions, "CANCEL_AGAIN_S", 0.05)
+    monkeypatch.setattr(reconnect, "CANCEL_AGAIN_S", 0.05)
     works = Works()
     async with asyncio.timeout(5):
         with pytest.raises(ConnectionError, match="gone"):

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger import snapshots
 from ledger.core.fold import Fold
-from ledger.snapshots import KEPT, NEWEST, spread
-from ledger.store import Store
+from ledger.eventlog import snapshots
+from ledger.eventlog.snapshots import KEPT, NEWEST, spread
+from ledger.eventlog.store import Store
 from ledger.writer import Known, load
 from tests.harness import eventually
 

@@ -8,15 +8,15 @@ from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from ledger import writer
-from ledger.batch import Composer
-from ledger.broker import open_channel
-from ledger.core.events import Submitted
-from ledger.publisher import Publisher
-from ledger.sealing import CustomerKeys
-from ledger.store import Fenced, Store
-from ledger.topology import INBOX, SUBMITTED_EXCHANGE
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import Submitted
+from ledger.eventlog.store import Fenced, Store
+from ledger.messaging.publisher import Publisher
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from ledger.writer import Known
 from tests.harness import broker_admin, eventually
 

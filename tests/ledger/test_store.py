@@ -9,16 +9,15 @@ from msgspec import structs
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.migrate import grants
-from ledger import store as stores
-from ledger.batch import Composer
-from ledger.chain import Record
-from ledger.core.events import Submitted
+from cli.commands.migrate import grants
 from ledger.core.fold import Fold
-from ledger.sealing import CustomerKeys
-from ledger.store import Fenced, Head, LedgerDamaged, Store
+from ledger.eventlog import store as stores
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.store import Fenced, Head, LedgerDamaged, Store
 from ledger.writer import load, take_over
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
 
 from .audit import audit

@@ -8,9 +8,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from aio_pika.exceptions import ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
-from ledger import topology
-from ledger.broker import open_channel
-from ledger.topology import (
+from ledger.messaging import topology
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import (
     ACCEPTED_EXCHANGE,
     ANNOUNCED_EXCHANGE,
     INBOX,

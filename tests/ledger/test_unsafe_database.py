@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from cli.localstack import probes
+from cli.localstack.database import START_TIMEOUT_S, prepare_database
+from cli.localstack.install import ensure_binaries
+from cli.localstack.programs import LEDGER
+from cli.localstack.servers import Servers
 from cli.settings import Settings
-from cli.stack import probes
-from cli.stack.database import START_TIMEOUT_S, prepare_database
-from cli.stack.install import ensure_binaries
-from cli.stack.programs import LEDGER
-from cli.stack.servers import Servers
-from ledger.database import UnsafeDatabase, make_engine, refuse_unsafe
+from ledger.runtime.database import UnsafeDatabase, make_engine, refuse_unsafe
 from tests.harness import environment, free_port
 
 PASSWORD = "for-this-test"

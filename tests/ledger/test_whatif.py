@@ -7,10 +7,10 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
-from ledger.chain import Record
+from ledger.audit.whatif import Product, Tally, WhatIf, total
 from ledger.core.rules import IN_FORCE, Rules
-from ledger.submissions import whole
-from ledger.whatif import Product, Tally, WhatIf, total
+from ledger.eventlog.decisions import whole
+from ledger.eventlog.records import Record
 from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
 from tests.core.test_rules import DEARER
 

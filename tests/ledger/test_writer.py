@@ -6,19 +6,18 @@ from uuid import uuid4
 
 import pytest
 
-from ledger.chain import Record
-from ledger.codec import encode_submitted, join, recorded
 from ledger.core.events import (
     OrderCancelled,
     OrderCancelRefused,
     OrderCompleted,
     Reason,
     SubmissionRefused,
-    Submitted,
     WalletCredited,
 )
-from ledger.sealing import is_sealed
-from ledger.topology import INBOX
+from ledger.eventlog.codec import encode_submitted, join, recorded
+from ledger.eventlog.encryption import is_sealed
+from ledger.eventlog.records import Record, Submitted
+from ledger.messaging.topology import INBOX
 from ledger.writer import load, take_over
 from tests.core.story import ANN, PEN, cancel, credit, customer, order, product
 from tests.harness import eventually

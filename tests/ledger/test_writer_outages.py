@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from cli.stack.servers import Servers
-from ledger.publisher import InboxUnavailable, Publisher
+from cli.localstack.servers import Servers
+from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.writer import Writer
 from tests.core.story import ANN, PEN
 from tests.harness import broker_admin, eventually

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, engine_of, environment
 
 BIN = Path(sys.executable).parent

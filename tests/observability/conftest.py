@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cli.stack.servers import Servers
+from cli.localstack.servers import Servers
 from tests.harness import Stack, free_port, start_stack
 
 

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from ledger import logs
+from ledger.runtime import logs
 from tests.harness import Stack, eventually
 
 PROCESSES = ("api", "writer", "projector")

@@ -10,15 +10,16 @@ import httpx
 import pytest
 from aio_pika import Message
 
+from cli.localstack.servers import Servers
 from cli.observing import serve_metrics
 from cli.settings import BadSettings
-from cli.stack.servers import Servers
-from ledger.broker import open_channel
-from ledger.codec import encode_submitted, join
-from ledger.core.events import CustomerRegistered, Submitted
-from ledger.metrics import registry_of
-from ledger.topology import SUBMITTED_EXCHANGE
-from projections.registry import PROJECTIONS
+from ledger.core.events import CustomerRegistered
+from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.records import Submitted
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import SUBMITTED_EXCHANGE
+from ledger.runtime.metrics import registry_of
+from projections.views.registry import PROJECTIONS
 from tests.api.client import cancel, list_product, order, problem, register
 from tests.harness import Stack, engine_of, eventually, rabbitmqctl
 from tests.observability.scraping import PROCESSES, Samples, scrape

@@ -5,8 +5,8 @@ import re
 import pytest
 from prometheus_client.registry import Collector
 
-from api.scrape import BESIDES
-from ledger.metrics import WRITER, Publishing
+from api.resources.scrape import BESIDES
+from ledger.runtime.metrics import WRITER, Publishing
 from projections.metrics import PROJECTOR
 from tests.docs.test_reference import rows
 from tests.harness import Stack

@@ -5,9 +5,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ledger import tracing
-from ledger.database import make_engine
-from ledger.store import Store
+from ledger.eventlog.store import Store
+from ledger.runtime import tracing
+from ledger.runtime.database import make_engine
 from tests.api.client import WAIT
 from tests.harness import Stack
 

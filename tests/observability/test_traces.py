@@ -7,8 +7,8 @@ from uuid import uuid4
 
 import pytest
 
-from cli.stack.servers import Servers
-from ledger import tracing
+from cli.localstack.servers import Servers
+from ledger.runtime import tracing
 from tests.harness import Stack, eventually, start_stack
 from tests.observability.collector import Collector, Received, run_collector
 from tests.observability.test_traceparent import place, recorded_trace
@@ -94,7 +94,7 @@ def test_opentelemetry_is_not_loaded_unless_traces_are_wanted() -> None:
 def test_traces_without_opentelemetry_are_refused_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "ledger.otel", raising=False)
+    monkeypatch.delitem(sys.modules, "ledger.runtime.otel", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(tracing.NoOpenTelemetry, match=r"pip install 'order-ledger\[otel\]'"):
         tracing.start("api", "http://127.0.0.1:9")

@@ -7,16 +7,16 @@ from uuid import UUID
 
 from msgspec import structs
 
-from ledger.chain import Record
-from ledger.codec import NO_KEYS, recorded
 from ledger.core.events import TYPE_OF, Recorded, SubmissionRefused
 from ledger.core.fold import Fold, effective
 from ledger.core.pricing import unit_price_minor
-from projections.history import ProductThen, WalletThen
-from projections.orders import ORDERS, OrderRow
-from projections.projection import KeyedProjection
-from projections.stock import STOCK, StockRow
-from projections.wallets import WALLETS, WalletRow
+from ledger.eventlog.codec import NO_KEYS, recorded
+from ledger.eventlog.records import Record
+from projections.as_of import ProductThen, WalletThen
+from projections.views.orders import ORDERS, OrderRow
+from projections.views.projection import KeyedProjection
+from projections.views.stock import STOCK, StockRow
+from projections.views.wallets import WALLETS, WalletRow
 from tests.ledger.events import history, opening
 from tests.ledger.running import Ledger
 

@@ -9,11 +9,11 @@ from msgspec.structs import astuple
 from sqlalchemy import Column, Integer, MetaData
 
 from ledger.core.events import Recorded
-from ledger.database import make_engine
-from projections.orders import ORDERS, OrderRow
-from projections.projection import Projection
+from ledger.runtime.database import make_engine
 from projections.rebuild import Rebuild, Rebuilt, rebuilding
-from projections.registry import PROJECTIONS
+from projections.views.orders import ORDERS, OrderRow
+from projections.views.projection import Projection
+from projections.views.registry import PROJECTIONS
 from tests.ledger.running import Ledger
 
 

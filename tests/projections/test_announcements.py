@@ -8,12 +8,12 @@ import pytest
 from aio_pika import Message
 
 from cli.settings import Settings
-from ledger.broker import open_channel
-from ledger.core.events import Submitted
-from ledger.topology import ANNOUNCED_EXCHANGE
+from ledger.eventlog.records import Submitted
+from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.topology import ANNOUNCED_EXCHANGE
 from projections.announcements import Announcement, Announcements, Outcome, encode
 from projections.projector import POLL_S, advance
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 from tests.core.story import PEN, cancel, customer, order, price
 from tests.harness import eventually
 from tests.ledger.events import asked, opening, orders

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ledger.store import LedgerDamaged
-from projections.projection import ViewDamaged
+from ledger.eventlog.store import LedgerDamaged
 from projections.projector import advance
-from projections.registry import PROJECTIONS
-from projections.views import CheckpointLost
+from projections.tables import CheckpointLost
+from projections.views.projection import ViewDamaged
+from projections.views.registry import PROJECTIONS
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger
 

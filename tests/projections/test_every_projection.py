@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from ledger.codec import recorded
 from ledger.core.fold import effective
+from ledger.eventlog.codec import recorded
 from projections import projector
-from projections.projection import Key, Projection
 from projections.projector import advance
-from projections.registry import PROJECTIONS
-from projections.views import lock_checkpoints
+from projections.tables import lock_checkpoints
+from projections.views.projection import Key, Projection
+from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger

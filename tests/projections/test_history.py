@@ -9,17 +9,17 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cli.stack.servers import Servers
-from ledger.batch import Composer
-from ledger.chain import Record
+from cli.localstack.servers import Servers
 from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.rules import RULES, Rules, Tier
-from ledger.database import make_engine
-from ledger.sealing import CustomerKeys
-from ledger.store import Store
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import Record
+from ledger.eventlog.store import Store
+from ledger.runtime.database import make_engine
 from ledger.writer import load, take_over
-from projections import history as module
-from projections.history import Beyond, History, Moment, open_history
+from projections import as_of as module
+from projections.as_of import Beyond, History, Moment, open_history
 from projections.queries import ViewsUnavailable
 from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, erasure, order
 from tests.harness import free_port, make_ledger

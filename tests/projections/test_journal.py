@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.batch import Composer
-from ledger.chain import GENESIS_HASH
-from ledger.codec import recorded
 from ledger.core.events import Recorded
 from ledger.core.fold import Fold, effective
-from ledger.sealing import CustomerKeys
-from projections.journal import JOURNAL, JournalLine, lines
-from projections.projection import ViewDamaged
+from ledger.eventlog.codec import recorded
+from ledger.eventlog.composer import Composer
+from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import GENESIS_HASH
+from projections.views.journal import JOURNAL, JournalLine, lines
+from projections.views.projection import ViewDamaged
 from tests.core.story import (
     ANN,
     ORDER,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from ledger.store import LedgerDamaged
+from ledger.eventlog.store import LedgerDamaged
 from projections import projector
 from projections.pages import ReadAhead
 from projections.projector import advance
-from projections.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS
 from tests.ledger.events import history, opening
 from tests.ledger.running import Ledger
 

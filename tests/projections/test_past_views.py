@@ -7,10 +7,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.stack.servers import Servers
-from ledger import store
-from ledger.chain import Record
-from projections import past_views
+from cli.localstack.servers import Servers
+from ledger.eventlog import store
+from ledger.eventlog.records import Record
+from projections import as_of_views
 from tests.core.story import cancel, order
 from tests.harness import make_ledger
 from tests.ledger.events import asked, opening
@@ -18,11 +18,11 @@ from tests.ledger.running import Ledger, running_ledger
 
 from .past import Then, moments, write_history
 
-View = Callable[[AsyncConnection, int, past_views.Moved], AsyncIterator[Any]]
+View = Callable[[AsyncConnection, int, as_of_views.Moved], AsyncIterator[Any]]
 VIEWS: dict[str, View] = {
-    "orders": past_views.orders,
-    "wallets": past_views.wallets,
-    "stock": past_views.stock,
+    "orders": as_of_views.orders,
+    "wallets": as_of_views.wallets,
+    "stock": as_of_views.stock,
 }
 
 
@@ -44,7 +44,7 @@ async def test_a_whole_view_is_what_a_fold_cut_there_says(
     told: tuple[Ledger, list[Record]], name: str, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "PAGE", page)
-    monkeypatch.setattr(past_views, "AT_ONCE", 4)
+    monkeypatch.setattr(as_of_views, "AT_ONCE", 4)
     ledger, records = told
     keys = await ledger.keys()
     for position in moments(records, 12):

@@ -5,12 +5,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cli.stack.servers import Servers
-from ledger.database import make_engine
-from projections.orders import ORDERS, OrderRow
+from cli.localstack.servers import Servers
+from ledger.runtime.database import make_engine
 from projections.queries import Views, ViewsUnavailable
-from projections.stock import STOCK
-from projections.wallets import WALLETS
+from projections.views.orders import ORDERS, OrderRow
+from projections.views.stock import STOCK
+from projections.views.wallets import WALLETS
 from tests.core.story import ANN, PEN, cancel, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.events import asked, history, opening

@@ -8,15 +8,15 @@ from uuid import UUID
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from projections import differences, loading, projector, rebuild, swapping
-from projections.loading import Loader
-from projections.orders import ORDERS
-from projections.projection import Projection
+from projections import bulk_load, projector, rebuild, table_diff, table_swap
+from projections.bulk_load import Loader
 from projections.projector import advance
 from projections.queries import Views
-from projections.registry import PROJECTIONS
-from projections.swapping import RebuildRefused, held_still
-from projections.views import ViewOutdated, pin
+from projections.table_swap import RebuildRefused, held_still
+from projections.tables import ViewOutdated, pin
+from projections.views.orders import ORDERS
+from projections.views.projection import Projection
+from projections.views.registry import PROJECTIONS
 from tests.harness import engine_of, eventually
 from tests.ledger.events import PRODUCTS, history, opening, orders
 from tests.ledger.running import Ledger
@@ -100,10 +100,10 @@ async def test_small_steps_and_little_memory_make_the_same_views(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await all_live(projected)
-    monkeypatch.setattr(loading, "STEP_EVENTS", 40)
-    monkeypatch.setattr(loading, "FULL_ROWS", 5)
-    monkeypatch.setattr(loading, "HELD_ROWS", 2)
-    monkeypatch.setattr("ledger.store.PAGE", 20)
+    monkeypatch.setattr(bulk_load, "STEP_EVENTS", 40)
+    monkeypatch.setattr(bulk_load, "FULL_ROWS", 5)
+    monkeypatch.setattr(bulk_load, "HELD_ROWS", 2)
+    monkeypatch.setattr("ledger.eventlog.store.PAGE", 20)
     assert all(outcome.swapped for outcome in await rebuilt(projected))
     assert await all_live(projected) == before
 
@@ -111,8 +111,8 @@ async def test_small_steps_and_little_memory_make_the_same_views(
 async def test_a_loader_holds_no_more_rows_than_it_may(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "FULL_ROWS", 5)
-    monkeypatch.setattr(loading, "HELD_ROWS", 7)
+    monkeypatch.setattr(bulk_load, "FULL_ROWS", 5)
+    monkeypatch.setattr(bulk_load, "HELD_ROWS", 7)
     held: list[int] = []
     write = Loader.write
 
@@ -160,7 +160,7 @@ async def test_a_difference_is_named_and_nothing_is_swapped_but_by_a_repair(
 async def test_a_difference_is_found_in_whatever_range_it_is(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(differences, "RANGE_ROWS", 10)
+    monkeypatch.setattr(table_diff, "RANGE_ROWS", 10)
     assert len(await live(projected, ORDERS)) > 30
     for what in ("changed", "missing", "added"):
         key = await damage(projected, ORDERS, what)
@@ -341,7 +341,7 @@ async def test_a_swap_gives_way_to_a_long_transaction_and_so_do_no_readers(
 ) -> None:
     monkeypatch.setattr(rebuild, "SWAP_ATTEMPTS", 2)
     monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0)
-    monkeypatch.setattr(swapping, "RENAME_S", 0.1)
+    monkeypatch.setattr(table_swap, "RENAME_S", 0.1)
     before = await all_live(projected)
     async with projected.connection("analyst") as reader:
         await pin(reader, PROJECTIONS)
@@ -360,7 +360,7 @@ async def test_projectors_go_on_when_a_rebuild_falls_silent_in_the_middle(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when its process is stopped, or the network to it is gone: the server ends the session."""
-    monkeypatch.setattr(swapping, "SILENT_S", 1)
+    monkeypatch.setattr(table_swap, "SILENT_S", 1)
     await projected.write(orders(2))
     engine = engine_of(projected.settings, "migrate")
     async with projected.connection("projector") as connection, engine.connect() as silent:
@@ -375,7 +375,7 @@ async def test_a_swap_that_waited_goes_on_when_the_transaction_ends(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0.05)
-    monkeypatch.setattr(swapping, "RENAME_S", 0.05)
+    monkeypatch.setattr(table_swap, "RENAME_S", 0.05)
     async with projected.connection("analyst") as reader:
         await pin(reader, PROJECTIONS)
         swapping_on = asyncio.create_task(rebuilt(projected))

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from cli.migrate import migrate
-from projections.orders import ORDERS
+from cli.commands.migrate import migrate
 from projections.projector import advance
-from projections.registry import PROJECTIONS
-from projections.views import ViewOutdated, lock_swap, pin, release_swap
+from projections.tables import ViewOutdated, lock_swap, pin, release_swap
+from projections.views.orders import ORDERS
+from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, engine_of, eventually
 from tests.ledger.events import orders
 from tests.ledger.running import Ledger

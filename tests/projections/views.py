@@ -6,12 +6,12 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.chain import Record
-from ledger.codec import NO_KEYS, recorded
 from ledger.core.fold import effective
-from projections.projection import Key, Projection, from_columns
+from ledger.eventlog.codec import NO_KEYS, recorded
+from ledger.eventlog.records import Record
 from projections.projector import advance
-from projections.registry import PROJECTIONS
+from projections.views.projection import Key, Projection, from_columns
+from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
 from tests.ledger.running import Ledger
 

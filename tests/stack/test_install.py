@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import DEPLOY, StackRefused, install
+from cli.localstack import DEPLOY, StackRefused, install
 
 NAMES = ("rabbitmq-server", "erl", "epmd", "mariadbd", "mariadb-install-db", "mysqld")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.stack import StackRefused
-from cli.stack.ports import choose_ports, require_free
+from cli.localstack import StackRefused
+from cli.localstack.ports import choose_ports, require_free
 
 NAMES = ("LEDGER_ONE_PORT", "LEDGER_OTHER_PORT")
 

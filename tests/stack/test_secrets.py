@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.localstack import hand_out, secrets
 from cli.settings import AMQP_ROLES, DB_ROLES
-from cli.stack import hand_out, secrets
 
 
 def modes(directory: Path) -> set[int]:

@@ -12,11 +12,11 @@ import asyncmy
 import psutil
 import pytest
 
+from cli.localstack import StackRefused
+from cli.localstack.install import ensure_binaries
+from cli.localstack.programs import find_processes
+from cli.localstack.servers import Plan, Servers, prepare_servers, start_servers
 from cli.settings import Settings
-from cli.stack import StackRefused
-from cli.stack.install import ensure_binaries
-from cli.stack.programs import find_processes
-from cli.stack.servers import Plan, Servers, prepare_servers, start_servers
 from tests.harness import engine_of, eventually
 
 LONG = "a directory with spaces, ümlauts and % in a path longer than any socket's may be " * 2
@@ -91,7 +91,7 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line_and_the_other_
 async def test_what_a_process_started_does_not_outlive_it_even_if_it_is_killed() -> None:
     code = (
         "import subprocess, sys\n"
-        "from cli.stack.watchdog import Watchdog\n"
+        "from cli.localstack.watchdog import Watchdog\n"
         "server = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
         "watchdog = Watchdog([server.pid])\n"
         "print(server.pid, flush=True)\n"

@@ -7,9 +7,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.stack import StackRefused
-from cli.stack.programs import Program, find_processes, stop_processes
-from cli.stack.supervision import Supervision
+from cli.localstack import StackRefused
+from cli.localstack.programs import Program, find_processes, stop_processes
+from cli.localstack.supervisor import Supervision
 from tests.harness import eventually
 
 TIMEOUT_S = 20.0
@@ -71,7 +71,7 @@ async def test_a_killed_program_is_started_again_with_a_line_that_says_which_and
 async def test_a_program_that_keeps_failing_is_tried_until_it_works_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.stack.supervision.RETRIES", 0)
+    monkeypatch.setattr("cli.localstack.supervisor.RETRIES", 0)
     fault = tmp_path / "fault"
     code = "test -e fault && exit 1; exec sleep 60"
     async with Watched(tmp_path, {"ledger": (program("worker", code),)}) as supervision:

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from dotenv import dotenv_values
 
+from cli.localstack.probes import wait_until
+from cli.localstack.programs import LEDGER, find_processes
+from cli.localstack.servers import METRICS_PORTS
+from cli.localstack.up import up
 from cli.settings import Settings
-from cli.stack.probes import wait_until
-from cli.stack.programs import LEDGER, find_processes
-from cli.stack.servers import METRICS_PORTS
-from cli.stack.up import up
 from tests.harness import free_port
 
 READY_TIMEOUT_S = 60.0

@@ -27,7 +27,7 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.core.laws import LawBroken, shelf, wallet
+from ledger.core.invariants import LawBroken, shelf, wallet
 from ledger.core.pricing import unit_price_minor
 from ledger.core.rules import IN_FORCE, Rules
 from ledger.core.state import Customer, Order, Product, State, Status, Subject

@@ -170,23 +170,6 @@ TYPE_OF: Final[dict[type[AnyPayload], str]] = {
 }
 
 
-class Submitted(Struct, frozen=True, gc=False):
-    """An event as it came through the inbox. `occurred_at_us` is µs since the Unix epoch, UTC.
-
-    Orders with the same `atomic_id`, next to each other in one group, are decided all or none.
-    `submitter` names who asked for it and `traceparent` the W3C trace that it belongs to.
-    """
-
-    event_id: UUID
-    stream_id: UUID
-    occurred_at_us: int
-    payload: SubmittedPayload
-    meta: bytes = b"{}"
-    submitter: str | None = None
-    traceparent: str | None = None
-    atomic_id: UUID | None = None
-
-
 class Recorded(Struct, frozen=True, gc=False):
     """An event as it stands in the ledger; `cause_position` is 0 for submitted events."""
 

@@ -1,0 +1,1 @@
+"""Who may call the API: keys, tokens, scopes, rate limits."""

@@ -1,0 +1,150 @@
+"""JSON Web Tokens (RFC 7519) of one issuer, checked as RFC 8725 advises.
+
+A key has one algorithm, by its kind, and a token is only ever checked with that one: neither `none`
+nor an HMAC over a public key can pass.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from api.auth.principal import Principal
+from api.auth.scopes import known_scopes
+from ledger.eventlog.codec import MAX_SUBMITTER
+
+LEEWAY_S: Final = 30
+"""How far the issuer's clock may be off."""
+MIN_RSA_BITS: Final = 2048
+MAX_TOKEN: Final = 8 * 1024
+REQUIRED: Final = ["iss", "aud", "exp", "sub"]
+
+PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
+
+
+class BadKeyFile(Exception):
+    """The file of the issuer's keys can't be used."""
+
+
+class BadToken(Exception):
+    """The token proves nothing; the message says why and repeats nothing of it."""
+
+
+class Tokens:
+    """The tokens of one issuer for one audience; `keys` are by key id, "" where there is only one.
+
+    Of a token the claims `scope` (separated by spaces, RFC 8693) and `customer_id` are read.
+    """
+
+    def __init__(self, issuer: str, audience: str, keys: dict[str, PublicKey]) -> None:
+        self._issuer = issuer
+        self._audience = audience
+        self._keys = keys
+
+    def principal(self, token: str) -> Principal:
+        """Who the issuer says has sent it; raises BadToken."""
+        if len(token) > MAX_TOKEN:
+            raise BadToken("the token is too long")
+        claims = self._claims(token)
+        scope = claims.get("scope", "")
+        if not isinstance(scope, str):
+            raise BadToken("its scope must be one string")
+        scopes = known_scopes(scope.split())
+        return Principal(_submitter(claims["sub"]), scopes, _customer_id(claims))
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        try:
+            key = self._key(jwt.get_unverified_header(token).get("kid", ""))
+            return jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm_of(key)],
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=LEEWAY_S,
+                options={"require": REQUIRED},
+            )
+        except jwt.PyJWTError as error:
+            raise BadToken(_WORDS.get(type(error), "it is no token of the issuer")) from None
+
+    def _key(self, key_id: object) -> PublicKey:
+        key = self._keys.get("") or self._keys.get(str(key_id))
+        if key is None:
+            raise BadToken("it is signed with a key that is not the issuer's")
+        return key
+
+
+_WORDS: Final[dict[type[jwt.PyJWTError], str]] = {
+    jwt.ExpiredSignatureError: "it has expired",
+    jwt.ImmatureSignatureError: "it is not valid yet",
+    jwt.InvalidAudienceError: "it is for another audience",
+    jwt.InvalidIssuerError: "it is of another issuer",
+    jwt.InvalidAlgorithmError: "it is signed with another algorithm",
+    jwt.InvalidSignatureError: "its signature is wrong",
+    jwt.MissingRequiredClaimError: f"it must have the claims {', '.join(REQUIRED)}",
+}
+
+
+def _submitter(subject: str) -> str:
+    submitter = f"jwt:{subject}"
+    if not subject or len(submitter) > MAX_SUBMITTER or not subject.isprintable():
+        raise BadToken("its subject can't be recorded")
+    return submitter
+
+
+def _customer_id(claims: dict[str, Any]) -> UUID | None:
+    """The customer it is bound to; a claim that can't be read must not mean all of them."""
+    if "customer_id" not in claims:
+        return None
+    try:
+        return UUID(claims["customer_id"])
+    except (ValueError, TypeError, AttributeError):
+        raise BadToken("its customer_id is not a UUID") from None
+
+
+def algorithm_of(key: PublicKey) -> str:
+    """The only algorithm that a key is used with."""
+    match key:
+        case RSAPublicKey():
+            return "RS256"
+        case EllipticCurvePublicKey():
+            return "ES256"
+        case Ed25519PublicKey():
+            return "EdDSA"
+
+
+def load_keys(path: Path) -> dict[str, PublicKey]:
+    """The public keys of a PEM file or of a JWKS file (RFC 7517); raises BadKeyFile."""
+    try:
+        text = path.read_text()
+        if text.lstrip().startswith("{"):
+            return _of_jwks(json.loads(text))
+        return {"": _public(load_pem_public_key(text.encode()))}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError) as error:
+        raise BadKeyFile(f"LEDGER_JWT_KEY_FILE, {path}, can't be used: {error}") from error
+
+
+def _of_jwks(jwks: dict[str, Any]) -> dict[str, PublicKey]:
+    jwks_keys = [key for key in jwks["keys"] if key.get("use", "sig") == "sig"]
+    keys = {str(key.get("kid", "")): _public(jwt.PyJWK.from_dict(key).key) for key in jwks_keys}
+    if not keys or len(keys) != len(jwks_keys) or ("" in keys and len(keys) > 1):
+        raise ValueError("it must have at least one key, and each of several a `kid` of its own")
+    return keys
+
+
+def _public(key: object) -> PublicKey:
+    if isinstance(key, RSAPublicKey) and key.key_size >= MIN_RSA_BITS:
+        return key
+    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return key
+    if isinstance(key, Ed25519PublicKey):
+        return key
+    raise ValueError(
+        f"only public keys are taken: RSA of {MIN_RSA_BITS} bits or more, P-256, Ed25519"
+    )

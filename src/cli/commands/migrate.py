@@ -1,0 +1,135 @@
+"""`ledger migrate`: tables, accounts and topology, each made where it is missing."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from aio_pika.exceptions import ChannelPreconditionFailed
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from cli.settings import Settings
+from ledger.eventlog.migrations import upgrade
+from ledger.messaging import topology
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.runtime.database import make_engine, refuse_unsafe
+from projections.tables import read_checkpoints, register
+from projections.views.projection import METADATA, LineProjection, Projection
+from projections.views.registry import PROJECTIONS
+
+INDEX_TIMEOUT_S: Final = 3600
+"""How long the index of a table with all there is may take."""
+LEDGER_GRANTS: Final = {
+    "writer": {
+        "events": "SELECT, INSERT",
+        "ledger_head": "SELECT, UPDATE",
+        "snapshots": "SELECT, INSERT, DELETE",
+        "customer_keys": "SELECT, INSERT, UPDATE (sealing_key, erased_at_us)",
+    },
+    "projector": {
+        "events": "SELECT",
+        "ledger_head": "SELECT",
+        "snapshots": "SELECT",
+        "customer_keys": "SELECT",
+        "checkpoints": "SELECT, UPDATE",
+    },
+    "api": {
+        "events": "SELECT",
+        "snapshots": "SELECT",
+        "customer_keys": "SELECT",
+        "api_keys": "SELECT",
+        "checkpoints": "SELECT",
+    },
+    "analyst": {"checkpoints": "SELECT"},
+}
+VIEW_GRANTS: Final = {
+    "projector": "SELECT, INSERT, UPDATE, DELETE",
+    "api": "SELECT",
+    "analyst": "SELECT",
+}
+"""What each account may do, table by table; nobody but `migrate` may change `events`."""
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring database and broker to what this version needs; a second time changes nothing.
+
+    Raises UnsafeDatabase where a COMMIT could be lost.
+    """
+    await _migrate_database(settings)
+    await _declare_topology(settings)
+
+
+async def _migrate_database(settings: Settings) -> None:
+    engine = make_engine(
+        settings.db_url("migrate"), settings.db_ca_file, read_timeout_s=INDEX_TIMEOUT_S
+    )
+    try:
+        async with engine.begin() as connection:
+            await refuse_unsafe(connection)
+            await connection.exec_driver_sql(
+                f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+            )
+            await connection.run_sync(upgrade)
+            await connection.run_sync(METADATA.create_all)
+            await register(connection, PROJECTIONS)
+            checkpoints = await read_checkpoints(connection, PROJECTIONS)
+            ours = [view for view in PROJECTIONS if checkpoints[view.name].version == view.version]
+            await connection.run_sync(_create_indexes, ours)
+            await _create_accounts(connection, settings)
+    finally:
+        await engine.dispose()
+
+
+def _create_indexes(connection: Connection, views: Sequence[Projection[Any]]) -> None:
+    """Make the indexes that tables lack which an earlier release made.
+
+    The database adds an index while projectors go on writing. Views of another version are left as
+    they are: `ledger rebuild` makes them anew.
+    """
+    for view in views:
+        for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
+            index.create(connection, checkfirst=True)
+
+
+async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:
+    for role, password in settings.db_passwords().items():
+        if role in LEDGER_GRANTS:
+            account = f"'ledger_{role}'@'%%'"
+            await connection.exec_driver_sql(
+                f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY %s", (password,)
+            )
+            await connection.exec_driver_sql(f"ALTER USER {account} IDENTIFIED BY %s", (password,))
+            for table, rights in grants(role, PROJECTIONS).items():
+                await connection.exec_driver_sql(
+                    f"GRANT {rights} ON `{settings.db_name}`.{table} TO {account}"
+                )
+
+
+def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str]:
+    """The rights of a role by table."""
+    views = {view.name: _view_rights(role, view) for view in projections}
+    return LEDGER_GRANTS[role] | {name: rights for name, rights in views.items() if rights}
+
+
+def _view_rights(role: str, view: Projection[Any]) -> str:
+    if role == "projector" and isinstance(view, LineProjection):
+        return "SELECT, INSERT"
+    return VIEW_GRANTS.get(role, "")
+
+
+async def _declare_topology(settings: Settings) -> None:
+    try:
+        await _on_channel(settings, topology.declare, settings.inbox_max_length)
+    except ChannelPreconditionFailed as error:
+        if f"'{topology.PARKING}'" not in str(error):
+            raise
+        await _on_channel(settings, topology.remove_old_parking)
+        await _on_channel(settings, topology.declare, settings.inbox_max_length)
+
+
+async def _on_channel(
+    settings: Settings, work: Callable[..., Coroutine[Any, Any, None]], *arguments: int
+) -> None:
+    async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await work(channel, *arguments)

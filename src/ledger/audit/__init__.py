@@ -1,0 +1,1 @@
+"""Checks of a ledger that is there: decisions made again, signatures, what-if."""

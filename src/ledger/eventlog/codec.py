@@ -1,0 +1,301 @@
+"""Events to bytes and back: CloudEvents on the wire, canonical JSON at rest, upcasters.
+
+The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JSON batch format.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Annotated, Any, Final, Literal
+from uuid import UUID
+
+from msgspec import DecodeError, Meta, Raw, Struct, convert
+from msgspec.json import Decoder, Encoder
+
+from ledger.core.events import DECIDED, SUBMITTED, TYPE_OF, AnyPayload, Recorded
+from ledger.eventlog.encryption import is_sealed, opened
+from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted
+
+BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
+EVENT_CONTENT_TYPE: Final = "application/cloudevents+json"
+MAX_SOURCE: Final = 200
+MAX_SUBMITTER: Final = 200
+DECIDED_SOURCE: Final = "/writer"
+MAX_TRACEPARENT: Final = 100
+MAX_REJECTED: Final = 1_000
+"""More would hold up the line: each is a message of its own for the parking queue."""
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
+"""(type, schema_version) -> the function that lifts its data to the next schema_version."""
+
+CURRENT: Final[dict[str, int]] = {
+    name: 1 + sum(of == name for of, _ in UPCASTERS) for name in (*SUBMITTED, *DECIDED)
+}
+"""The current schema_version of each event type, as it is submitted or decided: one more than its
+upcasters. A registration is recorded under seal instead, in a version of its own (see sealing)."""
+
+NO_KEYS: Final[Mapping[bytes, bytes | None]] = {}
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_END_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_PAYLOADS: Final[dict[str, type[AnyPayload]]] = {**SUBMITTED, **DECIDED}
+
+
+class Unreadable(Exception):
+    """Bytes that can't become an event: not JSON, an unknown type, a value out of range."""
+
+
+class Envelope(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """A CloudEvent with our extensions. Extensions that we don't know are passed over."""
+
+    specversion: Literal["1.0"]
+    id: UUID
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE)]
+    type: str
+    subject: UUID
+    time: Annotated[datetime, Meta(tz=True)]
+    data: Raw = Raw(b"{}")
+    schemaversion: int = 1
+    submitter: Annotated[str, Meta(min_length=1, max_length=MAX_SUBMITTER)] | None = None
+    traceparent: Annotated[str, Meta(max_length=MAX_TRACEPARENT)] | None = None
+    atomicid: UUID | None = None
+
+
+class RecordedEnvelope(Envelope, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+    """A CloudEvent as the ledger gives it out; `hash` is in hex, `recordedtime` the writer's."""
+
+    datacontenttype: str = ""
+    schemaversion: int = 0
+    position: int = 0
+    version: int = 0
+    recordedtime: datetime | None = None
+    causationid: UUID | None = None
+    rules: int = 1
+    hash: str = ""
+
+
+class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What is known of an event besides its data: the `meta` of its record.
+
+    With a submitted event it came; of a decided one it is the version of the rules alone.
+    """
+
+    source: str = DECIDED_SOURCE
+    submitter: str | None = None
+    traceparent: str | None = None
+    atomicid: UUID | None = None
+    rules: int = 1
+
+
+class Rejected(Struct, frozen=True):
+    """What the writer could not read, and why: a `whole` message, or one element of a group."""
+
+    body: bytes
+    reason: str
+    whole: bool = True
+
+
+_BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
+READ_ERRORS: Final = (*_BAD, Unreadable)
+"""What `recorded`, `decode_payload` and `origin_of` raise for bytes that no event has."""
+_encode = Encoder(order="sorted").encode
+_decode_group = Decoder(list[Envelope]).decode
+_decode_elements = Decoder(list[Raw]).decode
+_decode_envelope = Decoder(Envelope).decode
+_decode_object = Decoder(dict[str, Any]).decode
+_decode_origin = Decoder(Origin).decode
+_decode_payload: Final = {name: Decoder(payload).decode for name, payload in _PAYLOADS.items()}
+
+
+def encode_submitted(event: Submitted, source: str | None) -> bytes:
+    """The event as one CloudEvent, of this source, or of that which it came from before."""
+    name = TYPE_OF[type(event.payload)]
+    return _encode(
+        Envelope(
+            specversion="1.0",
+            id=event.event_id,
+            source=source or _decode_origin(event.meta).source,
+            type=name,
+            subject=event.stream_id,
+            time=moment(event.occurred_at_us),
+            data=Raw(_encode(event.payload)),
+            schemaversion=CURRENT[name],
+            submitter=event.submitter,
+            traceparent=event.traceparent,
+            atomicid=event.atomic_id,
+        )
+    )
+
+
+def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
+    """The record as one CloudEvent; `cause_id` is the id of the event it was decided of."""
+    origin = origin_of(record)
+    return _encode(
+        RecordedEnvelope(
+            specversion="1.0",
+            id=UUID(bytes=record.event_id),
+            source=origin.source,
+            type=record.type,
+            subject=UUID(bytes=record.stream_id),
+            time=moment(record.occurred_at_us),
+            data=Raw(record.data),
+            datacontenttype="application/json",
+            schemaversion=record.schema_version,
+            submitter=origin.submitter,
+            traceparent=origin.traceparent,
+            atomicid=origin.atomicid,
+            position=record.position,
+            version=record.version,
+            recordedtime=moment(record.recorded_at_us),
+            causationid=UUID(bytes=cause_id) if cause_id else None,
+            rules=origin.rules,
+            hash=record.hash.hex(),
+        )
+    )
+
+
+def origin_of(record: Record) -> Origin:
+    """What is known of an event besides its data."""
+    return _decode_origin(record.meta)
+
+
+@lru_cache(maxsize=1024)
+def moment(us: int) -> datetime:
+    """The UTC time of microseconds since the epoch; all events of a batch have the same."""
+    return _EPOCH + us * _MICROSECOND
+
+
+def uuid_of(sixteen: bytes) -> UUID:
+    """The id of its bytes, in half of the time that UUID itself takes."""
+    return convert(sixteen, UUID)
+
+
+def join(events: Iterable[bytes]) -> bytes:
+    """Encoded events as one CloudEvents JSON batch."""
+    return b"[" + b",".join(events) + b"]"
+
+
+def decode_group(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
+    """The events of one message in order, and what of it could not be read.
+
+    A bad element does not spoil its neighbours. A body that is no JSON array is rejected whole; one
+    of more than MAX_REJECTED bad elements is, too, besides the events of it that can be read.
+    """
+    try:
+        return [_submitted(envelope) for envelope in _decode_group(body)], []
+    except READ_ERRORS:
+        return _decode_one_by_one(body)
+
+
+def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
+    try:
+        elements = _decode_elements(body)
+    except _BAD as error:
+        return [], [Rejected(body, _reason(error))]
+    events: list[Submitted] = []
+    rejected: list[Rejected] = []
+    for element in elements:
+        try:
+            events.append(_submitted(_decode_envelope(element)))
+        except READ_ERRORS as error:
+            rejected.append(Rejected(bytes(element), _reason(error), whole=False))
+    if len(rejected) > MAX_REJECTED:
+        why = f"{len(rejected)} of {len(elements)} events, the first: {rejected[0].reason}"
+        return events, [Rejected(body, why)]
+    return events, rejected
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _submitted(envelope: Envelope) -> Submitted:
+    if envelope.type not in SUBMITTED:
+        raise Unreadable(f"{envelope.type!r} is not the type of a submitted event")
+    if envelope.id.version == DECIDED_UUID_VERSION:
+        raise Unreadable("an id of UUID version 8 is reserved for decided events")
+    if envelope.atomicid and envelope.type != "order.placed":
+        raise Unreadable("only orders are decided all or none: atomicid must not be there")
+    payload = decode_payload(envelope.type, envelope.schemaversion, bytes(envelope.data))
+    occurred_at_us = (envelope.time - _EPOCH) // _MICROSECOND
+    if not 0 <= occurred_at_us <= _END_US:
+        raise Unreadable("time in UTC is before 1970 or after 9999")
+    return Submitted(
+        envelope.id,
+        envelope.subject,
+        occurred_at_us,
+        payload,  # type: ignore[arg-type]  # SUBMITTED, checked above
+        _meta(envelope.source, envelope.submitter, envelope.traceparent, envelope.atomicid),
+        envelope.submitter,
+        envelope.traceparent,
+        envelope.atomicid,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _meta(
+    source: str, submitter: str | None, traceparent: str | None, atomic_id: UUID | None
+) -> bytes:
+    return _encode(Origin(source, submitter, traceparent, atomic_id))
+
+
+@lru_cache(maxsize=64)
+def decided_meta(rules: int) -> bytes:
+    """The `meta` of what was decided by this version of the rules; that of the first is empty."""
+    return _encode(Origin(rules=rules))
+
+
+def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:
+    """The payload of an event type, lifted from an old schema_version where it has to be.
+
+    Raises Unreadable for an unknown type or schema_version, msgspec.DecodeError for bad data.
+    """
+    decode = _decode_payload.get(name)
+    if decode is None:
+        raise Unreadable(f"unknown event type {name!r}")
+    if version == CURRENT[name]:
+        return decode(data)
+    if not 1 <= version < CURRENT[name]:
+        raise Unreadable(f"{name} is known up to schema_version {CURRENT[name]}, not {version}")
+    return convert(_lifted(name, version, _decode_object(data)), _PAYLOADS[name])
+
+
+def _lifted(name: str, version: int, data: dict[str, Any]) -> dict[str, Any]:
+    """The data in its current shape; an upcaster may trust the shape that it lifts from."""
+    try:
+        for old in range(version, CURRENT[name]):
+            data = UPCASTERS[name, old](data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Unreadable(f"{name} of schema_version {version}: {error!r}") from error
+    return data
+
+
+def encode_payload(payload: AnyPayload) -> bytes:
+    """Canonical JSON: sorted keys, no white space, UTF-8, integers only."""
+    return _encode(payload)
+
+
+def recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Recorded:
+    """The event of a record, with the payload of `payload_of`; raises the same."""
+    return Recorded(
+        record.position,
+        uuid_of(record.event_id),
+        uuid_of(record.stream_id),
+        record.version,
+        record.cause_position,
+        record.occurred_at_us,
+        record.recorded_at_us,
+        payload_of(record, keys),
+    )
+
+
+def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> AnyPayload:
+    """What an event says; with NO_NAME for a sealed name unless `keys` has the customer's key.
+
+    Raises READ_ERRORS, and WrongKey for a key of something else.
+    """
+    if is_sealed(record):
+        return opened(record, keys.get(record.stream_id))
+    return decode_payload(record.type, record.schema_version, record.data)

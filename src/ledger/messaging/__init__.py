@@ -1,0 +1,1 @@
+"""RabbitMQ: the topology, the publisher, the consumer, notifications and the parking queue."""

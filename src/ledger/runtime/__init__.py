@@ -1,0 +1,1 @@
+"""What every process needs: database connections, reconnects, metrics, traces, logs."""

@@ -1,0 +1,212 @@
+"""The views in the database: their checkpoints, and their rows as the projector writes them."""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import Column, Integer, String, Table
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.runtime.bulk_insert import packets, write_all
+from projections.views.projection import (
+    METADATA,
+    Key,
+    Projection,
+    Row,
+    ViewDamaged,
+    from_columns,
+    position_column,
+)
+
+CHECKPOINTS: Final = Table(
+    "checkpoints",
+    METADATA,
+    Column("name", String(40, "ascii_bin"), primary_key=True, comment="the view"),
+    position_column("position", "the last position applied"),
+    Column("view_version", Integer, nullable=False, comment="the code that made the view"),
+)
+
+
+SWAP_LOCK: Final = "CONCAT(DATABASE(), '.swap')"
+"""The lock of the server that a session holds while it may rename views; see `lock_checkpoints`."""
+SWAP_TIMEOUT_S: Final = 2
+
+
+class CheckpointLost(Exception):
+    """A view has no checkpoint, or another projector moved it: run `ledger migrate`."""
+
+
+class ViewOutdated(Exception):
+    """A view was made by another version of its code than this one."""
+
+
+class Checkpoint(Struct, frozen=True):
+    """The last position that a view applied, and the version of the code that made it."""
+
+    position: int
+    version: int
+
+
+async def register(connection: AsyncConnection, projections: Sequence[Projection[Any]]) -> None:
+    """Give each new view its checkpoint at position 0, where it begins."""
+    await connection.exec_driver_sql(
+        "INSERT IGNORE INTO checkpoints (name, position, view_version) VALUES (%s, 0, %s)",
+        [(projection.name, projection.version) for projection in projections],
+    )
+
+
+async def lock_checkpoints(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> dict[str, int]:
+    """The checkpoint of each view; until the transaction ends nobody else can move one.
+
+    Waits while views are swapped. That is not left to the row locks alone: a rebuild that was
+    killed loses them at once, while the server may still be at work on its RENAME. Raises
+    ViewOutdated where a view is not one that this code may write, and CheckpointLost.
+    """
+    while not (checkpoints := await _lock_unless_swapping(connection, projections)):
+        await connection.rollback()
+        if await lock_swap(connection, SWAP_TIMEOUT_S):
+            await release_swap(connection)
+    for projection in projections:
+        refuse_other_version(projection, checkpoints[projection.name].version)
+    return {name: checkpoint.position for name, checkpoint in checkpoints.items()}
+
+
+async def _lock_unless_swapping(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> dict[str, Checkpoint]:
+    """The checkpoints, under lock, or nothing where a session may be renaming views.
+
+    The server looks for that session once it has locked a row: each row's word counts.
+    """
+    is_free = f"IS_FREE_LOCK({SWAP_LOCK})"
+    rows = await _checkpoint_rows(connection, projections, is_free, "FOR UPDATE")
+    return _by_name(row[:3] for row in rows) if all(free for *_, free in rows) else {}
+
+
+async def lock_swap(connection: AsyncConnection, timeout_s: int) -> bool:
+    """Let no projector write until `release_swap`, or the end of the session; whether it could."""
+    return bool(await _scalar(connection, f"SELECT GET_LOCK({SWAP_LOCK}, {timeout_s})"))
+
+
+async def release_swap(connection: AsyncConnection) -> None:
+    """Let the projectors go on."""
+    await connection.exec_driver_sql(f"DO RELEASE_LOCK({SWAP_LOCK})")
+    await connection.rollback()
+
+
+async def read_checkpoints(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], lock: str = ""
+) -> dict[str, Checkpoint]:
+    """The checkpoint of each view; raises CheckpointLost."""
+    return _by_name(row[:3] for row in await _checkpoint_rows(connection, projections, "1", lock))
+
+
+async def _checkpoint_rows(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], more: str, lock: str
+) -> Sequence[Any]:
+    names = [projection.name for projection in projections]
+    found = await connection.exec_driver_sql(
+        f"SELECT name, position, view_version, {more} FROM checkpoints"
+        f" WHERE name IN ({marks(names)}) ORDER BY name {lock}",
+        tuple(names),
+    )
+    rows = found.all()
+    if len(rows) != len(names):
+        lost = set(names) - {name for name, *_ in rows}
+        raise CheckpointLost(f"no checkpoint of {lost}: `ledger migrate`")
+    return rows
+
+
+def refuse_other_version(projection: Projection[Any], version: int) -> None:
+    """Raises ViewOutdated unless the view was made by the version of this code."""
+    if version != projection.version:
+        is_newer = version > projection.version
+        remedy = "run the newer code" if is_newer else f"run `ledger rebuild {projection.name}`"
+        raise ViewOutdated(
+            f"view {projection.name} was made by version {version}, this code makes version"
+            f" {projection.version}: {remedy}"
+        )
+
+
+async def pin(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> dict[str, Checkpoint]:
+    """Begin a transaction that reads all of these views as of this moment, and nothing later.
+
+    One statement names checkpoints and views: so they are seen at one moment, and no view can be
+    swapped until the transaction ends. (One begun WITH CONSISTENT SNAPSHOT would hold the moment
+    and not the tables.)
+    """
+    await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+    await connection.exec_driver_sql("START TRANSACTION")
+    names = [projection.name for projection in projections]
+    touched = ", ".join(f"(SELECT 1 FROM {name} LIMIT 1)" for name in names)
+    found = await connection.exec_driver_sql(
+        f"SELECT name, position, view_version, {touched} FROM checkpoints"
+        f" WHERE name IN ({marks(names)})",
+        tuple(names),
+    )
+    return _by_name(row[:3] for row in found)
+
+
+def _by_name(rows: Iterable[Any]) -> dict[str, Checkpoint]:
+    return {name: Checkpoint(position, version) for name, position, version in rows}
+
+
+async def move_checkpoints(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], position: int
+) -> None:
+    """Set the checkpoint of views, in the transaction that wrote their rows."""
+    names = [projection.name for projection in projections]
+    await connection.exec_driver_sql(
+        f"UPDATE checkpoints SET position = %s WHERE name IN ({marks(names)})",
+        (position, *names),
+    )
+
+
+async def fetch_rows(
+    connection: AsyncConnection, projection: Projection[Row], keys: Iterable[UUID]
+) -> dict[Key, Row]:
+    """The rows of a view that have these keys."""
+    ids = [key.bytes for key in keys]
+    if not ids:
+        return {}
+    found = await connection.exec_driver_sql(
+        f"SELECT {', '.join(projection.columns)} FROM {projection.name}"
+        f" WHERE {projection.key_columns[0]} IN ({marks(ids)})",
+        tuple(ids),
+    )
+    rows = [from_columns(projection.row, tuple(row)) for row in found]
+    return {projection.key_of(row): row for row in rows}
+
+
+async def write_rows(
+    connection: AsyncConnection, changed: Iterable[tuple[Projection[Any], Iterable[Struct]]]
+) -> None:
+    """Write whole rows of views: new or not in one with keys, new ones in one of lines.
+
+    What changed in a view is asked for while the database still works on the one before. Raises
+    ViewDamaged where a line is there already.
+    """
+    inserts = (
+        (f"{view.verb} INTO {view.name} ({', '.join(view.columns)})", packet)
+        for view, rows in changed
+        for packet in packets(rows)
+    )
+    try:
+        await write_all(connection, inserts)
+    except IntegrityError as error:
+        raise ViewDamaged(f"rows are there too early: {error.orig}, {error.statement}") from error
+
+
+async def _scalar(connection: AsyncConnection, statement: str) -> Any:
+    return (await connection.exec_driver_sql(statement)).scalar_one()
+
+
+def marks(values: Collection[object]) -> str:
+    """Placeholders for values."""
+    return ", ".join(["%s"] * len(values))

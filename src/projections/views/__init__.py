@@ -1,0 +1,1 @@
+"""The views (read models), one file each, and the registry that lists them."""

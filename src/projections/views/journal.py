@@ -1,0 +1,124 @@
+"""The journal view: double entry of all money and units that events move, only added to."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final, Literal
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy import BigInteger, Column, Index, Table
+from sqlalchemy.dialects.mysql import TINYINT
+
+from ledger.core.events import (
+    AnyPayload,
+    CustomerRegistered,
+    OrderCancelled,
+    OrderCompleted,
+    ProductListed,
+    Recorded,
+    StockReceived,
+    WalletCredited,
+)
+from ledger.eventlog.codec import moment
+from projections.views.projection import (
+    METADATA,
+    LineProjection,
+    id_column,
+    moment_column,
+    position_column,
+    word_column,
+)
+
+Account = Literal["wallet", "deposits", "revenue", "refunds", "stock", "received", "sold"]
+"""What money and units go from and to. Analysts query by these words, so they never change."""
+Unit = Literal["minor", "units"]
+"""What is counted: money in minor units, or units of a product."""
+UNIT_OF: Final[dict[Account, Unit]] = {
+    "wallet": "minor",
+    "deposits": "minor",
+    "revenue": "minor",
+    "refunds": "minor",
+    "stock": "units",
+    "received": "units",
+    "sold": "units",
+}
+"""What each account counts."""
+
+
+class JournalLine(Struct, frozen=True, gc=False):
+    """One side of an amount that moved: a debit or a credit, the other is 0."""
+
+    position: int
+    line: int
+    recorded_at: datetime
+    order_id: UUID | None
+    account: Account
+    account_id: UUID
+    unit: Unit
+    debit: int
+    credit: int
+
+
+TABLE: Final = Table(
+    "journal",
+    METADATA,
+    position_column("position", "position of the event that moved it", primary_key=True),
+    Column(
+        "line",
+        TINYINT(unsigned=True),
+        primary_key=True,
+        comment="number of the line within the event, from 1",
+    ),
+    moment_column("recorded_at", "recorded time of the event"),
+    id_column("order_id", "the order that it belongs to, if any", nullable=True),
+    word_column("account", "wallet, deposits, revenue, refunds, stock, received or sold"),
+    id_column("account_id", "whose account: a customer's or a product's"),
+    word_column("unit", "minor (money in minor units) or units (of the product)"),
+    Column("debit", BigInteger, nullable=False, comment="amount on the left side, or 0"),
+    Column("credit", BigInteger, nullable=False, comment="amount on the right side, or 0"),
+    Index("journal_account", "account_id"),
+    Index("journal_recorded", "account", "recorded_at"),
+)
+
+Side = tuple[Account, UUID]
+Move = tuple[int, Side, Side]
+"""An amount, the account that is debited with it and the one that is credited."""
+
+
+def lines(event: Recorded) -> Sequence[JournalLine]:
+    """A debit and a credit of each amount that an event moves; no line of an amount of 0."""
+    payload = event.payload
+    order_id = event.stream_id if isinstance(payload, OrderCompleted | OrderCancelled) else None
+    told = (moment(event.recorded_at_us), order_id)
+    found: list[JournalLine] = []
+    for amount, debit, credit in _moves(event.stream_id, payload):
+        if amount:
+            number, unit = len(found) + 1, UNIT_OF[debit[0]]
+            found += (
+                JournalLine(event.position, number, *told, *debit, unit, amount, 0),
+                JournalLine(event.position, number + 1, *told, *credit, unit, 0, amount),
+            )
+    return found
+
+
+def _moves(stream_id: UUID, event: AnyPayload) -> tuple[Move, ...]:
+    match event:
+        case CustomerRegistered(opening_balance_minor=amount) | WalletCredited(amount_minor=amount):
+            return ((amount, ("deposits", stream_id), ("wallet", stream_id)),)
+        case ProductListed(initial_stock=units) | StockReceived(quantity=units):
+            return ((units, ("stock", stream_id), ("received", stream_id)),)
+        case OrderCompleted(customer_id=customer, product_id=product, quantity=quantity):
+            return (
+                (event.total_minor, ("wallet", customer), ("revenue", product)),
+                (quantity, ("sold", product), ("stock", product)),
+            )
+        case OrderCancelled(customer_id=customer, product_id=product, quantity=quantity):
+            return (
+                (event.refund_minor, ("refunds", product), ("wallet", customer)),
+                (quantity, ("stock", product), ("sold", product)),
+            )
+        case _:
+            return ()
+
+
+JOURNAL: Final = LineProjection("journal", 1, TABLE, JournalLine, lines)

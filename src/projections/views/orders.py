@@ -1,0 +1,131 @@
+"""The orders view: every order with its status, and its price or the reason it failed."""
+
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+from msgspec import Struct, structs
+from sqlalchemy import Column, Index, Integer, Table
+
+from ledger.core.events import (
+    AnyPayload,
+    OrderCancelled,
+    OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    Recorded,
+)
+from ledger.core.state import Status
+from ledger.eventlog.codec import moment
+from projections.views.projection import (
+    METADATA,
+    STREAM,
+    KeyedBy,
+    KeyedProjection,
+    amount_column,
+    id_column,
+    moment_column,
+    position_column,
+    present,
+    word_column,
+)
+
+
+class OrderRow(Struct, frozen=True, gc=False):
+    """An order; the prices are those it was completed at, and stay when it is cancelled."""
+
+    order_id: UUID
+    customer_id: UUID
+    product_id: UUID
+    quantity: int
+    status: str
+    unit_price_minor: int | None
+    total_minor: int | None
+    failure_reason: str | None
+    created_at: datetime
+    updated_at: datetime
+    placed_position: int
+    position: int
+
+
+TABLE: Final = Table(
+    "orders",
+    METADATA,
+    id_column("order_id", "the order", primary_key=True),
+    id_column("customer_id", "who placed it"),
+    id_column("product_id", "what was ordered"),
+    Column("quantity", Integer, nullable=False, comment="units asked for"),
+    word_column("status", "PENDING, COMPLETED, FAILED or CANCELLED"),
+    amount_column("unit_price_minor", "price of each unit, once completed", nullable=True),
+    amount_column("total_minor", "what was paid, once completed", nullable=True),
+    word_column("failure_reason", "why it failed", nullable=True),
+    moment_column("created_at", "when it was placed, as the client's API told"),
+    moment_column("updated_at", "recorded time of the last change"),
+    position_column("placed_position", "position of its order.placed; never changes"),
+    position_column("position", "position of the event that last changed the row"),
+    Index("orders_placed", "placed_position", unique=True),
+    Index("orders_customer", "customer_id", "placed_position"),
+    Index("orders_product", "product_id", "placed_position"),
+    Index("orders_status", "status", "placed_position"),
+    Index("orders_updated", "status", "updated_at"),
+)
+
+
+KEYED_BY: Final[KeyedBy] = {
+    OrderPlaced: STREAM,
+    OrderCompleted: STREAM,
+    OrderFailed: STREAM,
+    OrderCancelled: STREAM,
+}
+"""The order whose row an event changes."""
+
+
+def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
+    """The order's row after an event."""
+    if isinstance(event.payload, OrderPlaced):
+        return _placed(event, event.payload)
+    return structs.replace(
+        present(row, event),
+        updated_at=moment(event.recorded_at_us),
+        position=event.position,
+        **_decided(event.payload),
+    )
+
+
+def _decided(payload: AnyPayload) -> dict[str, object]:
+    """What a decided event changes of an order's row."""
+    match payload:
+        case OrderCompleted(unit_price_minor=unit_price_minor, total_minor=total_minor):
+            return {
+                "status": Status.COMPLETED.value,
+                "unit_price_minor": unit_price_minor,
+                "total_minor": total_minor,
+            }
+        case OrderFailed(reason=reason):
+            return {"status": Status.FAILED.value, "failure_reason": reason.value}
+        case OrderCancelled():
+            return {"status": Status.CANCELLED.value}
+        case _:
+            return {}
+
+
+def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:
+    return OrderRow(
+        order_id=event.stream_id,
+        customer_id=placed.customer_id,
+        product_id=placed.product_id,
+        quantity=placed.quantity,
+        status=Status.PENDING.value,
+        unit_price_minor=None,
+        total_minor=None,
+        failure_reason=None,
+        created_at=moment(event.occurred_at_us),
+        updated_at=moment(event.recorded_at_us),
+        placed_position=event.position,
+        position=event.position,
+    )
+
+
+ORDERS: Final = KeyedProjection(
+    "orders", 1, TABLE, OrderRow, OrderPlaced, KEYED_BY, apply, own_stream=True
+)
