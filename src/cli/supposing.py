@@ -95,7 +95,10 @@ def _told(error: Any) -> str:
 
 
 async def suppose(settings: Settings, rules: Rules) -> Supposed:
-    """Decide all that was submitted by other rules; nothing is written. Raises Wrong."""
+    """Decide all that was submitted by other rules, writing nothing.
+
+    Raises VerificationFailed for a record that can not be read.
+    """
     whatif = WhatIf(rules)
     async with reading(settings) as connection:
         head = await Store(connection).head()

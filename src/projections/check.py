@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import Recorded
 from ledger.core.fold import effective
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.encryption import WrongKey, is_sealed, sealed_customers
 from ledger.eventlog.records import Record
@@ -40,10 +40,12 @@ async def compare(
     """Compare views at their checkpoints, while they and the ledger go on.
 
     The ledger must be right. Each page of it is one transaction, which only reads. `moved` is
-    called with how many positions more were gone through. Raises Wrong, for the first position.
+    called with how many positions more were gone through.
+
+    Raises VerificationFailed, for the first position.
     """
     left: list[Comparison] = [comparison(projection) for projection in projections]
-    compared: dict[str, Compared | Wrong] = {}
+    compared: dict[str, Compared | VerificationFailed] = {}
     position = 0
     await connection.rollback()
     while left:
@@ -62,32 +64,35 @@ async def compare(
 
 async def _step(
     connection: AsyncConnection, comparison: Comparison, stretch: Stretch
-) -> Compared | Wrong | None:
+) -> Compared | VerificationFailed | None:
     """Compare one view further; what came of it, if that was the end."""
     try:
         await comparison.take(connection, stretch)
         if stretch.up_to < stretch.checkpoint:
             return None
         rows = await comparison.finish(connection, stretch.checkpoint)
-    except Wrong as wrong:
+    except VerificationFailed as wrong:
         return wrong
     return Compared(comparison.view.name, stretch.checkpoint, rows)
 
 
-def _right(results: Sequence[Compared | Wrong]) -> list[Compared]:
-    if wrong := [result for result in results if isinstance(result, Wrong)]:
+def _right(results: Sequence[Compared | VerificationFailed]) -> list[Compared]:
+    if wrong := [result for result in results if isinstance(result, VerificationFailed)]:
         raise min(wrong, key=attrgetter("position"))
     return [result for result in results if isinstance(result, Compared)]
 
 
 def _furthest(left: Iterable[Comparison], checkpoints: Mapping[str, Checkpoint]) -> int:
-    """The furthest checkpoint; raises Wrong where a view has none, or other code made it."""
+    """The furthest checkpoint.
+
+    Raises VerificationFailed where a view has none, or other code made it.
+    """
     for view in (each.view for each in left):
         checkpoint = checkpoints.get(view.name)
         if checkpoint is None:
-            raise Wrong(1, f"view {view.name} has no checkpoint")
+            raise VerificationFailed(1, f"view {view.name} has no checkpoint")
         if checkpoint.version != view.version:
-            raise Wrong(
+            raise VerificationFailed(
                 1,
                 f"view {view.name} was made by version {checkpoint.version} of its code, which is"
                 f" now {view.version}: run `ledger rebuild {view.name}`",
@@ -102,7 +107,9 @@ async def _next(connection: AsyncConnection, after: int, checkpoint: int) -> Str
     store = Store(connection)
     records = await store.read(after)
     if not records:
-        raise Wrong(after + 1, f"a view shows the ledger up to {checkpoint}, but it ends here")
+        raise VerificationFailed(
+            after + 1, f"a view shows the ledger up to {checkpoint}, but it ends here"
+        )
     keys = await store.keys(sealed_customers(records))
     events = list(effective([_recorded(record, keys) for record in records]))
     nameless = [
@@ -115,4 +122,6 @@ def _recorded(record: Record, keys: Mapping[bytes, bytes | None]) -> Recorded:
     try:
         return recorded(record, keys)
     except WrongKey as error:
-        raise Wrong(record.position, "the customer's key does not open the name") from error
+        raise VerificationFailed(
+            record.position, "the customer's key does not open the name"
+        ) from error

@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from projections.views.projection import Key, Projection
 
 MAX_WORD: Final = 40
@@ -37,13 +37,13 @@ def by_key(view: Projection[Any], rows: Iterable[Columns]) -> dict[Key, Columns]
     return {row[0] if width == 1 else row[:width]: row for row in rows}
 
 
-def refuse(wrong: Sequence[Wrong]) -> None:
+def refuse(wrong: Sequence[VerificationFailed]) -> None:
     """Raises the one that is wrong at the first position, if any is."""
     if wrong:
         raise min(wrong, key=attrgetter("position"))
 
 
-def differences(view: Projection[Any], expected: Rows, found: Rows) -> list[Wrong]:
+def differences(view: Projection[Any], expected: Rows, found: Rows) -> list[VerificationFailed]:
     if expected == found:
         return []
     return [
@@ -55,20 +55,20 @@ def differences(view: Projection[Any], expected: Rows, found: Rows) -> list[Wron
 
 def _difference(
     view: Projection[Any], key: Key, expected: Columns | None, found: Columns | None
-) -> Wrong:
+) -> VerificationFailed:
     position = view.columns.index("position")
     row = f"row {_shown(key)} of {view.name}"
     if expected is None:
         made_up = f"{row} is one that the ledger does not make"
-        return Wrong(found[position] if found else 0, made_up)
+        return VerificationFailed(found[position] if found else 0, made_up)
     if found is None:
-        return Wrong(expected[position], f"{row} is missing")
+        return VerificationFailed(expected[position], f"{row} is missing")
     apart = [
         _apart(view, name, is_, must)
         for name, is_, must in zip(view.columns, found, expected, strict=True)
         if is_ != must
     ]
-    return Wrong(expected[position], f"{row} has {', '.join(apart)}")
+    return VerificationFailed(expected[position], f"{row} has {', '.join(apart)}")
 
 
 def _apart(view: Projection[Any], name: str, found: object, expected: object) -> str:

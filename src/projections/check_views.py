@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import TYPE_OF, CustomerErased, Recorded
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.store import PAGE
 from projections.as_of import effective_events, events_of
 from projections.check_rows import Columns, Rows, by_key, columns, differences, refuse
@@ -43,7 +43,7 @@ class Stretch(Struct, frozen=True):
 
 
 class Comparison(ABC):
-    """A view that is being compared; `take` and `finish` raise Wrong.
+    """A view that is being compared; `take` and `finish` raise VerificationFailed.
 
     Each call reads the view in a transaction of the caller's, at the checkpoint that it is given.
     """
@@ -98,7 +98,9 @@ class _Lines(Comparison):
             f"SELECT MIN(position) FROM {self.view.name} WHERE position > %s", (checkpoint,)
         )
         if position := found.scalar():
-            raise Wrong(position, f"{self.view.name} has lines beyond its checkpoint {checkpoint}")
+            raise VerificationFailed(
+                position, f"{self.view.name} has lines beyond its checkpoint {checkpoint}"
+            )
         return self._rows
 
 
@@ -141,11 +143,11 @@ class _OwnRows(Comparison):
         if count != self._rows:
             await self._refuse_others(connection, checkpoint)
             what = f"{self.view.name} has {count} rows, and the ledger makes {self._rows}"
-            raise Wrong(checkpoint, what)
+            raise VerificationFailed(checkpoint, what)
         return self._rows
 
     async def _refuse_others(self, connection: AsyncConnection, checkpoint: int) -> None:
-        """Raises Wrong for the first of the rows that no event began."""
+        """Raises VerificationFailed for the first of the rows that no event began."""
         begins = f"e.type = '{TYPE_OF[self._view.creates]}' AND e.position <= {checkpoint}"
         others: dict[Key, Columns] = {}
         async for rows in _pages(connection, self._view, AT_ONCE):
@@ -174,7 +176,7 @@ class _HeldRows(Comparison):
         expected: dict[Key, Any] = {
             key.bytes: row for key, row in self._rows.items() if isinstance(key, UUID)
         }
-        wrong: list[Wrong] = []
+        wrong: list[VerificationFailed] = []
         async for found in _pages(connection, self.view, PAGE):
             held = {
                 key: self._row(expected.pop(key), found[key]) for key in found if key in expected

@@ -121,7 +121,7 @@ async def test_a_tail_that_was_cut_off_is_missed(
         await rewrite(ledger, (await ledger.records())[:-1])
         await verified(ledger)
         found = await wrong(ledger, Wish(against=head))
-        assert (found.position, "are gone" in found.what) == (head.position, True)
+        assert (found.position, "are gone" in found.detail) == (head.position, True)
 
 
 async def test_of_damage_and_a_kept_head_the_first_position_is_named(settings: Settings) -> None:

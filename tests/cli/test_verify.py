@@ -150,7 +150,7 @@ async def test_the_last_records_may_be_gone_with_the_head_but_not_behind_the_vie
         last = (await ledger.head()).position
         async with damaged(ledger, f"DELETE FROM events WHERE position = {last}", HEAD_TOO):
             found = await wrong(ledger)
-    assert (found.position, "a view shows the ledger up to" in found.what) == (last, True)
+    assert (found.position, "a view shows the ledger up to" in found.detail) == (last, True)
 
 
 AMOUNTS = {
@@ -209,7 +209,7 @@ async def test_whatever_was_changed_in_a_view_is_found(settings: Settings, name:
         for change, statements in in_rows(name, key, *await two_rows(ledger, name, key)).items():
             async with damaged(ledger, *statements):
                 found = await wrong(ledger)
-            assert name in found.what, f"{change}: {found}"
+            assert name in found.detail, f"{change}: {found}"
             assert 1 <= found.position <= last, f"{change}: {found}"
         await verified(ledger)
 
@@ -340,9 +340,9 @@ class TestInTwo:
         self, ledger: Ledger
     ) -> None:
         await ledger.execute("UPDATE orders SET quantity = 77 ORDER BY placed_position LIMIT 1")
-        assert "orders" in (await wrong(ledger)).what
+        assert "orders" in (await wrong(ledger)).detail
         await ledger.execute("UPDATE journal SET debit = 77 ORDER BY position LIMIT 1")
-        assert "journal" in (await wrong(ledger)).what
+        assert "journal" in (await wrong(ledger)).detail
 
     async def test_a_snapshot_that_is_not_the_fold_is_found(self, ledger: Ledger) -> None:
         async with ledger.connection() as connection:
@@ -351,7 +351,7 @@ class TestInTwo:
         poor = {key: Customer(7) for key in snapshot.customers}
         await snapshots.save(ledger.engine("writer"), structs.replace(snapshot, customers=poor))
         found = await wrong(ledger)
-        assert (found.position, "snapshot" in found.what) == (snapshot.position, True)
+        assert (found.position, "snapshot" in found.detail) == (snapshot.position, True)
 
     async def test_without_a_helper_it_goes_on_alone(
         self, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -446,10 +446,10 @@ async def test_a_state_is_refused_that_is_not_of_this_ledger(
         await verified(ledger, Wish(resume=file))
         await rewrite(ledger, forged(records, len(records), occurred_at_us=5))
         found = await wrong(ledger, Wish(resume=file))
-        assert (found.position, "rewritten" in found.what) == (len(records), True)
+        assert (found.position, "rewritten" in found.detail) == (len(records), True)
         await rewrite(ledger, records[:-1])
         found = await wrong(ledger, Wish(resume=file))
-        assert (found.position, "is gone" in found.what) == (len(records), True)
+        assert (found.position, "is gone" in found.detail) == (len(records), True)
         await rewrite(ledger, forged(records, 1, occurred_at_us=5))
         done = await run("verify", "--resume", str(file))
         assert (done.status, "another ledger" in done.said_one_sentence()) == (2, True)

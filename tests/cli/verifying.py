@@ -10,7 +10,7 @@ from msgspec import structs
 from cli.settings import Settings
 from cli.verification import Verified, Wish
 from cli.verification.work import verify
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.records import Record, Submitted
 from projections.views.registry import PROJECTIONS
 from tests.core.story import INK, cancel, credit, order, product
@@ -56,9 +56,9 @@ async def verified(ledger: Ledger, wish: Wish | None = None) -> Verified:
     return await verify(ledger.settings, wish or Wish())
 
 
-async def wrong(ledger: Ledger, wish: Wish | None = None) -> Wrong:
+async def wrong(ledger: Ledger, wish: Wish | None = None) -> VerificationFailed:
     """What verify finds."""
-    with pytest.raises(Wrong) as raised:
+    with pytest.raises(VerificationFailed) as raised:
         await verify(ledger.settings, wish or Wish())
     return raised.value
 

@@ -47,7 +47,7 @@ def scribed(*batches: Iterable[Submitted]) -> list[Record]:
 
 
 def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
-    """Audit a ledger page by page, with what stands before each; the fold. Raises Wrong."""
+    """Audit a ledger page by page and return the fold; raises VerificationFailed."""
     chain, decisions = ChainAudit(), DecisionAudit(Fold())
     after, limit = 0, page
     while after < len(records):

@@ -12,7 +12,7 @@ from ledger.core.events import OrderCancelled, OrderCompleted, OrderFailed, Reas
 from ledger.core.invariants import Books, LawBroken
 from ledger.core.rules import RULES
 from ledger.core.state import Customer
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
 from ledger.eventlog.records import Record, Submitted, decided_id
 from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, product
@@ -45,9 +45,9 @@ def shop() -> list[Record]:
     )
 
 
-def wrong(records: list[Record], page: int = 10_000) -> Wrong:
+def wrong(records: list[Record], page: int = 10_000) -> VerificationFailed:
     """What the audit of a ledger finds."""
-    with pytest.raises(Wrong) as raised:
+    with pytest.raises(VerificationFailed) as raised:
         audited(records, page)
     return raised.value
 
@@ -184,7 +184,7 @@ def test_a_decision_that_is_missing_is_named_where_it_must_stand(position: int) 
     forgery = rechained(records[: position - 1] + records[position:])
     found = wrong(forgery)
     assert found.position == position
-    assert "must stand here" in found.what
+    assert "must stand here" in found.detail
 
 
 def test_a_decision_that_is_missing_at_the_very_end_is_missed() -> None:
@@ -196,7 +196,7 @@ def test_a_decision_that_stands_twice_is_found(position: int) -> None:
     records = shop()
     twice = rechained([*records[:position], records[position - 1], *records[position:]])
     found = wrong(twice)
-    assert (found.position, "nothing caused it" in found.what) == (position + 1, True)
+    assert (found.position, "nothing caused it" in found.detail) == (position + 1, True)
 
 
 def test_a_decision_after_a_submission_that_says_it_all_is_found() -> None:
@@ -233,13 +233,13 @@ def test_a_second_history_of_a_stream_is_found(page: int) -> None:
     records = shop()
     again = structs.replace(records[10], event_id=uuid4().bytes, version=1)
     found = wrong(rechained([*records, again]), page)
-    assert (found.position, found.what) == (12, "version is 1, and must be 3")
+    assert (found.position, found.detail) == (12, "version is 1, and must be 3")
 
 
 def test_a_recorded_time_that_falls_is_found() -> None:
     found = wrong(forged(shop(), 11, recorded_at_us=5))
     assert found.position == 11
-    assert "recorded before" in found.what
+    assert "recorded before" in found.detail
 
 
 def test_an_atomic_batch_that_was_taken_apart_is_found() -> None:
@@ -249,7 +249,7 @@ def test_an_atomic_batch_that_was_taken_apart_is_found() -> None:
     meta = together[2].meta.replace(b'"atomicid"', b'"anything"')
     for position in (3, 5):
         found = wrong(forged(together, position, meta=meta))
-        assert "but decided is" in found.what
+        assert "but decided is" in found.detail
 
 
 def test_an_amount_that_was_put_in_changes_what_is_decided_later() -> None:
@@ -335,7 +335,7 @@ def test_money_that_evolve_makes_up_is_found(monkeypatch: pytest.MonkeyPatch) ->
     generous = lambda balance_minor: Customer(balance_minor + 1)  # noqa: E731
     monkeypatch.setattr("ledger.core.decider.wallet", generous)
     found = wrong(records[:4])
-    assert f"{ANN} holds 8001, but 8000 by what the events moved" in found.what
+    assert f"{ANN} holds 8001, but 8000 by what the events moved" in found.detail
 
 
 def test_books_refuse_what_leaves_less_than_nothing() -> None:

@@ -23,7 +23,7 @@ def show_head(
     """Show where the ledger ends: position, hash and recorded time; or sign it, to keep."""
     from cli.verification import kept_heads
     from ledger.audit import signatures
-    from ledger.eventlog.chain import Wrong
+    from ledger.eventlog.chain import VerificationFailed
 
     if sign != (key is not None) or (make_key and (sign or to or as_json)):
         raise end(2, "say --sign and --key FILE together, and --make-key FILE without all others")
@@ -37,7 +37,7 @@ def show_head(
         shown = signatures.sign(head, private) if private else head
         if to:
             kept_heads.write_head(to, shown)
-    except Wrong as wrong:
+    except VerificationFailed as wrong:
         raise end(1, str(wrong)) from None
     except kept_heads.BadFile as error:
         raise end(2, str(error)) from None

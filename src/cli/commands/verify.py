@@ -45,7 +45,7 @@ def verify(
     from cli.verification.ledger import BadStart
     from cli.verification.state import BadState, StateNotSaved
     from cli.verification.work import verify as work
-    from ledger.eventlog.chain import Wrong
+    from ledger.eventlog.chain import VerificationFailed
     from projections.views.registry import PROJECTIONS
 
     names = [projection.name for projection in PROJECTIONS]
@@ -61,9 +61,9 @@ def verify(
         head = load_head(against, public_key) if against else None
         wish = Wish(since_position, quick, resume, head, tuple(view or ()), helped())
         verified = run(work(settings(), wish), unable=UNABLE)
-    except Wrong as wrong:
+    except VerificationFailed as wrong:
         if as_json:
-            found = Finding(wrong.position, wrong.what)
+            found = Finding(wrong.position, wrong.detail)
             typer.echo(msgspec.json.encode({"wrong": found}))
         raise end(1, str(wrong)) from None
     except (BadFile, BadStart, BadState) as error:

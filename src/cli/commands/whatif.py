@@ -21,13 +21,13 @@ def whatif(
 ) -> None:
     """Decide all that was submitted by other rules, and compare; nothing is written."""
     from cli.supposing import BadRules, as_table, load_rules, products_table, suppose
-    from ledger.eventlog.chain import Wrong
+    from ledger.eventlog.chain import VerificationFailed
 
     try:
         supposed = run(suppose(settings(), load_rules(rules)))
     except BadRules as error:
         raise end(2, str(error)) from None
-    except Wrong as wrong:
+    except VerificationFailed as wrong:
         raise end(1, f"{wrong}; run `ledger verify`") from None
     if as_json:
         typer.echo(msgspec.json.encode(supposed))

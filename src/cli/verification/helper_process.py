@@ -13,7 +13,7 @@ from msgspec.json import Decoder
 
 from cli.settings import Settings
 from cli.verification import Audited, Finding
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from projections.check import Compared
 
 COMMAND: Final = ("-c", "from cli.main import app; app()", "verify", "--json")
@@ -44,14 +44,14 @@ class Helper:
         self._process = process
 
     async def answer(self) -> Answer:
-        """What it found right; raises Wrong, and HelperFailed."""
+        """What it found right; raises VerificationFailed, and HelperFailed."""
         out, said = await self._process.communicate()
         try:
             answer = _decode(out)
         except DecodeError as error:
             raise HelperFailed(said.decode(errors="replace").strip()) from error
         if answer.wrong:
-            raise Wrong(answer.wrong.position, answer.wrong.what)
+            raise VerificationFailed(answer.wrong.position, answer.wrong.what)
         return answer
 
 

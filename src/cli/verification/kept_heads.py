@@ -20,7 +20,7 @@ class BadFile(Exception):
 
 
 async def read_head(settings: Settings) -> KeptHead:
-    """Where the ledger ends; raises Wrong where `ledger_head` says something else."""
+    """Where the ledger ends; raises VerificationFailed where `ledger_head` says something else."""
     async with reading(settings) as connection:
         end = await read_end(connection)
         if end.wrong:

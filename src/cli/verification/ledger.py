@@ -23,7 +23,7 @@ from cli.verification.state import BadState, StateFile, load
 from ledger.audit.decisions import DecisionAudit, take
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
-from ledger.eventlog.chain import ChainAudit, Wrong
+from ledger.eventlog.chain import ChainAudit, VerificationFailed
 from ledger.eventlog.reader import End, Page, ahead, pages, read_end, record_at
 from ledger.eventlog.snapshots import Snapshot
 
@@ -50,12 +50,12 @@ class Begin(Struct, frozen=True):
 
 
 async def audit(settings: Settings, connection: AsyncConnection, wish: Wish) -> Audited:
-    """Raises Wrong, for the first position where something is, BadStart and BadState."""
+    """Verify the ledger; raises VerificationFailed (the first position), BadStart and BadState."""
     begin, end = await _begin(connection, wish), await read_end(connection)
     found = [wrong for wrong in (end.wrong, await _kept(connection, begin, end, wish)) if wrong]
     try:
         audited = await _audit(settings, connection, begin, end, wish)
-    except Wrong as wrong:
+    except VerificationFailed as wrong:
         raise min(*found, wrong, key=attrgetter("position")) if found else wrong from None
     if found:
         raise min(found, key=attrgetter("position"))
@@ -105,10 +105,12 @@ async def _resumed(connection: AsyncConnection, path: Path) -> Begin:
         raise BadState(f"{path} is of another ledger: name another file")
     record = await record_at(connection, state.position)
     if record is None:
-        raise Wrong(state.position, f"the event was there when {path} was written, and is gone")
+        raise VerificationFailed(
+            state.position, f"the event was there when {path} was written, and is gone"
+        )
     if record.hash != state.hash:
         what = f"up to here history was rewritten since {path} was written: the hash is another"
-        raise Wrong(state.position, what)
+        raise VerificationFailed(state.position, what)
     return Begin(state.chain, DecisionAudit(state.fold), StateFile(path, state.first_hash))
 
 
@@ -143,14 +145,16 @@ async def _in_two(
 
 
 def _refuse_other(snapshot: Snapshot, decisions: DecisionAudit | None) -> None:
-    """Raises Wrong unless the snapshot is the fold at its position."""
+    """Raises VerificationFailed unless the snapshot is the fold at its position."""
     fold = decisions.fold if decisions else Fold()
     if (snapshot.customers, snapshot.products) != (fold.customers, fold.products):
         what = "the snapshot that was saved here is not what the events make: drop it"
-        raise Wrong(snapshot.position, what)
+        raise VerificationFailed(snapshot.position, what)
 
 
-async def _kept(connection: AsyncConnection, begin: Begin, end: End, wish: Wish) -> Wrong | None:
+async def _kept(
+    connection: AsyncConnection, begin: Begin, end: End, wish: Wish
+) -> VerificationFailed | None:
     """What is wrong by a head that was kept; what is before it must be verified, now or before."""
     head = wish.against
     if head is None or head.position == 0:
@@ -163,15 +167,15 @@ async def _kept(connection: AsyncConnection, begin: Begin, end: End, wish: Wish)
     record = await record_at(connection, head.position)
     if record is None:
         what = f"the kept head says that the ledger had {head.position} events: they are gone"
-        return Wrong(end.position + 1, what)
+        return VerificationFailed(end.position + 1, what)
     if record.hash.hex() != head.hash:
         what = "the kept head has another hash: history up to here was rewritten"
-        return Wrong(head.position, what)
+        return VerificationFailed(head.position, what)
     return None
 
 
 async def _walk(connection: AsyncConnection, begin: Begin, up_to: int) -> None:
-    """Check all up to a position, page by page; raises Wrong."""
+    """Check all up to a position, page by page; raises VerificationFailed."""
     chain, decisions = begin.chain, begin.decisions
     unknown = decisions.unknown if decisions else None
     with progress("ledger", max(0, up_to - chain.position)) as moved:

@@ -18,7 +18,7 @@ from cli.settings import Settings
 from cli.verification import Verified, Wish
 from cli.verification.helper_process import Helper, HelperFailed, end_with, helping
 from cli.verification.ledger import HELP_FROM, audit
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.store import Store
 from projections.check import Compared, compare
 from projections.views.projection import KeyedProjection, Projection
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 async def verify(settings: Settings, wish: Wish) -> Verified:
-    """Raises Wrong, for the first position where something is, BadStart and BadState."""
+    """Verify it all; raises VerificationFailed (the first position), BadStart and BadState."""
     watch = asyncio.create_task(end_with(wish.helps)) if wish.helps else None
     try:
         return await _verify(settings, wish)
@@ -77,16 +77,16 @@ async def _views_of(helper: Helper) -> list[Compared]:
     return (await helper.answer()).views
 
 
-async def _result(work: Awaitable[list[Compared]]) -> list[Compared] | Wrong:
+async def _result(work: Awaitable[list[Compared]]) -> list[Compared] | VerificationFailed:
     try:
         return await work
-    except Wrong as wrong:
+    except VerificationFailed as wrong:
         return wrong
 
 
-def _right(*results: list[Compared] | Wrong) -> list[Compared]:
-    """All that was compared; raises Wrong, for the first position where something is."""
-    if wrong := [result for result in results if isinstance(result, Wrong)]:
+def _right(*results: list[Compared] | VerificationFailed) -> list[Compared]:
+    """All that was compared; raises VerificationFailed for the first position that is wrong."""
+    if wrong := [result for result in results if isinstance(result, VerificationFailed)]:
         raise min(wrong, key=attrgetter("position"))
     names = [view.name for view in PROJECTIONS]
     compared = [each for result in results if isinstance(result, list) for each in result]

@@ -16,7 +16,7 @@ from ledger.core.events import TYPE_OF, DecidedPayload, OrderCancelRequested, Or
 from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import Books, LawBroken
 from ledger.core.rules import RULES
-from ledger.eventlog.chain import ChainAudit, Wrong
+from ledger.eventlog.chain import ChainAudit, VerificationFailed
 from ledger.eventlog.codec import (
     CURRENT,
     READ_ERRORS,
@@ -64,23 +64,23 @@ class DecisionAudit:
         return [stream_id for stream_id in streams if stream_id not in self._versions]
 
     def take(self, records: Sequence[Record], earlier: Earlier) -> None:
-        """Check the records that come next, whole runs of them; raises Wrong."""
+        """Check the records that come next, whole runs of them; raises VerificationFailed."""
         versions = {stream_id: each[-1].version for stream_id, each in earlier.histories.items()}
         self._page = _Page(versions, dict(earlier.positions))
         try:
             recall_orders(self.fold, earlier.histories.values())
         except READ_ERRORS as error:
             what = f"the history of a stream that comes up here can't be read: {error}"
-            raise Wrong(records[0].position, what) from error
+            raise VerificationFailed(records[0].position, what) from error
         for run in runs(records):
             try:
                 self._take_run(run)
             except LawBroken as error:
-                raise Wrong(run[0].cause.position, str(error)) from error
+                raise VerificationFailed(run[0].cause.position, str(error)) from error
         try:
             self._books.settle(self.fold.customers, self.fold.products)
         except LawBroken as error:
-            raise Wrong(records[-1].position, f"up to here {error}") from error
+            raise VerificationFailed(records[-1].position, f"up to here {error}") from error
         self._forget()
 
     def _forget(self) -> None:
@@ -116,13 +116,19 @@ class DecisionAudit:
     def _take_cause(self, submission: Submission) -> None:
         cause = submission.cause
         if cause.event_id[6] >> 4 == DECIDED_UUID_VERSION:
-            raise Wrong(cause.position, "its id is one that only a decided event may have")
+            raise VerificationFailed(
+                cause.position, "its id is one that only a decided event may have"
+            )
         first = self._page.positions.setdefault(cause.event_id, cause.position)
         if first != cause.position:
-            raise Wrong(cause.position, f"the same event stands at position {first} already")
+            raise VerificationFailed(
+                cause.position, f"the same event stands at position {first} already"
+            )
         version = self._count(cause.stream_id)
         if cause.version != version:
-            raise Wrong(cause.position, f"version is {cause.version}, and must be {version}")
+            raise VerificationFailed(
+                cause.position, f"version is {cause.version}, and must be {version}"
+            )
         if not isinstance(submission.payload, _OF_ORDERS):
             self._page.entries.add(cause.stream_id)
 
@@ -133,12 +139,12 @@ class DecisionAudit:
         return version
 
     def _compare(self, submission: Submission, verdict: Verdict) -> None:
-        """Raises Wrong unless the verdict was recorded, and nothing more."""
+        """Raises VerificationFailed unless the verdict was recorded, and nothing more."""
         cause, decided = submission.cause, submission.decided
         for index, payload in enumerate(verdict):
             position = cause.position + 1 + index
             if index == len(decided):
-                raise Wrong(
+                raise VerificationFailed(
                     position, f"{_told(payload)} must stand here, decided of the one before"
                 )
             expected = Record(
@@ -158,33 +164,42 @@ class DecisionAudit:
             if decided[index] != expected:
                 _refuse(decided[index], expected, payload)
         for extra in decided[len(verdict) :]:
-            raise Wrong(extra.position, f"{extra.type} stands here, and nothing caused it")
+            raise VerificationFailed(
+                extra.position, f"{extra.type} stands here, and nothing caused it"
+            )
 
 
 def _rules_version(record: Record) -> int:
     try:
         version = origin_of(record).rules
     except READ_ERRORS as error:
-        raise Wrong(record.position, f"its meta can't be read: {error}") from error
+        raise VerificationFailed(record.position, f"its meta can't be read: {error}") from error
     if version not in RULES:
-        raise Wrong(
+        raise VerificationFailed(
             record.position, f"it was decided by rules {version}, which this code does not know"
         )
     return version
 
 
 def _refuse(record: Record, expected: Record, payload: DecidedPayload) -> None:
-    """Raises Wrong for a record that is not the expected one, nor the same in an older shape."""
+    """Compare a record with the expected one, or with the same in an older shape.
+
+    Raises VerificationFailed.
+    """
     if record.type == expected.type and record.schema_version < expected.schema_version:
         expected = _in_older_shape(record, expected, payload)
     for name in (*_TOLD_FIRST, *Record.__struct_fields__):
         found, wanted = getattr(record, name), getattr(expected, name)
         if name == "type" and found != wanted:
-            raise Wrong(record.position, f"{found} stands here, but decided is {_told(payload)}")
+            raise VerificationFailed(
+                record.position, f"{found} stands here, but decided is {_told(payload)}"
+            )
         if name == "data" and found != wanted:
-            raise Wrong(record.position, f"{record.type} says {_apart(found, wanted)}")
+            raise VerificationFailed(record.position, f"{record.type} says {_apart(found, wanted)}")
         if found != wanted:
-            raise Wrong(record.position, f"{name} is {_text(found)}, and must be {_text(wanted)}")
+            raise VerificationFailed(
+                record.position, f"{name} is {_text(found)}, and must be {_text(wanted)}"
+            )
 
 
 def _in_older_shape(record: Record, expected: Record, payload: DecidedPayload) -> Record:
@@ -222,11 +237,11 @@ def take(
 ) -> None:
     """Check the records that come next, whole runs of them, both ways.
 
-    Raises Wrong, for the first position where either finds something.
+    Raises VerificationFailed, for the first position where either finds something.
     """
     try:
         chain.take(records)
-    except Wrong:
+    except VerificationFailed:
         # A decision before may be wrong, too. The broken record shows whether more follows of it.
         intact = sum(record.position <= chain.position for record in records)
         if before := whole(records[: intact + 1]):

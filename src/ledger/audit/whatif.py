@@ -90,7 +90,7 @@ class WhatIf:
         """Decide the records that come next.
 
         `later` has the last position of those orders placed in them that come up again after them.
-        Raises Wrong for what can't be read.
+        Raises VerificationFailed for what can't be read.
         """
         for run in runs(records):
             for submission, supposed in zip(run, decide(self._fold, run), strict=True):

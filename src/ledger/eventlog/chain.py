@@ -7,13 +7,13 @@ from msgspec import Struct
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 
 
-class Wrong(Exception):
-    """What is wrong with a ledger or with a view of it, at the first position where it is."""
+class VerificationFailed(Exception):
+    """A record or a view row is not what it must be; `position` is the first place where so."""
 
-    def __init__(self, position: int, what: str) -> None:
-        super().__init__(f"position {position}: {what}")
+    def __init__(self, position: int, detail: str) -> None:
+        super().__init__(f"position {position}: {detail}")
         self.position = position
-        self.what = what
+        self.detail = detail
 
 
 class ChainAudit(Struct):
@@ -24,19 +24,25 @@ class ChainAudit(Struct):
     recorded_at_us: int = 0
 
     def take(self, records: Iterable[Record]) -> None:
-        """Check the records that come next; raises Wrong."""
+        """Check the records that come next; raises VerificationFailed."""
         last: Record | None = None
         position, hash_, recorded_at_us = self.position, self.hash, self.recorded_at_us
         try:
             for record in records:
                 position += 1
                 if record.position != position:
-                    raise Wrong(position, f"the event is gone: the next is at {record.position}")
+                    raise VerificationFailed(
+                        position, f"the event is gone: the next is at {record.position}"
+                    )
                 hash_ = next_hash(hash_, record)
                 if hash_ != record.hash:
-                    raise Wrong(position, "the hash is not that of the record and of all before it")
+                    raise VerificationFailed(
+                        position, "the hash is not that of the record and of all before it"
+                    )
                 if record.recorded_at_us < recorded_at_us:
-                    raise Wrong(position, "it was recorded before the event that precedes it")
+                    raise VerificationFailed(
+                        position, "it was recorded before the event that precedes it"
+                    )
                 last, recorded_at_us = record, record.recorded_at_us
         finally:
             if last:

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from ledger.core.events import SUBMITTED, DecidedPayload, OrderPlaced, SubmittedPayload
 from ledger.core.fold import Fold
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.codec import READ_ERRORS, origin_of, payload_of, uuid_of
 from ledger.eventlog.records import Record
 
@@ -34,16 +34,19 @@ class Submission(Struct, frozen=True, gc=False):
 def runs(records: Sequence[Record]) -> Iterator[Sequence[Submission]]:
     """What was decided in one go: a submission alone, or those of an atomic batch together.
 
-    The records must be contiguous. Raises Wrong for what can't be read, after all before it.
+    The records must be contiguous. Raises VerificationFailed for the first that can not be read,
+    after yielding all before it.
     """
     causes = _causes(records)
     if records and causes[:1] != [0]:
-        raise Wrong(records[0].position, f"{records[0].type} stands here, and nothing caused it")
+        raise VerificationFailed(
+            records[0].position, f"{records[0].type} stands here, and nothing caused it"
+        )
     run: list[Submission] = []
     for begin, end in pairwise([*causes, len(records)]):
         try:
             submission = _submission(records[begin], records[begin + 1 : end])
-        except Wrong:
+        except VerificationFailed:
             if run:
                 yield run
             raise
@@ -88,14 +91,16 @@ def _atomic_id(record: Record) -> UUID | None:
 
 def _submission(cause: Record, decided: Sequence[Record]) -> Submission:
     if cause.type not in SUBMITTED:
-        raise Wrong(cause.position, f"{cause.type} stands here, and nothing caused it")
+        raise VerificationFailed(cause.position, f"{cause.type} stands here, and nothing caused it")
     try:
         payload = payload_of(cause)
         atomic_id = origin_of(cause).atomicid
     except READ_ERRORS as error:
-        raise Wrong(cause.position, f"{cause.type} can't be read: {error}") from error
+        raise VerificationFailed(cause.position, f"{cause.type} can't be read: {error}") from error
     if atomic_id and not isinstance(payload, OrderPlaced):
-        raise Wrong(cause.position, "only orders are decided all or none: atomicid can't be there")
+        raise VerificationFailed(
+            cause.position, "only orders are decided all or none: atomicid can't be there"
+        )
     return Submission(
         cause,
         decided,

@@ -9,7 +9,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import TYPE_OF, OrderPlaced
-from ledger.eventlog.chain import Wrong
+from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.decisions import whole
 from ledger.eventlog.records import GENESIS_HASH, Record
 from ledger.eventlog.store import COLUMNS, PAGE
@@ -36,7 +36,7 @@ class End(Struct, frozen=True):
     """The last position that both the events and `ledger_head` have, and what is wrong there."""
 
     position: int
-    wrong: Wrong | None = None
+    wrong: VerificationFailed | None = None
 
 
 class Page(Struct, frozen=True):
@@ -55,15 +55,17 @@ async def read_end(connection: AsyncConnection) -> End:
         " LEFT JOIN events e ON e.position = (SELECT MAX(position) FROM events) WHERE h.id = 1",
     )
     if not rows:
-        return End(0, Wrong(1, "ledger_head has no row that says where the ledger ends"))
+        return End(
+            0, VerificationFailed(1, "ledger_head has no row that says where the ledger ends")
+        )
     head, head_hash, last, last_hash = rows[0]
     last, last_hash = last or 0, last_hash or GENESIS_HASH
     end = min(head, last)
     if head != last:
         what = f"ledger_head says that the ledger ends at {head}, but it ends at {last}"
-        return End(end, Wrong(end + 1, what))
+        return End(end, VerificationFailed(end + 1, what))
     if head_hash != last_hash:
-        return End(end, Wrong(end, "ledger_head has another hash than the record"))
+        return End(end, VerificationFailed(end, "ledger_head has another hash than the record"))
     return End(end)
 
 
@@ -76,7 +78,9 @@ async def record_at(connection: AsyncConnection, position: int) -> Record | None
 async def pages(
     connection: AsyncConnection, after: int, up_to: int, unknown: Unknown | None
 ) -> AsyncIterator[Page]:
-    """The records after a position and up to another; raises Wrong where they end before.
+    """The records after a position and up to another.
+
+    Raises VerificationFailed where they end before.
 
     `unknown` names the streams that are to be looked up; without it nothing is.
     """
@@ -89,7 +93,7 @@ async def whole_pages(
 ) -> AsyncIterator[Sequence[Record]]:
     """The records after a position and up to another, as they are, but whole runs of them.
 
-    Raises Wrong where they end before.
+    Raises VerificationFailed where they end before.
     """
     limit = PAGE
     while after < up_to:
@@ -101,7 +105,7 @@ async def whole_pages(
         )
         records: Sequence[Record] = [Record(*row) for row in rows]
         if not records:
-            raise Wrong(after + 1, "the event is gone, and all that came after it")
+            raise VerificationFailed(after + 1, "the event is gone, and all that came after it")
         if records[-1].position < up_to:
             records = whole(records)
         if not records:
