@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.problems import Problem, invalid
 from api.requests import MAX_POSITION, whole
 from ledger.runtime.timestamps import BadInstant, instant_us
-from projections.as_of import Beyond, History, Moment, open_history
+from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 
 AS_OF: Final = ("as_of_position", "as_of_time")
 WHEN: Final = ("min_position", *AS_OF)
@@ -21,7 +21,7 @@ TURN_TIMEOUT_S: Final = 2.0
 TIMEOUT_S: Final = 5.0
 
 T = TypeVar("T")
-Look = Callable[[History, int], Awaitable[T]]
+Look = Callable[[AsOfReader, int], Awaitable[T]]
 
 
 class AsOf(Struct, frozen=True):
@@ -38,14 +38,14 @@ class Past:
         self._engine = engine
         self._turn = asyncio.Semaphore(AT_ONCE)
 
-    async def look(self, when: AsOf, look: Look[T]) -> tuple[T, Moment]:
+    async def look(self, when: AsOf, look: Look[T]) -> tuple[T, AsOfPosition]:
         """What was there then, and which moment that was.
 
         Raises Problem for what has not come yet or when it is busy, and ViewsUnavailable.
         """
         await self._wait()
         try:
-            async with open_history(self._engine, TIMEOUT_S) as history:
+            async with open_as_of(self._engine, TIMEOUT_S) as history:
                 moment = await _moment(history, when)
                 return await look(history, moment.position), moment
         finally:
@@ -59,12 +59,12 @@ class Past:
             raise Problem("past-busy", f"{AT_ONCE} others look at the past here") from None
 
 
-async def _moment(history: History, when: AsOf) -> Moment:
+async def _moment(history: AsOfReader, when: AsOf) -> AsOfPosition:
     try:
         if when.position is not None:
             return await history.at(when.position)
         return await history.at_time(when.time_us or 0)
-    except Beyond as error:
+    except PositionBeyondHead as error:
         if when.position is None:
             raise invalid("as_of_time", "lies ahead") from None
         detail = f"must be at most {error.head}, where the ledger ends now"

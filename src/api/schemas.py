@@ -16,7 +16,7 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
-from projections.as_of import ProductThen, WalletThen
+from projections.as_of import ProductAsOf, WalletAsOf
 from projections.views.orders import OrderRow
 from projections.views.stock import StockRow
 from projections.views.wallets import WalletRow
@@ -175,12 +175,12 @@ class Orders(Struct, frozen=True):
 ACCEPTED: Final = "accepted: it will be decided; follow Location"
 
 
-def customer(row: WalletRow | WalletThen) -> Customer:
+def customer(row: WalletRow | WalletAsOf) -> Customer:
     """The customer of a row."""
     return Customer(row.customer_id, row.username, money(row.balance_minor), row.position)
 
 
-def product(row: StockRow | ProductThen) -> Product:
+def product(row: StockRow | ProductAsOf) -> Product:
     """The product of a row."""
     return Product(
         row.product_id,

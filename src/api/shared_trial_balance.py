@@ -6,7 +6,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.problems import Problem
-from projections.trial_balance import Books, TrialBalance
+from projections.trial_balance import TrialBalance, TrialBalanceReader
 
 TIMEOUT_S: Final = 10.0
 
@@ -15,7 +15,7 @@ class SharedBooks:
     """The books of one API process."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._books = Books(engine)
+        self._books = TrialBalanceReader(engine)
         self._turn = asyncio.Lock()
 
     async def balance(self, at_most: int) -> tuple[TrialBalance, int]:

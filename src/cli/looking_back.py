@@ -18,7 +18,7 @@ from cli.running import out
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from projections import as_of_views
-from projections.as_of import History, Moment, open_history
+from projections.as_of import AsOfPosition, AsOfReader, open_as_of
 
 TIMEOUT_S: Final = 60.0
 """For one thing; a whole view takes as long as it takes."""
@@ -30,20 +30,20 @@ class When(Struct, frozen=True):
     position: int | None
     time_us: int | None
 
-    async def moment(self, history: History) -> Moment:
-        """The position meant; raises Beyond."""
+    async def moment(self, history: AsOfReader) -> AsOfPosition:
+        """The position meant; raises PositionBeyondHead."""
         if self.position is not None:
             return await history.at(self.position)
         return await history.at_time(self.time_us or 0)
 
 
-One = Callable[[History, UUID, int], Awaitable[Struct | None]]
+One = Callable[[AsOfReader, UUID, int], Awaitable[Struct | None]]
 All = Callable[[AsyncConnection, int, as_of_views.Moved], AsyncIterator[Struct]]
 
 ONE: Final[dict[PastView, One]] = {
-    PastView.ORDERS: History.order,
-    PastView.WALLETS: History.wallet,
-    PastView.STOCK: History.product,
+    PastView.ORDERS: AsOfReader.order,
+    PastView.WALLETS: AsOfReader.wallet,
+    PastView.STOCK: AsOfReader.product,
 }
 ALL: Final[dict[PastView, All]] = {
     PastView.ORDERS: as_of_views.orders,
@@ -80,7 +80,7 @@ async def show_one(
     settings: Settings, view: PastView, thing_id: UUID, when: When, *, as_json: bool
 ) -> bool:
     """Print one order, customer or product; whether there was such a one."""
-    async with reading_engine(settings) as engine, open_history(engine, TIMEOUT_S) as history:
+    async with reading_engine(settings) as engine, open_as_of(engine, TIMEOUT_S) as history:
         moment = await when.moment(history)
         row = await ONE[view](history, thing_id, moment.position)
     if row is None:
@@ -98,7 +98,7 @@ async def show_one(
 async def show_all(settings: Settings, view: PastView, when: When, *, as_json: bool) -> None:
     """Print a whole view, row by row as they are found."""
     async with reading_engine(settings) as engine:
-        async with open_history(engine, TIMEOUT_S) as history:
+        async with open_as_of(engine, TIMEOUT_S) as history:
             moment = await when.moment(history)
         async with engine.connect() as connection:
             await _print(connection, view, moment.position, as_json)

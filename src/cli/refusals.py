@@ -18,7 +18,7 @@ from ledger.messaging.rabbitmq import BROKER_ERRORS
 from ledger.messaging.topology import OldParkingInUse
 from ledger.runtime.database import DATABASE_ERRORS, UnsafeDatabase
 from ledger.runtime.tracing import NoOpenTelemetry
-from projections.as_of import Beyond
+from projections.as_of import PositionBeyondHead
 from projections.queries import ViewsUnavailable
 from projections.table_swap import RebuildRefused
 from projections.tables import CheckpointLost, ViewOutdated
@@ -38,7 +38,7 @@ REFUSED: Final = (
     ViewsUnavailable,
     OldParkingInUse,
     ParkingBusy,
-    Beyond,
+    PositionBeyondHead,
     JournalBehind,
     ReplayRefused,
     ReplayStopped,

@@ -12,8 +12,8 @@ from cli.progress import progress
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from ledger.runtime.database import make_engine
-from projections.as_of import open_history
-from projections.trial_balance import Books, JournalBehind, Sums, TrialBalance
+from projections.as_of import open_as_of
+from projections.trial_balance import JournalBehind, Sums, TrialBalance, TrialBalanceReader
 from projections.views.journal import Unit
 
 STATEMENT_TIMEOUT_S: Final = 60.0
@@ -23,7 +23,7 @@ NOW: Final = When(None, None)
 async def read_balance(settings: Settings, when: When) -> tuple[TrialBalance, int | None]:
     """The trial balance, and the first position that is out of balance, if one is.
 
-    Raises Beyond, JournalBehind and ViewsUnavailable.
+    Raises PositionBeyondHead, JournalBehind and ViewsUnavailable.
     """
     engine = make_engine(
         settings.db_url("projector"),
@@ -38,7 +38,7 @@ async def read_balance(settings: Settings, when: When) -> tuple[TrialBalance, in
 
 
 async def _read(engine: AsyncEngine, when: When) -> tuple[TrialBalance, int | None]:
-    books = Books(engine, STATEMENT_TIMEOUT_S)
+    books = TrialBalanceReader(engine, STATEMENT_TIMEOUT_S)
     latest = await books.position()
     position = latest if when == NOW else await _position(engine, when)
     if position > latest:
@@ -50,7 +50,7 @@ async def _read(engine: AsyncEngine, when: When) -> tuple[TrialBalance, int | No
 
 
 async def _position(engine: AsyncEngine, when: When) -> int:
-    async with open_history(engine, STATEMENT_TIMEOUT_S) as history:
+    async with open_as_of(engine, STATEMENT_TIMEOUT_S) as history:
         return (await when.moment(history)).position
 
 

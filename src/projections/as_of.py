@@ -47,7 +47,7 @@ _OF_ORDERS: Final = tuple(
 _MOVES: Final = f"'{TYPE_OF[OrderCompleted]}', '{TYPE_OF[OrderCancelled]}'"
 
 
-class Beyond(Exception):
+class PositionBeyondHead(Exception):
     """What is asked of the ledger lies after its end."""
 
     def __init__(self, what: str, head: int) -> None:
@@ -55,14 +55,14 @@ class Beyond(Exception):
         self.head = head
 
 
-class Moment(Struct, frozen=True):
+class AsOfPosition(Struct, frozen=True):
     """A place in the ledger; unless it is `final`, more may yet be recorded for the time asked."""
 
     position: int
     final: bool
 
 
-class WalletThen(Struct, frozen=True, gc=False):
+class WalletAsOf(Struct, frozen=True, gc=False):
     """A customer and what the wallet held at a position."""
 
     customer_id: UUID
@@ -72,7 +72,7 @@ class WalletThen(Struct, frozen=True, gc=False):
     position: int
 
 
-class ProductThen(Struct, frozen=True, gc=False):
+class ProductAsOf(Struct, frozen=True, gc=False):
     """A product at a position; `current_price_minor` is what a unit would have cost next."""
 
     product_id: UUID
@@ -86,45 +86,45 @@ class ProductThen(Struct, frozen=True, gc=False):
 
 
 @asynccontextmanager
-async def open_history(engine: AsyncEngine, timeout_s: float) -> AsyncIterator["History"]:
+async def open_as_of(engine: AsyncEngine, timeout_s: float) -> AsyncIterator["AsOfReader"]:
     """The history on a connection of its own; raises ViewsUnavailable, after `timeout_s` too."""
     try:
         async with asyncio.timeout(timeout_s), engine.connect() as connection:
-            yield History(connection)
+            yield AsOfReader(connection)
     except DATABASE_ERRORS as error:
         raise ViewsUnavailable(f"the database did not answer: {error}") from error
 
 
-class History:
+class AsOfReader:
     """What was, as far as the ledger tells; every answer stays true for ever."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def at(self, position: int) -> Moment:
-        """This very position; raises Beyond."""
+    async def at(self, position: int) -> AsOfPosition:
+        """This very position; raises PositionBeyondHead."""
         head, _ = await self._before(snapshots.MAX_POSITION)
         if position > head:
-            raise Beyond(f"position {position}", head)
-        return Moment(position, final=True)
+            raise PositionBeyondHead(f"position {position}", head)
+        return AsOfPosition(position, final=True)
 
-    async def at_time(self, time_us: int) -> Moment:
+    async def at_time(self, time_us: int) -> AsOfPosition:
         """The last position that was recorded at a time or before it, 0 if there is none.
 
         Recorded times never fall, so the time of the head tells whether that can still change.
-        Raises Beyond for a time that has not come yet.
+        Raises PositionBeyondHead for a time that has not come yet.
         """
         head, head_us = await self._before(snapshots.MAX_POSITION)
         if time_us > max(head_us, time.time_ns() // 1000):
-            raise Beyond("that time", head)
+            raise PositionBeyondHead("that time", head)
         if head_us <= time_us:
-            return Moment(head, final=False)
+            return AsOfPosition(head, final=False)
         low, high = 0, head
         while high - low > 1:
             middle = (low + high) // 2
             _, recorded_at_us = await self._before(middle)
             low, high = (middle, high) if recorded_at_us <= time_us else (low, middle)
-        return Moment(low, final=True)
+        return AsOfPosition(low, final=True)
 
     async def _before(self, position: int) -> tuple[int, int]:
         """The last position up to another one, with its recorded time."""
@@ -135,7 +135,7 @@ class History:
         )
         return rows[0] if rows else (0, 0)
 
-    async def wallet(self, customer_id: UUID, position: int) -> WalletThen | None:
+    async def wallet(self, customer_id: UUID, position: int) -> WalletAsOf | None:
         """A customer, if there was one by then."""
         made = await self._made(WALLETS, customer_id, position)
         if made is None:
@@ -147,7 +147,7 @@ class History:
         row = await self._changed(WALLETS, row, customer_id, after, position)
         return wallet_then(row, position)
 
-    async def product(self, product_id: UUID, position: int) -> ProductThen | None:
+    async def product(self, product_id: UUID, position: int) -> ProductAsOf | None:
         """A product with its price, if it was listed by then."""
         made = await self._made(STOCK, product_id, position)
         if made is None:
@@ -240,15 +240,15 @@ def events_of(rows: Sequence[Any]) -> list[Recorded]:
     return [recorded(record, {record.stream_id: key}) for key, record in records]
 
 
-def wallet_then(row: WalletRow, position: int) -> WalletThen:
+def wallet_then(row: WalletRow, position: int) -> WalletAsOf:
     """The row without what is known of now only."""
-    return WalletThen(row.customer_id, row.username, row.balance_minor, row.created_at, position)
+    return WalletAsOf(row.customer_id, row.username, row.balance_minor, row.created_at, position)
 
 
-def product_then(row: StockRow, position: int, rules: Rules) -> ProductThen:
+def product_then(row: StockRow, position: int, rules: Rules) -> ProductAsOf:
     """The row without what is known of now only, and with the price of then."""
     price_minor = unit_price_minor(row.base_price_minor, row.stock, row.initial_stock, rules)
-    return ProductThen(
+    return ProductAsOf(
         row.product_id,
         row.name,
         row.description,

@@ -17,9 +17,9 @@ from ledger.eventlog import snapshots
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.store import Store
 from projections.as_of import (
-    History,
-    ProductThen,
-    WalletThen,
+    AsOfReader,
+    ProductAsOf,
+    WalletAsOf,
     effective_events,
     events_of,
     product_then,
@@ -41,7 +41,7 @@ DECIDED: Final = 2
 
 async def wallets(
     connection: AsyncConnection, position: int, moved: Moved
-) -> AsyncIterator[WalletThen]:
+) -> AsyncIterator[WalletAsOf]:
     """Every customer by id."""
     customers = (await fold_at(connection, position, moved)).customers
     async for key, row in _made(connection, WALLETS, customers, position):
@@ -51,10 +51,10 @@ async def wallets(
 
 async def stock(
     connection: AsyncConnection, position: int, moved: Moved
-) -> AsyncIterator[ProductThen]:
+) -> AsyncIterator[ProductAsOf]:
     """Every product by id."""
     products = (await fold_at(connection, position, moved)).products
-    rules = await History(connection).rules(position)
+    rules = await AsOfReader(connection).rules(position)
     async for key, row in _made(connection, STOCK, products, position):
         shelf = structs.replace(row, **structs.asdict(products[key]))
         yield product_then(shelf, position, rules)

@@ -59,7 +59,7 @@ class TrialBalance(Struct, frozen=True):
         return not any(self.total(unit).balance for unit in get_args(Unit))
 
 
-class Books:
+class TrialBalanceReader:
     """The journal added up. Its lines never change, so what was added up once is remembered.
 
     Every method raises ViewsUnavailable.

@@ -14,7 +14,7 @@ from api import as_of
 from api.as_of import AT_ONCE, AsOf, Past
 from api.problems import Problem
 from cli.localstack.servers import Servers
-from projections.as_of import History, Moment
+from projections.as_of import AsOfPosition, AsOfReader
 from tests.harness import Stack, make_ledger
 from tests.ledger.running import running_ledger
 
@@ -215,7 +215,7 @@ async def test_only_a_few_look_at_once_and_others_wait_their_turn(
     first, go_on = asyncio.Event(), asyncio.Event()
     under_way = 0
 
-    async def look(history: History, position: int) -> None:
+    async def look(history: AsOfReader, position: int) -> None:
         nonlocal under_way
         under_way += 1
         assert under_way <= AT_ONCE
@@ -232,11 +232,11 @@ async def test_only_a_few_look_at_once_and_others_wait_their_turn(
             with pytest.raises(Problem, match="look at the past"):
                 await looking.look(now, look)
         go_on.set()
-    assert {look.result() for look in looks} == {(None, Moment(0, final=True))}
+    assert {look.result() for look in looks} == {(None, AsOfPosition(0, final=True))}
 
 
 async def test_a_look_that_fails_gives_its_turn_to_the_next(looking: Past) -> None:
-    async def fail(history: History, position: int) -> None:
+    async def fail(history: AsOfReader, position: int) -> None:
         raise ZeroDivisionError
 
     for _ in range(2 * AT_ONCE):
@@ -245,4 +245,4 @@ async def test_a_look_that_fails_gives_its_turn_to_the_next(looking: Past) -> No
         with pytest.raises(Problem, match="at most 0"):
             await looking.look(AsOf(1, None), fail)
     wallet, moment = await looking.look(AsOf(None, 0), lambda h, p: h.wallet(UUID(int=1), p))
-    assert (wallet, moment) == (None, Moment(0, final=False))
+    assert (wallet, moment) == (None, AsOfPosition(0, final=False))

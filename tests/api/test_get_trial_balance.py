@@ -142,7 +142,7 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
     monkeypatch.setattr(shared_trial_balance, "TIMEOUT_S", 0.5)
-    shared, added = SharedBooks(written.engine("api")), trial_balance.Books._sums
+    shared, added = SharedBooks(written.engine("api")), trial_balance.TrialBalanceReader._sums
     asked: list[int] = []
 
     async def slow(self: Any, after: int, up_to: int) -> Any:
@@ -151,7 +151,7 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
             await asyncio.sleep(60)
         return await added(self, after, up_to)
 
-    monkeypatch.setattr(trial_balance.Books, "_sums", slow)
+    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_sums", slow)
     with pytest.raises(Problem) as refused:
         await shared.balance(10**6)
     assert refused.value.kind == "views-unavailable"
@@ -164,14 +164,14 @@ async def test_many_at_once_read_each_line_once(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
-    shared, added = SharedBooks(written.engine("api")), trial_balance.Books._sums
+    shared, added = SharedBooks(written.engine("api")), trial_balance.TrialBalanceReader._sums
     asked: list[int] = []
 
     async def counted(self: Any, after: int, up_to: int) -> Any:
         asked.append(after)
         return await added(self, after, up_to)
 
-    monkeypatch.setattr(trial_balance.Books, "_sums", counted)
+    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_sums", counted)
     found = await asyncio.gather(*(shared.balance(40) for _ in range(10)))
     assert len({balance.total("minor").debit for balance, _ in found}) == 1
     assert asked == [0, 10, 20, 30]

@@ -18,7 +18,7 @@ from cli.main import app
 from cli.settings import Settings
 from ledger.eventlog.codec import moment
 from ledger.eventlog.records import Record
-from projections.as_of import Beyond
+from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.running import Ledger, running_ledger
 from tests.projections.past import Then, write_history
@@ -127,9 +127,9 @@ async def test_what_lies_ahead_is_refused_and_the_head_named(
 ) -> None:
     settings, head = told[0].settings, len(told[1])
     for when in (When(head + 1, None), When(None, 2**50 * 100)):
-        with pytest.raises(Beyond, match=f"the ledger ends at position {head}"):
+        with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}"):
             await show_all(settings, PastView.ORDERS, when, as_json=True)
-        with pytest.raises(Beyond, match=f"the ledger ends at position {head}"):
+        with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}"):
             await show_one(settings, PastView.STOCK, uuid4(), when, as_json=True)
     done = await run("asof", "--position", str(head + 1), "orders")
     assert (done.status, done.out) == (1, "")
@@ -148,7 +148,7 @@ async def test_an_empty_ledger_was_always_empty(servers: Servers, capfdbinary: C
         for when in (When(0, None), When(None, 0)):
             await show_all(empty, view, when, as_json=True)
     assert capfdbinary.readouterr().out == b""
-    with pytest.raises(Beyond, match="the ledger ends at position 0"):
+    with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
         await show_all(empty, PastView.STOCK, When(1, None), as_json=True)
 
 

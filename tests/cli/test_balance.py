@@ -9,7 +9,7 @@ from cli.settings import Settings
 from ledger.core.fold import effective
 from ledger.eventlog.codec import moment, recorded
 from projections import trial_balance
-from projections.trial_balance import Books
+from projections.trial_balance import TrialBalanceReader
 from projections.views.journal import lines
 from tests.harness import free_port
 from tests.ledger.events import history, opening, orders
@@ -74,7 +74,7 @@ async def test_the_balance_at_any_position_is_that_of_the_lines_up_to_there(
         await ledger.write(opening(), history(23, 60))
         await shown(ledger)
         events = [recorded(record) for record in await ledger.records()]
-        books = Books(ledger.engine("api"), timeout_s=10)
+        books = TrialBalanceReader(ledger.engine("api"), timeout_s=10)
         held: Counter[tuple[str, str]] = Counter()
         changes = {event.position: lines(event) for event in effective(events)}
         for position in range(1, events[-1].position + 1):
@@ -163,7 +163,7 @@ async def test_every_damage_to_a_line_puts_the_books_out_of_balance(
         await ledger.write(opening(), orders(3))
         await shown(ledger)
         await ledger.execute(damage)
-        books = Books(ledger.engine("projector"), timeout_s=10)
+        books = TrialBalanceReader(ledger.engine("projector"), timeout_s=10)
         assert not (await books.balance(8)).balanced
         assert (await books.balance(3)).balanced
         assert await books.first_torn(8) == 4
@@ -201,7 +201,7 @@ async def test_a_database_that_is_away_is_one_sentence(run: Run) -> None:
 
 async def test_it_balances_at_every_moment_beside_a_busy_projector(settings: Settings) -> None:
     async with running_ledger(settings) as ledger, ledger.writing(), ledger.projecting():
-        books = Books(ledger.engine("api"), timeout_s=10)
+        books = TrialBalanceReader(ledger.engine("api"), timeout_s=10)
         positions: list[int] = []
         while len(set(positions)) < 5:
             await ledger.put_events(opening() if not positions else orders(50))

@@ -23,7 +23,7 @@ from cli.settings import Settings
 from ledger.core.events import TYPE_OF, OrderCompleted
 from ledger.eventlog.codec import encode_recorded
 from ledger.eventlog.records import Record
-from projections.as_of import Beyond
+from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
@@ -235,7 +235,7 @@ async def test_what_lies_ahead_is_refused(
     settings: Settings, lines: list[bytes], tmp_path: Path
 ) -> None:
     for wish in ({"last": len(lines) + 1}, {"first": len(lines) + 2}):
-        with pytest.raises(Beyond, match=f"the ledger ends at position {len(lines)}"):
+        with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {len(lines)}"):
             await replay(settings, tmp_path / str(wish), **wish)
     await replay(settings, tmp_path / "next", first=len(lines) + 1)
     assert content(tmp_path / "next") == []

@@ -12,7 +12,7 @@ from ledger.core.fold import Fold, effective
 from ledger.core.pricing import unit_price_minor
 from ledger.eventlog.codec import NO_KEYS, recorded
 from ledger.eventlog.records import Record
-from projections.as_of import ProductThen, WalletThen
+from projections.as_of import ProductAsOf, WalletAsOf
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection
 from projections.views.stock import STOCK, StockRow
@@ -61,7 +61,7 @@ class Then:
             view.project(rows, event)
         return rows
 
-    def wallets(self) -> dict[UUID, WalletThen]:
+    def wallets(self) -> dict[UUID, WalletAsOf]:
         """Every customer, by the fold and by the view, which must agree."""
         rows = self._rows(WALLETS)
         assert {key: row.balance_minor for key, row in rows.items()} == {
@@ -69,11 +69,11 @@ class Then:
         }
         return {key: self._wallet(row) for key, row in rows.items()}
 
-    def _wallet(self, row: WalletRow) -> WalletThen:
+    def _wallet(self, row: WalletRow) -> WalletAsOf:
         then = (row.customer_id, row.username, row.balance_minor, row.created_at)
-        return WalletThen(*then, self.position)
+        return WalletAsOf(*then, self.position)
 
-    def stock(self) -> dict[UUID, ProductThen]:
+    def stock(self) -> dict[UUID, ProductAsOf]:
         """Every product, by the fold and by the view, which must agree."""
         rows = self._rows(STOCK)
         for key, product in self.fold.products.items():
@@ -83,9 +83,9 @@ class Then:
         assert set(rows) == set(self.fold.products)
         return {key: self._product(row) for key, row in rows.items()}
 
-    def _product(self, row: StockRow) -> ProductThen:
-        columns = {name: getattr(row, name) for name in ProductThen.__struct_fields__}
-        return ProductThen(**columns | {"position": self.position})
+    def _product(self, row: StockRow) -> ProductAsOf:
+        columns = {name: getattr(row, name) for name in ProductAsOf.__struct_fields__}
+        return ProductAsOf(**columns | {"position": self.position})
 
     def orders(self) -> dict[UUID, OrderRow]:
         """Every order, by the fold and by the view, which must agree."""

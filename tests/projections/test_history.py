@@ -19,7 +19,7 @@ from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
 from ledger.writer import load, take_over
 from projections import as_of as module
-from projections.as_of import Beyond, History, Moment, open_history
+from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.queries import ViewsUnavailable
 from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, erasure, order
 from tests.harness import free_port, make_ledger
@@ -38,16 +38,16 @@ async def told(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
 
 
 @pytest.fixture
-async def past(told: tuple[Ledger, list[Record]]) -> AsyncIterator[History]:
+async def past(told: tuple[Ledger, list[Record]]) -> AsyncIterator[AsOfReader]:
     """The history through the account of the API."""
-    async with open_history(told[0].engine("api"), 60) as history:
+    async with open_as_of(told[0].engine("api"), 60) as history:
         yield history
 
 
 @pytest.mark.parametrize("window", [7, 5_000])
 async def test_whatever_is_asked_by_id_is_what_a_fold_cut_there_says(
     told: tuple[Ledger, list[Record]],
-    past: History,
+    past: AsOfReader,
     window: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -68,7 +68,7 @@ async def test_whatever_is_asked_by_id_is_what_a_fold_cut_there_says(
 
 async def test_without_any_snapshot_the_past_is_the_same(ledger: Ledger) -> None:
     records = await write_history(ledger, every=10**6)
-    async with open_history(ledger.engine("api"), 60) as past:
+    async with open_as_of(ledger.engine("api"), 60) as past:
         for position in moments(records, 3):
             then = Then(records, position, await ledger.keys())
             for key, row in then.wallets().items():
@@ -80,7 +80,7 @@ async def test_without_any_snapshot_the_past_is_the_same(ledger: Ledger) -> None
 async def test_an_order_is_pending_between_its_placing_and_its_decision(ledger: Ledger) -> None:
     records = await ledger.write(opening(), [asked(order()), asked(cancel())])
     placed = next(r.position for r in records if r.type == TYPE_OF[OrderPlaced])
-    async with open_history(ledger.engine("api"), 60) as past:
+    async with open_as_of(ledger.engine("api"), 60) as past:
         found = [await past.order(ORDER, placed + later) for later in (-1, 0, 1, 2, 3)]
     statuses = [row and row.status for row in found]
     assert statuses == [None, "PENDING", "COMPLETED", "COMPLETED", "CANCELLED"]
@@ -89,7 +89,7 @@ async def test_an_order_is_pending_between_its_placing_and_its_decision(ledger: 
 async def test_a_submission_that_was_refused_never_had_an_effect(ledger: Ledger) -> None:
     """Not even at its own position, where the refusal is not recorded yet."""
     records = await ledger.write(opening(), [asked(customer(1, PEN)), asked(customer(1, ANN))])
-    async with open_history(ledger.engine("api"), 60) as past:
+    async with open_as_of(ledger.engine("api"), 60) as past:
         for position in range(3, len(records) + 1):
             assert await past.wallet(PEN, position) is None
             found = await past.wallet(ANN, position)
@@ -97,28 +97,28 @@ async def test_a_submission_that_was_refused_never_had_an_effect(ledger: Ledger)
             assert found.balance_minor == 10**9
 
 
-async def test_a_position_beyond_the_head_is_refused_and_the_head_named(past: History) -> None:
+async def test_a_position_beyond_the_head_is_refused_and_the_head_named(past: AsOfReader) -> None:
     head = (await past.at_time(time.time_ns() // 1000)).position
-    assert await past.at(head) == Moment(head, final=True)
-    assert await past.at(0) == Moment(0, final=True)
-    with pytest.raises(Beyond, match=f"the ledger ends at position {head}$") as refused:
+    assert await past.at(head) == AsOfPosition(head, final=True)
+    assert await past.at(0) == AsOfPosition(0, final=True)
+    with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}$") as refused:
         await past.at(head + 1)
     assert refused.value.head == head
 
 
 async def test_a_time_is_the_last_position_recorded_by_then(
-    told: tuple[Ledger, list[Record]], past: History
+    told: tuple[Ledger, list[Record]], past: AsOfReader
 ) -> None:
     _, records = told
     times = sorted({record.recorded_at_us for record in records})
     for asked_us in [0, *times, *(t + 1 for t in times), *(t - 1 for t in times)]:
         expected = sum(record.recorded_at_us <= asked_us for record in records)
         found = await past.at_time(asked_us)
-        assert found == Moment(expected, final=asked_us < times[-1]), asked_us
+        assert found == AsOfPosition(expected, final=asked_us < times[-1]), asked_us
 
 
-async def test_a_time_that_has_not_come_is_refused(past: History) -> None:
-    with pytest.raises(Beyond, match="lies ahead"):
+async def test_a_time_that_has_not_come_is_refused(past: AsOfReader) -> None:
+    with pytest.raises(PositionBeyondHead, match="lies ahead"):
         await past.at_time(time.time_ns() // 1000 + 60_000_000)
 
 
@@ -127,17 +127,17 @@ async def test_the_clock_of_the_writer_counts_where_it_is_ahead(ledger: Ledger) 
     async with ledger.writing(now_us=lambda: ahead_us):
         await ledger.put_events(events := opening())
         await ledger.until_recorded(events)
-    async with open_history(ledger.engine("api"), 60) as past:
-        assert await past.at_time(ahead_us) == Moment(2, final=False)
-        assert await past.at_time(ahead_us - 1) == Moment(0, final=True)
+    async with open_as_of(ledger.engine("api"), 60) as past:
+        assert await past.at_time(ahead_us) == AsOfPosition(2, final=False)
+        assert await past.at_time(ahead_us - 1) == AsOfPosition(0, final=True)
 
 
 async def test_an_empty_ledger_has_an_empty_past(ledger: Ledger) -> None:
-    async with open_history(ledger.engine("api"), 60) as past:
-        assert await past.at(0) == Moment(0, final=True)
-        assert await past.at_time(time.time_ns() // 1000) == Moment(0, final=False)
+    async with open_as_of(ledger.engine("api"), 60) as past:
+        assert await past.at(0) == AsOfPosition(0, final=True)
+        assert await past.at_time(time.time_ns() // 1000) == AsOfPosition(0, final=False)
         assert await past.wallet(ANN, 0) is None
-        with pytest.raises(Beyond, match="the ledger ends at position 0"):
+        with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
             await past.at(1)
 
 
@@ -147,7 +147,7 @@ async def test_while_it_is_read_the_past_grows_and_snapshots_come_and_go(ledger:
     then = Then(records, position, await ledger.keys())
 
     async def look() -> None:
-        async with open_history(ledger.engine("api"), 60) as past:
+        async with open_as_of(ledger.engine("api"), 60) as past:
             for key, row in then.wallets().items():
                 assert await past.wallet(key, position) == row
             for key, product in then.stock().items():
@@ -168,7 +168,7 @@ async def test_without_database_the_past_is_unavailable(ledger: Ledger) -> None:
     url = ledger.settings.model_copy(update={"db_port": free_port()}).db_url("api")
     engine = make_engine(url, autocommit=True)
     with pytest.raises(ViewsUnavailable):
-        async with open_history(engine, 5) as past:
+        async with open_as_of(engine, 5) as past:
             await past.at(0)
     await engine.dispose()
 
@@ -179,7 +179,7 @@ async def test_what_takes_too_long_is_unavailable(ledger: Ledger) -> None:
         engine = make_engine(changed.db_url("api"), autocommit=True)
 
         async def look() -> None:
-            async with open_history(engine, 1) as past:
+            async with open_as_of(engine, 1) as past:
                 await past.at(0)
                 proxy.stall()
                 await past.at(0)
@@ -192,7 +192,7 @@ async def test_what_takes_too_long_is_unavailable(ledger: Ledger) -> None:
 
 async def test_a_name_that_was_erased_is_erased_from_the_past_as_well(ledger: Ledger) -> None:
     await ledger.write(opening(), [asked(order()), asked(erasure())])
-    async with open_history(ledger.engine("api"), 60) as past:
+    async with open_as_of(ledger.engine("api"), 60) as past:
         found = [await past.wallet(ANN, position) for position in range(1, 6)]
     assert [row and row.username for row in found] == ["erased"] * 5
     assert [row and row.balance_minor for row in found] == [10**9] * 3 + [10**9 - 1000] * 2
@@ -213,7 +213,7 @@ async def test_a_price_is_by_the_rules_of_then(
         )
         composer.add([asked(order(1, OTHER_ORDER))])
         await Store(connection).append(known.head, composer.records)
-    async with open_history(ledger.engine("api"), 60) as past:
+    async with open_as_of(ledger.engine("api"), 60) as past:
         found = [await past.product(PEN, position) for position in range(2, len(first) + 3)]
     # Listed; ordered and, by the first rules, decided; ordered and, by the second, decided.
     assert [row and row.current_price_minor for row in found] == [1000, 1000, 1200, 1200, 4000]

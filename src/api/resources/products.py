@@ -21,7 +21,7 @@ from api.product_cache import MAX_AGE_S, Page
 from api.responses import JSON, PREFIX, at, encode, reply
 from api.submission import answer, submit
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
-from projections.as_of import ProductThen
+from projections.as_of import ProductAsOf
 from projections.views.stock import StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
@@ -103,7 +103,7 @@ async def _show_then(context: Context, request: Request, product_id: UUID, when:
     return _page(request, page, moment.position, _FOR_EVER if moment.final else _ASK_AGAIN)
 
 
-def _render(row: StockRow | ProductThen | None, product_id: UUID, position: int) -> Page:
+def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> Page:
     """The row alone makes the body. A rebuilt view may have another row at the same position."""
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")

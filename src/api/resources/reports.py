@@ -14,7 +14,7 @@ from api.json_forms import money
 from api.requests import MAX_POSITION, parameters
 from api.responses import at, reply
 from projections import trial_balance as books
-from projections.as_of import History
+from projections.as_of import AsOfReader
 from projections.views.journal import Unit
 
 Counted = Literal["money", "units"]
@@ -64,7 +64,7 @@ async def show_trial_balance(context: Context, request: Request) -> Response:
     return reply(200, report(added), at(position))
 
 
-async def _nothing(history: History, position: int) -> None:
+async def _nothing(history: AsOfReader, position: int) -> None:
     """What else there is to see of that moment is in the journal."""
 
 

@@ -14,7 +14,7 @@ from ledger.eventlog.records import Record
 from ledger.eventlog.store import LedgerDamaged, Store
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.reconnect import keep_alive
-from projections.as_of import Beyond
+from projections.as_of import PositionBeyondHead
 
 WINDOW: Final = 5_000
 """Positions that one statement looks at, or events of one stream that it finds."""
@@ -68,12 +68,12 @@ class Reading:
         self.position = wish.first - 1
 
     async def run(self, take: Take) -> None:
-        """Read up to the end; raises Beyond, LedgerDamaged, and one of DATABASE_ERRORS."""
+        """Read to the end; raises PositionBeyondHead, LedgerDamaged, one of DATABASE_ERRORS."""
         async with self._engine.connect() as connection:
             head = (await Store(connection).head()).position
             last = head if self._wish.last is None else self._wish.last
             if max(last, self.position) > head:
-                raise Beyond(f"position {max(last, self.position + 1)}", head)
+                raise PositionBeyondHead(f"position {max(last, self.position + 1)}", head)
             await self._read(connection, last, take)
 
     async def follow(self, take: Take) -> None:
