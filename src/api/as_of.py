@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.problems import Problem, invalid
 from api.requests import MAX_POSITION, whole
-from ledger.runtime.timestamps import BadInstant, instant_us
+from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 
 AS_OF: Final = ("as_of_position", "as_of_time")
@@ -81,6 +81,6 @@ def as_of(found: Mapping[str, str]) -> AsOf | None:
     if "as_of_position" in found:
         return AsOf(whole("as_of_position", found["as_of_position"], 0, MAX_POSITION), None)
     try:
-        return AsOf(None, instant_us(found["as_of_time"]))
-    except BadInstant as error:
+        return AsOf(None, parse_rfc3339(found["as_of_time"]))
+    except BadTimestamp as error:
         raise invalid("as_of_time", f"{error}; in a query + is %2B") from None

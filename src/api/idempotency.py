@@ -6,7 +6,6 @@ what remembers. What is kept here only makes retries quick; losing it loses no p
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID, uuid5
@@ -21,6 +20,7 @@ from api.problems import Problem, invalid
 from api.request_log import traceparent_of
 from ledger.core.events import NO_NAME, CustomerRegistered, SubmittedPayload
 from ledger.eventlog.records import Submitted
+from ledger.runtime.timestamps import now_us
 from projections.announcements import Outcome
 from projections.feed import Earlier
 
@@ -91,7 +91,7 @@ def draft(
     request: Request, route: str, payload: SubmittedPayload, stream_id: UUID | None = None
 ) -> Draft:
     """The event of a request; without `stream_id` it starts a new stream."""
-    now_us, submitter = time.time_ns() // 1000, submitter_of(request)
+    occurred_at_us, submitter = now_us(), submitter_of(request)
     trace = traceparent_of(request.scope)
     name = _name(request, route, stream_id)
     if name is None:
@@ -101,7 +101,7 @@ def draft(
     event = Submitted(
         event_id,
         stream_id or new_id,
-        now_us,
+        occurred_at_us,
         payload,
         submitter=submitter,
         traceparent=trace,
@@ -113,14 +113,14 @@ def draft_batch(
     request: Request, route: str, payloads: Sequence[SubmittedPayload], *, atomic: bool
 ) -> Draft:
     """The events of a request that starts many streams, all or none of them if `atomic`."""
-    now_us, submitter = time.time_ns() // 1000, submitter_of(request)
+    occurred_at_us, submitter = now_us(), submitter_of(request)
     trace = traceparent_of(request.scope)
     name, atomic_id = _name(request, route, None), uuid7() if atomic else None
     ids = [_derived(f"{name}{i}\n") if name else (uuid7(), uuid7()) for i in range(len(payloads))]
     events = tuple(
         Submitted(
             *ids[i],
-            now_us,
+            occurred_at_us,
             payload,
             submitter=submitter,
             traceparent=trace,

@@ -1,6 +1,5 @@
 """Money, times and statuses as they stand in JSON."""
 
-from datetime import datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import partial
 from typing import Annotated
@@ -12,7 +11,6 @@ from pydantic_core import PydanticCustomError
 from ledger.core.events import MAX_AMOUNT_MINOR
 from ledger.core.money import to_minor
 from ledger.core.state import Status
-from ledger.eventlog import codec
 
 _CENT = Decimal("0.01")
 _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
@@ -21,16 +19,6 @@ _EXACT = Context(prec=28, traps=[Inexact, InvalidOperation])
 def money(minor: int) -> Decimal:
     """Minor units as the number with two decimals that clients see."""
     return Decimal(minor).scaleb(-2)
-
-
-def moment(time: datetime) -> str:
-    """A time in UTC as RFC 3339, always with microseconds."""
-    return f"{time.isoformat(timespec='microseconds')[:26]}Z"
-
-
-def moment_us(time_us: int) -> str:
-    """As `moment`, for µs since the Unix epoch."""
-    return moment(codec.moment(time_us))
 
 
 def _amount(low_minor: int, value: object) -> int:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from struct import Struct as Layout
@@ -12,6 +11,7 @@ from uuid import UUID
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxFull
+from ledger.runtime.timestamps import SECOND_US, now_us
 from projections.announcements import Announcement
 from projections.queries import ViewsUnavailable
 
@@ -21,7 +21,6 @@ MAX_PENDING: Final = 1_000_000
 CHUNK: Final = 500
 SWEEP_S: Final = 30.0
 SWEEP_MAX: Final = 1_000
-_US: Final = 1_000_000
 _LAYOUT: Final = Layout(">QI16s16s")
 
 Shown = Callable[[Sequence[UUID]], Awaitable[set[UUID]]]
@@ -100,7 +99,7 @@ class Pending:
     def _suspects(self, everything: bool) -> list[UUID]:
         if everything:
             return [UUID(bytes=order_id) for order_id in self._placed]
-        old_us = time.time_ns() // 1000 - int(SWEEP_S * _US)
+        old_us = now_us() - int(SWEEP_S * SECOND_US)
         oldest = islice(self._placed.items(), SWEEP_MAX)
         return [
             UUID(bytes=order_id)

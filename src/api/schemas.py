@@ -7,7 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.json_forms import Amount, Moment, StatusName, moment, moment_us, money
+from api.json_forms import Amount, Moment, StatusName, money
 from ledger.core.events import (
     MAX_DESCRIPTION,
     MAX_NAME,
@@ -16,6 +16,7 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
+from ledger.runtime.timestamps import format_rfc3339, format_us
 from projections.as_of import ProductAsOf, WalletAsOf
 from projections.views.orders import OrderRow
 from projections.views.stock import StockRow
@@ -201,8 +202,8 @@ def order(row: OrderRow) -> Order:
         row.customer_id,
         row.quantity,
         row.status,
-        moment(row.created_at),
-        moment(row.updated_at),
+        format_rfc3339(row.created_at),
+        format_rfc3339(row.updated_at),
         None if row.unit_price_minor is None else money(row.unit_price_minor),
         None if row.total_minor is None else money(row.total_minor),
         row.failure_reason,
@@ -212,7 +213,7 @@ def order(row: OrderRow) -> Order:
 
 def pending_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> Order:
     """The order that was accepted here and that no view shows yet."""
-    created_at = moment_us(created_at_us)
+    created_at = format_us(created_at_us)
     return Order(
         order_id,
         placed.product_id,
@@ -226,7 +227,7 @@ def pending_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> Or
 
 def accepted_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> AcceptedOrder:
     """The answer to an order that the broker has confirmed."""
-    created_at = moment_us(created_at_us)
+    created_at = format_us(created_at_us)
     return AcceptedOrder(
         order_id,
         placed.product_id,

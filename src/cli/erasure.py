@@ -1,6 +1,5 @@
 """Erasing a customer's name: what the ledger has of it, and what is left of it afterwards."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -13,11 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cli.settings import Settings
 from cli.submitting import submit, until_shown
 from ledger.core.events import TYPE_OF, CustomerErased
-from ledger.eventlog.codec import moment
 from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
+from ledger.runtime.timestamps import from_us, now_us
 from projections.queries import Views
 from projections.shadow_tables import OLD, SHADOW, existing
 from projections.views.wallets import ERASED, WALLETS
@@ -82,15 +81,14 @@ async def erase(settings: Settings, customer_id: UUID) -> Erasure:
         new = before.has_key or not before.erasures
         if new:
             event_id = uuid5(_NAMESPACE, f"{customer_id} {len(before.erasures)}")
-            now_us = time.time_ns() // 1000
-            event = Submitted(event_id, customer_id, now_us, CustomerErased())
+            event = Submitted(event_id, customer_id, now_us(), CustomerErased())
             await submit(settings, SOURCE, [event], is_erased)
         else:
             await until_shown(is_erased)
         found = await _look_up(engine, customer_id)
     await _erase_beside(settings, customer_id)
     position, erased_at_us = found.erasures[-1]
-    return Erasure(customer_id, position, moment(erased_at_us), new, found.plain_positions)
+    return Erasure(customer_id, position, from_us(erased_at_us), new, found.plain_positions)
 
 
 async def _erase_beside(settings: Settings, customer_id: UUID) -> None:

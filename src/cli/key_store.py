@@ -1,6 +1,5 @@
 """The keys of the API, changed with the account of `ledger migrate`: the API itself only reads."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -22,8 +21,9 @@ from api.auth.api_keys import (
 )
 from cli.settings import Settings
 from ledger.runtime.database import make_engine
+from ledger.runtime.timestamps import SECOND_US, now_us
 
-DAY_US: Final = 24 * 60 * 60 * 1_000_000
+DAY_US: Final = 24 * 60 * 60 * SECOND_US
 
 
 class NoSuchKey(Exception):
@@ -41,7 +41,7 @@ class NewKey(Struct, frozen=True):
 
 async def create(settings: Settings, wish: NewKey) -> tuple[StoredKey, Parts]:
     """A new key, and what its holder needs: that is nowhere else."""
-    parts, now_us = new_parts(), _now_us()
+    parts, created_at_us = new_parts(), now_us()
     key = StoredKey(
         parts.prefix,
         hash_of(parts.secret),
@@ -49,8 +49,8 @@ async def create(settings: Settings, wish: NewKey) -> tuple[StoredKey, Parts]:
         wish.name,
         tuple(sorted(set(wish.scopes))),
         wish.customer_id,
-        now_us,
-        _end(now_us, wish.expires_in_days),
+        created_at_us,
+        _end(created_at_us, wish.expires_in_days),
     )
     async with _connected(settings) as connection:
         await add_key(connection, key)
@@ -67,7 +67,7 @@ async def revoke(settings: Settings, prefix: str) -> StoredKey:
     """The key, ended now or earlier; raises NoSuchKey."""
     async with _connected(settings) as connection:
         await _find(connection, prefix)
-        await end_key(connection, prefix, _now_us())
+        await end_key(connection, prefix, now_us())
         return await _find(connection, prefix)
 
 
@@ -75,21 +75,21 @@ async def rotate(
     settings: Settings, prefix: str, overlap_s: int, expires_in_days: int | None
 ) -> tuple[StoredKey, Parts]:
     """A new key for the same client, the old one ended; both or neither. Raises NoSuchKey."""
-    parts, now_us = new_parts(), _now_us()
+    parts, created_at_us = new_parts(), now_us()
     async with _connected(settings) as connection:
         old = await _find(connection, prefix)
-        if why := old.over(now_us):
+        if why := old.over(created_at_us):
             raise NoSuchKey(f"the key {prefix} is {why}: make a new one with `ledger keys create`")
         key = replace(
             old,
             prefix=parts.prefix,
             secret_hash=hash_of(parts.secret),
-            created_at_us=now_us,
-            expires_at_us=_end(now_us, expires_in_days) or _same_life(old, now_us),
+            created_at_us=created_at_us,
+            expires_at_us=_end(created_at_us, expires_in_days) or _same_life(old, created_at_us),
             revoked_at_us=None,
         )
         await add_key(connection, key)
-        await end_key(connection, prefix, now_us + overlap_s * 1_000_000)
+        await end_key(connection, prefix, created_at_us + overlap_s * SECOND_US)
     return key, parts
 
 
@@ -110,14 +110,12 @@ async def _connected(settings: Settings) -> AsyncIterator[AsyncConnection]:
         await engine.dispose()
 
 
-def _end(now_us: int, days: int | None) -> int | None:
-    return None if days is None else now_us + days * DAY_US
+def _end(created_at_us: int, days: int | None) -> int | None:
+    return None if days is None else created_at_us + days * DAY_US
 
 
-def _same_life(old: StoredKey, now_us: int) -> int | None:
+def _same_life(old: StoredKey, created_at_us: int) -> int | None:
     """When a key made now ends that lives as long as the old one."""
-    return None if old.expires_at_us is None else now_us + old.expires_at_us - old.created_at_us
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000
+    return (
+        None if old.expires_at_us is None else created_at_us + old.expires_at_us - old.created_at_us
+    )

@@ -1,12 +1,12 @@
 """How keys of the API look, for people and for programs."""
 
-from datetime import UTC, datetime
 from uuid import UUID
 
 from msgspec import Struct
 from rich.table import Table
 
 from api.auth.api_keys import StoredKey
+from ledger.runtime.timestamps import format_us
 
 
 class ShownKey(Struct, frozen=True, omit_defaults=True):
@@ -42,7 +42,7 @@ def shown_key(key: StoredKey, now_us: int) -> ShownKey:
 def _time(time_us: int | None) -> str | None:
     if time_us is None:
         return None
-    return f"{datetime.fromtimestamp(time_us // 1_000_000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return format_us(time_us, "seconds")
 
 
 def keys_table(shown: list[ShownKey]) -> Table:

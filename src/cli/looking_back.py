@@ -17,6 +17,7 @@ from cli.reading import reading_engine
 from cli.running import out
 from cli.settings import Settings
 from ledger.core.money import to_amount
+from ledger.runtime.timestamps import format_rfc3339
 from projections import as_of_views
 from projections.as_of import AsOfPosition, AsOfReader, open_as_of
 
@@ -129,4 +130,4 @@ def _text(name: str, value: Any) -> str:
         return ""
     if name.endswith("_minor"):
         return to_amount(value)
-    return f"{value:%Y-%m-%dT%H:%M:%S.%fZ}" if isinstance(value, datetime) else str(value)
+    return format_rfc3339(value) if isinstance(value, datetime) else str(value)

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from msgspec import Struct
@@ -17,6 +17,7 @@ from ledger.core.events import TYPE_OF
 from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import Parked, read_again
 from ledger.messaging.parking_log import Entry
+from ledger.runtime.timestamps import format_rfc3339, format_us
 
 SHORT: Final = 8
 MAX_LISTED: Final = 200
@@ -113,7 +114,7 @@ def logged(entry: Entry) -> LoggedAction:
 
 
 def _at(entry: Entry) -> str:
-    return moment(datetime.fromtimestamp(entry.at_us // 1_000_000, UTC))
+    return format_us(entry.at_us, "seconds")
 
 
 def _event(event: Submitted) -> ShownEvent:
@@ -130,17 +131,12 @@ def _jsonable(value: object) -> object:
         case bool() | int() | float() | str() | None:
             return value
         case datetime():
-            return moment(value)
+            return format_rfc3339(value, "seconds")
     return repr(value)
 
 
 def _parked_at(parked: Parked) -> str | None:
-    return moment(parked.parked_at) if parked.parked_at else None
-
-
-def moment(at: datetime) -> str:
-    """A time to the second, in UTC."""
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return format_rfc3339(parked.parked_at, "seconds") if parked.parked_at else None
 
 
 def short_ids(ids: Sequence[str]) -> dict[str, str]:

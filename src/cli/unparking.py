@@ -9,7 +9,6 @@ import asyncio
 import os
 import pwd
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, islice
@@ -28,6 +27,7 @@ from ledger.messaging.publisher import SUBMIT_TIMEOUT_S, InboxUnavailable, publi
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime.failpoints import failpoint
+from ledger.runtime.timestamps import now_us
 
 HELD_BYTES: Final = 32 * 2**20
 """What is held in memory at once of what is to leave the queue, and one message more."""
@@ -72,7 +72,7 @@ class Record:
     def _entry(self, taken: Taken) -> Entry:
         parked = taken.parked
         return Entry(
-            time.time_ns() // 1000,
+            now_us(),
             self._action,
             self._operator,
             parked.id,

@@ -30,6 +30,7 @@ from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
 from ledger.runtime.reconnect import keep_alive
+from ledger.runtime.timestamps import now_us
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Writer:
         hints: Hints,
         *,
         snapshot_every: int,
-        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        now_us: Callable[[], int] = now_us,
     ) -> None:
         self._engine = engine
         self._inbox_url = inbox_url

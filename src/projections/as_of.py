@@ -5,7 +5,6 @@ came between that and the position only the events that concern it.
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -32,6 +31,7 @@ from ledger.eventlog.codec import origin_of, recorded
 from ledger.eventlog.encryption import REGISTERED
 from ledger.eventlog.records import Record
 from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.timestamps import now_us
 from projections.queries import ViewsUnavailable
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Row
@@ -115,7 +115,7 @@ class AsOfReader:
         Raises PositionBeyondHead for a time that has not come yet.
         """
         head, head_us = await self._before(snapshots.MAX_POSITION)
-        if time_us > max(head_us, time.time_ns() // 1000):
+        if time_us > max(head_us, now_us()):
             raise PositionBeyondHead("that time", head)
         if head_us <= time_us:
             return AsOfPosition(head, final=False)

@@ -1,6 +1,5 @@
 """What the projector measures, and how far its views are behind the ledger."""
 
-import time
 from typing import Any, Final
 
 from prometheus_client import Gauge, Histogram
@@ -8,8 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.metrics import LATENCY_S, SIZES
-
-_US: Final = 1_000_000
+from ledger.runtime.timestamps import SECOND_US, now_us
 
 BATCH_EVENTS: Final = Histogram(
     "ledger_projector_batch_events", "Events in a projected batch", buckets=SIZES, registry=None
@@ -52,9 +50,9 @@ async def measure_lag(engine: AsyncEngine) -> None:
         LAG_KNOWN.set(0)
         return
     LAG_KNOWN.set(1)
-    now_us = time.time_ns() // 1000
+    now = now_us()
     for view, position, head, next_recorded_at_us in found:
         POSITION.labels(view).set(position)
         LAG_POSITIONS.labels(view).set(head - position)
-        behind_us = 0 if next_recorded_at_us is None else max(now_us - next_recorded_at_us, 0)
-        LAG_S.labels(view).set(behind_us / _US)
+        behind_us = 0 if next_recorded_at_us is None else max(now - next_recorded_at_us, 0)
+        LAG_S.labels(view).set(behind_us / SECOND_US)

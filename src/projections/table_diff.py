@@ -9,6 +9,7 @@ from msgspec import Struct
 from sqlalchemy import Column, String
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.runtime.timestamps import format_rfc3339
 from projections.views.projection import Projection
 
 RANGE_ROWS: Final = 20_000
@@ -136,6 +137,6 @@ def _text(value: Any) -> str | None:
         case bytes():
             return str(UUID(bytes=value))
         case datetime():
-            return f"{value.isoformat()}Z"
+            return format_rfc3339(value)
         case _:
             return str(value)

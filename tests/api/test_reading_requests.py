@@ -12,13 +12,14 @@ from starlette.requests import Request
 
 from api.field_errors import invalid_fields
 from api.idempotency import Keys, draft, draft_batch
-from api.json_forms import moment_us, money
+from api.json_forms import money
 from api.prefer import MAX_WAIT_S, Preference, preference
 from api.problems import Problem
 from api.requests import parse, whole
 from api.schemas import Deposit, PlaceOrder
 from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered, OrderPlaced
 from ledger.eventlog.records import Submitted
+from ledger.runtime.timestamps import format_us
 
 NAME = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 
@@ -183,7 +184,7 @@ def test_a_batch_asks_for_one_more_event_than_it_has() -> None:
     ],
 )
 def test_times_are_rfc_3339_to_the_microsecond(time_us: int, text: str) -> None:
-    assert moment_us(time_us) == text
+    assert format_us(time_us) == text
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "+1", "1.0", " 1", "1_0", "²", "٣", "9" * 400])

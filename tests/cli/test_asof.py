@@ -16,8 +16,8 @@ from cli.localstack.servers import Servers
 from cli.looking_back import When, show_all, show_one
 from cli.main import app
 from cli.settings import Settings
-from ledger.eventlog.codec import moment
 from ledger.eventlog.records import Record
+from ledger.runtime.timestamps import from_us
 from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.running import Ledger, running_ledger
@@ -82,7 +82,7 @@ async def test_a_time_is_the_last_position_recorded_by_then(
 ) -> None:
     time_us = told[1][len(told[1]) // 2].recorded_at_us
     last = sum(record.recorded_at_us <= time_us for record in told[1])
-    local = moment(time_us).astimezone(timezone(timedelta(hours=-3, minutes=-30)))
+    local = from_us(time_us).astimezone(timezone(timedelta(hours=-3, minutes=-30)))
     done = await run("asof", "--time", local.isoformat(), "stock", "--json")
     assert (done.status, done.err) == (0, "")
     assert done.out.encode().splitlines() == await rows_at(told, PastView.STOCK, last)

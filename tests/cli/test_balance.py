@@ -7,7 +7,8 @@ import pytest
 
 from cli.settings import Settings
 from ledger.core.fold import effective
-from ledger.eventlog.codec import moment, recorded
+from ledger.eventlog.codec import recorded
+from ledger.runtime.timestamps import from_us
 from projections import trial_balance
 from projections.trial_balance import TrialBalanceReader
 from projections.views.journal import lines
@@ -109,7 +110,7 @@ async def test_as_of_a_time_it_is_that_of_the_last_position_recorded_by_then(
         await ledger.write(opening(), orders(2))
         records = await ledger.write(orders(3))
         await shown(ledger)
-    time = moment(records[5].recorded_at_us).isoformat()
+    time = from_us(records[5].recorded_at_us).isoformat()
     done = await run("balance", "--time", time, "--json")
     assert done.json["position"] == 6
     assert (await run("balance", "--position", "6", "--json")).out == done.out

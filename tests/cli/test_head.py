@@ -14,7 +14,8 @@ from cli.verification.kept_heads import BadFile, load_head, make_keys, signing_k
 from cli.verification.ledger import BadStart
 from ledger.audit.signatures import KeptHead, decode, sign
 from ledger.core.events import WalletCredited
-from ledger.eventlog.codec import encode_payload, moment
+from ledger.eventlog.codec import encode_payload
+from ledger.runtime.timestamps import from_us
 from tests.ledger.events import orders
 from tests.ledger.forging import forged
 from tests.ledger.running import Ledger
@@ -156,7 +157,7 @@ def test_a_head_that_was_changed_or_is_of_another_key_is_refused(tmp_path: Path)
     public = tmp_path / "key.pub"
     make_keys(key)
     make_keys(other)
-    signed = sign(KeptHead(7, "ab" * 32, moment(5)), signing_key(key))
+    signed = sign(KeptHead(7, "ab" * 32, from_us(5)), signing_key(key))
     write_head(file, signed)
     assert load_head(file, public) == signed
     assert "is signed by key" in refusal(file, tmp_path / "other.pub")

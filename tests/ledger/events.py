@@ -1,11 +1,11 @@
 """Submitted events as clients would send them, and random histories of them."""
 
 import random
-import time
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
 from ledger.eventlog.records import Submitted
+from ledger.runtime.timestamps import now_us
 from tests.core.story import (
     Submission,
     cancel,
@@ -26,7 +26,7 @@ ORDERS = [UUID(int=0xC1 + n) for n in range(12)]
 def asked(submission: Submission, event_id: UUID | None = None) -> Submitted:
     """An event that a client submits now."""
     stream_id, payload = submission
-    return Submitted(event_id or uuid4(), stream_id, time.time_ns() // 1000, payload)
+    return Submitted(event_id or uuid4(), stream_id, now_us(), payload)
 
 
 def opening(balance_minor: int = 10**9, stock: int = 10_000) -> list[Submitted]:

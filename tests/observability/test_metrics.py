@@ -1,7 +1,6 @@
 """GET /metrics, and those of writer and projector: what they show is what happened."""
 
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID, uuid4
@@ -19,6 +18,7 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime.metrics import registry_of
+from ledger.runtime.timestamps import now_us
 from projections.views.registry import PROJECTIONS
 from tests.api.client import cancel, list_product, order, problem, register
 from tests.harness import Stack, engine_of, eventually, rabbitmqctl
@@ -217,7 +217,7 @@ async def test_reads_of_a_product_show_what_the_cache_is_worth(talkative: Stack)
 
 
 async def test_repeats_are_counted_and_not_decided_again(talkative: Stack) -> None:
-    event = Submitted(uuid4(), uuid4(), time.time_ns() // 1000, CustomerRegistered("ann"))
+    event = Submitted(uuid4(), uuid4(), now_us(), CustomerRegistered("ann"))
     before = await settled(talkative)
     for _ in range(3):
         await publish(talkative, join([encode_submitted(event, "/test")]))

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from uuid import UUID, uuid4
@@ -17,6 +16,7 @@ from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record
 from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
+from ledger.runtime.timestamps import now_us
 from ledger.writer import load, take_over
 from projections import as_of as module
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
@@ -98,7 +98,7 @@ async def test_a_submission_that_was_refused_never_had_an_effect(ledger: Ledger)
 
 
 async def test_a_position_beyond_the_head_is_refused_and_the_head_named(past: AsOfReader) -> None:
-    head = (await past.at_time(time.time_ns() // 1000)).position
+    head = (await past.at_time(now_us())).position
     assert await past.at(head) == AsOfPosition(head, final=True)
     assert await past.at(0) == AsOfPosition(0, final=True)
     with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}$") as refused:
@@ -119,11 +119,11 @@ async def test_a_time_is_the_last_position_recorded_by_then(
 
 async def test_a_time_that_has_not_come_is_refused(past: AsOfReader) -> None:
     with pytest.raises(PositionBeyondHead, match="lies ahead"):
-        await past.at_time(time.time_ns() // 1000 + 60_000_000)
+        await past.at_time(now_us() + 60_000_000)
 
 
 async def test_the_clock_of_the_writer_counts_where_it_is_ahead(ledger: Ledger) -> None:
-    ahead_us = time.time_ns() // 1000 + 10**10
+    ahead_us = now_us() + 10**10
     async with ledger.writing(now_us=lambda: ahead_us):
         await ledger.put_events(events := opening())
         await ledger.until_recorded(events)
@@ -135,7 +135,7 @@ async def test_the_clock_of_the_writer_counts_where_it_is_ahead(ledger: Ledger) 
 async def test_an_empty_ledger_has_an_empty_past(ledger: Ledger) -> None:
     async with open_as_of(ledger.engine("api"), 60) as past:
         assert await past.at(0) == AsOfPosition(0, final=True)
-        assert await past.at_time(time.time_ns() // 1000) == AsOfPosition(0, final=False)
+        assert await past.at_time(now_us()) == AsOfPosition(0, final=False)
         assert await past.wallet(ANN, 0) is None
         with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
             await past.at(1)

@@ -6,7 +6,6 @@ caches know that header as one to hide.
 
 import asyncio
 import ipaddress
-import time
 from contextlib import AbstractContextManager
 from typing import Final
 
@@ -19,6 +18,7 @@ from api.auth.rate_limit import Limits
 from api.auth.scopes import Scope, known_scopes
 from api.auth.tokens import BadToken, Tokens
 from api.problems import Problem
+from ledger.runtime.timestamps import now_us
 
 REALM: Final = 'Bearer realm="ledger"'
 
@@ -92,7 +92,7 @@ class Guard:
         key = await self._find(parts.prefix) if parts else None
         if parts is None or key is None or not key.opens(parts.secret):
             raise unauthenticated("there is no such key")
-        if why := key.over(time.time_ns() // 1000):
+        if why := key.over(now_us()):
             raise unauthenticated(f"the key {key.prefix} is {why}")
         return Principal(f"key:{key.client}", known_scopes(key.scopes), key.customer_id)
 

@@ -7,7 +7,7 @@ from uuid import UUID
 import typer
 
 from cli.running import end, run, settings
-from ledger.runtime.timestamps import BadInstant, instant_us
+from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
 
 commands = typer.Typer()
 
@@ -54,6 +54,6 @@ _SINGULAR = {PastView.ORDERS: "order", PastView.WALLETS: "customer", PastView.ST
 def time_us_of(text: str) -> int:
     """The time of `--time`; one that can't be read ends the command with status 2."""
     try:
-        return instant_us(text)
-    except BadInstant as error:
+        return parse_rfc3339(text)
+    except BadTimestamp as error:
         raise end(2, f"--time {error}") from None

@@ -1,6 +1,5 @@
 """`ledger demo`: the catalogue and the customer of the demo, submitted once for ever."""
 
-import time
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -9,6 +8,7 @@ from cli.submitting import submit
 from ledger.core.events import CustomerRegistered, ProductListed, SubmittedPayload
 from ledger.eventlog.records import Submitted
 from ledger.runtime.database import make_engine
+from ledger.runtime.timestamps import now_us
 from projections.queries import Views
 
 NAMESPACE: Final = UUID("6f7a2f0e-3f0b-5d0e-9c55-0d2f3a8c41de")
@@ -37,9 +37,9 @@ async def load_demo(settings: Settings) -> None:
     Its event ids are fixed, so that the ledger takes it once, however often it is submitted.
     Raises InboxUnavailable, NotShown.
     """
-    now_us = time.time_ns() // 1000
+    occurred_at_us = now_us()
     events = [
-        Submitted(uuid5(NAMESPACE, str(stream_id)), stream_id, now_us, payload)
+        Submitted(uuid5(NAMESPACE, str(stream_id)), stream_id, occurred_at_us, payload)
         for stream_id, payload in CATALOGUE.items()
     ]
     engine = make_engine(settings.db_url("api"), settings.db_ca_file, autocommit=True)

@@ -1,6 +1,5 @@
 """`ledger keys`: who may use the API."""
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
@@ -9,6 +8,7 @@ import typer
 
 from api.auth.scopes import Scope
 from cli.running import end, out, run, settings
+from ledger.runtime.timestamps import now_us
 
 if TYPE_CHECKING:
     from api.auth.api_keys import Parts, StoredKey
@@ -46,8 +46,7 @@ def list_keys(as_json: AsJson = False) -> None:
     from cli.key_store import every
     from cli.keys_shown import keys_table, shown_key
 
-    now_us = int(datetime.now(UTC).timestamp() * 1_000_000)
-    shown = [shown_key(key, now_us) for key in run(every(settings()))]
+    shown = [shown_key(key, now_us()) for key in run(every(settings()))]
     if as_json:
         typer.echo(msgspec.json.encode({"keys": shown}))
     else:

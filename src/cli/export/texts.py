@@ -3,8 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final
@@ -16,12 +15,10 @@ from msgspec.json import Decoder, Encoder
 from cli.export import BadExport
 from cli.export.directory import DraftFile
 from cli.export.tables import EVENTS, Column, Kind
-from ledger.eventlog.codec import moment
 from ledger.eventlog.records import Record
 from ledger.eventlog.store import PAGE
+from ledger.runtime.timestamps import format_us, to_us
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _FIELDS: Final = [column.name for column in EVENTS.columns]
 
 
@@ -30,20 +27,9 @@ def _uuid(value: bytes) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _time(value: int) -> str:
-    minute, us = divmod(value, 60_000_000)
-    return f"{_minute(minute)}{us // 1_000_000:02}.{us % 1_000_000:06}Z"
-
-
-@lru_cache(maxsize=1024)
-def _minute(number: int) -> str:
-    """A minute since 1970, as far as `2026-01-01T00:00:`."""
-    return moment(number * 60_000_000).isoformat()[:17]
-
-
 _TEXT: Final[dict[Kind, Callable[[Any], Any]]] = {
     Kind.UUID: _uuid,
-    Kind.TIMESTAMP: _time,
+    Kind.TIMESTAMP: format_us,
     Kind.SHA256: bytes.hex,
 }
 _AS_CSV: Final = _TEXT | {Kind.JSON: bytes.decode}
@@ -137,8 +123,8 @@ def _from_line(line: _Line) -> Record:
         line.type,
         line.schema_version,
         line.cause_position,
-        _us(line.occurred_at),
-        _us(line.recorded_at),
+        to_us(line.occurred_at),
+        to_us(line.recorded_at),
         bytes(line.meta),
         bytes(line.data),
         bytes.fromhex(line.hash),
@@ -183,13 +169,9 @@ def _from_row(row: list[str]) -> Record:
         type_,
         int(schema_version),
         int(cause_position),
-        _us(datetime.fromisoformat(occurred_at)),
-        _us(datetime.fromisoformat(recorded_at)),
+        to_us(datetime.fromisoformat(occurred_at)),
+        to_us(datetime.fromisoformat(recorded_at)),
         meta.encode(),
         data.encode(),
         bytes.fromhex(hash_),
     )
-
-
-def _us(time: datetime) -> int:
-    return (time - _EPOCH) // _MICROSECOND

@@ -10,9 +10,9 @@ from cli.reading import reading
 from cli.settings import Settings
 from ledger.audit import signatures
 from ledger.audit.signatures import KeptHead
-from ledger.eventlog.codec import moment
 from ledger.eventlog.reader import read_end, record_at
 from ledger.eventlog.records import GENESIS_HASH
+from ledger.runtime.timestamps import format_rfc3339, from_us
 
 
 class BadFile(Exception):
@@ -28,7 +28,7 @@ async def read_head(settings: Settings) -> KeptHead:
         record = await record_at(connection, end.position)
     if record is None:
         return KeptHead(0, GENESIS_HASH.hex(), None)
-    return KeptHead(record.position, record.hash.hex(), moment(record.recorded_at_us))
+    return KeptHead(record.position, record.hash.hex(), from_us(record.recorded_at_us))
 
 
 def as_table(head: KeptHead) -> Table:
@@ -36,7 +36,9 @@ def as_table(head: KeptHead) -> Table:
     table = Table(show_header=False, box=None)
     table.add_row("position", str(head.position))
     table.add_row("hash", head.hash)
-    table.add_row("recorded", head.recorded_at.isoformat() if head.recorded_at else "nothing yet")
+    table.add_row(
+        "recorded", format_rfc3339(head.recorded_at) if head.recorded_at else "nothing yet"
+    )
     return table
 
 

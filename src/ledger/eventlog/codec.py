@@ -4,7 +4,7 @@ The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JS
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -15,6 +15,7 @@ from msgspec.json import Decoder, Encoder
 from ledger.core.events import DECIDED, SUBMITTED, TYPE_OF, AnyPayload, Recorded
 from ledger.eventlog.encryption import is_sealed, opened
 from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted
+from ledger.runtime.timestamps import MAX_US, from_us, to_us
 
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 EVENT_CONTENT_TYPE: Final = "application/cloudevents+json"
@@ -37,9 +38,6 @@ upcasters. A registration is recorded under seal instead, in a version of its ow
 
 NO_KEYS: Final[Mapping[bytes, bytes | None]] = {}
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_END_US = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _PAYLOADS: Final[dict[str, type[AnyPayload]]] = {**SUBMITTED, **DECIDED}
 
 
@@ -119,7 +117,7 @@ def encode_submitted(event: Submitted, source: str | None) -> bytes:
             source=source or _decode_origin(event.meta).source,
             type=name,
             subject=event.stream_id,
-            time=moment(event.occurred_at_us),
+            time=from_us(event.occurred_at_us),
             data=Raw(_encode(event.payload)),
             schemaversion=CURRENT[name],
             submitter=event.submitter,
@@ -139,7 +137,7 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
             source=origin.source,
             type=record.type,
             subject=UUID(bytes=record.stream_id),
-            time=moment(record.occurred_at_us),
+            time=from_us(record.occurred_at_us),
             data=Raw(record.data),
             datacontenttype="application/json",
             schemaversion=record.schema_version,
@@ -148,7 +146,7 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
             atomicid=origin.atomicid,
             position=record.position,
             version=record.version,
-            recordedtime=moment(record.recorded_at_us),
+            recordedtime=from_us(record.recorded_at_us),
             causationid=UUID(bytes=cause_id) if cause_id else None,
             rules=origin.rules,
             hash=record.hash.hex(),
@@ -159,12 +157,6 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
 def origin_of(record: Record) -> Origin:
     """What is known of an event besides its data."""
     return _decode_origin(record.meta)
-
-
-@lru_cache(maxsize=1024)
-def moment(us: int) -> datetime:
-    """The UTC time of microseconds since the epoch; all events of a batch have the same."""
-    return _EPOCH + us * _MICROSECOND
 
 
 def uuid_of(sixteen: bytes) -> UUID:
@@ -219,8 +211,8 @@ def _submitted(envelope: Envelope) -> Submitted:
     if envelope.atomicid and envelope.type != "order.placed":
         raise Unreadable("only orders are decided all or none: atomicid must not be there")
     payload = decode_payload(envelope.type, envelope.schemaversion, bytes(envelope.data))
-    occurred_at_us = (envelope.time - _EPOCH) // _MICROSECOND
-    if not 0 <= occurred_at_us <= _END_US:
+    occurred_at_us = to_us(envelope.time)
+    if not 0 <= occurred_at_us <= MAX_US:
         raise Unreadable("time in UTC is before 1970 or after 9999")
     return Submitted(
         envelope.id,

@@ -8,10 +8,11 @@ import logging
 import re
 import sys
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Final
 
 from pythonjsonlogger.msgspec import MsgspecFormatter
+
+from ledger.runtime.timestamps import SECOND_US, format_us
 
 OURS: Final = ("ledger", "projections", "api", "cli")
 ACCESS: Final = "api.access"
@@ -43,7 +44,7 @@ class Json(MsgspecFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        record.time = datetime.fromtimestamp(record.created, UTC).isoformat()
+        record.time = format_us(int(record.created * SECOND_US))
         if (current := request_id.get()) and not hasattr(record, "request_id"):
             record.request_id = current.decode("latin-1")
         return without_secrets(super().format(record))

@@ -19,7 +19,7 @@ from ledger.core.events import (
     StockReceived,
     WalletCredited,
 )
-from ledger.eventlog.codec import moment
+from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,
     LineProjection,
@@ -89,7 +89,7 @@ def lines(event: Recorded) -> Sequence[JournalLine]:
     """A debit and a credit of each amount that an event moves; no line of an amount of 0."""
     payload = event.payload
     order_id = event.stream_id if isinstance(payload, OrderCompleted | OrderCancelled) else None
-    told = (moment(event.recorded_at_us), order_id)
+    told = (from_us(event.recorded_at_us), order_id)
     found: list[JournalLine] = []
     for amount, debit, credit in _moves(event.stream_id, payload):
         if amount:

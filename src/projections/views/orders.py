@@ -16,7 +16,7 @@ from ledger.core.events import (
     Recorded,
 )
 from ledger.core.state import Status
-from ledger.eventlog.codec import moment
+from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,
     STREAM,
@@ -86,7 +86,7 @@ def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
         return _placed(event, event.payload)
     return structs.replace(
         present(row, event),
-        updated_at=moment(event.recorded_at_us),
+        updated_at=from_us(event.recorded_at_us),
         position=event.position,
         **_decided(event.payload),
     )
@@ -119,8 +119,8 @@ def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:
         unit_price_minor=None,
         total_minor=None,
         failure_reason=None,
-        created_at=moment(event.occurred_at_us),
-        updated_at=moment(event.recorded_at_us),
+        created_at=from_us(event.occurred_at_us),
+        updated_at=from_us(event.recorded_at_us),
         placed_position=event.position,
         position=event.position,
     )

@@ -19,7 +19,7 @@ from ledger.core.events import (
 )
 from ledger.core.pricing import unit_price_minor
 from ledger.core.rules import IN_FORCE
-from ledger.eventlog.codec import moment
+from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,
     PRODUCT,
@@ -95,7 +95,7 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
         unit_price_minor(base_price_minor, stock, initial_stock),
         stock,
         initial_stock,
-        moment(event.recorded_at_us),
+        from_us(event.recorded_at_us),
         event.position,
     )
 

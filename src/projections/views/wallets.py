@@ -17,7 +17,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.invariants import money_moved_minor
-from ledger.eventlog.codec import moment
+from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     CUSTOMER,
     METADATA,
@@ -72,13 +72,13 @@ KEYED_BY: Final[KeyedBy] = {
 
 def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
     """The customer's row after an event."""
-    recorded_at = moment(event.recorded_at_us)
+    recorded_at = from_us(event.recorded_at_us)
     if isinstance(event.payload, CustomerRegistered):
         return WalletRow(
             event.stream_id,
             event.payload.username or ERASED,
             event.payload.opening_balance_minor,
-            moment(event.occurred_at_us),
+            from_us(event.occurred_at_us),
             recorded_at,
             event.position,
         )
