@@ -5,13 +5,13 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
-from cli.files import read_secret, write_atomically, write_secret
 from cli.reading import reading
 from cli.settings import Settings
 from ledger.audit import signatures
 from ledger.audit.signatures import KeptHead
 from ledger.eventlog.reader import read_end, record_at
 from ledger.eventlog.records import GENESIS_HASH
+from ledger.runtime.files import read_secret, write_atomically, write_secret
 from ledger.runtime.timestamps import format_rfc3339, from_us
 
 

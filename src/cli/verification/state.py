@@ -8,10 +8,10 @@ from uuid import UUID
 from msgspec import DecodeError, Struct
 from msgspec.msgpack import Decoder, Encoder
 
-from cli.files import write_atomically
 from ledger.core.fold import Fold
 from ledger.core.state import Customer, Product
 from ledger.eventlog.chain import ChainAudit
+from ledger.runtime.files import write_atomically
 
 SAVE_EVERY_S: Final = 2.0
 SHARE: Final = 20

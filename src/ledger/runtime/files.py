@@ -1,17 +1,28 @@
-"""Small files that commands write."""
+"""Small files that commands write: whole after a crash, or readable by their owner alone."""
 
 import os
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, whole; raises OSError."""
-    new = path.with_name(f"{path.name}.new")
-    with new.open("wb") as file:
+    """Write a file so that a crash leaves the old content or the new, whole; raises OSError."""
+    draft = path.with_name(f".{path.name}.new")
+    with draft.open("wb") as file:
         file.write(content)
         file.flush()
+        # Before the rename: a crash could otherwise leave the new name with no content.
         os.fsync(file.fileno())
-    new.replace(path)
+    draft.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Bring a directory's entries to the disk: only then does a rename survive a power failure."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_secret(path: Path, content: bytes) -> None:
