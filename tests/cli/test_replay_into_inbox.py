@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from cli.localstack.servers import Servers
-from cli.replay import ReplayRefused, ReplayStopped
-from cli.replay import resubmit as resubmission
-from cli.replay.reader import Wish
-from cli.replay.resubmit import group_of, refuse_same, widened
-from cli.replay.run import Replayed, to_inbox
+from cli.replay import ReplayRefused, ReplayStopped, resubmission
+from cli.replay.events import Selection
+from cli.replay.resubmission import (
+    Resubmitted,
+    group_length,
+    refuse_same_ledger,
+    resubmit_events,
+    with_whole_batches,
+)
 from cli.settings import BadSettings, Settings, load_other_settings
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.records import Record, Submitted
@@ -50,8 +54,9 @@ def atomic(*submissions: Submitted) -> list[Submitted]:
     return [structs.replace(event, atomic_id=atomic_id) for event in submissions]
 
 
-async def resubmit(source: Ledger, target: Ledger, **wish: object) -> Replayed:
-    return await to_inbox(source.settings, Wish(**wish), target.settings, follow=False)  # type: ignore[arg-type]
+async def resubmit(source: Ledger, target: Ledger, **selected: object) -> Resubmitted:
+    selection = Selection(**selected)  # type: ignore[arg-type]
+    return await resubmit_events(source.settings, selection, target.settings, follow=False)
 
 
 async def decide(target: Ledger) -> list[Record]:
@@ -73,14 +78,14 @@ def same(record: Record) -> Record:
 async def test_another_ledger_comes_to_the_same_ledger_and_twice_changes_nothing(
     source: Ledger, target: Ledger
 ) -> None:
-    tried = [asked(order(n, at=uuid4())) for n in (1, 2, 10**6)]
-    events = [*opening(), *history(31, 300), *atomic(*tried), *history(32, 300)]
+    refused_batch = [asked(order(n, at=uuid4())) for n in (1, 2, 10**6)]
+    events = [*opening(), *history(31, 300), *atomic(*refused_batch), *history(32, 300)]
     records = await source.write(events, atomic(*orders(3)), orders(2))
     submitted = sum(not record.cause_position for record in records)
-    assert await resubmit(source, target) == Replayed(submitted, len(records))
+    assert await resubmit(source, target) == Resubmitted(submitted, len(records))
     again = await decide(target)
     assert [same(record) for record in again] == [same(record) for record in records]
-    assert await resubmit(source, target) == Replayed(submitted, len(records))
+    assert await resubmit(source, target) == Resubmitted(submitted, len(records))
     before = await target.head()
     assert (await decide(target))[: len(records)] == again
     assert (await target.head()).position == before.position + 1
@@ -120,10 +125,10 @@ async def test_names_come_with_it_and_those_that_were_erased_do_not(
     assert names == {ann: "ann", bob: "erased"}
 
 
-async def test_only_what_is_wanted_is_submitted(source: Ledger, target: Ledger) -> None:
+async def test_only_selected_events_are_submitted(source: Ledger, target: Ledger) -> None:
     records = await source.write(opening(), orders(4))
-    assert await resubmit(source, target, type="product.listed") == Replayed(1, len(records))
-    assert await resubmit(source, target, first=3, last=6) == Replayed(2, 6)
+    assert await resubmit(source, target, type="product.listed") == Resubmitted(1, len(records))
+    assert await resubmit(source, target, first=3, last=6) == Resubmitted(2, 6)
     types = [event.payload for batch in await target.waiting() for event in batch]
     assert [type(payload).__name__ for payload in types] == ["ProductListed", *["OrderPlaced"] * 2]
 
@@ -132,7 +137,7 @@ async def test_an_atomic_batch_is_submitted_whole_and_in_one_message(
     source: Ledger, target: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a page, a group or the range that is asked for would cut it."""
-    monkeypatch.setattr("cli.replay.reader.WINDOW", 5)
+    monkeypatch.setattr("cli.replay.events.PAGE_SIZE", 5)
     monkeypatch.setattr(resubmission, "GROUP_EVENTS", 4)
     batches = [atomic(*orders(9)), atomic(*orders(2)), atomic(*orders(1)), atomic(*orders(6))]
     records = await source.write(opening(), *batches)
@@ -145,8 +150,8 @@ async def test_an_atomic_batch_is_submitted_whole_and_in_one_message(
                 for event in message:
                     together = sum(other.atomic_id == event.atomic_id for other in message)
                     assert event.atomic_id is None or together == whole[event.atomic_id]
-            wanted = {r.event_id for r in records[first - 1 : last] if not r.cause_position}
-            assert wanted <= {e.event_id.bytes for message in messages for e in message}
+            selected = {r.event_id for r in records[first - 1 : last] if not r.cause_position}
+            assert selected <= {e.event_id.bytes for message in messages for e in message}
             await empty_inbox(target)
 
 
@@ -164,12 +169,12 @@ async def test_the_ends_of_a_range_are_widened_to_whole_batches(source: Ledger) 
     async with source.connection("projector") as connection:
         for first in range(1, len(records) + 2):
             for last in (*range(first, len(records) + 1), None):
-                wish = await widened(connection, Wish(first, last))
+                selection = await with_whole_batches(connection, Selection(first, last))
                 ends = {first, last}
                 touched = [batch for batch in batches if ends & set(batch)]
-                wanted = set(range(first, (last or len(records)) + 1)).union(*touched)
-                found = set(range(wish.first, (wish.last or len(records)) + 1))
-                assert found & submitted == wanted & submitted
+                expected = set(range(first, (last or len(records)) + 1)).union(*touched)
+                selected = set(range(selection.first, (selection.last or len(records)) + 1))
+                assert selected & submitted == expected & submitted
 
 
 Atomics = st.lists(st.one_of(st.just(None), st.integers(1, 3)), max_size=40)
@@ -188,7 +193,7 @@ def test_groups_hold_every_event_once_and_whole_batches(
     size = len(events) // (cuts + 1) + 1
     for start in range(0, len(events) + 1, size):
         held += events[start : start + size]
-        while count := group_of(held, is_last=start + size > len(events)):
+        while count := group_length(held, is_last=start + size > len(events)):
             groups.append(held[:count])
             del held[:count]
     assert [event for group in groups for event in group] == events
@@ -200,11 +205,11 @@ async def test_a_full_inbox_is_waited_for_and_then_it_says_how_far_it_came(
     source: Ledger, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resubmission, "GROUP_EVENTS", 10)
-    monkeypatch.setattr("cli.replay.reader.WINDOW", 40)
+    monkeypatch.setattr("cli.replay.events.PAGE_SIZE", 40)
     records = await source.write(opening(), *(orders(10) for _ in range(12)))
     async with running_ledger(await make_ledger(servers, inbox_max_length=3)) as target:
         with monkeypatch.context() as patch:
-            patch.setattr(resubmit, "PATIENCE_S", 1.0)
+            patch.setattr(resubmission, "RETRY_S", 1.0)
             with pytest.raises(ReplayStopped, match=r"took no more for 1 s: .* position \d+0$"):
                 await resubmit(source, target)
         async with target.writing():
@@ -218,7 +223,7 @@ async def test_a_connection_that_breaks_costs_nothing(source: Ledger, target: Le
     async with open_proxy(target.settings.amqp_port) as proxy:
         proxy.cut_after(100_000, "up")
         other = target.settings.model_copy(update={"amqp_port": proxy.port})
-        done = await to_inbox(source.settings, Wish(), other, follow=False)
+        done = await resubmit_events(source.settings, Selection(), other, follow=False)
     assert done.position == len(records)
     assert [same(r) for r in await decide(target)] == [same(r) for r in records]
 
@@ -230,8 +235,8 @@ async def test_the_very_same_ledger_is_refused(source: Ledger, target: Ledger) -
     same_database = target.settings.model_copy(update={"db_name": source.settings.db_name})
     for settings in (source.settings, same_inbox, same_database):
         with pytest.raises(ReplayRefused, match="is this very ledger"):
-            refuse_same(source.settings, settings)
-    refuse_same(source.settings, target.settings)
+            refuse_same_ledger(source.settings, settings)
+    refuse_same_ledger(source.settings, target.settings)
 
 
 def home_of(settings: Settings, path: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Replays: recorded events once more, as lines, as files, or into the inbox of another ledger."""
+"""Replays of recorded events: printed as lines, or submitted again to another ledger."""
 
 
 class ReplayRefused(Exception):
-    """The replay can't be what was asked for."""
+    """The replay that was asked for is not possible."""
 
 
 class ReplayStopped(Exception):
-    """The replay ended before its end, and says how far it came."""
+    """The replay failed before its end; the message names the last position that it handled."""

@@ -1,0 +1,172 @@
+"""The events of a replay: read page by page, followed as the ledger grows, and printed."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from uuid import UUID
+
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cli.lines import Lines
+from cli.reading import reading_engine
+from cli.replay import ReplayStopped
+from cli.settings import Settings
+from ledger.eventlog.codec import encode_recorded
+from ledger.eventlog.encryption import REGISTERED
+from ledger.eventlog.records import Record
+from ledger.eventlog.store import LedgerDamaged, Store
+from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.reconnect import first_to_end, keep_alive
+from projections.as_of import PositionBeyondHead
+
+# Positions that one statement covers, or events of one stream that it returns: bounds the memory.
+PAGE_SIZE: Final = 5_000
+POLL_S: Final = 0.3
+_COLUMNS: Final = ", ".join(f"e.{name}" for name in Record.__struct_fields__)
+
+
+class Selection(Struct, frozen=True):
+    """The events to replay: from position `first` to `last` or the head, of one type or stream."""
+
+    first: int = 1
+    last: int | None = None
+    type: str | None = None
+    stream: UUID | None = None
+
+
+class SelectedEvent(Struct, frozen=True):
+    """A record, the id of the event that caused it, and the encryption key of the name in it."""
+
+    record: Record
+    cause_id: bytes | None
+    encryption_key: bytes | None
+
+
+class Page(Struct, frozen=True):
+    """Selected events in ledger order; no others are selected up to the position `read_to`."""
+
+    events: list[SelectedEvent]
+    read_to: int
+    is_last: bool
+
+
+class Replay:
+    """Reads the selected events and hands them over; all up to `position` have been handled."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        selection: Selection,
+        advance: Callable[[int], None] = lambda positions: None,
+    ) -> None:
+        self._engine = engine
+        self._selection = selection
+        self._advance = advance
+        self.position = selection.first - 1
+
+    async def run(self, handle: Callable[[Page], Awaitable[None]], *, follow: bool) -> None:
+        """Give each page to `handle`, up to the end of the selection.
+
+        With `follow`, wait for events that are not recorded yet and for a database that is away,
+        until SIGINT or SIGTERM. Raises PositionBeyondHead for a position ahead of the ledger's end,
+        LedgerDamaged for a gap, and ReplayStopped when the database or `handle` fails.
+        """
+
+        async def read_new_events() -> None:
+            last = self._selection.last
+            async with self._engine.connect() as connection:
+                while last is None or self.position < last:
+                    head = (await Store(connection).head()).position
+                    if head > self.position:
+                        await self._read(connection, min(head, last or head), handle)
+                    else:
+                        await asyncio.sleep(POLL_S)
+
+        try:
+            if follow:
+                reading = keep_alive("replay", read_new_events, DATABASE_ERRORS)
+                await first_to_end(reading, _stop_signal())
+                return
+            async with self._engine.connect() as connection:
+                head = (await Store(connection).head()).position
+                last = self._selection.last or head
+                if max(last, self.position) > head:
+                    raise PositionBeyondHead(f"position {max(last, self.position + 1)}", head)
+                await self._read(connection, last, handle)
+        except DATABASE_ERRORS as error:
+            reason = f"the database went away: {getattr(error, 'orig', error)}"
+            raise self._stopped(reason) from error
+        except ReplayStopped as error:
+            raise self._stopped(str(error)) from error
+
+    async def _read(
+        self, connection: AsyncConnection, last: int, handle: Callable[[Page], Awaitable[None]]
+    ) -> None:
+        while self.position < last:
+            page = await read_page(connection, self._selection, self.position, last)
+            await handle(page)
+            self._advance(page.read_to - self.position)
+            self.position = page.read_to
+
+    def _stopped(self, reason: str) -> ReplayStopped:
+        return ReplayStopped(f"{reason}; it came as far as position {self.position}")
+
+
+async def read_page(
+    connection: AsyncConnection, selection: Selection, after: int, last: int
+) -> Page:
+    """The next page of selected events after a position, up to another.
+
+    Raises LedgerDamaged where a position is missing.
+    """
+    if selection.stream:
+        events = await _select(connection, selection, "events_stream", "e.version", after, last)
+        end = last if len(events) < PAGE_SIZE else events[-1].record.position
+        return Page(events, end, end == last)
+    end = min(after + PAGE_SIZE, last)
+    events = await _select(connection, selection, "PRIMARY", "e.position", after, end)
+    if not selection.type and len(events) < end - after:
+        raise LedgerDamaged(f"some of the positions from {after + 1} to {end} are missing")
+    return Page(events, end, end == last)
+
+
+async def _select(
+    connection: AsyncConnection, selection: Selection, index: str, order: str, after: int, end: int
+) -> list[SelectedEvent]:
+    """At most PAGE_SIZE of the events between two positions, in the order of an index."""
+    where: dict[str, object] = {"e.position > %s": after, "e.position <= %s": end}
+    if selection.stream:
+        where["e.stream_id = %s"] = selection.stream.bytes
+    if selection.type:
+        where["e.type = %s"] = selection.type
+    rows: Any = await connection.exec_driver_sql(
+        f"SELECT c.event_id, k.sealing_key, {_COLUMNS} FROM events e FORCE INDEX ({index})"
+        " LEFT JOIN events c ON c.position = e.cause_position"
+        f" LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
+        f" WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {PAGE_SIZE}",
+        tuple(where.values()),
+    )
+    return [SelectedEvent(Record(*columns), cause_id, key) for cause_id, key, *columns in rows]
+
+
+async def print_events(settings: Settings, selection: Selection, *, follow: bool) -> None:
+    """Print the selected events, one CloudEvent in JSON a line; raises as `Replay.run`."""
+    lines = Lines()
+
+    async def print_page(page: Page) -> None:
+        for event in page.events:
+            lines.add(encode_recorded(event.record, event.cause_id))
+        lines.flush()
+
+    async with reading_engine(settings) as engine:
+        await Replay(engine, selection).run(print_page, follow=follow)
+
+
+async def _stop_signal() -> None:
+    """Return at the first SIGINT or SIGTERM."""
+    received = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, received.set)
+    await received.wait()
