@@ -19,8 +19,8 @@ from bench.installing import ROOT, ensure_peer
 from bench.loads import Took, closed
 from bench.sampling import Pids, Sampler, Spent, tree
 from bench.system import SERVERS, Parties, WrongResult, called
-from cli.localstack.servers import Servers
 from tests.harness import eventually, free_port
+from tests.private_servers import Servers
 
 WORKERS: Final = 4
 CONNECTIONS: Final = 16

@@ -14,8 +14,8 @@ from bench.loads import Took, closed, opened
 from bench.measuring import Load, saturate, steady
 from bench.sampling import Sampler, Spent
 from bench.system import PROCESSES, SETTLED_TIMEOUT_S, Parties, System, system
-from cli.localstack.servers import Servers
 from cli.verification import Verified
+from tests.private_servers import Servers
 
 CUSTOMERS: Final = 20
 PRODUCTS: Final = 20

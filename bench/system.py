@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.sampling import Pids, tree
 from cli.commands.status import read_status
-from cli.localstack.programs import find_processes
-from cli.localstack.servers import Servers, start_servers
+from cli.localstack.leftovers import find_processes
 from cli.settings import Settings
 from ledger.runtime.database import make_engine
 from tests.harness import Stack, make_ledger
+from tests.private_servers import Servers, start_servers
 
 PROCESSES: Final = ("writer", "projector", "api")
 SERVERS: Final = {"broker": "beam.smp", "database": "mariadbd"}

@@ -3,6 +3,10 @@
 # server: policy-rc.d refuses service starts (invoke-rc.d(8)) for as long as this runs.
 set -eu
 
+# One at a time: two runs of this script would each find dpkg locked, and remove the other's policy.
+exec 9<"$0"
+flock 9
+
 policy="${POLICY_RC_D:-/usr/sbin/policy-rc.d}"
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
@@ -13,4 +17,5 @@ fi
 
 export DEBIAN_FRONTEND=noninteractive
 apt-get -qq update
-apt-get -qq install --yes --no-install-recommends "$@"
+# Something else of the machine, such as unattended-upgrades, may be installing just now.
+apt-get -qq -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "$@"

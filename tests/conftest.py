@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
-from cli.localstack.servers import Servers, start_servers
 from cli.settings import Settings
 from tests.harness import Stack, make_ledger, start_stack
+from tests.private_servers import Servers, start_servers
 
 
 @pytest.fixture(scope="session")

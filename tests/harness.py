@@ -18,9 +18,10 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cli.commands.migrate import migrate
+from cli.localstack.leftovers import MARK
 from cli.localstack.secrets import PERMISSIONS, read_secret
-from cli.localstack.servers import Servers
 from cli.settings import Settings
+from tests.private_servers import Servers
 
 Value = TypeVar("Value")
 DEADLINE_S = 20.0
@@ -93,7 +94,7 @@ def broker_admin(servers: Servers) -> httpx.AsyncClient:
 
 def rabbitmqctl(servers: Servers, *arguments: str) -> str:
     """What `rabbitmqctl` says about the private broker, or after it changed it."""
-    broker = next(s.program for s in servers.layout.servers if s.program.name == servers.broker)
+    broker = servers.programs.broker
     command = [str(Path(broker.command[0]).with_name("rabbitmqctl")), *arguments]
     done = subprocess.run(
         command, env=broker.environment, capture_output=True, text=True, timeout=60, check=False
@@ -141,7 +142,13 @@ class Stack:
         settings = self.settings.model_copy(update=changes)
         self.processes[name] = subprocess.Popen(
             [Path(sys.executable).with_name("ledger"), name.partition(".")[0]],
-            env={**os.environ, **environment(settings), **(more or {})},
+            env={
+                **os.environ,
+                **environment(settings),
+                # They end with the servers of this home, at the latest.
+                MARK: str(self.settings.home),
+                **(more or {}),
+            },
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

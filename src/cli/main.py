@@ -39,7 +39,7 @@ app.add_typer(rebuild.commands)
 @app.command()
 def up() -> None:
     """Start the local stack and run it until Ctrl-C: RabbitMQ, MariaDB, api, writer, projector."""
-    from cli.localstack.up import up as work
+    from cli.commands.up import up as work
 
     work(settings())
 

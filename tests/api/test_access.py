@@ -10,8 +10,8 @@ import pytest
 
 from api.auth.scopes import Scope
 from cli.key_store import NewKey, create, rotate
-from cli.localstack.servers import Servers
 from tests.harness import Stack, engine_of, eventually, start_stack
+from tests.private_servers import Servers
 
 from .client import problem
 from .test_tokens import AUDIENCE, CUSTOMER, ISSUER, PRIVATE, pem, signed

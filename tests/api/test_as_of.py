@@ -13,10 +13,10 @@ import pytest
 from api import as_of
 from api.as_of import AT_ONCE, AsOf, Past
 from api.problems import Problem
-from cli.localstack.servers import Servers
 from projections.as_of import AsOfPosition, AsOfReader
 from tests.harness import Stack, make_ledger
 from tests.ledger.running import running_ledger
+from tests.private_servers import Servers
 
 from .client import WAIT, cancel, exact, limit, list_product, order, post, problem, register
 

@@ -15,8 +15,8 @@ from api.auth.scopes import Scope
 from api.openapi.operation import Operation
 from api.openapi.statuses import looks_back
 from cli.key_store import NewKey, create, revoke
-from cli.localstack.servers import Servers
 from tests.harness import Stack, engine_of, eventually, start_stack
+from tests.private_servers import Servers
 
 from .client import WAIT, problem
 

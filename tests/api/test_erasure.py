@@ -7,8 +7,8 @@ import httpx
 import pytest
 
 from cli.erasure import erase
-from cli.localstack.servers import Servers
 from tests.harness import Stack, free_port, start_stack
+from tests.private_servers import Servers
 
 from .client import WAIT, Body, balance, list_product, order, problem
 

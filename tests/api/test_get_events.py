@@ -18,12 +18,12 @@ from api import event_stream
 from api.consistent_reads import Reading
 from api.event_stream import ABORT, Streams
 from api.waiters import Waiting
-from cli.localstack.servers import Servers
 from ledger.core.events import DECIDED, SUBMITTED
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
 from tests.harness import Stack, eventually, free_port, start_stack
+from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
 from .client import Body, cancel, list_product, order, problem, register

@@ -11,8 +11,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from cli.localstack.servers import Servers
 from tests.harness import Stack, eventually, free_port, start_stack
+from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
 
 from .client import WAIT, Body, list_product, order, problem, register, stock

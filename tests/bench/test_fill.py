@@ -6,11 +6,11 @@ import pytest
 
 from bench.fill import NotEmpty, fill
 from bench.history import Shop
-from cli.localstack.servers import Servers
 from cli.settings import Settings
 from tests.harness import make_ledger
 from tests.ledger.audit import audit
 from tests.ledger.running import Ledger
+from tests.private_servers import Servers
 
 
 def shop(seed: int) -> Shop:

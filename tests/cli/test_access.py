@@ -10,7 +10,8 @@ import pytest
 
 from api.auth.guard import Exposed, refuse_exposed
 from cli.access import OPEN
-from cli.localstack import StackRefused, up
+from cli.commands import up
+from cli.localstack import StackRefused
 from cli.settings import Settings
 from tests.harness import Stack, environment
 
@@ -81,7 +82,7 @@ async def test_an_api_that_would_let_anybody_in_does_not_start(
 
 def test_the_stack_refuses_before_it_starts_anything(tmp_path: Path) -> None:
     with pytest.raises(StackRefused, match="LEDGER_AUTH is off"):
-        up._prepare(Settings(home=tmp_path, api_host="0.0.0.0"), None)  # type: ignore[arg-type]
+        up.prepare(Settings(home=tmp_path, api_host="0.0.0.0"), None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 

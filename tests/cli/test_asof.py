@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.commands.asof import PastView
-from cli.localstack.servers import Servers
 from cli.looking_back import When, show_all, show_one
 from cli.main import app
 from cli.settings import Settings
@@ -21,6 +20,7 @@ from ledger.runtime.timestamps import from_us
 from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 from tests.projections.past import Then, write_history
 from tests.proxy import open_proxy
 

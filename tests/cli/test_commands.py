@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from cli.commands.status import read_status
-from cli.localstack.servers import Servers
 from cli.settings import Settings
 from ledger.messaging.consumer import PREFETCH
 from projections.views.projection import METADATA
@@ -13,6 +12,7 @@ from projections.views.registry import PROJECTIONS
 from tests.harness import eventually, free_port
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 
 from .conftest import Run, typed
 

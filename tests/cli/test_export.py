@@ -18,7 +18,6 @@ import pytest
 from cli.export import ExportRefused
 from cli.export.reader import pin_views, view_rows
 from cli.export.tables import TABLES
-from cli.localstack.servers import Servers
 from cli.settings import Settings
 from ledger.eventlog.records import GENESIS_HASH, next_hash
 from ledger.eventlog.store import LedgerDamaged
@@ -26,6 +25,7 @@ from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import running_ledger
+from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
 from .conftest import Run, typed

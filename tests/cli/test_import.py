@@ -20,7 +20,6 @@ from cli.export import BadExport, ImportRefused
 from cli.export.checks import whole
 from cli.export.importer import Loaded, load_export
 from cli.export.texts import read_jsonl
-from cli.localstack.servers import Servers
 from cli.settings import Settings
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from ledger.eventlog.store import PAGE, Store
@@ -28,6 +27,7 @@ from tests.harness import environment, eventually, make_ledger
 from tests.ledger.audit import audit
 from tests.ledger.events import opening, orders
 from tests.ledger.running import running_ledger
+from tests.private_servers import Servers
 from tests.projections.views import all_live
 from tests.proxy import open_proxy
 

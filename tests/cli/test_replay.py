@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
-from cli.localstack.servers import Servers
 from cli.main import app
 from cli.replay import ReplayStopped
 from cli.replay.events import Selection, print_events
@@ -23,6 +22,7 @@ from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
 from .conftest import LEDGER, Done, Run, shell

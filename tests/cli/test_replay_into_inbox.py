@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from cli.localstack.servers import Servers
 from cli.replay import ReplayRefused, ReplayStopped, resubmission
 from cli.replay.events import Selection
 from cli.replay.resubmission import (
@@ -28,6 +27,7 @@ from tests.core.story import customer, erasure, order, product
 from tests.harness import environment, make_ledger
 from tests.ledger.events import asked, history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 from tests.projections.views import advance_to_the_end, live
 from tests.proxy import open_proxy
 

@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from cli import unparking
-from cli.localstack.servers import Servers
 from cli.parked_found import Found, survey
 from cli.settings import Settings
 from cli.unparking import discard, open_record, resubmit
@@ -24,6 +23,7 @@ from tests.harness import make_ledger
 from tests.ledger.audit import audit, causes, ids
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, group_of, running_ledger
+from tests.private_servers import Servers
 
 LARGEST = 16 * 2**20
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from cli.localstack.servers import Servers
 from tests.harness import make_ledger
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 
 from .example import fill_month
 from .test_reference import ROOT, rows

@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cli.commands.migrate import migrate
-from cli.localstack.servers import Servers
 from tests.harness import Stack, environment, make_ledger
+from tests.private_servers import Servers
 
 from .example import fill_example
 from .parked import with_parked

@@ -16,8 +16,8 @@ import pytest
 from cli.export import Format
 from cli.export.exporter import Wish, take
 from cli.export.tables import TABLES
-from cli.localstack.servers import Servers
 from tests.harness import make_ledger
+from tests.private_servers import Servers
 
 from .example import fill_month
 from .test_reference import ROOT

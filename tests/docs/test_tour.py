@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from tests.harness import Stack, environment, eventually
+from tests.packages import require_program
 
 README = Path(__file__).parents[2] / "README.md"
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -90,6 +91,7 @@ def test_the_tour_has_examples() -> None:
 
 
 async def test_the_tour_works_as_printed(make_stack: Callable[..., Awaitable[Stack]]) -> None:
+    require_program("curl")
     stack = await make_stack()
     demo = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("ledger"),

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cli.localstack.servers import Servers
 from projections.tables import CHECKPOINTS
 from projections.views.registry import PROJECTIONS
 from tests.harness import make_ledger
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 
 from .test_reference import rows
 

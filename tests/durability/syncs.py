@@ -1,23 +1,20 @@
 """The calls by which a server has its disk keep what it wrote, as the kernel sees them."""
 
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 import psutil
 import pytest
 
-from cli.localstack import StackRefused
-from cli.localstack.install import install_packages
-from cli.localstack.programs import find_processes
+from cli.localstack.leftovers import find_processes
 from tests.ledger.running import Ledger
+from tests.packages import require_program
 
 CALLS: Final = "fsync,fdatasync"
 BROKER: Final = "beam.smp"
@@ -70,7 +67,7 @@ def watched(ledger: Ledger, names: tuple[str, ...], delay_s: float = 0) -> Itera
     output = home / f"{ledger.settings.db_name}-{names[0]}.strace"
     injected = f"--inject={CALLS}:delay_enter={round(delay_s * 1_000_000)}"
     command = [
-        strace(),
+        require_program("strace"),
         "-ff",
         "-ttt",
         "-T",
@@ -98,16 +95,3 @@ def watched(ledger: Ledger, names: tuple[str, ...], delay_s: float = 0) -> Itera
 
 def _process(home: Path, names: tuple[str, ...]) -> psutil.Process:
     return next(process for process in find_processes(home) if process.name() in names)
-
-
-@cache
-def strace() -> str:
-    """The program, installed first if need be and possible; the test is skipped if not."""
-    if not shutil.which("strace"):
-        try:
-            install_packages("strace")
-        except StackRefused as refused:
-            pytest.skip(str(refused))
-    found = shutil.which("strace")
-    assert found, "the package strace brought no strace"
-    return found

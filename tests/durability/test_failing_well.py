@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from api.schemas import MAX_BATCH
-from cli.localstack.servers import Servers
 from ledger.eventlog.records import Record
 from ledger.messaging.publisher import MAX_WAITING
 from ledger.messaging.topology import INBOX
@@ -23,6 +22,7 @@ from tests.ledger.audit import audit
 from tests.ledger.events import opening
 from tests.ledger.running import Ledger, running_ledger
 from tests.observability.test_metrics import memory_alarm
+from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
 
 ORDER: Final = {"customer_id": str(ANN), "product_id": str(PEN)}

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from cli.localstack.install import install_packages
+from tests.packages import install_package
 
 PLACES = ("/usr/lib", "/usr/lib64", "/usr/local/lib")
 CAP_SYS_ADMIN: Final = 21
@@ -17,7 +17,7 @@ def libfaketime() -> Path:
     """The library that lets a process see another time; raises StackRefused naming the remedy."""
     found = _find()
     if found is None:
-        install_packages("libfaketime")
+        install_package("libfaketime")
         found = _find()
     assert found, "the package libfaketime brought no libfaketimeMT.so.1"
     return found

@@ -16,10 +16,8 @@ from typing import Final
 import httpx
 from sqlalchemy.exc import DBAPIError
 
+from cli.localstack.leftovers import LEDGER
 from cli.localstack.ports import RANGE, is_free
-from cli.localstack.programs import LEDGER
-from cli.localstack.servers import Servers, start_servers
-from cli.localstack.watchdog import Watchdog
 from cli.settings import Settings
 from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
 from ledger.messaging.topology import INBOX, PARKING
@@ -27,6 +25,7 @@ from tests.faults.history import History
 from tests.faults.workload import Clients
 from tests.harness import Stack, broker_admin, environment, eventually, make_ledger, rabbitmqctl
 from tests.ledger.running import Ledger
+from tests.private_servers import Servers, start_servers
 from tests.proxy import Proxy
 
 APIS: Final = ("api", "api.2")
@@ -60,7 +59,6 @@ class World:
         self._started_s: dict[str, float] = {}
         self._undo: list[Undo] = []
         self._armed: set[str] = set()
-        self._watchdog: Watchdog | None = None
         self._command: asyncio.subprocess.Process | None = None
 
     async def open(self, stack: AsyncExitStack) -> None:
@@ -89,8 +87,6 @@ class World:
         for link in self.links.values():
             await link.close()
         await self.ledger.close()
-        if self._watchdog:
-            self._watchdog.dismiss()
 
     @property
     def urls(self) -> dict[str, str]:
@@ -109,9 +105,6 @@ class World:
             api_port=self.ports.get(part, self.settings.api_port),
             failpoints=failpoints,
         )
-        if self._watchdog:
-            self._watchdog.dismiss()
-        self._watchdog = Watchdog([process.pid for process in self.stack.processes.values()])
 
     def runs(self, name: str) -> bool:
         """Whether a part or a server has not ended."""

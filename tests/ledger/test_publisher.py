@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cli.localstack.servers import Servers
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import (
     GROUP_MAX_EVENTS,
@@ -21,6 +20,7 @@ from ledger.messaging.publisher import (
 from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, make_ledger
+from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
 
 from .audit import causes, ids

@@ -8,7 +8,6 @@ from aio_pika import ExchangeType
 from aio_pika.abc import AbstractChannel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.localstack.servers import Servers
 from ledger import writer
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
@@ -19,6 +18,7 @@ from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from ledger.writer import Known
 from tests.harness import broker_admin, eventually
+from tests.private_servers import Servers
 
 from .audit import audit, causes, ids
 from .events import opening, orders

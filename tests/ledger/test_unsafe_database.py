@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from cli.localstack import probes
-from cli.localstack.database import START_TIMEOUT_S, prepare_database
 from cli.localstack.install import ensure_binaries
-from cli.localstack.programs import LEDGER
-from cli.localstack.servers import Servers
+from cli.localstack.leftovers import LEDGER
+from cli.localstack.servers import prepare_database
 from cli.settings import Settings
 from ledger.runtime.database import UnsafeDatabase, make_engine, refuse_unsafe
 from tests.harness import environment, free_port
+from tests.private_servers import Servers, wait_until
 
 PASSWORD = "for-this-test"
 ACCOUNTS = "".join(
@@ -37,13 +36,13 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     with (home / "database" / "my.cnf").open("a") as configuration:
         configuration.write("log-bin = binlog\nserver-id = 1\nsync-binlog = 1\n")
     with (home / "log").open("wb") as log:
-        process = subprocess.Popen(
-            ["/bin/sh", program.write_script(home)], cwd=home, stdout=log, stderr=log
-        )
-    probes.wait_until(lambda: probes.sql_answers(port), START_TIMEOUT_S, "no answer")
-    yield URL.create("mysql+asyncmy", "admin", PASSWORD, "127.0.0.1", port, "mysql")
-    process.terminate()
-    process.wait(30)
+        process = subprocess.Popen(program.command, env=program.environment, stdout=log, stderr=log)
+    try:
+        wait_until(program.answers, program.start_timeout_s, "the database gave no answer")
+        yield URL.create("mysql+asyncmy", "admin", PASSWORD, "127.0.0.1", port, "mysql")
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def verdict(url: URL, *statements: str) -> str:

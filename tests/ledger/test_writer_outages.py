@@ -6,11 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from cli.localstack.servers import Servers
 from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.writer import Writer
 from tests.core.story import ANN, PEN
 from tests.harness import broker_admin, eventually
+from tests.private_servers import Servers
 from tests.proxy import BASIC_ACK, COMMIT, Proxy, open_proxy
 
 from .audit import audit, causes, ids

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cli.localstack.servers import Servers
 from tests.harness import Stack, free_port, start_stack
+from tests.private_servers import Servers
 
 
 @pytest.fixture(scope="package")

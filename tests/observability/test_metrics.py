@@ -9,7 +9,6 @@ import httpx
 import pytest
 from aio_pika import Message
 
-from cli.localstack.servers import Servers
 from cli.observing import serve_metrics
 from cli.settings import BadSettings
 from ledger.core.events import CustomerRegistered
@@ -23,6 +22,7 @@ from projections.views.registry import PROJECTIONS
 from tests.api.client import cancel, list_product, order, problem, register
 from tests.harness import Stack, engine_of, eventually, rabbitmqctl
 from tests.observability.scraping import PROCESSES, Samples, scrape
+from tests.private_servers import Servers
 
 VIEWS = [view.name for view in PROJECTIONS]
 NOBODYS = {"customer_id": str(uuid4()), "product_id": str(uuid4())}

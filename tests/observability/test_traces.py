@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import pytest
 
-from cli.localstack.servers import Servers
 from ledger.runtime import tracing
 from tests.harness import Stack, eventually, start_stack
 from tests.observability.collector import Collector, Received, run_collector
 from tests.observability.test_traceparent import place, recorded_trace
+from tests.private_servers import Servers
 
 
 @pytest.fixture(scope="module")

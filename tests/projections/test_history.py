@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cli.localstack.servers import Servers
 from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.rules import RULES, Rules, Tier
 from ledger.eventlog.composer import Composer
@@ -25,6 +24,7 @@ from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, era
 from tests.harness import free_port, make_ledger
 from tests.ledger.events import asked, opening, orders
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
 from .past import Then, moments, write_history

@@ -7,7 +7,6 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.localstack.servers import Servers
 from ledger.eventlog import store
 from ledger.eventlog.records import Record
 from projections import as_of_views
@@ -15,6 +14,7 @@ from tests.core.story import cancel, order
 from tests.harness import make_ledger
 from tests.ledger.events import asked, opening
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 
 from .past import Then, moments, write_history
 

@@ -5,7 +5,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cli.localstack.servers import Servers
 from ledger.runtime.database import make_engine
 from projections.queries import Views, ViewsUnavailable
 from projections.views.orders import ORDERS, OrderRow
@@ -15,6 +14,7 @@ from tests.core.story import ANN, PEN, cancel, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.events import asked, history, opening
 from tests.ledger.running import Ledger, running_ledger
+from tests.private_servers import Servers
 
 from .views import advance_to_the_end, live, replayed
 

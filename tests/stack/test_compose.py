@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cli.localstack import DEPLOY, hand_out
-from cli.localstack.servers import Servers
 from cli.main import app
+from tests.private_servers import Servers
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = (ROOT / "compose.yaml").read_text()

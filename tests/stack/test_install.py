@@ -81,7 +81,7 @@ def test_without_root_or_sudo_nothing_is_tried_and_the_sentence_has_the_command(
     )
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(StackRefused, match="needs root: run `sudo apt-get install"):
-        install.install_command()
+        install.ensure_binaries(lambda _: None)
 
 
 @pytest.mark.parametrize("status", [0, 100])
@@ -112,3 +112,18 @@ def test_a_policy_of_the_machine_is_kept(tmp_path: Path) -> None:
         check=True,
     )
     assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_of_two_that_install_at_once_one_waits_for_the_other(tmp_path: Path) -> None:
+    """apt-get fails where dpkg is locked, and each run would remove the other's policy."""
+    make_executables(tmp_path / "bin", "apt-get")
+    (tmp_path / "bin" / "apt-get").write_text(
+        f"#!/bin/sh\nmkdir {tmp_path}/lock || exit 100\nsleep 0.2\nrmdir {tmp_path}/lock\n"
+    )
+    environment = {
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+        "POLICY_RC_D": str(tmp_path / "policy-rc.d"),
+    }
+    command = ["sh", DEPLOY / "apt-install.sh", "some-server"]
+    runs = [subprocess.Popen(command, env=environment) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]

@@ -1,9 +1,6 @@
 """The private pair: beside others, on loopback only, and gone when it's to be gone."""
 
-import asyncio
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +11,11 @@ import pytest
 
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
-from cli.localstack.programs import find_processes
-from cli.localstack.servers import Plan, Servers, prepare_servers, start_servers
+from cli.localstack.leftovers import find_processes
+from cli.localstack.servers import prepare_rabbitmq
 from cli.settings import Settings
-from tests.harness import engine_of, eventually
+from tests.harness import engine_of
+from tests.private_servers import Servers, prepare, start_servers
 
 LONG = "a directory with spaces, ümlauts and % in a path longer than any socket's may be " * 2
 
@@ -43,13 +41,11 @@ def test_a_pair_starts_beside_another_on_loopback_only_and_leaves_nothing(tmp_pa
     assert find_processes(home) == []
 
 
-def test_data_and_ports_are_there_again_after_a_restart(servers: Servers, tmp_path: Path) -> None:
-    plan = Plan(tmp_path, tmp_path / "secrets")
-    binaries = ensure_binaries(lambda _: None)
-    first = prepare_servers(plan, binaries)
-    made = (tmp_path / "database" / "data").stat().st_ino
-    assert prepare_servers(plan, binaries).ports == first.ports
-    assert (tmp_path / "database" / "data").stat().st_ino == made
+def test_data_and_ports_are_there_again_after_a_restart(tmp_path: Path) -> None:
+    first = prepare(tmp_path)
+    inode = (tmp_path / "database" / "data").stat().st_ino
+    assert prepare(tmp_path).ports == first.ports
+    assert (tmp_path / "database" / "data").stat().st_ino == inode
 
 
 async def test_no_server_shares_the_place_of_its_temporary_files(
@@ -58,11 +54,11 @@ async def test_no_server_shares_the_place_of_its_temporary_files(
     """MariaDB removes at its start what it takes for left behind there, of another one too."""
     engine = engine_of(settings, "migrate")
     async with engine.connect() as connection:
-        found = (await connection.exec_driver_sql("SELECT @@tmpdir")).scalar_one()
+        directory = (await connection.exec_driver_sql("SELECT @@tmpdir")).scalar_one()
     await engine.dispose()
-    assert Path(str(found)) == servers.home / "database" / "tmp"
+    assert Path(str(directory)) == servers.home / "database" / "tmp"
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
-    prepare_servers(Plan(tmp_path, tmp_path / "secrets"), ensure_binaries(lambda _: None))
+    prepare(tmp_path)
 
 
 async def test_neither_root_nor_guest_can_log_in(servers: Servers) -> None:
@@ -78,34 +74,11 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line_and_the_other_
     broken = tmp_path / "rabbitmq-server"
     broken.write_text("#!/bin/sh\necho no more of this\nexit 3\n")
     broken.chmod(0o755)
-    binaries = replace(ensure_binaries(lambda _: None), rabbitmq_server=broken)
     home = tmp_path / "home"
-    home.mkdir()
-    layout = prepare_servers(Plan(home, home / "secrets"), binaries)
+    programs = prepare(home)
+    binaries = replace(ensure_binaries(lambda _: None), rabbitmq_server=broken)
+    _, broker = prepare_rabbitmq(home, programs.secrets_dir, programs.ports, binaries)
     log = re.escape(str(home / "logs" / "rabbitmq.log"))
     with pytest.raises(StackRefused, match=rf"rabbitmq ended .*no more of this\): see {log}"):
-        Servers(layout).start()
+        Servers(replace(programs, broker=broker)).start()
     assert find_processes(home) == []
-
-
-async def test_what_a_process_started_does_not_outlive_it_even_if_it_is_killed() -> None:
-    code = (
-        "import subprocess, sys\n"
-        "from cli.localstack.watchdog import Watchdog\n"
-        "server = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
-        "watchdog = Watchdog([server.pid])\n"
-        "print(server.pid, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    user = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert user.stdout
-    server = psutil.Process(int(await user.stdout.readline()))
-    user.kill()
-    await user.wait()
-
-    async def gone() -> bool:
-        return not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
-
-    await eventually(gone, "the server ends after the death of what started it")

@@ -6,22 +6,21 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 from dotenv import dotenv_values
 
-from cli.localstack.probes import wait_until
-from cli.localstack.programs import LEDGER, find_processes
-from cli.localstack.servers import METRICS_PORTS
-from cli.localstack.up import up
+from cli.commands.up import up
+from cli.localstack.leftovers import LEDGER, find_processes
 from cli.settings import Settings
 from tests.harness import free_port
+from tests.packages import require_program
+from tests.private_servers import wait_until
 
-READY_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0
+METRICS_PORTS = ("LEDGER_WRITER_METRICS_PORT", "LEDGER_PROJECTOR_METRICS_PORT")
 
 
 class Up:
@@ -31,7 +30,6 @@ class Up:
         self.url = f"http://127.0.0.1:{port}"
         self._output = home.with_name("output")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("LEDGER_")}
-        started_at = time.monotonic()
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
                 [LEDGER, "up"],
@@ -39,9 +37,8 @@ class Up:
                 stdout=output,
                 stderr=output,
             )
-        wait_until(self._ready_or_ended, READY_TIMEOUT_S, "`ledger up` is not ready in time")
+        wait_until(self._ready_or_ended, TIMEOUT_S, "`ledger up` is not ready in time")
         assert self.process.poll() is None, self.output()
-        self.seconds = time.monotonic() - started_at
 
     def _ready_or_ended(self) -> bool:
         return "Ctrl-C stops" in self.output() or self.process.poll() is not None
@@ -49,9 +46,18 @@ class Up:
     def output(self) -> str:
         return self._output.read_text()
 
-    def stop(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(STOP_TIMEOUT_S)
+    def stop(self, *numbers: signal.Signals) -> int:
+        """Send signals one after the other; the exit status."""
+        for number in numbers:
+            self.process.send_signal(number)
+        return self.process.wait(TIMEOUT_S)
+
+    def __enter__(self) -> "Up":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
 
 
 def shows_metrics(port: int) -> bool:
@@ -62,26 +68,28 @@ def shows_metrics(port: int) -> bool:
 
 
 def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path: Path) -> None:
+    require_program("curl")
     home = tmp_path / "home with a space"
     port = free_port()
-    first = Up(home, port)
-    curl = re.search(r"curl .*", first.output())
-    assert curl
-    placed = subprocess.run(["sh", "-c", curl[0]], capture_output=True, check=True)
-    order = httpx.Response(202, content=placed.stdout).json()
-    assert order["status"] == "PENDING"
-    assert first.stop(signal.SIGINT) == 0
+    with Up(home, port) as first:
+        curl = re.search(r"curl .*", first.output())
+        assert curl
+        placed = subprocess.run(["sh", "-c", curl[0]], capture_output=True, check=True)
+        order = httpx.Response(202, content=placed.stdout).json()
+        assert order["status"] == "PENDING"
+        # A second signal does not break the stopping.
+        assert first.stop(signal.SIGINT, signal.SIGINT, signal.SIGTERM) == 0
     assert find_processes(home) == []
+    assert "the data is kept" in first.output()
 
-    second = Up(home, port)
-    url = f"{second.url}/api/v1/orders/{order['order_id']}"
-    wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", 10, "the order is lost")
-    assert second.seconds < 20
-    for name in METRICS_PORTS:
-        port = int(dotenv_values(home / "stack.env")[name] or 0)
-        wait_until(lambda port=port: shows_metrics(port), 10, f"no metrics at {name}")
-    assert second.stop(signal.SIGTERM) == 0
-    assert find_processes(home) == []
+    with Up(home, port) as second:
+        url = f"{second.url}/api/v1/orders/{order['order_id']}"
+        wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", TIMEOUT_S, "no order")
+        for name in METRICS_PORTS:
+            port = int(dotenv_values(home / "stack.env")[name] or 0)
+            wait_until(lambda port=port: shows_metrics(port), TIMEOUT_S, f"no metrics at {name}")
+        second.stop(signal.SIGKILL)
+    wait_until(lambda: not find_processes(home), TIMEOUT_S, "`ledger up` was killed, and not all")
 
 
 def refusal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:

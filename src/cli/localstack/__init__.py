@@ -1,9 +1,9 @@
-"""The local stack: private RabbitMQ and MariaDB or MySQL, and our processes under supervision."""
+"""The local stack: private RabbitMQ and MariaDB or MySQL, and our processes, kept running."""
 
 from pathlib import Path
 
+# The configuration that the local stack shares with compose.
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
-"""Configuration that the local stack shares with compose."""
 
 
 class StackRefused(Exception):

@@ -12,11 +12,11 @@ from cli.localstack.secrets import (
 )
 from cli.settings import load_settings
 
+# The user under which each role runs in compose.
 USER_IDS = {"migrate": 10000, "api": 10001, "writer": 10002, "projector": 10003}
-"""Under which user each role runs in compose."""
 
+# The user under which both official images, mysql and rabbitmq, run their server.
 SERVER_USER_ID = 999
-"""Under which user both official images, mysql and rabbitmq, run their server."""
 
 SERVER_FILES = {DEFINITIONS, BOOTSTRAP, "db_root"}
 
@@ -32,12 +32,10 @@ def hand_out(directory: Path, vhost: str, schema: str) -> None:
     write_bootstrap(directory, schema)
     directory.chmod(0o711)
     for path in directory.iterdir():
-        os.chown(path, _owner(path.name), USER_IDS["migrate"])
+        role = path.name.rpartition("_")[2]
+        owner = SERVER_USER_ID if path.name in SERVER_FILES else USER_IDS.get(role, 0)
+        os.chown(path, owner, USER_IDS["migrate"])
         path.chmod(0o440 if path.name.startswith("db_") and path.name != "db_root" else 0o400)
-
-
-def _owner(name: str) -> int:
-    return SERVER_USER_ID if name in SERVER_FILES else USER_IDS.get(name.rpartition("_")[2], 0)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
-"""Free loopback ports for the private servers, the same ones again at the next start."""
+"""Free loopback ports for the private servers, and whether a server answers on one.
 
+A server answers when the first bytes of its own protocol come: an open port alone says little.
+"""
+
+import http.client
 import os
 import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 from cli.localstack import StackRefused
 
+# Below the range from which Linux and macOS take the ports of outgoing connections.
 RANGE = range(20_000, 32_000)
-"""Below the range from which Linux and macOS take the ports of outgoing connections."""
+ANSWER_TIMEOUT_S = 5.0
+INTERVAL_S = 0.05
+
+Probe = Callable[[], bool]
 
 
 def choose_ports(home: Path, names: Iterable[str]) -> dict[str, int]:
@@ -19,16 +27,32 @@ def choose_ports(home: Path, names: Iterable[str]) -> dict[str, int]:
 
     A port that the environment asks for is taken or refused, never replaced.
     """
-    before = dotenv_values(home / "stack.env")
-    chosen: dict[str, int] = {}
+    kept = dotenv_values(home / "stack.env")
+    ports: dict[str, int] = {}
     for name in names:
-        chosen[name] = _asked(name) or _kept(before.get(name), chosen) or _fresh(chosen)
-    (home / "stack.env").write_text("".join(f"{k}={v}\n" for k, v in chosen.items()))
-    return chosen
+        if asked := os.environ.get(name):
+            if not asked.isdigit():
+                raise StackRefused(f"{name}={asked} is not a port: set it to a number, or unset it")
+            require_free(name, int(asked))
+            ports[name] = int(asked)
+            continue
+        earlier = kept.get(name) or ""
+        candidates = [int(earlier)] if earlier.isdigit() else []
+        candidates += random.sample(RANGE, len(RANGE))
+        for port in candidates:
+            if port not in ports.values() and is_free(port):
+                ports[name] = port
+                break
+        else:
+            raise StackRefused(
+                f"no free port between {RANGE.start} and {RANGE.stop}: stop some programs"
+            )
+    (home / "stack.env").write_text("".join(f"{k}={v}\n" for k, v in ports.items()))
+    return ports
 
 
 def bind(port: int, host: str = "127.0.0.1") -> None:
-    """Take a port for a moment; raises OSError where no server could listen now."""
+    """Listen on a port for a moment; raises OSError where no server could listen now."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,23 +79,41 @@ def require_free(name: str, port: int, host: str = "127.0.0.1") -> None:
         ) from error
 
 
-def _asked(name: str) -> int | None:
-    value = os.environ.get(name)
-    if value is None:
-        return None
-    if not value.isdigit():
-        raise StackRefused(f"{name}={value} is not a port: set it to a number, or unset it")
-    require_free(name, int(value))
-    return int(value)
+def amqp_answers(port: int) -> bool:
+    """Whether a broker offers AMQP 0-9-1: its first frame is a method, Connection.Start."""
+    return _first_bytes(port, b"AMQP\x00\x00\x09\x01")[:1] == b"\x01"
 
 
-def _kept(value: str | None, taken: dict[str, int]) -> int | None:
-    port = int(value) if value and value.isdigit() else None
-    return port if port and port not in taken.values() and is_free(port) else None
+def sql_answers(port: int) -> bool:
+    """Whether a database greets: after four bytes of header, version 10 of the MySQL protocol."""
+    return _first_bytes(port, b"")[4:5] == b"\x0a"
 
 
-def _fresh(taken: dict[str, int]) -> int:
-    for port in random.sample(RANGE, len(RANGE)):
-        if port not in taken.values() and is_free(port):
-            return port
-    raise StackRefused(f"no free port between {RANGE.start} and {RANGE.stop}: stop some programs")
+def accepts(port: int) -> bool:
+    """Whether something listens; for servers that only answer to questions."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), ANSWER_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
+def http_ok(host: str, port: int, path: str) -> bool:
+    """Whether a GET is answered with 200."""
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _first_bytes(port: int, greeting: bytes) -> bytes:
+    try:
+        with socket.create_connection(("127.0.0.1", port), ANSWER_TIMEOUT_S) as connection:
+            connection.sendall(greeting)
+            return connection.recv(64)
+    except OSError:
+        return b""

@@ -1,57 +1,195 @@
-"""The `ledger` commands of a local stack: the processes to supervise, and those that run once."""
+"""The programs of the stack as child processes: started, restarted when they end, and stopped."""
 
 import asyncio
 import contextlib
 import os
-import sys
+import shutil
+import signal
+import time
+from asyncio.subprocess import Process
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from cli.localstack import StackRefused
-from cli.localstack.programs import LEDGER, Program, last_line
-from cli.localstack.servers import Layout
+from cli.localstack.leftovers import MARK, start_watchdog
+from cli.localstack.ports import INTERVAL_S, Probe
 
-NAMES = ("writer", "projector", "api")
 COMMAND_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 10
+# A program that ran for this long is taken to be sound: its next restart is immediate again.
+STEADY_S = 30.0
+MAX_DELAY_S = 30.0
+LOG_BYTES = 10_000_000
+ROTATE_EVERY_S = 60.0
 
 
-def processes(layout: Layout) -> tuple[Program, ...]:
-    """The programs writer, projector and api, with the settings of this stack."""
-    environment = layout.environment() | {"PYTHONUNBUFFERED": "1"}
-    return tuple(
-        Program(name, _command(name), environment, bare=False, stop_timeout_s=STOP_TIMEOUT_S)
-        for name in NAMES
-    )
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """A command, its whole environment, how to see that it serves, and how long to wait for that.
+
+    Programs of a later stage use those of an earlier one, so they are stopped before them.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    answers: Probe
+    stage: int
+    start_timeout_s: float
+    stop_timeout_s: float = 10.0
 
 
-async def run_command(name: str, layout: Layout) -> None:
-    """Run one `ledger` command to its end; raises StackRefused with its last line if it fails."""
-    log = layout.plan.home / "logs" / f"{name}.log"
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            *_command(name),
-            env=os.environ | layout.environment(),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=output,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+def last_line(log: Path) -> str:
+    """The last line of a program's output, which mostly says why it ended."""
+    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+    return lines[-1].strip() if lines else "no output"
+
+
+def rotate(log: Path) -> None:
+    """Move what a large log holds to `NAME.log.1`; its program goes on appending to the log."""
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
+
+
+class Processes:
+    """Running programs below a home; leaving the context stops them, the last stage first.
+
+    `report` gets one line for each program that ended and is started again. `step` gives the
+    context in which a program starts, for showing that.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        report: Callable[[str], None],
+        step: Callable[[str], AbstractContextManager[None]],
+    ) -> None:
+        self._home = home
+        self._report = report
+        self._step = step
+        self._running: dict[Program, Process] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        (self._home / "logs").mkdir(parents=True, exist_ok=True)
+        self._watchdog = start_watchdog(self._home)
+        self._tasks.append(asyncio.create_task(self._keep_logs_small()))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stage in sorted({program.stage for program in self._running}, reverse=True):
+            programs = [program for program in self._running if program.stage == stage]
+            await asyncio.gather(*map(self._stop, programs))
+        # What programs started themselves is ended by the watchdog.
+        await asyncio.to_thread(self._watchdog.communicate)
+
+    def log(self, name: str) -> Path:
+        """The file with the output of a program."""
+        return self._home / "logs" / f"{name}.log"
+
+    async def start(self, *programs: Program) -> None:
+        """Start programs, wait until each answers, and keep them running.
+
+        Raises StackRefused if one ends or gives no answer in time.
+        """
+        starts = [asyncio.create_task(self._start(program)) for program in programs]
+        try:
+            await asyncio.gather(*starts)
+        finally:
+            # When one fails the others must not go on to restart what is being stopped.
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+
+    async def _start(self, program: Program) -> None:
+        name = program.name
+        log = self.log(name)
+        deadline = time.monotonic() + program.start_timeout_s
+        with self._step(f"{name} serves"):
+            process = await self._spawn(program)
+            while not await asyncio.to_thread(program.answers):
+                if process.returncode is not None:
+                    raise StackRefused(
+                        f"{name} ended soon after its start ({last_line(log)}): see {log}"
+                    )
+                if time.monotonic() > deadline:
+                    raise StackRefused(
+                        f"{name} gave no answer in {program.start_timeout_s:.0f} s: see {log}"
+                    )
+                await asyncio.sleep(INTERVAL_S)
+        self._tasks.append(asyncio.create_task(self._keep_running(program)))
+
+    async def run_to_end(self, program: Program) -> None:
+        """Run a program to its end; raises StackRefused with its last line if it fails."""
+        log = self.log(program.name)
+        log.unlink(missing_ok=True)
+        process = await self._spawn(program)
         try:
             status = await asyncio.wait_for(process.wait(), COMMAND_TIMEOUT_S)
         except TimeoutError:
             raise StackRefused(
-                f"`ledger {name}` took over {COMMAND_TIMEOUT_S:.0f} s: see {log}"
+                f"`ledger {program.name}` took over {COMMAND_TIMEOUT_S:.0f} s: see {log}"
             ) from None
-        finally:
-            await _end(process)
-    if status:
-        raise StackRefused(f"`ledger {name}` failed ({last_line(log)}): see {log}")
+        if status:
+            raise StackRefused(f"`ledger {program.name}` failed ({last_line(log)}): see {log}")
 
+    async def _spawn(self, program: Program) -> Process:
+        log = self.log(program.name)
+        rotate(log)
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                *program.command,
+                env=program.environment | {MARK: str(self._home)},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=asyncio.subprocess.STDOUT,
+                # Ctrl-C in the terminal is for `ledger up`, which stops them in order.
+                start_new_session=True,
+            )
+        self._running[program] = process
+        return process
 
-def _command(name: str) -> tuple[str, ...]:
-    return (sys.executable, LEDGER, name)
+    async def _keep_running(self, program: Program) -> None:
+        delay_s = 0.0
+        while True:
+            began_at = time.monotonic()
+            status = await self._running[program].wait()
+            delay_s = 0.0 if time.monotonic() - began_at > STEADY_S else delay_s
+            reason = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit {status}"
+            again = f"in {delay_s:.0f} s" if delay_s else "now"
+            self._report(
+                f"{program.name} ended ({reason}) and is started again {again}: "
+                f"see {self.log(program.name)}"
+            )
+            await asyncio.sleep(delay_s)
+            delay_s = min(max(1.0, 2 * delay_s), MAX_DELAY_S)
+            await self._spawn(program)
 
+    async def _stop(self, program: Program) -> None:
+        process = self._running[program]
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), program.stop_timeout_s)
+        except TimeoutError:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+    async def _keep_logs_small(self) -> None:
+        while True:
+            await asyncio.sleep(ROTATE_EVERY_S)
+            for log in (self._home / "logs").glob("*.log"):
+                await asyncio.to_thread(rotate, log)

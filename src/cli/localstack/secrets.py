@@ -1,4 +1,4 @@
-"""The passwords, one file an account, and what the two servers are told of them."""
+"""The passwords, one file an account, and the accounts that the two servers make of them."""
 
 import base64
 import hashlib
@@ -11,7 +11,7 @@ from cli.settings import AMQP_ROLES, DB_ROLES
 
 NAMES = (
     *(f"db_{role}" for role in (*DB_ROLES, "root")),
-    *(f"amqp_{role}" for role in (*AMQP_ROLES, "admin")),
+    *(f"amqp_{role}" for role in AMQP_ROLES),
     "erlang_cookie",
 )
 DEFINITIONS = "definitions.json"
@@ -19,6 +19,7 @@ BOOTSTRAP = "bootstrap.sql"
 
 NOTHING = "^$"
 EVERYTHING = ".*"
+# What each role may configure, write and read in the virtual host, as RabbitMQ's patterns.
 PERMISSIONS = {
     "migrate": (EVERYTHING, EVERYTHING, EVERYTHING),
     "api": (
@@ -33,7 +34,6 @@ PERMISSIONS = {
         r"^(ledger\.recorded|ledger\.projector\..*)$",
     ),
 }
-"""What each role may configure, write and read in the virtual host, as RabbitMQ's patterns."""
 
 
 def create_secrets(directory: Path) -> None:
@@ -57,46 +57,40 @@ def read_secret(directory: Path, name: str) -> str:
     return (directory / name).read_text().strip()
 
 
-def write_definitions(directory: Path, vhost: str, with_admin: bool = False) -> Path:
-    """Write the definitions that the broker imports at each start; returns their path."""
+def write_definitions(directory: Path, vhost: str) -> Path:
+    """Write the definitions that the broker imports at each start; returns their path.
+
+    They hold the virtual host and one user a role with only its own rights, and no `guest`.
+    """
+    definitions = {
+        "users": [
+            user_definition(f"ledger_{role}", read_secret(directory, f"amqp_{role}"))
+            for role in PERMISSIONS
+        ],
+        "vhosts": [{"name": vhost}],
+        "permissions": [
+            {
+                "user": f"ledger_{role}",
+                "vhost": vhost,
+                "configure": configure,
+                "write": write,
+                "read": read,
+            }
+            for role, (configure, write, read) in PERMISSIONS.items()
+        ],
+    }
     path = directory / DEFINITIONS
-    write_private(path, json.dumps(definitions(directory, vhost, with_admin), indent=1))
+    write_private(path, json.dumps(definitions, indent=1))
     return path
 
 
-def definitions(directory: Path, vhost: str, with_admin: bool) -> dict[str, object]:
-    """The virtual host, one user a role with only its own rights, and no `guest`.
-
-    The administrator exists for tests, which make a virtual host each.
-    """
-    users = [_user(directory, role, []) for role in PERMISSIONS]
-    if with_admin:
-        users.append(_user(directory, "admin", ["administrator"]))
+def user_definition(name: str, password: str, *tags: str) -> dict[str, object]:
+    """A user as RabbitMQ's definitions spell it, with the hash of its password."""
     return {
-        "users": users,
-        "vhosts": [{"name": vhost}],
-        "permissions": [permission(role, vhost) for role in PERMISSIONS],
-    }
-
-
-def _user(directory: Path, role: str, tags: list[str]) -> dict[str, object]:
-    return {
-        "name": f"ledger_{role}",
-        "password_hash": hash_password(read_secret(directory, f"amqp_{role}")),
+        "name": name,
+        "password_hash": hash_password(password),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
         "tags": tags,
-    }
-
-
-def permission(role: str, vhost: str) -> dict[str, str]:
-    """What a role may do in a virtual host, as RabbitMQ's definitions spell it."""
-    configure, write, read = PERMISSIONS[role]
-    return {
-        "user": f"ledger_{role}",
-        "vhost": vhost,
-        "configure": configure,
-        "write": write,
-        "read": read,
     }
 
 
@@ -110,18 +104,13 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def write_bootstrap(directory: Path, schema: str) -> Path:
-    """Write the SQL that the database runs at its first start; returns its path."""
-    path = directory / BOOTSTRAP
-    write_private(path, bootstrap_sql(schema, read_secret(directory, "db_migrate")))
-    return path
+    """Write the SQL that the database runs at its start; returns its path.
 
-
-def bootstrap_sql(schema: str, password: str) -> str:
-    """The schema and the account of `ledger migrate`, which makes the other accounts itself.
-
+    It makes the schema and the account of `ledger migrate`, which makes the other accounts itself.
     It may be run again. One statement a line, as `init-file` wants it.
     """
     migrate = "'ledger_migrate'@'%'"
+    password = read_secret(directory, "db_migrate")
     statements = (
         f"CREATE DATABASE IF NOT EXISTS `{schema}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
         f"CREATE USER IF NOT EXISTS {migrate} IDENTIFIED BY '{password}'",
@@ -130,4 +119,6 @@ def bootstrap_sql(schema: str, password: str) -> str:
         rf"GRANT ALL PRIVILEGES ON `ledger\_%`.* TO {migrate} WITH GRANT OPTION",
         f"GRANT CREATE USER ON *.* TO {migrate}",
     )
-    return "".join(f"{statement};\n" for statement in statements)
+    path = directory / BOOTSTRAP
+    write_private(path, "".join(f"{statement};\n" for statement in statements))
+    return path

@@ -1,0 +1,216 @@
+"""`ledger up`: the whole stack on this machine, from nothing to a ready API, until it's stopped."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from api.auth.guard import Exposed, refuse_exposed
+from cli.localstack import StackRefused
+from cli.localstack.install import ensure_binaries
+from cli.localstack.leftovers import LEDGER, stop_processes
+from cli.localstack.ports import Probe, accepts, http_ok, require_free
+from cli.localstack.processes import Processes, Program
+from cli.localstack.servers import ServerPrograms, prepare_servers
+from cli.settings import Settings
+
+START_TIMEOUT_S = 120.0
+SUMMARY = """
+Order Ledger is ready after {seconds:.1f} s
+
+  API    {url}/api/v1
+  docs   {url}/docs
+  keys   {keys}
+  data   {home}
+  logs   {home}/logs
+
+Place an order:
+
+  curl -s {url}/api/v1/orders -H 'Content-Type: application/json'{header} \
+-d '{{"customer_id": "43e8ff2f-5d48-498f-a569-ca2cf9f7fae3", \
+"product_id": "a1b2c3d4-e5f6-7890-1234-567890abcdef"}}'
+
+Ctrl-C stops everything and keeps the data.
+"""
+
+
+class Terminal:
+    """Lines on the console; a terminal that has gone away is no reason to stop working."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._status: Status | None = None
+        self._under_way: list[str] = []
+
+    @contextlib.contextmanager
+    def spinner(self) -> Iterator[None]:
+        """Show a spinner, with the steps under way, until the block ends."""
+        with self._console.status("starting …") as self._status:
+            yield
+        self._status = None
+
+    @contextlib.contextmanager
+    def step(self, label: str) -> Iterator[None]:
+        """Name a step while it's under way; then a line says how long it took."""
+        started_at = time.monotonic()
+        self._under_way.append(label)
+        self._show_steps()
+        yield
+        self._under_way.remove(label)
+        self._show_steps()
+        self.line(f"[green]✓[/] {escape(label)} [dim]{time.monotonic() - started_at:.1f} s[/]")
+
+    def line(self, markup: str) -> None:
+        """Print a line."""
+        with contextlib.suppress(OSError):
+            self._console.print(markup)
+
+    def doing(self, text: str) -> None:
+        """Name a step that takes long before it's done."""
+        self.line(f"[dim]…[/] {escape(text)}")
+
+    def warn(self, text: str) -> None:
+        """Say what went wrong and is being mended."""
+        self.line(f"[yellow]![/] {escape(text)}")
+
+    def _show_steps(self) -> None:
+        if self._status and self._under_way:
+            self._status.update(f"{escape(', '.join(self._under_way))} …")
+
+
+def up(settings: Settings) -> None:
+    """Start the stack and keep it running until Ctrl-C or SIGTERM; exits 1 where it's refused."""
+    terminal = Terminal()
+    try:
+        with _lock(settings.home.resolve()):
+            asyncio.run(_run_until_signal(settings, terminal))
+    except StackRefused as refused:
+        terminal.line(f"[red]✗[/] {escape(str(refused))}")
+        raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """Hold the home for this run; the kernel lets go of it however this process ends."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "up.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackRefused(
+                f"the stack in {home} is running already: stop that one with Ctrl-C, "
+                "or set LEDGER_HOME to another directory"
+            ) from None
+        yield
+
+
+async def _run_until_signal(settings: Settings, terminal: Terminal) -> None:
+    """Run the stack in a task that the first signal cancels; later ones change nothing."""
+    task = asyncio.create_task(_run(settings, terminal))
+
+    def cancel() -> None:
+        if not task.cancelling():
+            task.cancel()
+            terminal.line("[dim]stopping …[/]")
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    terminal.line("stopped; the data is kept")
+
+
+async def _run(settings: Settings, terminal: Terminal) -> None:
+    started_at = time.monotonic()
+    with terminal.spinner():
+        servers = await asyncio.to_thread(prepare, settings, terminal)
+    async with Processes(servers.home, terminal.warn, terminal.step) as processes:
+        with terminal.spinner():
+            await _start(settings, servers, processes, terminal)
+        terminal.line(escape(_summary(settings, time.monotonic() - started_at)))
+        await asyncio.Event().wait()
+
+
+def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
+    """Refuse what can't work, end leftovers of a killed run, and write what the servers need."""
+    home = settings.home.resolve()
+    # RabbitMQ hands its directory to a shell, unescaped, and its configuration knows no quotes.
+    if not str(home).isprintable() or set(str(home)) & set("'\"\\`$#"):
+        raise StackRefused(
+            f"RabbitMQ can't work in a directory with quotes, backslashes, $ or # in its name "
+            f"({home}): set LEDGER_HOME to another one"
+        )
+    try:
+        refuse_exposed(settings.api_host, settings.auth)
+    except Exposed as exposed:
+        raise StackRefused(str(exposed)) from None
+    if stop_processes(home):
+        terminal.line("[green]✓[/] leftovers of an earlier run stopped")
+    require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)
+    binaries = ensure_binaries(terminal.doing)
+    secrets_dir = (settings.secrets_dir or home / "secrets").resolve()
+    return prepare_servers(home, binaries, secrets_dir, settings.amqp_vhost, settings.db_name)
+
+
+async def _start(
+    settings: Settings, servers: ServerPrograms, processes: Processes, terminal: Terminal
+) -> None:
+    environment = {**os.environ, **servers.environment(), "PYTHONUNBUFFERED": "1"}
+
+    def ledger(command: str, answers: Probe) -> Program:
+        words = (sys.executable, LEDGER, command)
+        return Program(
+            command, words, environment, answers, stage=2, start_timeout_s=START_TIMEOUT_S
+        )
+
+    async def run(command: str) -> None:
+        await processes.run_to_end(ledger(command, lambda: True))
+
+    def is_ready() -> bool:
+        return http_ok(_api_host(settings), settings.api_port, "/health/ready")
+
+    def serves_metrics(name: str) -> bool:
+        return accepts(servers.ports[f"LEDGER_{name.upper()}_METRICS_PORT"])
+
+    await processes.start(servers.epmd)
+    await processes.start(servers.broker, servers.database)
+    with terminal.step("schema, accounts and queues are up to date"):
+        await run("migrate")
+    await processes.start(
+        ledger("writer", lambda: serves_metrics("writer")),
+        ledger("projector", lambda: serves_metrics("projector")),
+        ledger("api", is_ready),
+    )
+    loaded = servers.home / "demo.loaded"
+    if not loaded.exists():
+        with terminal.step("demo catalogue loaded"):
+            await run("demo")
+        loaded.touch()
+
+
+def _api_host(settings: Settings) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104
+
+
+def _summary(settings: Settings, seconds: float) -> str:
+    host = _api_host(settings)
+    keys, header = "none needed: set LEDGER_AUTH=required to ask for them", ""
+    if settings.auth == "required":
+        keys = "required: `ledger keys create --name me --scope admin` prints one"
+        header = ' -H "Authorization: Bearer $KEY"'
+    return SUMMARY.format(
+        seconds=seconds,
+        url=f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}",
+        home=settings.home.resolve(),
+        keys=keys,
+        header=header,
+    )

@@ -1,0 +1,194 @@
+"""Programs under supervision: what ends is started again, with a line that says which and why."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cli.localstack import StackRefused, processes
+from cli.localstack.leftovers import find_processes, stop_processes
+from cli.localstack.processes import Processes, Program
+from tests.harness import eventually
+
+STEADY = "echo started; trap 'echo $0 >>order; exit 0' TERM; while :; do sleep 0.1; done"
+ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+
+
+def program(
+    name: str, code: str, answers: Callable[[], bool] = lambda: True, stage: int = 1
+) -> Program:
+    return Program(name, ("/bin/sh", "-c", code, name), ENVIRONMENT, answers, stage, 60.0)
+
+
+class Supervised(Processes):
+    """Processes with the lines that were reported of them."""
+
+    def __init__(self, home: Path) -> None:
+        self.lines: list[str] = []
+        super().__init__(home, self.lines.append, lambda _: contextlib.nullcontext())
+
+    async def start_steady(self, name: str, stage: int = 1) -> None:
+        """Start a program that runs until it's asked to end, and says so then."""
+        code = STEADY.replace("order", str(self._home / "order"))
+        started = self.log(name)
+        await self.start(
+            program(name, code, lambda: started.read_text().startswith("started"), stage)
+        )
+
+
+@pytest.fixture
+async def supervised(tmp_path: Path) -> AsyncIterator[Supervised]:
+    async with Supervised(tmp_path) as running:
+        yield running
+    assert find_processes(tmp_path) == []
+
+
+def find(home: Path, name: str) -> psutil.Process | None:
+    for process in find_processes(home):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[-1] == name:
+                return process
+    return None
+
+
+async def test_a_killed_program_is_started_again_with_a_line_that_says_which_and_why(
+    supervised: Supervised, tmp_path: Path
+) -> None:
+    await supervised.start_steady("worker")
+    killed = find(tmp_path, "worker")
+    assert killed
+    killed.kill()
+
+    async def restarted() -> bool:
+        process = find(tmp_path, "worker")
+        return process is not None and process.pid != killed.pid
+
+    await eventually(restarted, "the killed program runs again")
+    assert supervised.lines == [
+        f"worker ended (killed by SIGKILL) and is started again now: see {tmp_path}/logs/worker.log"
+    ]
+
+
+async def test_a_program_that_keeps_failing_is_tried_less_often_until_it_works_again(
+    supervised: Supervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "MAX_DELAY_S", 0.1)
+    fault = tmp_path / "fault"
+    await supervised.start(program("worker", f"test -e '{fault}' && exit 3; exec sleep 600"))
+    fault.touch()
+    (worker,) = find_processes(tmp_path)
+    worker.kill()
+
+    async def failed() -> bool:
+        return len(supervised.lines) > 2
+
+    await eventually(failed, "it's reported that the program keeps failing")
+    assert "worker ended (exit 3) and is started again in" in supervised.lines[-1]
+    fault.unlink()
+
+    async def runs() -> bool:
+        return any(process.name() == "sleep" for process in find_processes(tmp_path))
+
+    await eventually(runs, "the program runs when its fault is mended")
+
+
+async def test_the_output_of_a_program_is_kept_in_its_log(
+    supervised: Supervised, tmp_path: Path
+) -> None:
+    await supervised.start_steady("server")
+    assert (tmp_path / "logs" / "server.log").read_text() == "started\n"
+
+
+async def test_a_large_log_is_emptied_and_its_program_goes_on_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "LOG_BYTES", 10)
+    monkeypatch.setattr(processes, "ROTATE_EVERY_S", 0.01)
+    log = tmp_path / "logs" / "worker.log"
+    async with Supervised(tmp_path) as supervised:
+        await supervised.start(program("worker", "while echo a line of text; do sleep 0.05; done"))
+
+        async def rotated() -> bool:
+            return log.with_name("worker.log.1").exists() and log.stat().st_size > 0
+
+        await eventually(rotated, "the log was emptied and has new lines")
+    assert b"\0" not in log.read_bytes()
+
+
+async def test_programs_are_stopped_in_the_reverse_order_of_their_stages(tmp_path: Path) -> None:
+    async with Supervised(tmp_path) as supervised:
+        for stage, name in enumerate("abc"):
+            await supervised.start_steady(name, stage)
+    assert (tmp_path / "order").read_text().split() == ["c", "b", "a"]
+    assert find_processes(tmp_path) == []
+
+
+async def test_a_program_that_ends_at_its_start_is_refused_with_its_last_line(
+    supervised: Supervised, tmp_path: Path
+) -> None:
+    ending = program("worker", "echo no settings; exit 2", lambda: False)
+    with pytest.raises(StackRefused, match=r"worker ended soon .*\(no settings\): see .*log"):
+        await supervised.start(program("server", "exec sleep 600", lambda: False), ending)
+
+
+async def test_a_program_that_does_not_end_when_asked_is_killed_with_its_children(
+    tmp_path: Path,
+) -> None:
+    stubborn = Program(
+        "worker",
+        ("/bin/sh", "-c", "trap '' TERM; sleep 600 & echo ready; while :; do sleep 600; done"),
+        ENVIRONMENT,
+        lambda: (tmp_path / "logs" / "worker.log").read_text() == "ready\n",
+        stage=1,
+        start_timeout_s=60.0,
+        stop_timeout_s=0.1,
+    )
+    async with Supervised(tmp_path) as supervised:
+        await supervised.start(stubborn)
+    assert find_processes(tmp_path) == []
+
+
+async def test_a_command_that_fails_is_refused_with_its_last_line(supervised: Supervised) -> None:
+    await supervised.run_to_end(program("migrate", "echo migrated"))
+    with pytest.raises(StackRefused, match=r"`ledger migrate` failed \(no database\): see .*log"):
+        await supervised.run_to_end(program("migrate", "echo no database; exit 1"))
+
+
+async def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, contextlib, pathlib, sys\n"
+        "from cli.localstack.processes import Processes, Program\n"
+        "async def main():\n"
+        "    home = pathlib.Path(sys.argv[1])\n"
+        "    sleep = Program('sleep', ('sleep', '600'), {'PATH': '/bin'}, lambda: True, 1, 60)\n"
+        "    async with Processes(home, print, lambda _: contextlib.nullcontext()) as processes:\n"
+        "        await processes.start(sleep)\n"
+        "        print('started', flush=True)\n"
+        "        await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    owner = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    assert owner.stdout
+    assert await owner.stdout.readline() == b"started\n"
+    assert len(find_processes(tmp_path)) == 1
+    owner.kill()
+    await owner.wait()
+
+    async def gone() -> bool:
+        return find_processes(tmp_path) == []
+
+    await eventually(gone, "the program ends after the death of its owner")
+
+
+def test_only_processes_that_carry_the_mark_of_a_home_are_ended(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"], cwd=tmp_path) as stranger:
+        assert stop_processes(tmp_path) == 0
+        assert stranger.poll() is None
+        stranger.kill()
