@@ -15,7 +15,7 @@ from starlette.types import Scope as HttpScope
 
 from api import schemas as s
 from api.as_of import WHEN
-from api.auth.scopes import Scope
+from api.auth.principal import Scope
 from api.context import Context, Deps, make_context
 from api.cors import allow_origins
 from api.field_errors import invalid_fields
@@ -167,7 +167,7 @@ class App:
 
     def stop_waiting(self) -> None:
         """Answer everybody who waits for the ledger, because the process is about to stop."""
-        self.context.waiting.stop()
+        self.context.waiters.stop()
         self.context.streams.stop()
 
 

@@ -1,7 +1,12 @@
-"""Reads of the past: the state at a position or a time, a few at once, as they take a while."""
+"""Reads that take long, a few at a time: the state as of a position or a time, the trial balance.
+
+Each has a deadline and waits its turn, so that these reads can't take the database connections that
+the views are read with.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
 from msgspec import Struct
@@ -11,59 +16,83 @@ from api.problems import Problem, invalid
 from api.requests import MAX_POSITION, whole
 from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
+from projections.trial_balance import TrialBalance, TrialBalanceReader
 
 AS_OF: Final = ("as_of_position", "as_of_time")
+# The parameters with which a request for one thing says as of when it wants to see it.
 WHEN: Final = ("min_position", *AS_OF)
-"""What a request for one thing may say of when it wants to see it."""
-AT_ONCE: Final = 2
-"""So that the past can't take the connections that the views are read with."""
+MAX_READS: Final = 2
 TURN_TIMEOUT_S: Final = 2.0
-TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 5.0
+TRIAL_BALANCE_TIMEOUT_S: Final = 10.0
 
 T = TypeVar("T")
-Look = Callable[[AsOfReader, int], Awaitable[T]]
 
 
 class AsOf(Struct, frozen=True):
-    """When a client wants to look at: one of the two."""
+    """The position or the time that a client asks for."""
 
     position: int | None
     time_us: int | None
 
 
-class Past:
-    """The past, for the handlers of one API process."""
+def as_of(parameters: Mapping[str, str]) -> AsOf | None:
+    """The position or time in the parameters of a request; None for now. Raises Problem."""
+    given = [name for name in (*AS_OF, "min_position") if name in parameters]
+    if len(given) > 1:
+        raise invalid(given[0], f"can't stand together with {given[1]}")
+    if not given or given == ["min_position"]:
+        return None
+    if "as_of_position" in parameters:
+        return AsOf(whole("as_of_position", parameters["as_of_position"], 0, MAX_POSITION), None)
+    try:
+        return AsOf(None, parse_rfc3339(parameters["as_of_time"]))
+    except BadTimestamp as error:
+        raise invalid("as_of_time", f"{error}; in a query + is %2B") from None
+
+
+class AsOfReads:
+    """Reads of earlier state, at most MAX_READS at a time in one API process."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._turns = asyncio.Semaphore(MAX_READS)
 
-    async def look(self, when: AsOf, look: Look[T]) -> tuple[T, AsOfPosition]:
-        """What was there then, and which moment that was.
+    async def read(
+        self, when: AsOf, query: Callable[[AsOfReader, int], Awaitable[T]]
+    ) -> tuple[T, AsOfPosition]:
+        """The answer of a query at the position asked for, and which that is.
 
-        Raises Problem for what has not come yet or when it is busy, and ViewsUnavailable.
+        Raises Problem for what lies beyond the head or when it is busy, and ViewsUnavailable.
         """
-        await self._wait()
-        try:
-            async with open_as_of(self._engine, TIMEOUT_S) as history:
-                moment = await _moment(history, when)
-                return await look(history, moment.position), moment
-        finally:
-            self._turn.release()
+        async with self._open(when) as (reader, as_of_position):
+            return await query(reader, as_of_position.position), as_of_position
 
-    async def _wait(self) -> None:
+    async def position(self, when: AsOf) -> AsOfPosition:
+        """The position asked for; raises as `read` does."""
+        async with self._open(when) as (_, as_of_position):
+            return as_of_position
+
+    @asynccontextmanager
+    async def _open(self, when: AsOf) -> AsyncIterator[tuple[AsOfReader, AsOfPosition]]:
         try:
             async with asyncio.timeout(TURN_TIMEOUT_S):
-                await self._turn.acquire()
+                await self._turns.acquire()
         except TimeoutError:
-            raise Problem("past-busy", f"{AT_ONCE} others look at the past here") from None
+            detail = f"{MAX_READS} others read earlier state here"
+            raise Problem("past-busy", detail) from None
+        try:
+            async with open_as_of(self._engine, READ_TIMEOUT_S) as reader:
+                yield reader, await _position(reader, when)
+        finally:
+            self._turns.release()
 
 
-async def _moment(history: AsOfReader, when: AsOf) -> AsOfPosition:
+async def _position(reader: AsOfReader, when: AsOf) -> AsOfPosition:
     try:
         if when.position is not None:
-            return await history.at(when.position)
-        return await history.at_time(when.time_us or 0)
+            return await reader.at(when.position)
+        return await reader.at_time(when.time_us or 0)
     except PositionBeyondHead as error:
         if when.position is None:
             raise invalid("as_of_time", "lies ahead") from None
@@ -71,16 +100,26 @@ async def _moment(history: AsOfReader, when: AsOf) -> AsOfPosition:
         raise invalid("as_of_position", detail, error.head) from None
 
 
-def as_of(found: Mapping[str, str]) -> AsOf | None:
-    """When the parameters of a request ask for; None for now. Raises Problem."""
-    given = [name for name in (*AS_OF, "min_position") if name in found]
-    if len(given) > 1:
-        raise invalid(given[0], f"can't stand together with {given[1]}")
-    if not given or given == ["min_position"]:
-        return None
-    if "as_of_position" in found:
-        return AsOf(whole("as_of_position", found["as_of_position"], 0, MAX_POSITION), None)
-    try:
-        return AsOf(None, parse_rfc3339(found["as_of_time"]))
-    except BadTimestamp as error:
-        raise invalid("as_of_time", f"{error}; in a query + is %2B") from None
+class TrialBalanceReads:
+    """The journal added up, for one client after the other of an API process."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._reader = TrialBalanceReader(engine)
+        self._turn = asyncio.Lock()
+
+    async def read(self, at_most: int) -> tuple[TrialBalance, int]:
+        """The trial balance at the journal's position, or at `at_most` if that is earlier.
+
+        Raises ViewsUnavailable, and Problem when it takes too long.
+        """
+        try:
+            async with asyncio.timeout(TRIAL_BALANCE_TIMEOUT_S), self._turn:
+                trial_balance = await self._reader.balance(at_most)
+        except TimeoutError:
+            # What was added up by then is remembered, so retries come to an end.
+            detail = (
+                f"adding up the journal takes over {TRIAL_BALANCE_TIMEOUT_S:g} s;"
+                " a retry goes on with it"
+            )
+            raise Problem("views-unavailable", detail) from None
+        return trial_balance, trial_balance.position

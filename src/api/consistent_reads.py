@@ -1,30 +1,101 @@
-"""Reading the views: not before the position a client asks for, and noting how far one saw."""
+"""Reads of the views at a position or later, and waiting for what the projector announces."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Final, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+from uuid import UUID
 
 from api.problems import Problem
 from api.requests import MAX_POSITION, whole
-from api.waiters import Waiting
+from projections.announcements import Announcement, Outcome
 
+MAX_WAITERS: Final = 10_000
 MIN_POSITION_WAIT_S: Final = 2.0
 
 T = TypeVar("T")
 Query = Callable[[], Awaitable[tuple[T, int]]]
+OutcomeFuture = asyncio.Future[Outcome | None]
 
 
-class Reading:
-    """Every read of a view goes through here; `seen` is the latest position any of them showed."""
+class Waiters:
+    """Requests that wait for the outcome of an event or for a position. Nothing is polled.
 
-    def __init__(self, waiting: Waiting) -> None:
-        self._waiting = waiting
-        self.seen = 0
+    Beyond MAX_WAITERS, and while the process stops, nobody waits.
+    """
+
+    def __init__(self) -> None:
+        self._outcomes: dict[UUID, list[OutcomeFuture]] = {}
+        self._positions: dict[asyncio.Future[None], int] = {}
+        self._outcome_count = 0
+        self._stopped = False
+
+    @contextmanager
+    def outcome_of(self, event_id: UUID) -> Iterator[OutcomeFuture]:
+        """A future of the outcome of an event that is yet to be submitted; None if nobody waits."""
+        future: OutcomeFuture = asyncio.get_running_loop().create_future()
+        if self._stopped or self._outcome_count >= MAX_WAITERS:
+            future.set_result(None)
+        self._outcomes.setdefault(event_id, []).append(future)
+        self._outcome_count += 1
+        try:
+            yield future
+        finally:
+            self._outcome_count -= 1
+            futures = self._outcomes[event_id]
+            futures.remove(future)
+            if not futures:
+                del self._outcomes[event_id]
+
+    async def position(self, position: int, timeout_s: float) -> None:
+        """Return when `position` has been announced, or after `timeout_s`."""
+        if self._stopped or len(self._positions) >= MAX_WAITERS:
+            return
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._positions[reached] = position
+        try:
+            await asyncio.wait((reached,), timeout=timeout_s)
+        finally:
+            del self._positions[reached]
+
+    def announced(self, announcement: Announcement) -> None:
+        """Wake those who wait for an outcome or a position of this announcement."""
+        if self._outcomes:  # a batch of a thousand outcomes is seldom waited for
+            for outcome in announcement.outcomes:
+                for future in self._outcomes.get(outcome.event_id, ()):
+                    if not future.done():
+                        future.set_result(outcome)
+        for reached, position in self._positions.items():
+            if position <= announcement.position and not reached.done():
+                reached.set_result(None)
+
+    def stop(self) -> None:
+        """Wake all: the process is about to stop, and its clients must get their answers."""
+        self._stopped = True
+        for futures in self._outcomes.values():
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)
+        for reached in self._positions:
+            if not reached.done():
+                reached.set_result(None)
+
+
+class ConsistentReads:
+    """Every read of a view goes through here.
+
+    `latest_position` is the latest one that any answer showed: the product cache serves nothing
+    older, so that a client who saw its order completed never reads the stock from before.
+    """
+
+    def __init__(self, waiters: Waiters) -> None:
+        self._waiters = waiters
+        self.latest_position = 0
 
     async def read(self, query: Query[T]) -> tuple[T, int]:
-        """What the query answers, and the position it holds at."""
+        """The answer of the query, and the position it holds at."""
         answer, position = await query()
-        self.seen = max(self.seen, position)
+        self.latest_position = max(self.latest_position, position)
         return answer, position
 
     async def read_at_least(self, min_position: int, query: Query[T]) -> tuple[T, int]:
@@ -32,7 +103,7 @@ class Reading:
         answer, position = await self.read(query)
         if position >= min_position:
             return answer, position
-        await self._waiting.position(min_position, MIN_POSITION_WAIT_S)
+        await self._waiters.position(min_position, MIN_POSITION_WAIT_S)
         answer, position = await self.read(query)
         if position >= min_position:
             return answer, position
@@ -44,37 +115,7 @@ class Reading:
         )
 
 
-class Shared(Generic[T]):
-    """Reads of one thing by many at once: at most one query of a key runs at a time.
-
-    Who comes while it runs shares the next one. So each answer was read after its reader came, and
-    a thing that everybody asks for costs the database one query after the other, not all at once.
-    """
-
-    def __init__(self) -> None:
-        self._next: dict[Hashable, asyncio.Task[T]] = {}
-        self._running: dict[Hashable, asyncio.Task[T]] = {}
-
-    async def read(self, key: Hashable, query: Callable[[], Awaitable[T]]) -> T:
-        """What a query of this key answers that began after this call."""
-        if key not in self._next:
-            self._next[key] = asyncio.create_task(self._after(self._running.get(key), key, query))
-        return await asyncio.shield(self._next[key])
-
-    async def _after(
-        self, before: asyncio.Task[T] | None, key: Hashable, query: Callable[[], Awaitable[T]]
-    ) -> T:
-        if before:
-            await asyncio.wait((before,))
-        mine = self._running[key] = self._next.pop(key)
-        try:
-            return await query()
-        finally:
-            if self._running[key] is mine:
-                del self._running[key]
-
-
-def min_position_of(found: dict[str, str]) -> int:
-    """The position the answer must at least hold at; 0 if the client does not mind."""
-    text = found.get("min_position")
+def min_position_of(parameters: dict[str, str]) -> int:
+    """The position that the answer must at least hold at; 0 if the client does not mind."""
+    text = parameters.get("min_position")
     return whole("min_position", text, 0, MAX_POSITION) if text is not None else 0

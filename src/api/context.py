@@ -1,19 +1,18 @@
 """What every handler works with."""
 
 from dataclasses import dataclass
+from uuid import UUID
 
-from api.as_of import Past
+from api.as_of import AsOfReads, TrialBalanceReads
 from api.auth.guard import Guard
-from api.consistent_reads import Reading, Shared
-from api.event_stream import Streams
+from api.consistent_reads import ConsistentReads, Waiters
+from api.event_stream import EventStreams
 from api.idempotency import Keys
-from api.peers import Peers
-from api.pending import Pending
+from api.pending import Peers, PendingOrders
 from api.product_cache import ProductCache
-from api.shared_trial_balance import SharedBooks
-from api.waiters import Waiting
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.queue_depth import Depths
+from ledger.runtime.cache import SingleFlight
 from projections.announcements import Announcements
 from projections.feed import Feed
 from projections.queries import Views
@@ -28,8 +27,8 @@ class Deps:
     announcements: Announcements
     views: Views
     feed: Feed
-    past: Past
-    books: SharedBooks
+    as_of: AsOfReads
+    trial_balance: TrialBalanceReads
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
@@ -44,29 +43,29 @@ class Context:
     announcements: Announcements
     views: Views
     feed: Feed
-    past: Past
-    books: SharedBooks
-    waiting: Waiting
-    reading: Reading
-    pending: Pending
+    as_of: AsOfReads
+    trial_balance: TrialBalanceReads
+    waiters: Waiters
+    reads: ConsistentReads
+    pending: PendingOrders
     keys: Keys
-    products: ProductCache
-    product_reads: Shared[tuple[StockRow | None, int]]
+    product_cache: ProductCache
+    product_reads: SingleFlight[UUID, tuple[StockRow | None, int]]
     peers: Peers | None
     guard: Guard | None
-    streams: Streams
+    streams: EventStreams
     depths: Depths | None
 
 
 def make_context(deps: Deps) -> Context:
     """A context whose parts listen to the announcements."""
-    waiting, pending, keys = Waiting(), Pending(), Keys()
-    reading = Reading(waiting)
-    products = ProductCache(deps.announcements, reading)
-    streams = Streams(deps.feed, reading)
-    for part in (products, pending, waiting, streams):
+    waiters, pending, keys = Waiters(), PendingOrders(), Keys()
+    reads = ConsistentReads(waiters)
+    product_cache = ProductCache(deps.announcements, reads)
+    streams = EventStreams(deps.feed, reads)
+    for part in (product_cache, pending, waiters, streams):
         deps.announcements.subscribe(part.announced)
-    for part in (products, pending):
+    for part in (product_cache, pending):
         deps.announcements.on_reset(part.reset)
     if deps.peers:
         deps.peers.hear_for(pending)
@@ -75,14 +74,14 @@ def make_context(deps: Deps) -> Context:
         deps.announcements,
         deps.views,
         deps.feed,
-        deps.past,
-        deps.books,
-        waiting,
-        reading,
+        deps.as_of,
+        deps.trial_balance,
+        waiters,
+        reads,
         pending,
         keys,
-        products,
-        Shared(),
+        product_cache,
+        SingleFlight(),
         deps.peers,
         deps.guard,
         streams,

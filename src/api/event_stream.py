@@ -1,7 +1,7 @@
 """Server-sent events: the ledger as it grows, for many clients, each at its own pace.
 
-A stream holds one page at a time and reads the next when the last one is written. What wakes it
-is one announcement for all of them, so a client that waits costs the database nothing.
+A stream holds one page at a time and reads the next when the last one is written. All streams are
+woken by one announcement, so a client that waits costs the database nothing.
 """
 
 import asyncio
@@ -12,52 +12,61 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from api.auth.principal import lapsed
-from api.consistent_reads import Reading, Shared
+from api.auth.guard import credential_ended
+from api.consistent_reads import ConsistentReads
 from api.problems import Problem
+from ledger.runtime.cache import SingleFlight
 from ledger.runtime.reconnect import first_to_end
 from projections.announcements import Announcement
 from projections.feed import Feed, FeedPage
 from projections.queries import ViewsUnavailable
 
 EVENT_STREAM: Final = "text/event-stream"
+# Key in the state of a connection: a function that ends it at once, with what is still to be sent.
 ABORT: Final = "ledger.abort"
-"""In the state of a connection: what ends it at once, with whatever it still has to send."""
 
 MAX_STREAMS: Final = 200
+# At once, so that streams can't take the database connections that the views are read with.
 MAX_READS: Final = 2
-"""At once, so that streams can't take the connections that the views are read with."""
 PAGE: Final = 200
 CHUNK: Final = 32 * 1024
 HEARTBEAT_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
-FAREWELL_TIMEOUT_S: Final = 1.0
-"""Shorter, because a process that stops waits for it."""
+# Shorter than WRITE_TIMEOUT_S, because a process that stops waits for it.
+LAST_WRITE_TIMEOUT_S: Final = 1.0
+# A stream ends then, and its client comes back where it was: with a key that is still good.
 LIFE_S: Final = 3600.0
-"""A stream ends then, and its client comes back where it was: with a key that is still good."""
+# After so long without any announcement the ledger is looked at, once for all streams.
 SILENCE_S: Final = 5.0
-"""Without any announcement for so long the ledger is looked at, once for all streams."""
 RETRY_S: Final = 1.0
 
+_HEADERS: Final = {
+    "Content-Type": EVENT_STREAM,
+    "Cache-Control": "no-store",
+    "Vary": "Accept",
+    # nginx buffers an answer unless this tells it not to.
+    "X-Accel-Buffering": "no",
+}
 
-class Streams:
-    """The streams of one process: how many there are, what wakes them, and what ends them."""
 
-    def __init__(self, feed: Feed, reading: Reading) -> None:
+class EventStreams:
+    """The streams of one process: they share reads and wake-ups, and end when it stops."""
+
+    def __init__(self, feed: Feed, reads: ConsistentReads) -> None:
         self._feed = feed
-        self._reading = reading
-        self._shared: Shared[FeedPage] = Shared()
-        self._turn = asyncio.Semaphore(MAX_READS)
-        self._grown = asyncio.Event()
-        self._stopped = asyncio.Event()
+        self._reads = reads
+        self._pages = SingleFlight[tuple[int, str | None], FeedPage]()
+        self._turns = asyncio.Semaphore(MAX_READS)
         self._head = 0
-        self._silent = True
+        self._head_moved = asyncio.Event()
+        self._announced_lately = False
+        self._stopped = asyncio.Event()
         self.count = 0
 
     async def open(
         self, after: int, type_: str | None, min_position: int, *, head_only: bool
     ) -> Response:
-        """A stream from after a position on; raises Problem, and ViewsUnavailable at its start."""
+        """A stream of the events after a position; raises Problem, and ViewsUnavailable."""
         if self.count >= MAX_STREAMS:
             raise Problem(
                 "too-many-streams", f"{self.count} streams are open here: come back later"
@@ -67,50 +76,54 @@ class Streams:
             page = await self.page(after, type_)
             return page, page.head
 
-        page, _ = await self._reading.read_at_least(min_position, query)
+        page, _ = await self._reads.read_at_least(min_position, query)
         return EventStream(self, page, type_) if not head_only else Response(None, 200, _HEADERS)
 
     async def page(self, after: int, type_: str | None) -> FeedPage:
         """The page after a position, read once for all streams that want it."""
-        return await self._shared.read((after, type_), lambda: self._read(after, type_))
+        return await self._pages.join_next((after, type_), lambda: self._read(after, type_))
 
     async def _read(self, after: int, type_: str | None) -> FeedPage:
-        async with self._turn:
+        async with self._turns:
             page = await self._feed.page(after, PAGE, type_)
-        self._reach(page.head)
+        self._move_head(page.head)
         return page
 
-    async def beyond(self, position: int) -> bool:
-        """Whether the ledger grew beyond a position; False after HEARTBEAT_S."""
+    async def grows_beyond(self, position: int) -> bool:
+        """True as soon as the ledger goes beyond a position; False after HEARTBEAT_S."""
         with suppress(TimeoutError):
             async with asyncio.timeout(HEARTBEAT_S):
                 while self._head <= position:
-                    await self._grown.wait()
+                    await self._head_moved.wait()
         return self._head > position
 
     def announced(self, announcement: Announcement) -> None:
-        """The ledger goes at least so far."""
-        self._silent = False
-        self._reach(announcement.position)
+        """Wake the streams: the ledger goes at least to the announced position."""
+        self._announced_lately = True
+        self._move_head(announcement.position)
 
-    def _reach(self, head: int) -> None:
+    def _move_head(self, head: int) -> None:
         if head > self._head:
             self._head = head
-            self._grown.set()
-            self._grown = asyncio.Event()
+            # Those who wait now are woken; the next ones wait for the next event.
+            self._head_moved.set()
+            self._head_moved = asyncio.Event()
 
     async def run(self) -> None:
-        """Look at the ledger when nothing is announced, for as long as the process runs."""
+        """Look at the ledger when nothing is announced, for as long as the process runs.
+
+        The projector may be away while the ledger grows.
+        """
         while True:
-            self._silent = True
+            self._announced_lately = False
             await asyncio.sleep(SILENCE_S)
-            if self._silent and self.count:
+            if self.count and not self._announced_lately:
                 with suppress(ViewsUnavailable):
-                    self._reach(await self._feed.head())
+                    self._move_head(await self._feed.head())
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """One more stream, for as long as it is open."""
+        """Count one more stream, for as long as it is open."""
         self.count += 1
         try:
             yield
@@ -121,25 +134,17 @@ class Streams:
         """End all streams: the process is about to stop."""
         self._stopped.set()
 
-    async def over(self) -> None:
-        """Return when a stream that begins now has to end."""
+    async def end_of_life(self) -> None:
+        """Return when a stream that begins now has to end: after LIFE_S, or at `stop`."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LIFE_S):
                 await self._stopped.wait()
 
 
-_HEADERS: Final = {
-    "Content-Type": EVENT_STREAM,
-    "Cache-Control": "no-store",
-    "Vary": "Accept",
-    "X-Accel-Buffering": "no",
-}
-
-
 class EventStream(Response):
-    """A page and all that comes after it, until the client or this process ends it."""
+    """A page of the ledger and all that comes after it, until client or process ends it."""
 
-    def __init__(self, streams: Streams, first: FeedPage, type_: str | None) -> None:
+    def __init__(self, streams: EventStreams, first: FeedPage, type_: str | None) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
@@ -154,45 +159,44 @@ class EventStream(Response):
             with self._streams.counted():
                 await _send(send, start)
                 await first_to_end(
-                    self._follow(send), _gone(receive), self._streams.over(), lapsed(scope)
+                    self._write_events(send),
+                    _disconnected(receive),
+                    self._streams.end_of_life(),
+                    credential_ended(scope),
                 )
-                await _send(send, {"type": "http.response.body", "body": b""}, FAREWELL_TIMEOUT_S)
+                last = {"type": "http.response.body", "body": b""}
+                await _send(send, last, LAST_WRITE_TIMEOUT_S)
         except TimeoutError:
             scope["state"][ABORT]()
-            await _gone(receive)
+            await _disconnected(receive)
 
-    async def _follow(self, send: Send) -> None:
-        page = self._first
+    async def _write_events(self, send: Send) -> None:
         await _write(send, b"retry: %d\n\n" % (RETRY_S * 1000))
+        page = self._first
         while True:
-            for chunk in _chunks(page):
+            # A chunk is the most that a slow client has in this process's memory.
+            chunk = b"" if page.events else _heartbeat(page)
+            for event in page.events:
+                chunk += b"id: %d\ndata: %s\n\n" % (event.position, event.body)
+                if len(chunk) >= CHUNK:
+                    await _write(send, chunk)
+                    chunk = b""
+            if chunk:
                 await _write(send, chunk)
-            while page.is_last and not await self._streams.beyond(page.scanned_to):
-                await _write(send, _seen(page))
-            page = await self._next(page.scanned_to)
+            while page.is_last and not await self._streams.grows_beyond(page.scanned_to):
+                await _write(send, _heartbeat(page))
+            page = await self._page_after(page.scanned_to)
 
-    async def _next(self, after: int) -> FeedPage:
+    async def _page_after(self, position: int) -> FeedPage:
         while True:
             try:
-                return await self._streams.page(after, self._type)
+                return await self._streams.page(position, self._type)
             except ViewsUnavailable:
                 await asyncio.sleep(RETRY_S)
 
 
-def _chunks(page: FeedPage) -> Iterator[bytes]:
-    """The events of a page, some at a time: a chunk is what a slow client has here at most."""
-    chunk = b""
-    for event in page.events:
-        chunk += b"id: %d\ndata: %s\n\n" % (event.position, event.body)
-        if len(chunk) >= CHUNK:
-            yield chunk
-            chunk = b""
-    if chunk or not page.events:
-        yield chunk or _seen(page)
-
-
-def _seen(page: FeedPage) -> bytes:
-    """A heartbeat: no event, but how far a filter has looked, for when the client comes back."""
+def _heartbeat(page: FeedPage) -> bytes:
+    """No event, but how far a filter has looked, for when the client reconnects."""
     return b": all up to here\nid: %d\n\n" % page.scanned_to
 
 
@@ -205,6 +209,6 @@ async def _send(send: Send, message: Message, timeout_s: float | None = None) ->
         await send(message)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

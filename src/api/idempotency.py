@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from starlette.requests import Request
 from uuid_utils.compat import uuid7
 
-from api.auth.principal import owner_of, submitter_of
+from api.auth.guard import owner_of, submitter_of
 from api.problems import Problem, invalid
 from api.request_log import traceparent_of
 from ledger.core.events import NO_NAME, CustomerRegistered, SubmittedPayload

@@ -1,16 +1,27 @@
-"""Orders that were accepted here and that no view shows yet, so that a GET finds them at once."""
+"""Accepted orders that no view shows yet, so that a GET finds each at once, on any API process.
+
+`PendingOrders` remembers what this process accepted. Where several processes serve one ledger,
+`Peers` tells the others of each accepted order and hears of theirs.
+"""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import islice
 from struct import Struct as Layout
-from typing import Final
-from uuid import UUID
+from typing import Any, Final
+from uuid import UUID, uuid4
 
-from ledger.core.events import OrderPlaced
+from aio_pika.abc import AbstractIncomingMessage
+
+from ledger.core.events import OrderCancelRequested, OrderPlaced
+from ledger.eventlog.codec import decode_group
 from ledger.eventlog.records import Submitted
-from ledger.messaging.publisher import InboxFull
+from ledger.messaging.notifications import listening
+from ledger.messaging.publisher import InboxFull, InboxUnavailable, Publisher
+from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.topology import ACCEPTED_EXCHANGE
+from ledger.runtime.reconnect import keep_alive
 from ledger.runtime.timestamps import SECOND_US, now_us
 from projections.announcements import Announcement
 from projections.queries import ViewsUnavailable
@@ -21,21 +32,19 @@ MAX_PENDING: Final = 1_000_000
 CHUNK: Final = 500
 SWEEP_S: Final = 30.0
 SWEEP_MAX: Final = 1_000
+MAX_UNHEARD: Final = 100_000
+CATCH_UP_TIMEOUT_S: Final = 1.0
+# occurred_at_us, quantity, customer_id, product_id
 _LAYOUT: Final = Layout(">QI16s16s")
 
-Shown = Callable[[Sequence[UUID]], Awaitable[set[UUID]]]
-"""Which of these orders the view shows."""
+ShownOrders = Callable[[Sequence[UUID]], Awaitable[set[UUID]]]
 
 
-class Pending:
-    """Placed orders by id, in the order they came; each leaves with its outcome.
-
-    An announcement that was missed would leave an order here for ever: `run` asks the view about
-    all of them after a reset, and about the oldest now and then. Orders are kept as bytes, which
-    the garbage collector never has to walk.
-    """
+class PendingOrders:
+    """Placed orders by id, in the order they came; each is removed by its outcome."""
 
     def __init__(self) -> None:
+        # As bytes: the garbage collector never walks them, and there may be a million.
         self._placed: dict[bytes, bytes] = {}
         self._reset = asyncio.Event()
 
@@ -43,7 +52,7 @@ class Pending:
         return len(self._placed)
 
     def add(self, event: Submitted, placed: OrderPlaced) -> None:
-        """Keep a placed order that is about to be submitted; raises InboxFull."""
+        """Remember a placed order that is about to be submitted; raises InboxFull."""
         if len(self._placed) >= MAX_PENDING:
             raise InboxFull(f"{MAX_PENDING} orders are waiting to be decided")
         self._placed[event.stream_id.bytes] = _LAYOUT.pack(
@@ -53,12 +62,12 @@ class Pending:
             placed.product_id.bytes,
         )
 
-    def drop(self, order_id: UUID) -> None:
-        """Forget an order whose submission failed."""
+    def remove(self, order_id: UUID) -> None:
+        """Forget an order: its submission failed, or a view shows it."""
         self._placed.pop(order_id.bytes, None)
 
     def get(self, order_id: UUID) -> tuple[OrderPlaced, int] | None:
-        """The order and when it was placed."""
+        """The order, and when it was placed in µs since the Unix epoch."""
         packed = self._placed.get(order_id.bytes)
         if packed is None:
             return None
@@ -67,47 +76,112 @@ class Pending:
         return placed, occurred_at_us
 
     def announced(self, announcement: Announcement) -> None:
-        """Forget what was decided."""
+        """Forget the orders that were decided."""
         if self._placed:
             for outcome in announcement.outcomes:
                 self._placed.pop(outcome.stream_id.bytes, None)
 
     def reset(self) -> None:
-        """Announcements may have been missed."""
+        """Check all orders soon: announcements may have been missed."""
         self._reset.set()
 
-    async def run(self, shown: Shown) -> None:
-        """Forget what the views show and no announcement told, for as long as the process runs."""
+    async def run(self, shown: ShownOrders) -> None:
+        """Forget orders that the views show, for as long as the process runs.
+
+        An announcement that was missed would leave its orders here for ever. So all are looked up
+        after a reset, and every SWEEP_S those of the oldest that should have been decided by now.
+        """
         while True:
-            everything = await self._woken()
+            everything = True
             try:
-                await self._check(self._suspects(everything), shown)
+                async with asyncio.timeout(SWEEP_S):
+                    await self._reset.wait()
+                self._reset.clear()
+            except TimeoutError:
+                everything = False
+            order_ids = list(self._placed) if everything else self._overdue()
+            try:
+                for start in range(0, len(order_ids), CHUNK):
+                    chunk = [UUID(bytes=order_id) for order_id in order_ids[start : start + CHUNK]]
+                    for order_id in await shown(chunk):
+                        self.remove(order_id)
             except ViewsUnavailable as error:
                 log.warning("%d pending orders can't be checked: %s", len(self._placed), error)
                 self._reset.set()
                 await asyncio.sleep(1)
 
-    async def _woken(self) -> bool:
-        try:
-            async with asyncio.timeout(SWEEP_S):
-                await self._reset.wait()
-        except TimeoutError:
-            return False
-        self._reset.clear()
-        return True
-
-    def _suspects(self, everything: bool) -> list[UUID]:
-        if everything:
-            return [UUID(bytes=order_id) for order_id in self._placed]
+    def _overdue(self) -> list[bytes]:
         old_us = now_us() - int(SWEEP_S * SECOND_US)
         oldest = islice(self._placed.items(), SWEEP_MAX)
-        return [
-            UUID(bytes=order_id)
-            for order_id, packed in oldest
-            if _LAYOUT.unpack(packed)[0] < old_us
-        ]
+        return [order_id for order_id, packed in oldest if _LAYOUT.unpack(packed)[0] < old_us]
 
-    async def _check(self, order_ids: Sequence[UUID], shown: Shown) -> None:
-        for start in range(0, len(order_ids), CHUNK):
-            for order_id in await shown(order_ids[start : start + CHUNK]):
-                self.drop(order_id)
+
+class Peers:
+    """Tells other API processes of accepted orders, and hears of theirs.
+
+    An order is told after the inbox has it and before its client is answered. All that this process
+    hears comes through one queue, so a mark that it sends itself comes after all that was told
+    before.
+    """
+
+    def __init__(self, url: str, instance: str) -> None:
+        self._url = url
+        self._instance = instance
+        self._publisher = Publisher(url, "/api", f"{instance}-peers", ACCEPTED_EXCHANGE)
+        self._marks: dict[UUID, asyncio.Future[None]] = {}
+        self._pending: PendingOrders | None = None
+
+    def hear_for(self, pending: PendingOrders) -> None:
+        """Add to these pending orders what others accept."""
+        self._pending = pending
+
+    async def tell(self, events: Sequence[Submitted]) -> None:
+        """Tell the others. The events are accepted by now, so a failure is only logged."""
+        try:
+            await self._publisher.submit(events)
+        except InboxUnavailable as error:
+            log.warning("other API processes were not told of %d orders: %s", len(events), error)
+
+    async def catch_up(self) -> None:
+        """Return when this process has heard of every order that was answered until now.
+
+        Raises InboxUnavailable when that can't be known in time.
+        """
+        mark = Submitted(uuid4(), uuid4(), 0, OrderCancelRequested())
+        heard = self._marks[mark.event_id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._publisher.submit((mark,))
+            async with asyncio.timeout(CATCH_UP_TIMEOUT_S):
+                await heard
+        except TimeoutError as error:
+            raise InboxUnavailable("other API processes can't be asked for the order") from error
+        finally:
+            del self._marks[mark.event_id]
+
+    def works(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """What must run for as long as the process serves."""
+        return self._publisher.run(), keep_alive("peers", self._listen, BROKER_ERRORS)
+
+    async def _listen(self) -> None:
+        name = f"ledger.api.{self._instance}-peers"
+        async with listening(
+            self._url, name, ACCEPTED_EXCHANGE, self._hear, MAX_UNHEARD
+        ) as channel:
+            log.info("hears from now on of orders that other API processes accept")
+            await until_closed(channel)
+
+    async def _hear(self, message: AbstractIncomingMessage) -> None:
+        events, _ = decode_group(message.body)
+        for event in events:
+            if (mark := self._marks.get(event.event_id)) and not mark.done():
+                mark.set_result(None)
+            elif (
+                self._pending is not None
+                and isinstance(event.payload, OrderPlaced)
+                # What this process accepted is there already, or decided by now.
+                and message.app_id != self._publisher.name
+            ):
+                try:
+                    self._pending.add(event, event.payload)
+                except InboxFull as error:
+                    log.warning("an order of another API process is not remembered: %s", error)

@@ -8,13 +8,12 @@ from typing import Final
 from msgspec import Struct
 from starlette.responses import Response
 
-from api.consistent_reads import Query, T
+from api.consistent_reads import OutcomeFuture, Query, T
 from api.context import Context
 from api.idempotency import Draft, Kept, once
 from api.prefer import Preference
 from api.problems import Problem, refused
 from api.responses import at, reply
-from api.waiters import Waited
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxUnavailable
@@ -69,7 +68,7 @@ async def submit(
         await _append(context, draft.events)
         return Submission(draft.events, None, False, False, preference)
     # Listening starts before the submission: its outcome may be here before its confirm.
-    with context.waiting.outcome_of(draft.events[-1].event_id) as decided:
+    with context.waiters.outcome_of(draft.events[-1].event_id) as decided:
         await _append(context, draft.events)
         outcome = await _in_time(decided, preference.wait_s)
     return Submission(draft.events, _effective(outcome), False, False, preference)
@@ -85,7 +84,7 @@ async def _submit_keyed(
     """
     kept, began = context.keys.claim(draft.events), True
     replayed = kept.confirmed
-    with context.waiting.outcome_of(kept.events[-1].event_id) as decided:
+    with context.waiters.outcome_of(kept.events[-1].event_id) as decided:
         if not kept.outcomes:
             began = await once(kept, lambda: _attempt(context, kept, draft, check))
             replayed = replayed or not began or bool(kept.outcomes)
@@ -116,7 +115,7 @@ async def _look_up(context: Context, kept: Kept, draft: Draft) -> None:
         kept.learn(draft.ids, await context.feed.submissions(draft.ids))
 
 
-async def _in_time(decided: Waited, wait_s: int) -> Outcome | None:
+async def _in_time(decided: OutcomeFuture, wait_s: int) -> Outcome | None:
     try:
         async with asyncio.timeout(wait_s):
             return await decided
@@ -133,7 +132,7 @@ async def _append(context: Context, events: tuple[Submitted, ...]) -> None:
         await context.publisher.submit(events)
     except InboxUnavailable:
         for event in orders:
-            context.pending.drop(event.stream_id)
+            context.pending.remove(event.stream_id)
         raise
     if context.peers and orders:
         await context.peers.tell(orders)
@@ -151,7 +150,7 @@ async def shown(
 ) -> tuple[T | None, int]:
     """What a view shows of something that was accepted: nothing, if it is away or behind."""
     try:
-        return await context.reading.read_at_least(outcome.position if outcome else 0, query)
+        return await context.reads.read_at_least(outcome.position if outcome else 0, query)
     except (ViewsUnavailable, Problem):
         return None, 0
 

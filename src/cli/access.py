@@ -6,10 +6,10 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.auth.api_keys import api_key_cache
 from api.auth.guard import Exposed, Guard, refuse_exposed
-from api.auth.key_cache import keyring
-from api.auth.rate_limit import Limits
-from api.auth.tokens import BadKeyFile, Tokens, load_keys
+from api.auth.rate_limit import RateLimit
+from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from cli.settings import BadSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
     if settings.auth != "required":
         log.warning(OPEN[settings.auth])
         return None
-    limits = Limits(settings.rate_per_s, settings.concurrency)
-    return Guard(keyring(engine), tokens, limits)
+    rate_limit = RateLimit(settings.rate_per_s, settings.concurrency)
+    return Guard(api_key_cache(engine), tokens, rate_limit)
 
 
 def _tokens(settings: Settings) -> Tokens | None:
@@ -44,7 +44,7 @@ def _tokens(settings: Settings) -> Tokens | None:
         raise BadSettings("of LEDGER_JWT_ISSUER, _AUDIENCE and _KEY_FILE set all three, or none")
     if settings.auth != "required":
         raise BadSettings("LEDGER_JWT_ISSUER is set, so LEDGER_AUTH must be `required`")
-    return Tokens(issuer, audience, load_keys(path))
+    return Tokens(issuer, audience, load_signing_keys(path))
 
 
 def origins(settings: Settings) -> tuple[str, ...]:

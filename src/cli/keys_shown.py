@@ -5,7 +5,7 @@ from uuid import UUID
 from msgspec import Struct
 from rich.table import Table
 
-from api.auth.api_keys import StoredKey
+from api.auth.api_keys import StoredApiKey
 from ledger.runtime.timestamps import format_us
 
 
@@ -24,13 +24,13 @@ class ShownKey(Struct, frozen=True, omit_defaults=True):
     key: str | None = None
 
 
-def shown_key(key: StoredKey, now_us: int) -> ShownKey:
+def shown_key(key: StoredApiKey, now_us: int) -> ShownKey:
     """A key as it is at a time, without its secret."""
     return ShownKey(
         key.prefix,
         key.name,
         key.scopes,
-        key.over(now_us) or "active",
+        key.ended(now_us) or "active",
         _time(key.created_at_us) or "",
         key.client,
         key.customer_id,

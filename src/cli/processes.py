@@ -11,10 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import server
 from api.app import build_app
-from api.as_of import Past
+from api.as_of import AsOfReads, TrialBalanceReads
 from api.context import Deps
-from api.peers import Peers
-from api.shared_trial_balance import SharedBooks
+from api.pending import Peers
 from cli.access import make_guard, origins
 from cli.observing import observed, serve_metrics
 from cli.settings import Settings
@@ -63,8 +62,8 @@ async def _serve_api(settings: Settings) -> None:
         Announcements(url, name),
         Views(engine),
         Feed(engine),
-        Past(engine),
-        SharedBooks(engine),
+        AsOfReads(engine),
+        TrialBalanceReads(engine),
         peers=peers,
         cors_origins=origins(settings),
         guard=make_guard(settings, engine),

@@ -8,7 +8,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from api.auth.scopes import Scope
+from api.auth.principal import Scope
 from cli.key_store import NewKey, create, rotate
 from tests.harness import Stack, engine_of, eventually, start_stack
 from tests.private_servers import Servers

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api import as_of
-from api.as_of import AT_ONCE, AsOf, Past
+from api.as_of import MAX_READS, AsOf, AsOfReads
 from api.problems import Problem
 from projections.as_of import AsOfPosition, AsOfReader
 from tests.harness import Stack, make_ledger
@@ -203,14 +203,14 @@ async def test_the_past_does_not_spoil_what_is_cached_of_now(diary: Diary) -> No
 
 
 @pytest.fixture
-async def looking(servers: Servers) -> AsyncIterator[Past]:
+async def looking(servers: Servers) -> AsyncIterator[AsOfReads]:
     """The past of an empty ledger."""
     async with running_ledger(await make_ledger(servers)) as ledger:
-        yield Past(ledger.engine("api"))
+        yield AsOfReads(ledger.engine("api"))
 
 
 async def test_only_a_few_look_at_once_and_others_wait_their_turn(
-    looking: Past, monkeypatch: pytest.MonkeyPatch
+    looking: AsOfReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, go_on = asyncio.Event(), asyncio.Event()
     under_way = 0
@@ -218,31 +218,31 @@ async def test_only_a_few_look_at_once_and_others_wait_their_turn(
     async def look(history: AsOfReader, position: int) -> None:
         nonlocal under_way
         under_way += 1
-        assert under_way <= AT_ONCE
+        assert under_way <= MAX_READS
         first.set()
         await go_on.wait()
         under_way -= 1
 
     now = AsOf(0, None)
     async with asyncio.TaskGroup() as group:
-        looks = [group.create_task(looking.look(now, look)) for _ in range(3 * AT_ONCE)]
+        looks = [group.create_task(looking.read(now, look)) for _ in range(3 * MAX_READS)]
         await first.wait()
         with monkeypatch.context() as patch:
             patch.setattr(as_of, "TURN_TIMEOUT_S", 0.01)
-            with pytest.raises(Problem, match="look at the past"):
-                await looking.look(now, look)
+            with pytest.raises(Problem, match="read earlier state"):
+                await looking.read(now, look)
         go_on.set()
     assert {look.result() for look in looks} == {(None, AsOfPosition(0, final=True))}
 
 
-async def test_a_look_that_fails_gives_its_turn_to_the_next(looking: Past) -> None:
+async def test_a_look_that_fails_gives_its_turn_to_the_next(looking: AsOfReads) -> None:
     async def fail(history: AsOfReader, position: int) -> None:
         raise ZeroDivisionError
 
-    for _ in range(2 * AT_ONCE):
+    for _ in range(2 * MAX_READS):
         with pytest.raises(ZeroDivisionError):
-            await looking.look(AsOf(0, None), fail)
+            await looking.read(AsOf(0, None), fail)
         with pytest.raises(Problem, match="at most 0"):
-            await looking.look(AsOf(1, None), fail)
-    wallet, moment = await looking.look(AsOf(None, 0), lambda h, p: h.wallet(UUID(int=1), p))
+            await looking.read(AsOf(1, None), fail)
+    wallet, moment = await looking.read(AsOf(None, 0), lambda h, p: h.wallet(UUID(int=1), p))
     assert (wallet, moment) == (None, AsOfPosition(0, final=False))

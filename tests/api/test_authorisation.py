@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api.app import ROUTES
-from api.auth.scopes import Scope
+from api.auth.principal import Scope
 from api.openapi.operation import Operation
 from api.openapi.statuses import looks_back
 from cli.key_store import NewKey, create, revoke

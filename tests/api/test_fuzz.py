@@ -6,7 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from api.auth.scopes import Scope
+from api.auth.principal import Scope
 from cli.key_store import NewKey, create
 from tests.harness import Stack
 

@@ -15,9 +15,8 @@ import msgspec
 import pytest
 
 from api import event_stream
-from api.consistent_reads import Reading
-from api.event_stream import ABORT, Streams
-from api.waiters import Waiting
+from api.consistent_reads import ConsistentReads, Waiters
+from api.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from projections.announcements import Announcement
@@ -420,9 +419,9 @@ class Client:
         return {"type": "http.disconnect"}
 
 
-def make_streams(ledger: Ledger) -> Streams:
+def make_streams(ledger: Ledger) -> EventStreams:
     """Streams of a made-up ledger."""
-    return Streams(ledger, Reading(Waiting()))  # type: ignore[arg-type]
+    return EventStreams(ledger, ConsistentReads(Waiters()))  # type: ignore[arg-type]
 
 
 async def test_for_a_client_that_takes_nothing_one_page_is_read_and_it_is_cut_off(

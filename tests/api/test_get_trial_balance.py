@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api import shared_trial_balance
+from api import as_of
+from api.as_of import TrialBalanceReads
 from api.problems import Problem
-from api.shared_trial_balance import SharedBooks
 from cli.settings import Settings
 from projections import trial_balance
 from projections.queries import ViewsUnavailable
@@ -133,7 +133,7 @@ async def written(settings: Settings) -> AsyncIterator[Ledger]:
 
 async def test_a_journal_that_was_damaged_does_not_balance(written: Ledger) -> None:
     await written.execute("UPDATE journal SET credit = credit + 1 WHERE position = 4 AND line = 2")
-    found, position = await SharedBooks(written.engine("api")).balance(10**6)
+    found, position = await TrialBalanceReads(written.engine("api")).read(10**6)
     assert (found.balanced, position) == (False, 42)
 
 
@@ -141,8 +141,8 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
-    monkeypatch.setattr(shared_trial_balance, "TIMEOUT_S", 0.5)
-    shared, added = SharedBooks(written.engine("api")), trial_balance.TrialBalanceReader._sums
+    monkeypatch.setattr(as_of, "TRIAL_BALANCE_TIMEOUT_S", 0.5)
+    shared, added = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._sums
     asked: list[int] = []
 
     async def slow(self: Any, after: int, up_to: int) -> Any:
@@ -153,9 +153,9 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
 
     monkeypatch.setattr(trial_balance.TrialBalanceReader, "_sums", slow)
     with pytest.raises(Problem) as refused:
-        await shared.balance(10**6)
+        await shared.read(10**6)
     assert refused.value.kind == "views-unavailable"
-    found, position = await shared.balance(10**6)
+    found, position = await shared.read(10**6)
     assert (found.balanced, position) == (True, 42)
     assert asked == [0, 10, 20, 20, 30, 40]
 
@@ -164,7 +164,7 @@ async def test_many_at_once_read_each_line_once(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
-    shared, added = SharedBooks(written.engine("api")), trial_balance.TrialBalanceReader._sums
+    shared, added = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._sums
     asked: list[int] = []
 
     async def counted(self: Any, after: int, up_to: int) -> Any:
@@ -172,7 +172,7 @@ async def test_many_at_once_read_each_line_once(
         return await added(self, after, up_to)
 
     monkeypatch.setattr(trial_balance.TrialBalanceReader, "_sums", counted)
-    found = await asyncio.gather(*(shared.balance(40) for _ in range(10)))
+    found = await asyncio.gather(*(shared.read(40) for _ in range(10)))
     assert len({balance.total("minor").debit for balance, _ in found}) == 1
     assert asked == [0, 10, 20, 30]
 
@@ -180,4 +180,4 @@ async def test_many_at_once_read_each_line_once(
 async def test_without_a_journal_it_is_unavailable(written: Ledger) -> None:
     await written.execute("DELETE FROM checkpoints WHERE name = 'journal'")
     with pytest.raises(ViewsUnavailable, match="ledger migrate"):
-        await SharedBooks(written.engine("api")).balance(10**6)
+        await TrialBalanceReads(written.engine("api")).read(10**6)

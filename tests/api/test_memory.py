@@ -6,10 +6,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from api.consistent_reads import Reading, Shared
-from api.pending import Pending
-from api.product_cache import MAX_AGE_S, Page, ProductCache
-from api.waiters import Waiting
+from api.consistent_reads import ConsistentReads, Waiters
+from api.pending import PendingOrders
+from api.product_cache import MAX_AGE_S, ProductCache, ProductPage
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxFull
@@ -30,19 +29,19 @@ def placed() -> Submitted:
 class TestPending:
     """An order is here from before it is submitted until its outcome is announced."""
 
-    def add(self, pending: Pending) -> Submitted:
+    def add(self, pending: PendingOrders) -> Submitted:
         event = placed()
         assert isinstance(event.payload, OrderPlaced)
         pending.add(event, event.payload)
         return event
 
     def test_what_goes_in_comes_out(self) -> None:
-        pending = Pending()
+        pending = PendingOrders()
         event = self.add(pending)
         assert pending.get(event.stream_id) == (event.payload, event.occurred_at_us)
 
     def test_an_outcome_takes_its_order_out(self) -> None:
-        pending = Pending()
+        pending = PendingOrders()
         event, other = self.add(pending), self.add(pending)
         pending.announced(Announcement(1, 2, [outcome(event.event_id, event.stream_id)]))
         assert pending.get(event.stream_id) is None
@@ -50,16 +49,16 @@ class TestPending:
 
     def test_beyond_its_limit_orders_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("api.pending.MAX_PENDING", 2)
-        pending = Pending()
+        pending = PendingOrders()
         first = self.add(pending)
         self.add(pending)
         with pytest.raises(InboxFull):
             self.add(pending)
-        pending.drop(first.stream_id)
+        pending.remove(first.stream_id)
         self.add(pending)
 
     async def test_after_a_reset_what_the_view_shows_is_taken_out(self) -> None:
-        pending, asked = Pending(), list[UUID]()
+        pending, asked = PendingOrders(), list[UUID]()
         shown, hidden = self.add(pending), self.add(pending)
 
         async def show(order_ids: Sequence[UUID]) -> set[UUID]:
@@ -81,99 +80,48 @@ class TestWaiting:
     """Nobody waits for ever, and nothing is left behind."""
 
     async def test_an_outcome_wakes_all_who_wait_for_it_and_no_others(self) -> None:
-        waiting, event_id = Waiting(), uuid4()
+        waiters, event_id = Waiters(), uuid4()
         with (
-            waiting.outcome_of(event_id) as one,
-            waiting.outcome_of(event_id) as two,
-            waiting.outcome_of(uuid4()) as other,
+            waiters.outcome_of(event_id) as one,
+            waiters.outcome_of(event_id) as two,
+            waiters.outcome_of(uuid4()) as other,
         ):
-            waiting.announced(Announcement(1, 2, [outcome(event_id)]))
+            waiters.announced(Announcement(1, 2, [outcome(event_id)]))
             assert (await one) == (await two) == outcome(event_id, one.result().stream_id)  # type: ignore[union-attr]
             assert not other.done()
 
     async def test_who_gave_up_leaves_nothing_behind(self) -> None:
-        waiting, event_id = Waiting(), uuid4()
-        with waiting.outcome_of(event_id):
+        waiters, event_id = Waiters(), uuid4()
+        with waiters.outcome_of(event_id):
             pass
-        waiting.announced(Announcement(1, 2, [outcome(event_id)]))
-        with waiting.outcome_of(event_id) as again:
+        waiters.announced(Announcement(1, 2, [outcome(event_id)]))
+        with waiters.outcome_of(event_id) as again:
             assert not again.done()
 
     async def test_beyond_the_limit_nobody_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("api.waiting.MAX_WAITS", 1)
-        waiting = Waiting()
-        with waiting.outcome_of(uuid4()) as one, waiting.outcome_of(uuid4()) as two:
+        monkeypatch.setattr("api.consistent_reads.MAX_WAITERS", 1)
+        waiters = Waiters()
+        with waiters.outcome_of(uuid4()) as one, waiters.outcome_of(uuid4()) as two:
             assert not one.done()
             assert two.result() is None
 
     async def test_a_position_wakes_who_waits_for_it_or_less(self) -> None:
-        waiting = Waiting()
-        waits = [asyncio.create_task(waiting.position(n, 20)) for n in (5, 7, 8)]
+        waiters = Waiters()
+        waits = [asyncio.create_task(waiters.position(n, 20)) for n in (5, 7, 8)]
         await asyncio.sleep(0)
-        waiting.announced(Announcement(4, 7))
+        waiters.announced(Announcement(4, 7))
         await asyncio.gather(*waits[:2])
         assert not waits[2].done()
-        waiting.stop()
+        waiters.stop()
         await waits[2]
 
     async def test_stopping_ends_all_waiting(self) -> None:
-        waiting = Waiting()
-        with waiting.outcome_of(uuid4()) as before:
-            waiting.stop()
+        waiters = Waiters()
+        with waiters.outcome_of(uuid4()) as before:
+            waiters.stop()
             assert before.result() is None
-        with waiting.outcome_of(uuid4()) as after:
+        with waiters.outcome_of(uuid4()) as after:
             assert after.result() is None
-
-
-class TestShared:
-    """Many who ask for one thing share a query, but never one that began before they asked."""
-
-    async def test_who_comes_while_a_query_runs_shares_the_next(self) -> None:
-        shared, key, begun, go_on = Shared[int](), uuid4(), list[int](), asyncio.Event()
-
-        async def query() -> int:
-            begun.append(len(begun))
-            number = begun[-1]
-            await go_on.wait()
-            return number
-
-        first = asyncio.create_task(shared.read(key, query))
-        await eventually(lambda: has(begun, 1), "the first query runs")
-        later = [asyncio.create_task(shared.read(key, query)) for _ in range(10)]
-        elsewhere = asyncio.create_task(shared.read(uuid4(), query))
-        await eventually(lambda: has(begun, 2), "a query of another key does not wait")
-        go_on.set()
-        assert await first == 0
-        assert await elsewhere == 1
-        assert {await task for task in later} == {2}
-        assert await shared.read(key, query) == 3
-
-    async def test_a_query_that_fails_fails_those_who_share_it_and_no_others(self) -> None:
-        shared, key = Shared[int](), uuid4()
-
-        async def fail() -> int:
-            raise LookupError
-
-        async def answer() -> int:
-            return 7
-
-        failing = [asyncio.create_task(shared.read(key, fail)) for _ in range(2)]
-        await asyncio.wait(failing)
-        assert [type(task.exception()) for task in failing] == [LookupError, LookupError]
-        assert await shared.read(key, answer) == 7
-
-    async def test_who_gives_up_does_not_stop_the_others(self) -> None:
-        shared, key, go_on = Shared[bool](), uuid4(), asyncio.Event()
-        one, two = (asyncio.create_task(shared.read(key, go_on.wait)) for _ in range(2))
-        await asyncio.sleep(0)
-        one.cancel()
-        await asyncio.wait((one,))
-        go_on.set()
-        assert await two
-
-
-async def has(found: list[int], count: int) -> bool:
-    return len(found) == count
 
 
 class TestProductCache:
@@ -188,16 +136,16 @@ class TestProductCache:
         return heard
 
     @pytest.fixture
-    def reading(self) -> Reading:
-        return Reading(Waiting())
+    def reads(self) -> ConsistentReads:
+        return ConsistentReads(Waiters())
 
     @pytest.fixture
-    def cache(self, announcements: Announcements, reading: Reading) -> ProductCache:
-        return ProductCache(announcements, reading)
+    def cache(self, announcements: Announcements, reads: ConsistentReads) -> ProductCache:
+        return ProductCache(announcements, reads)
 
-    def page(self, position: int, age_s: float = 0) -> Page:
+    def page(self, position: int, age_s: float = 0) -> ProductPage:
         now = asyncio.get_running_loop().time()
-        return Page(b"{}", b'"1"', position, now + MAX_AGE_S - age_s)
+        return ProductPage(b"{}", b'"1"', position, now + MAX_AGE_S - age_s)
 
     async def test_a_page_is_served_as_of_the_last_announcement(
         self, cache: ProductCache, announcements: Announcements
@@ -238,19 +186,19 @@ class TestProductCache:
         assert cache.get(str(PRODUCT)) is None
 
     async def test_who_saw_a_later_position_is_not_shown_an_older_page(
-        self, cache: ProductCache, reading: Reading, announcements: Announcements
+        self, cache: ProductCache, reads: ConsistentReads, announcements: Announcements
     ) -> None:
         cache.put(PRODUCT, self.page(10), cache.generation)
-        reading.seen = 11
+        reads.latest_position = 11
         assert cache.get(str(PRODUCT)) is None
         announcements.position = 11
         assert cache.get(str(PRODUCT)) is not None
 
     async def test_after_a_start_a_page_is_served_before_the_first_announcement(
-        self, cache: ProductCache, reading: Reading, announcements: Announcements
+        self, cache: ProductCache, reads: ConsistentReads, announcements: Announcements
     ) -> None:
         announcements.position = 0
-        reading.seen = 10
+        reads.latest_position = 10
         cache.put(PRODUCT, self.page(10), cache.generation)
         assert cache.get(str(PRODUCT)) is not None
 
@@ -259,9 +207,13 @@ class TestProductCache:
         assert cache.get(str(PRODUCT)) is None
 
     async def test_pages_are_bounded(
-        self, cache: ProductCache, monkeypatch: pytest.MonkeyPatch
+        self,
+        announcements: Announcements,
+        reads: ConsistentReads,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr("api.product_cache.MAX_PAGES", 2)
+        cache = ProductCache(announcements, reads)
         ids = [uuid4() for _ in range(3)]
         for product_id in ids:
             cache.put(product_id, self.page(10), cache.generation)

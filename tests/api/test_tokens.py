@@ -13,9 +13,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from api.auth.principal import Principal
-from api.auth.scopes import Scope
-from api.auth.tokens import BadKeyFile, BadToken, Tokens, load_keys
+from api.auth.principal import Principal, Scope
+from api.auth.tokens import BadKeyFile, BadToken, Tokens, load_signing_keys
 
 ISSUER, AUDIENCE = "https://issuer.example", "order-ledger"
 PRIVATE: dict[str, Any] = {
@@ -51,7 +50,7 @@ def pem(key: Any) -> bytes:
 def tokens(tmp_path: Path, algorithm: str = "EdDSA") -> Tokens:
     path = tmp_path / "key.pem"
     path.write_bytes(pem(PRIVATE[algorithm]))
-    return Tokens(ISSUER, AUDIENCE, load_keys(path))
+    return Tokens(ISSUER, AUDIENCE, load_signing_keys(path))
 
 
 def jwk(algorithm: str, **more: str) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def jwk(algorithm: str, **more: str) -> dict[str, Any]:
 def of_jwks(tmp_path: Path, *keys: dict[str, Any]) -> Tokens:
     path = tmp_path / "jwks.json"
     path.write_text(json.dumps({"keys": keys}))
-    return Tokens(ISSUER, AUDIENCE, load_keys(path))
+    return Tokens(ISSUER, AUDIENCE, load_signing_keys(path))
 
 
 def coded(part: object) -> str:
@@ -231,9 +230,9 @@ def test_a_key_file_that_cannot_be_used(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(BadKeyFile, match="LEDGER_JWT_KEY_FILE"):
-        load_keys(path)
+        load_signing_keys(path)
 
 
 def test_a_key_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadKeyFile):
-        load_keys(tmp_path / "none")
+        load_signing_keys(tmp_path / "none")

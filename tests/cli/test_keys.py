@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from api.auth.api_keys import hash_of
+from api.auth.api_keys import hash_secret
 from cli.settings import Settings
 from tests.harness import engine_of, environment
 
@@ -58,7 +58,7 @@ async def test_a_key_is_printed_once_and_only_its_hash_is_kept(settings: Setting
     async with engine.connect() as connection:
         row = (await connection.exec_driver_sql("SELECT * FROM api_keys")).one()
     await engine.dispose()
-    assert hash_of(secret) in row
+    assert hash_secret(secret) in row
     assert not [cell for cell in row if secret in str(cell)]
 
 

@@ -1,35 +1,44 @@
 """Who may do what: one guard that every request passes before its handler.
 
-Keys and tokens come as `Authorization: Bearer` (RFC 6750) and in no other way: logs, proxies and
-caches know that header as one to hide.
+API keys and tokens come as `Authorization: Bearer` (RFC 6750) and in no other way: logs, proxies
+and caches know that header as one to hide.
 """
 
 import asyncio
 import ipaddress
 from contextlib import AbstractContextManager
 from typing import Final
+from uuid import UUID
 
+from starlette.requests import Request
 from starlette.types import Scope as HttpScope
 
-from api.auth.api_keys import START, StoredKey, parts_of
-from api.auth.key_cache import FRESH_S, Keyring, KeysUnavailable
-from api.auth.principal import Principal, keep, unknown_customer
-from api.auth.rate_limit import Limits
-from api.auth.scopes import Scope, known_scopes
+from api.auth.api_keys import FRESH_S, START, ApiKeyCache, KeysUnavailable, parse_api_key
+from api.auth.principal import Principal, Scope, known_scopes
+from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadToken, Tokens
 from api.problems import Problem
 from ledger.runtime.timestamps import now_us
 
 REALM: Final = 'Bearer realm="ledger"'
+# Keys of a request's ASGI scope; not there where auth is off.
+PRINCIPAL: Final = "ledger.principal"
+CREDENTIAL: Final = "ledger.credential"
 
 
 class Exposed(Exception):
-    """Requests without keys are taken, from elsewhere too."""
+    """Requests without an API key would be taken from other machines, too."""
 
 
 def refuse_exposed(host: str, auth: str) -> None:
     """Raises Exposed where an API that asks nobody for a key would listen beyond loopback."""
-    if auth == "off" and not _is_loopback(host):
+    if auth != "off" or host == "localhost":
+        return
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False  # another name may lead anywhere
+    if not is_loopback:
         raise Exposed(
             f"LEDGER_AUTH is off and LEDGER_API_HOST is {host}, so anybody there could order and"
             " pay in: set LEDGER_AUTH=required and make a key with `ledger keys create`, or"
@@ -37,114 +46,145 @@ def refuse_exposed(host: str, auth: str) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Guard:
-    """Lets a request in, or raises the Problem that says why not."""
+    """Admits requests, or raises the Problem that says why not."""
 
-    def __init__(self, keys: Keyring, tokens: Tokens | None, limits: Limits) -> None:
-        self._keys = keys
+    def __init__(self, api_keys: ApiKeyCache, tokens: Tokens | None, rate_limit: RateLimit) -> None:
+        self._api_keys = api_keys
         self._tokens = tokens
-        self._limits = limits
+        self._rate_limit = rate_limit
 
     async def admit(
-        self, scope: HttpScope, needed: Scope, *, own: bool
+        self, scope: HttpScope, required: Scope, *, own: bool
     ) -> AbstractContextManager[None]:
-        """Check who asks for an operation that needs a scope; what it returns holds the request.
+        """Check who sent a request for an operation; the request runs inside what is returned.
 
-        `own`: who is bound to a customer may do it, for that customer.
+        `own`: the operation is open to a key of one customer, too, for that customer.
         """
-        token = _bearer(scope)
-        principal = await self._principal(token)
-        if not principal.may(needed):
-            raise _forbidden(needed)
+        credential = _bearer(scope)
+        principal = await self._principal(credential)
+        if not principal.may(required):
+            raise Problem(
+                "missing-scope",
+                f"the key lacks the scope {required}",
+                headers={
+                    "WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{required}"',
+                },
+            )
         if principal.customer_id is not None:
-            _keep_to_own(scope, principal, own)
-        keep(scope, principal, lambda: self._lapsed(token))
-        return self._limits.request_of(principal.submitter)
+            _refuse_other_customers(scope, principal.customer_id, own=own)
+        scope[PRINCIPAL] = principal
+        scope[CREDENTIAL] = (self, credential)
+        return self._rate_limit.request(principal.submitter)
 
-    async def _lapsed(self, token: str) -> None:
+    async def credential_ended(self, credential: str) -> None:
+        """Return within about FRESH_S after an API key or a token is revoked or expires."""
         while True:
             await asyncio.sleep(FRESH_S)
             try:
-                await self._principal(token)
+                await self._principal(credential)
             except Problem as problem:
+                # A key that can't be checked while the database is away has not ended.
                 if problem.kind == "bad-key":
                     return
 
-    async def _principal(self, token: str) -> Principal:
-        if token.startswith(START):
-            return await self._of_key(token)
+    async def _principal(self, credential: str) -> Principal:
+        if credential.startswith(START):
+            return await self._principal_of_api_key(credential)
         if self._tokens is None:
-            raise unauthenticated("this is not a key")
+            raise _bad_credential("this is not a key")
         try:
-            return self._tokens.principal(token)
+            return self._tokens.principal(credential)
         except BadToken as error:
-            raise unauthenticated(f"the token can't be used: {error}") from None
+            raise _bad_credential(f"the token can't be used: {error}") from None
 
-    async def _of_key(self, token: str) -> Principal:
-        parts = parts_of(token)
-        key = await self._find(parts.prefix) if parts else None
-        if parts is None or key is None or not key.opens(parts.secret):
-            raise unauthenticated("there is no such key")
-        if why := key.over(now_us()):
-            raise unauthenticated(f"the key {key.prefix} is {why}")
-        return Principal(f"key:{key.client}", known_scopes(key.scopes), key.customer_id)
-
-    async def _find(self, prefix: str) -> StoredKey | None:
+    async def _principal_of_api_key(self, text: str) -> Principal:
+        parts = parse_api_key(text)
         try:
-            return await self._keys.get(prefix)
+            api_key = await self._api_keys.get(parts.prefix) if parts else None
         except KeysUnavailable as error:
             raise Problem("keys-unavailable", str(error)) from error
+        # One answer for an unknown prefix and a wrong secret: prefixes stand in logs.
+        if parts is None or api_key is None or not api_key.has_secret(parts.secret):
+            raise _bad_credential("there is no such key")
+        if reason := api_key.ended(now_us()):
+            raise _bad_credential(f"the key {api_key.prefix} is {reason}")
+        return Principal(f"key:{api_key.client}", known_scopes(api_key.scopes), api_key.customer_id)
 
 
-def _keep_to_own(scope: HttpScope, principal: Principal, own: bool) -> None:
-    """Only what is marked as keeping to one customer, and of paths only that customer's."""
+def _bearer(scope: HttpScope) -> str:
+    """The API key or token of a request, which has exactly one; raises Problem."""
+    headers: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not headers:
+        raise Problem(
+            "no-key",
+            "send a key as `Authorization: Bearer lk_…`",
+            headers={"WWW-Authenticate": REALM},
+        )
+    scheme, _, credential = headers[0].partition(b" ")
+    if len(headers) > 1 or scheme.lower() != b"bearer" or not credential.isascii():
+        raise _bad_credential("send one key, as `Authorization: Bearer lk_…`")
+    return credential.decode().strip()
+
+
+def _bad_credential(detail: str) -> Problem:
+    # RFC 6750, 3.1: `invalid_token` stands for expired, revoked, malformed and unknown alike.
+    headers = {"WWW-Authenticate": f'{REALM}, error="invalid_token"'}
+    return Problem("bad-key", detail, headers=headers)
+
+
+def _refuse_other_customers(scope: HttpScope, customer_id: UUID, *, own: bool) -> None:
+    """Raises Problem unless the operation, and the customer in its path, are open to the key."""
     if not own:
         raise Problem(
             "bound-key",
             "this is not for a key of one customer",
             headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope"'},
         )
-    named: str | None = scope["path_params"].get("customer_id")
-    if named is not None and named.lower() != str(principal.customer_id):
-        raise unknown_customer(named[:100])
+    path_customer_id: str | None = scope["path_params"].get("customer_id")
+    if path_customer_id is not None and path_customer_id.lower() != str(customer_id):
+        raise unknown_customer(path_customer_id[:100])
 
 
-def _bearer(scope: HttpScope) -> str:
-    """The token of the request, of which there may be one."""
-    given: list[bytes] = [value for name, value in scope["headers"] if name == b"authorization"]
-    if not given:
-        raise Problem(
-            "no-key",
-            "send a key as `Authorization: Bearer lk_…`",
-            headers={"WWW-Authenticate": REALM},
-        )
-    kind, _, token = given[0].partition(b" ")
-    if len(given) > 1 or kind.lower() != b"bearer" or not token.isascii():
-        raise unauthenticated("send one key, as `Authorization: Bearer lk_…`")
-    return token.decode().strip()
+def submitter_of(request: Request) -> str | None:
+    """The name that is recorded with what the request submits; None where auth is off."""
+    principal: Principal | None = request.scope.get(PRINCIPAL)
+    return principal.submitter if principal else None
 
 
-def unauthenticated(detail: str) -> Problem:
-    """The key or token proves nothing (RFC 6750, 3.1)."""
-    return Problem(
-        "bad-key",
-        detail,
-        headers={"WWW-Authenticate": f'{REALM}, error="invalid_token"'},
-    )
+def owner_of(request: Request) -> str:
+    """Prefix of the sender's idempotency keys: those of two clients never meet."""
+    principal: Principal | None = request.scope.get(PRINCIPAL)
+    return f"{principal.submitter}\n{principal.customer_id or ''}\n" if principal else ""
 
 
-def _forbidden(needed: Scope) -> Problem:
-    return Problem(
-        "missing-scope",
-        f"the key lacks the scope {needed}",
-        headers={
-            "WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{needed}"',
-        },
-    )
+def bound_to(request: Request) -> UUID | None:
+    """The only customer whose wallet and orders the sender may see and touch; None: any."""
+    principal: Principal | None = request.scope.get(PRINCIPAL)
+    return principal.customer_id if principal else None
+
+
+def may_see(request: Request, customer_id: UUID) -> bool:
+    """Whether the sender may see and touch the wallet and orders of this customer."""
+    bound = bound_to(request)
+    return bound is None or bound == customer_id
+
+
+def require_customer(request: Request, customer_id: UUID) -> None:
+    """Raises the Problem of a customer who does not exist, if the sender may not see this one."""
+    if not may_see(request, customer_id):
+        raise unknown_customer(customer_id)
+
+
+def unknown_customer(customer_id: UUID | str) -> Problem:
+    """The Problem of a customer who does not exist, or whom the client may not know of."""
+    return Problem("unknown-customer", f"there is no customer {customer_id}")
+
+
+async def credential_ended(scope: HttpScope) -> None:
+    """Return after the sender's API key or token is revoked or expires; never where auth is off."""
+    if CREDENTIAL in scope:
+        guard, credential = scope[CREDENTIAL]
+        await guard.credential_ended(credential)
+    else:
+        await asyncio.Event().wait()

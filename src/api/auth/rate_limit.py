@@ -1,4 +1,4 @@
-"""How much one client may ask for: so many requests a second, and so many at once."""
+"""Rate limit: how many requests a client may send a second, and how many at once."""
 
 import math
 import time
@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from typing import Final
 
 from api.problems import Problem
+from ledger.runtime.cache import BoundedDict
 
+# A client may send a second's worth of requests at one moment.
 BURST_S: Final = 1.0
-"""What a client saved up counts for so long: it may ask a second's worth at one moment."""
-MAX_KEPT: Final = 10_000
+MAX_CLIENTS: Final = 10_000
+# 1 / rate is seldom exact in binary; without this the last request of a burst would be refused.
 _ROUNDING_S: Final = 1e-6
 
 
-class Limits:
+class RateLimit:
     """The requests of each client of this process; a limit of 0 is none.
 
     The rate is a token bucket, kept as the one moment at which it will be full again (GCRA).
@@ -26,41 +28,35 @@ class Limits:
         self._rate_per_s = rate_per_s
         self._concurrency = concurrency
         self._now_s = now_s
-        self._full_at_s: dict[str, float] = {}
-        self._under_way: dict[str, int] = {}
+        self._full_at_s = BoundedDict[str, float](MAX_CLIENTS)
+        self._running: dict[str, int] = {}
 
     @contextmanager
-    def request_of(self, client: str) -> Iterator[None]:
+    def request(self, client: str) -> Iterator[None]:
         """One request, from its head to the end of its answer; raises Problem (RFC 6585, 4)."""
-        under_way = self._under_way.get(client, 0)
-        if self._concurrency and under_way >= self._concurrency:
-            raise _too_many(f"{under_way} requests of this client are under way already", 1)
+        running = self._running.get(client, 0)
+        if self._concurrency and running >= self._concurrency:
+            raise _too_many(f"{running} requests of this client are under way already", 1)
         if self._rate_per_s:
-            self._take(client)
-        self._under_way[client] = under_way + 1
+            self._take_token(client)
+        self._running[client] = running + 1
         try:
             yield
         finally:
-            self._leave(client)
+            if self._running[client] > 1:
+                self._running[client] -= 1
+            else:
+                del self._running[client]
 
-    def _take(self, client: str) -> None:
-        now_s = self._now_s()
-        full_at_s = max(now_s, self._full_at_s.pop(client, now_s)) + 1 / self._rate_per_s
-        late_s = full_at_s - now_s - max(BURST_S, 1 / self._rate_per_s)
+    def _take_token(self, client: str) -> None:
+        now_s, token_s = self._now_s(), 1 / self._rate_per_s
+        full_at_s = max(now_s, self._full_at_s.get(client, now_s))
+        late_s = full_at_s + token_s - now_s - max(BURST_S, token_s)
         if late_s > _ROUNDING_S:
-            self._full_at_s[client] = full_at_s - 1 / self._rate_per_s
             detail = f"this client may send {self._rate_per_s:g} requests a second"
             raise _too_many(detail, math.ceil(late_s))
-        if len(self._full_at_s) >= MAX_KEPT:
-            del self._full_at_s[next(iter(self._full_at_s))]
-        self._full_at_s[client] = full_at_s
-
-    def _leave(self, client: str) -> None:
-        left = self._under_way[client] - 1
-        if left:
-            self._under_way[client] = left
-        else:
-            del self._under_way[client]
+        # Not set before: a refused request costs nothing.
+        self._full_at_s.renew(client, full_at_s + token_s)
 
 
 def _too_many(detail: str, retry_after_s: int) -> Problem:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.auth.scopes import Scope
+from api.auth.principal import Scope
 from api.context import Context
 
 Handler = Callable[[Context, Request], Awaitable[Response]]

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from api import requests, schemas
 from api.as_of import WHEN, as_of
-from api.auth.principal import unknown_customer
+from api.auth.guard import unknown_customer
 from api.consistent_reads import min_position_of
 from api.context import Context
 from api.idempotency import Draft, draft
@@ -60,7 +60,7 @@ async def show(context: Context, request: Request) -> Response:
     customer_id = requests.path_id(request, "customer_id")
     found = requests.parameters(request, *WHEN)
     if when := as_of(found):
-        row, moment = await context.past.look(
+        row, moment = await context.as_of.read(
             when, lambda history, position: history.wallet(customer_id, position)
         )
         return reply(200, schemas.customer(_known(row, customer_id)), at(moment.position))
@@ -69,7 +69,7 @@ async def show(context: Context, request: Request) -> Response:
 
 
 async def _find(context: Context, customer_id: UUID, min_position: int) -> tuple[WalletRow, int]:
-    row, position = await context.reading.read_at_least(
+    row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.wallet(customer_id)
     )
     return _known(row, customer_id), position

@@ -29,7 +29,7 @@ class DryRun(Struct, frozen=True):
 
 async def dry_run(context: Context, placed: OrderPlaced) -> Response:
     """Decide an order on what the views hold at one position, which the answer names."""
-    (customer, product), position = await context.reading.read(
+    (customer, product), position = await context.reads.read(
         lambda: context.views.party(placed.customer_id, placed.product_id)
     )
     (decided,) = decide(State(None, customer, product), placed)

@@ -50,7 +50,7 @@ async def _page(
         page = await context.feed.page(after, limit, type_)
         return page, page.head
 
-    page, _ = await context.reading.read_at_least(least, query)
+    page, _ = await context.reads.read_at_least(least, query)
     return page
 
 

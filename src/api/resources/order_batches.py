@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import requests, schemas
-from api.auth.principal import may_see
+from api.auth.guard import may_see
 from api.context import Context
 from api.idempotency import draft_batch
 from api.prefer import preference

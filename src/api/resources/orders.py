@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api import requests, schemas
 from api.as_of import WHEN, as_of
-from api.auth.principal import bound_to, may_see, require_customer
+from api.auth.guard import bound_to, may_see, require_customer
 from api.consistent_reads import min_position_of
 from api.context import Context
 from api.idempotency import draft
@@ -58,7 +58,7 @@ async def show(context: Context, request: Request) -> Response:
     order_id = requests.path_id(request, "order_id")
     found = requests.parameters(request, *WHEN)
     if when := as_of(found):
-        row, moment = await context.past.look(
+        row, moment = await context.as_of.read(
             when, lambda history, position: history.order(order_id, position)
         )
         then = _visible(request, schemas.order(row) if row else None, order_id)
@@ -88,13 +88,13 @@ async def _look(
 
     Where other processes serve too, what they accepted is heard of before the second look fails.
     """
-    row, position = await context.reading.read_at_least(
+    row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.order(order_id)
     )
     if row is None and (found := await _pending(context, order_id)):
         return schemas.pending_order(order_id, *found), position
     if row is None:
-        row, position = await context.reading.read(lambda: context.views.order(order_id))
+        row, position = await context.reads.read(lambda: context.views.order(order_id))
     return schemas.order(row) if row else None, position
 
 
@@ -158,7 +158,7 @@ async def page(
     status = _status(found.get("status"))
     product = requests.uuid_of("product_id", product_id) if product_id is not None else None
     below = requests.whole("after", after, 1, requests.MAX_POSITION) if after is not None else None
-    rows, position = await context.reading.read_at_least(
+    rows, position = await context.reads.read_at_least(
         min_position_of(found),
         lambda: context.views.orders(
             customer_id=customer_id,

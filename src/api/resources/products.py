@@ -17,7 +17,7 @@ from api.idempotency import Draft, draft
 from api.pagination import follow, limit_of
 from api.prefer import DEFAULT_WAIT_S, preference
 from api.problems import Problem
-from api.product_cache import MAX_AGE_S, Page
+from api.product_cache import MAX_AGE_S, ProductPage
 from api.responses import JSON, PREFIX, at, encode, reply
 from api.submission import answer, submit
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
@@ -78,43 +78,45 @@ async def show(context: Context, request: Request) -> Response:
     As of a moment of the past, if one is given: as the ledger had it, with the price of then.
     """
     if not request.scope["query_string"]:
-        cached = context.products.get(request.path_params["product_id"])
+        cached = context.product_cache.get(request.path_params["product_id"])
         if cached:
             return _page(request, *cached)
     product_id = requests.path_id(request, "product_id")
     found = requests.parameters(request, *WHEN)
     if when := as_of(found):
         return await _show_then(context, request, product_id, when)
-    generation = context.products.generation
-    row, position = await context.reading.read_at_least(
+    generation = context.product_cache.generation
+    row, position = await context.reads.read_at_least(
         min_position_of(found),
-        lambda: context.product_reads.read(product_id, lambda: context.views.product(product_id)),
+        lambda: context.product_reads.join_next(
+            product_id, lambda: context.views.product(product_id)
+        ),
     )
     page = _render(row, product_id, position)
-    context.products.put(product_id, page, generation)
+    context.product_cache.put(product_id, page, generation)
     return _page(request, page, position)
 
 
 async def _show_then(context: Context, request: Request, product_id: UUID, when: AsOf) -> Response:
-    row, moment = await context.past.look(
+    row, moment = await context.as_of.read(
         when, lambda history, position: history.product(product_id, position)
     )
     page = _render(row, product_id, moment.position)
     return _page(request, page, moment.position, _FOR_EVER if moment.final else _ASK_AGAIN)
 
 
-def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> Page:
+def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> ProductPage:
     """The row alone makes the body. A rebuilt view may have another row at the same position."""
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")
     body = encode(schemas.product(row))
     etag = f'"{row.position}-{crc32(body):08x}"'
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
-    return Page(body, etag.encode(), position, expires_at)
+    return ProductPage(body, etag.encode(), position, expires_at)
 
 
 def _page(
-    request: Request, page: Page, position: int, kept: tuple[bytes, bytes] = _ASK_AGAIN
+    request: Request, page: ProductPage, position: int, kept: tuple[bytes, bytes] = _ASK_AGAIN
 ) -> Response:
     headers = [kept, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
     if has(request, page.etag):
@@ -131,7 +133,7 @@ async def browse(context: Context, request: Request) -> Response:
     found = requests.parameters(request, "after", "limit", "min_position")
     after, limit = found.get("after"), limit_of(found)
     after_id = requests.uuid_of("after", after) if after is not None else None
-    rows, position = await context.reading.read_at_least(
+    rows, position = await context.reads.read_at_least(
         min_position_of(found), lambda: context.views.products(after_id, limit + 1)
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None

@@ -14,7 +14,6 @@ from api.json_forms import money
 from api.requests import MAX_POSITION, parameters
 from api.responses import at, reply
 from projections import trial_balance as books
-from projections.as_of import AsOfReader
 from projections.views.journal import Unit
 
 Counted = Literal["money", "units"]
@@ -57,15 +56,11 @@ async def show_trial_balance(context: Context, request: Request) -> Response:
     found = parameters(request, *WHEN)
     at_most, at_least = MAX_POSITION, min_position_of(found)
     if when := as_of(found):
-        at_most = at_least = (await context.past.look(when, _nothing))[1].position
-    added, position = await context.reading.read_at_least(
-        at_least, lambda: context.books.balance(at_most)
+        at_most = at_least = (await context.as_of.position(when)).position
+    added, position = await context.reads.read_at_least(
+        at_least, lambda: context.trial_balance.read(at_most)
     )
     return reply(200, report(added), at(position))
-
-
-async def _nothing(history: AsOfReader, position: int) -> None:
-    """What else there is to see of that moment is in the journal."""
 
 
 def report(added: books.TrialBalance) -> TrialBalance:

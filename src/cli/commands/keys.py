@@ -6,12 +6,12 @@ from uuid import UUID
 import msgspec
 import typer
 
-from api.auth.scopes import Scope
+from api.auth.principal import Scope
 from cli.running import end, out, run, settings
 from ledger.runtime.timestamps import now_us
 
 if TYPE_CHECKING:
-    from api.auth.api_keys import Parts, StoredKey
+    from api.auth.api_keys import ApiKeyParts, StoredApiKey
 
 keys = typer.Typer(help="Who may use the API.", no_args_is_help=True)
 
@@ -90,7 +90,7 @@ def rotate_key(
     _show_new(*made, as_json)
 
 
-def _show_new(key: "StoredKey", parts: "Parts", as_json: bool) -> None:
+def _show_new(key: "StoredApiKey", parts: "ApiKeyParts", as_json: bool) -> None:
     from cli.keys_shown import shown_key
 
     if as_json:

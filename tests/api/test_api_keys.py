@@ -5,21 +5,23 @@ from uuid import uuid4
 
 import pytest
 
-from api.auth import key_cache as module
-from api.auth.api_keys import StoredKey, hash_of, new_parts, parts_of
-from api.auth.key_cache import (
+from api.auth import api_keys
+from api.auth.api_keys import (
     FRESH_S,
-    MAX_KEPT,
     MAX_LOOKUPS,
     MAX_QUEUE,
     STALE_S,
-    Keyring,
+    ApiKeyCache,
     KeysUnavailable,
+    StoredApiKey,
+    hash_secret,
+    new_api_key,
+    parse_api_key,
 )
 
 
-def a_key(prefix: str = "0" * 12, **more: int) -> StoredKey:
-    return StoredKey(prefix, hash_of("x"), prefix, "ann", ("admin",), uuid4(), 1, **more)
+def a_key(prefix: str = "0" * 12, **more: int) -> StoredApiKey:
+    return StoredApiKey(prefix, hash_secret("x"), prefix, "ann", ("admin",), uuid4(), 1, **more)
 
 
 class Table:
@@ -31,7 +33,7 @@ class Table:
         self.at_once = self.most_at_once = 0
         self.away = False
 
-    async def find(self, prefix: str) -> StoredKey | None:
+    async def find(self, prefix: str) -> StoredApiKey | None:
         self.asked.append(prefix)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -48,7 +50,7 @@ class Kept:
     def __init__(self) -> None:
         self.table = Table()
         self.now_s = 0.0
-        self.ring = Keyring(self.table.find, lambda: self.now_s)
+        self.ring = ApiKeyCache(self.table.find, lambda: self.now_s)
 
 
 @pytest.fixture
@@ -57,13 +59,13 @@ def kept() -> Kept:
 
 
 def test_a_key_can_be_read_back() -> None:
-    parts = new_parts()
-    assert parts_of(str(parts)) == parts
+    parts = new_api_key()
+    assert parse_api_key(str(parts)) == parts
     assert len(parts.secret) == 43
 
 
 def test_no_two_keys_are_alike() -> None:
-    made = [new_parts() for _ in range(100)]
+    made = [new_api_key() for _ in range(100)]
     assert len({p.prefix for p in made}) == len({p.secret for p in made}) == 100
 
 
@@ -83,22 +85,22 @@ def test_no_two_keys_are_alike() -> None:
     ],
 )
 def test_what_does_not_look_like_a_key(text: str) -> None:
-    assert parts_of(text) is None
+    assert parse_api_key(text) is None
 
 
 def test_only_its_own_secret_opens_a_key() -> None:
-    parts = new_parts()
-    key = StoredKey(parts.prefix, hash_of(parts.secret), parts.prefix, "ann", (), None, 1)
-    assert key.opens(parts.secret)
-    assert not key.opens(new_parts().secret)
+    parts = new_api_key()
+    key = StoredApiKey(parts.prefix, hash_secret(parts.secret), parts.prefix, "ann", (), None, 1)
+    assert key.has_secret(parts.secret)
+    assert not key.has_secret(new_api_key().secret)
     assert parts.secret.encode() not in key.secret_hash
 
 
 def test_a_key_is_over_at_the_moment_it_ends() -> None:
-    assert a_key(expires_at_us=5).over(4) is None
-    assert a_key(expires_at_us=5).over(5) == "expired"
-    assert a_key(revoked_at_us=5).over(4) is None
-    assert a_key(revoked_at_us=5, expires_at_us=5).over(5) == "revoked"
+    assert a_key(expires_at_us=5).ended(4) is None
+    assert a_key(expires_at_us=5).ended(5) == "expired"
+    assert a_key(revoked_at_us=5).ended(4) is None
+    assert a_key(revoked_at_us=5, expires_at_us=5).ended(5) == "revoked"
 
 
 async def test_a_look_up_counts_for_a_while_and_no_longer(kept: Kept) -> None:
@@ -143,10 +145,10 @@ async def test_a_key_does_not_open_for_ever_while_the_database_is_away(kept: Kep
 
 
 async def test_a_flood_of_made_up_keys_pushes_no_key_out_and_takes_few_connections(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_KEPT", 100)
-    assert MAX_KEPT > 100
+    monkeypatch.setattr(api_keys, "MAX_CACHED", 100)
+    kept = Kept()
     await kept.ring.get("0" * 12)
     for start in range(0, 1000, MAX_QUEUE):
         await asyncio.gather(*(kept.ring.get(str(start + n)) for n in range(MAX_QUEUE)))
