@@ -17,10 +17,9 @@ from ledger.core.events import (
     OrderPlaced,
 )
 from ledger.runtime.timestamps import format_rfc3339, format_us
-from projections.as_of import ProductAsOf, WalletAsOf
 from projections.views.orders import OrderRow
-from projections.views.stock import StockRow
-from projections.views.wallets import WalletRow
+from projections.views.stock import ProductAsOf, StockRow
+from projections.views.wallets import WalletAsOf, WalletRow
 
 MAX_BATCH: Final = 1_000
 

@@ -18,7 +18,7 @@ from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
 from ledger.runtime.timestamps import from_us, now_us
 from projections.queries import Views
-from projections.shadow_tables import OLD, SHADOW, existing
+from projections.table_swap import OLD, SHADOW, existing_tables
 from projections.views.wallets import ERASED, WALLETS
 
 SOURCE: Final = "/erase-customer"
@@ -95,7 +95,7 @@ async def _erase_beside(settings: Settings, customer_id: UUID) -> None:
     engine = make_engine(settings.db_url("migrate"), settings.db_ca_file)
     try:
         async with engine.begin() as connection:
-            for table in await existing(connection, BESIDE):
+            for table in await existing_tables(connection, BESIDE):
                 await connection.exec_driver_sql(
                     f"UPDATE {table} SET username = %s WHERE customer_id = %s",
                     (ERASED, customer_id.bytes),

@@ -8,7 +8,7 @@ from msgspec import Struct
 from cli.progress import progress
 from cli.settings import Settings
 from ledger.runtime.database import make_engine
-from projections.rebuild import Rebuild, Rebuilt, rebuilding
+from projections.rebuild import Rebuild, Rebuilt, open_rebuild
 from projections.table_swap import SESSION_S
 from projections.views.registry import PROJECTIONS
 
@@ -37,7 +37,7 @@ async def work(given: Settings, wish: Wish) -> Done:
     engine = make_engine(given.db_url("migrate"), given.db_ca_file, read_timeout_s=SESSION_S)
     views = [view for view in PROJECTIONS if view.name in wish.views]
     try:
-        async with rebuilding(engine, PROJECTIONS, views, progress) as rebuild:
+        async with open_rebuild(engine, PROJECTIONS, views, progress) as rebuild:
             outcomes, dropped = await _do(rebuild, wish)
     finally:
         await engine.dispose()

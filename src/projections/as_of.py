@@ -7,7 +7,6 @@ came between that and the position only the events that concern it.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -35,8 +34,8 @@ from ledger.runtime.timestamps import now_us
 from projections.queries import ViewsUnavailable
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Row
-from projections.views.stock import STOCK, StockRow
-from projections.views.wallets import WALLETS, WalletRow
+from projections.views.stock import STOCK, ProductAsOf, StockRow
+from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
 
 WINDOW: Final = 5_000
 """Positions that one statement looks at: so none takes long, nor does what it finds."""
@@ -60,29 +59,6 @@ class AsOfPosition(Struct, frozen=True):
 
     position: int
     final: bool
-
-
-class WalletAsOf(Struct, frozen=True, gc=False):
-    """A customer and what the wallet held at a position."""
-
-    customer_id: UUID
-    username: str
-    balance_minor: int
-    created_at: datetime
-    position: int
-
-
-class ProductAsOf(Struct, frozen=True, gc=False):
-    """A product at a position; `current_price_minor` is what a unit would have cost next."""
-
-    product_id: UUID
-    name: str
-    description: str
-    base_price_minor: int
-    current_price_minor: int
-    stock: int
-    initial_stock: int
-    position: int
 
 
 @asynccontextmanager

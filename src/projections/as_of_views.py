@@ -18,8 +18,6 @@ from ledger.eventlog.codec import recorded
 from ledger.eventlog.store import Store
 from projections.as_of import (
     AsOfReader,
-    ProductAsOf,
-    WalletAsOf,
     effective_events,
     events_of,
     product_then,
@@ -28,8 +26,8 @@ from projections.as_of import (
 from projections.tables import marks
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Row
-from projections.views.stock import STOCK
-from projections.views.wallets import WALLETS
+from projections.views.stock import STOCK, ProductAsOf
+from projections.views.wallets import WALLETS, WalletAsOf
 
 Moved = Callable[[int], None]
 """Is called with how many more positions were looked at."""

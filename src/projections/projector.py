@@ -27,7 +27,6 @@ from projections.announcements import Announcement, encode
 from projections.pages import Page, ReadAhead, read_page
 from projections.tables import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 from projections.views.projection import Projection
-from projections.views.stock import STOCK
 
 log = logging.getLogger(__name__)
 
@@ -127,8 +126,8 @@ async def advance(
     metrics.BATCH_S.observe(time.perf_counter() - began)
     metrics.BATCH_EVENTS.observe(len(page.records))
     _tell(page.records, began_ns)
-    products = list(STOCK.keys(page.taking_effect)) if STOCK in behind else []
-    return Announcement(after, last, page.outcomes, products)
+    keys = [key for view in behind for key in view.announced_keys(page.taking_effect)]
+    return Announcement(after, last, page.outcomes, keys)
 
 
 async def _page(store: Store, checkpoints: dict[str, int], ahead: ReadAhead | None) -> Page:

@@ -1,55 +1,74 @@
 """Rebuild: views are made anew beside the live ones, compared with them, and swapped in.
 
-Nothing is done to a live view until one RENAME puts the rebuilt one in its place, together with the
-checkpoint that belongs to it. Whatever ends the work before leaves a shadow that the next rebuild
-goes on with; whatever ends it after leaves the rebuilt view.
+Nothing is done to a live view until one RENAME puts the rebuilt one in its place, together with its
+checkpoint. A rebuild that ends before leaves a shadow with which the next one goes on; one that
+ends after leaves the rebuilt view.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, Generic
 
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
+from ledger.core.events import Recorded
+from ledger.core.fold import effective
 from ledger.eventlog.store import Store
 from ledger.runtime.failpoints import failpoint
-from projections.bulk_load import Moved, load, read_ahead
-from projections.shadow_tables import (
+from projections.table_diff import Difference, first_difference
+from projections.table_swap import (
+    BUSY_S,
     OLD,
     REBUILDS,
+    SESSION_S,
     SHADOW,
+    RebuildRefused,
     Shadow,
     add_indexes,
     beside,
-    drop,
-    existing,
-    known,
-    move,
+    drop_tables,
+    existing_tables,
+    find_state,
     open_shadow,
+    projectors_paused,
+    set_position,
+    swap,
 )
-from projections.table_diff import Difference, first_difference
-from projections.table_swap import BUSY_S, SESSION_S, RebuildRefused, held_still, swap
-from projections.tables import Checkpoint, pin, read_checkpoints
-from projections.views.projection import Projection
+from projections.tables import (
+    Checkpoint,
+    OnProgress,
+    fetch_rows,
+    pin,
+    read_checkpoints,
+    write_rows,
+)
+from projections.views.projection import Key, KeyedProjection, Projection, Row
 
+# Events between two commits: after a crash so many are loaded again, which takes seconds.
+STEP_EVENTS: Final = 50_000
+# Changed rows of a table that are written before the step ends: they bound the memory.
+FULL_ROWS: Final = 20_000
+# Rows of a table that stay in memory after they were written, to spare reading them again.
+HELD_ROWS: Final = 50_000
+# With so few events left, projectors can wait while they are loaded.
 NEAR_EVENTS: Final = 1_000
-"""So few events are left for when the projectors have to wait."""
+# Rounds of catching up with a projector that is as fast; the rest is loaded while it waits.
 ROUNDS: Final = 100
-"""Of catching up with a projector that is as fast; the rest is then done while it waits."""
 SWAP_ATTEMPTS: Final = 10
 SWAP_PAUSE_S: Final = 1.0
 
-Progress = Callable[[str, int | None], AbstractContextManager[Moved]]
-"""Shows how far a part of the work is: what it is, and how much there is of it, if that's known."""
+# Shows the progress of a step: takes its name and the total, if known.
+ShowProgress = Callable[[str, int | None], AbstractContextManager[OnProgress]]
 
 
 class Rebuilt(Struct, frozen=True):
-    """What came of one view: its table is the rebuilt one if it was `swapped`.
+    """The result for one view, whose table is the rebuilt one if `swapped`.
 
-    `not_compared` says why it was not, where that was not possible.
+    `not_compared` is the reason why the live view could not be compared with the rebuilt one.
     """
 
     view: str
@@ -60,8 +79,44 @@ class Rebuilt(Struct, frozen=True):
     difference: Difference | None = None
 
 
+class Loader(Generic[Row]):
+    """Loads events into one table, and writes a row once however many events change it.
+
+    Customers and products change again and again, so their rows stay in memory: the HELD_ROWS that
+    changed last.
+    """
+
+    def __init__(self, projection: Projection[Row]) -> None:
+        self._projection = projection
+        self._changed: dict[Key, Row] = {}
+        self._held: dict[Key, Row] = {}
+
+    async def add(self, connection: AsyncConnection, events: Sequence[Recorded]) -> None:
+        """Project events that took effect; raises ViewDamaged."""
+        missing = []
+        for key in self._projection.needs(events):
+            if (row := self._held.pop(key, None)) is not None:
+                self._changed[key] = row
+            elif key not in self._changed:
+                missing.append(key)
+        self._changed |= await fetch_rows(connection, self._projection, missing)
+        for event in events:
+            self._projection.project(self._changed, event)
+        if len(self._changed) > FULL_ROWS:
+            await self.write(connection)
+
+    async def write(self, connection: AsyncConnection) -> None:
+        """Write the rows that changed since the last call; raises ViewDamaged."""
+        await write_rows(connection, [(self._projection, self._changed.values())])
+        if isinstance(self._projection, KeyedProjection):
+            self._held |= self._changed
+            for key in list(islice(self._held, max(0, len(self._held) - HELD_ROWS))):
+                del self._held[key]
+        self._changed = {}
+
+
 class Rebuild:
-    """Rebuilds of some views together, which are also swapped together."""
+    """Rebuilds some views together, which are also swapped together."""
 
     def __init__(
         self,
@@ -69,64 +124,63 @@ class Rebuild:
         reading: AsyncConnection,
         all_views: Sequence[Projection[Any]],
         views: Sequence[Projection[Any]],
-        progress: Progress,
+        show_progress: ShowProgress,
     ) -> None:
         self._writing = writing
         self._reading = reading
         self._all_views = all_views
         self._views = views
-        self._progress = progress
+        self._show_progress = show_progress
 
     async def rebuild(self, *, restart: bool = False, repair: bool = False) -> list[Rebuilt]:
         """Rebuild the views and swap all of them, or none where one differs from the live view.
 
-        With `restart` from the first event, whatever an earlier rebuild left; with `repair` those
-        that differ are swapped, too. Raises RebuildRefused, LedgerDamaged and ViewDamaged.
+        With `restart` nothing of an earlier rebuild is used; with `repair` views that differ are
+        swapped, too. Raises RebuildRefused, LedgerDamaged and ViewDamaged.
         """
-        shadows = [await self._open(view, restart=restart) for view in self._views]
+        shadows = []
+        for view in self._views:
+            shadow = await open_shadow(self._writing, view, restart=restart)
+            # A shadow ahead of the views is of another time: the database came from a backup.
+            if shadow.position > await self._target(await self._checkpoints()):
+                shadow = await open_shadow(self._writing, view, restart=True)
+            shadows.append(shadow)
         await self._catch_up(shadows)
         await failpoint("rebuild.after-load")
-        with self._progress("indexing", len(shadows)) as moved:
+        with self._show_progress("indexing", len(shadows)) as on_progress:
             for shadow in shadows:
                 await add_indexes(self._writing, shadow)
-                moved(1)
+                on_progress(1)
         await self._catch_up(shadows)
-        compared = await self._compare(shadows)
-        if not repair and any(each.difference for each in compared):
-            return compared
-        await drop(self._writing, *(view.name + OLD for view in self._views))
-        return await self._swap(shadows, compared)
+        results = await self._compare(shadows)
+        if not repair and any(result.difference for result in results):
+            return results
+        await drop_tables(self._writing, *(view.name + OLD for view in self._views))
+        return await self._swap(shadows, results)
 
     async def undo(self) -> list[Rebuilt]:
         """Swap the old tables back in, brought to where the live views are; raises RebuildRefused.
 
-        What was live is then kept as old: to undo twice is to undo nothing.
+        The tables that were live are kept as old ones, so that a second undo reverts the first.
         """
-        old = [await self._open_old(view) for view in self._views]
-        return await self._swap(old, [_outcome(table) for table in old])
+        tables = []
+        for view in self._views:
+            old = beside(view, OLD)
+            state = await find_state(self._writing, old.name)
+            if not state:
+                raise RebuildRefused(f"there is no {old.name}: {view.name} has nothing to undo")
+            if state.view_version != view.version:
+                raise RebuildRefused(
+                    f"{old.name} was made by version {state.view_version}, this code makes version"
+                    f" {view.version}: use `--undo` of the code that made it"
+                )
+            tables.append(Shadow(view, old, state.position))
+        return await self._swap(tables, [_result(table) for table in tables])
 
     async def drop_old(self) -> set[str]:
-        """Drop old tables, and shadows that were not swapped; the names of what was there."""
+        """Drop old tables, and shadows that were not swapped; returns the names of both."""
         names = [view.name + suffix for view in self._views for suffix in (OLD, SHADOW)]
-        return await drop(self._writing, *names)
-
-    async def _open(self, view: Projection[Any], *, restart: bool) -> Shadow:
-        shadow = await open_shadow(self._writing, view, restart=restart)
-        if shadow.position > await self._target(await self._checkpoints()):
-            return await open_shadow(self._writing, view, restart=True)
-        return shadow
-
-    async def _open_old(self, view: Projection[Any]) -> Shadow:
-        made = beside(view, OLD)
-        found = await known(self._writing, made.name)
-        if not found:
-            raise RebuildRefused(f"there is no {made.name}: {view.name} has nothing to go back to")
-        if found.view_version != view.version:
-            raise RebuildRefused(
-                f"{made.name} was made by version {found.view_version}, this code makes version"
-                f" {view.version}: use `--undo` of the code that made it"
-            )
-        return Shadow(view, made, found.position)
+        return await drop_tables(self._writing, *names)
 
     async def _checkpoints(self) -> dict[str, Checkpoint]:
         checkpoints = await read_checkpoints(self._writing, self._all_views)
@@ -134,109 +188,122 @@ class Rebuild:
         return checkpoints
 
     async def _target(self, checkpoints: dict[str, Checkpoint]) -> int:
-        """Where the furthest view is; the head, if none has begun and all are rebuilt."""
+        """The checkpoint of the furthest view; the head, if all are rebuilt and none has begun."""
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())
         if furthest or len(self._views) < len(self._all_views):
             return furthest
         return (await Store(self._reading).head()).position
 
     async def _catch_up(self, shadows: Sequence[Shadow]) -> None:
-        """Come near to where the live views are."""
+        """Load until at most NEAR_EVENTS are missing, while projectors go on."""
         names = ", ".join(shadow.live.name for shadow in shadows)
         for _ in range(ROUNDS):
             target = await self._target(await self._checkpoints())
             behind = target - min(shadow.position for shadow in shadows)
             if behind > 0:
-                with self._progress(f"loading {names}", behind) as moved:
-                    await self._bring(shadows, target, moved)
+                with self._show_progress(f"loading {names}", behind) as on_progress:
+                    await self._load_all(shadows, target, on_progress)
             if behind <= NEAR_EVENTS:
                 return
 
-    async def _bring(
-        self, shadows: Sequence[Shadow], up_to: int, moved: Moved = lambda more: None
+    async def _load_all(
+        self, shadows: Sequence[Shadow], up_to: int, on_progress: OnProgress = lambda more: None
     ) -> None:
-        """Bring shadows to a position; those that are behind the others catch up first."""
+        """Load shadows up to a position; those that are behind the others catch up first."""
         while behind := [shadow for shadow in shadows if shadow.position < up_to]:
             after = min(shadow.position for shadow in behind)
             stops = [shadow.position for shadow in shadows if shadow.position > after]
             group = [shadow for shadow in behind if shadow.position == after]
-            await self._load(group, min([up_to, *stops]), moved)
+            await self._load(group, min([up_to, *stops]), on_progress)
 
-    async def _load(self, shadows: Sequence[Shadow], up_to: int, moved: Moved) -> None:
-        async def commit(position: int) -> None:
-            for shadow in shadows:
-                await move(self._writing, shadow, position)
-            await failpoint("rebuild.before-commit")
-            await self._writing.commit()
-            for shadow in shadows:
-                shadow.position = position
-            await failpoint("rebuild.after-commit")
-
+    async def _load(self, shadows: Sequence[Shadow], up_to: int, on_progress: OnProgress) -> None:
+        """Load shadows that are at one position, in one reading of the ledger."""
+        loaders = [Loader(shadow.table) for shadow in shadows]
+        uncommitted_events = 0
         pages = read_ahead(Store(self._reading), shadows[0].position, up_to)
         async with aclosing(pages):
-            await load(self._writing, pages, [shadow.made for shadow in shadows], commit, moved)
+            async for events in pages:
+                taking_effect = list(effective(events))
+                for loader in loaders:
+                    await loader.add(self._writing, taking_effect)
+                position = events[-1].position
+                on_progress(len(events))
+                uncommitted_events += len(events)
+                if uncommitted_events < STEP_EVENTS and position < up_to:
+                    continue
+                for loader, shadow in zip(loaders, shadows, strict=True):
+                    await loader.write(self._writing)
+                    await set_position(self._writing, shadow, position)
+                await failpoint("rebuild.before-commit")
+                await self._writing.commit()
+                for shadow in shadows:
+                    shadow.position = position
+                uncommitted_events = 0
+                await failpoint("rebuild.after-commit")
 
     async def _compare(self, shadows: Sequence[Shadow]) -> list[Rebuilt]:
-        """Compare with the live views at one position, which goes on while they do."""
-        async with held_still(self._writing, self._all_views) as checkpoints:
-            await self._bring(shadows, await self._target(checkpoints))
+        """Compare with the live views as of one position, while projectors go on."""
+        async with projectors_paused(self._writing, self._all_views) as checkpoints:
+            await self._load_all(shadows, await self._target(checkpoints))
             await self._reading.rollback()
-            tables = [table for shadow in shadows for table in (shadow.live, shadow.made)]
+            tables = [table for shadow in shadows for table in (shadow.live, shadow.table)]
             await pin(self._reading, tables)
-        compared = [
-            await self._compared(shadow, checkpoints[shadow.live.name]) for shadow in shadows
-        ]
+        results = []
+        for shadow in shadows:
+            live = checkpoints[shadow.live.name]
+            if live.version != shadow.live.version:
+                reason = f"the view was of version {live.version}"
+                results.append(_result(shadow, not_compared=reason))
+            elif live.position != shadow.position:
+                reason = f"the view was at position {live.position}"
+                results.append(_result(shadow, not_compared=reason))
+            else:
+                with self._show_progress(f"comparing {shadow.live.name}", None) as on_progress:
+                    difference = await first_difference(
+                        self._reading, shadow.live, shadow.table, on_progress
+                    )
+                results.append(_result(shadow, difference=difference))
         await self._reading.rollback()
-        return compared
+        return results
 
-    async def _compared(self, shadow: Shadow, live: Checkpoint) -> Rebuilt:
-        if live.version != shadow.live.version:
-            return _outcome(shadow, not_compared=f"the view was of version {live.version}")
-        if live.position != shadow.position:
-            return _outcome(shadow, not_compared=f"the view was at position {live.position}")
-        with self._progress(f"comparing {shadow.live.name}", None) as moved:
-            difference = await first_difference(self._reading, shadow.live, shadow.made, moved)
-        return _outcome(shadow, difference=difference)
-
-    async def _swap(self, tables: Sequence[Shadow], compared: Sequence[Rebuilt]) -> list[Rebuilt]:
+    async def _swap(self, shadows: Sequence[Shadow], results: Sequence[Rebuilt]) -> list[Rebuilt]:
         for _ in range(SWAP_ATTEMPTS):
-            await self._catch_up(tables)
-            async with held_still(self._writing, self._all_views) as checkpoints:
-                await self._bring(tables, await self._target(checkpoints))
+            await self._catch_up(shadows)
+            async with projectors_paused(self._writing, self._all_views) as checkpoints:
+                await self._load_all(shadows, await self._target(checkpoints))
                 await self._reading.rollback()
-                swapped = await swap(self._writing, self._reading, tables, checkpoints)
+                swapped = await swap(self._writing, self._reading, shadows, checkpoints)
             if swapped:
                 return [
-                    structs.replace(each, position=table.position, swapped=True)
-                    for each, table in zip(compared, tables, strict=True)
+                    structs.replace(result, position=shadow.position, swapped=True)
+                    for result, shadow in zip(results, shadows, strict=True)
                 ]
             await asyncio.sleep(SWAP_PAUSE_S)
-        names = ", ".join(table.live.name for table in tables)
+        names = ", ".join(shadow.live.name for shadow in shadows)
         raise RebuildRefused(
             f"a long transaction goes on reading {names}: end it, then run this again; all that is"
             " done so far is kept"
         )
 
 
-def _outcome(
-    table: Shadow, *, not_compared: str | None = None, difference: Difference | None = None
+def _result(
+    shadow: Shadow, *, not_compared: str | None = None, difference: Difference | None = None
 ) -> Rebuilt:
-    return Rebuilt(
-        table.live.name, table.position, table.live.version, False, not_compared, difference
-    )
+    view = shadow.live
+    return Rebuilt(view.name, shadow.position, view.version, False, not_compared, difference)
 
 
 @asynccontextmanager
-async def rebuilding(
+async def open_rebuild(
     engine: AsyncEngine,
     all_views: Sequence[Projection[Any]],
     views: Sequence[Projection[Any]],
-    progress: Progress,
+    show_progress: ShowProgress,
 ) -> AsyncIterator[Rebuild]:
-    """A rebuild of some of all views, with the account that migrates; one of a view at a time.
+    """A rebuild of `views`, with the account that migrates; one at a time for each view.
 
-    The engine must be disposed of afterwards, whatever happens: it holds the locks. Raises
-    RebuildRefused where another is at work on one of the views.
+    The caller must dispose of the engine afterwards, whatever happens: its sessions hold the locks.
+    Raises RebuildRefused while another one rebuilds one of the views.
     """
     async with engine.connect() as writing, engine.connect() as reading:
         for connection in (writing, reading):
@@ -245,16 +312,35 @@ async def rebuilding(
             )
             await connection.rollback()
         for view in views:
-            await _lock(writing, view)
-        if not await existing(writing, [REBUILDS.name]):
+            locked = await writing.exec_driver_sql(
+                "SELECT GET_LOCK(CONCAT(DATABASE(), '.rebuild.', %s), %s)", (view.name, BUSY_S)
+            )
+            if not locked.scalar_one():
+                raise RebuildRefused(
+                    f"another rebuild of {view.name} is under way: let it end first"
+                )
+            await writing.rollback()
+        if not await existing_tables(writing, [REBUILDS.name]):
             await writing.execute(CreateTable(REBUILDS, if_not_exists=True))
-        yield Rebuild(writing, reading, all_views, views, progress)
+        yield Rebuild(writing, reading, all_views, views, show_progress)
 
 
-async def _lock(connection: AsyncConnection, view: Projection[Any]) -> None:
-    found = await connection.exec_driver_sql(
-        "SELECT GET_LOCK(CONCAT(DATABASE(), '.rebuild.', %s), %s)", (view.name, BUSY_S)
-    )
-    if not found.scalar_one():
-        raise RebuildRefused(f"another rebuild of {view.name} is under way: let it end first")
-    await connection.rollback()
+async def read_ahead(store: Store, after: int, up_to: int) -> AsyncGenerator[list[Recorded], None]:
+    """Pages of events; one more is read and decoded while the database is at work on the last.
+
+    Raises what Store.pages does.
+    """
+    pages = store.pages(after, up_to)
+    coming = asyncio.create_task(_next_page(store, pages))
+    try:
+        while events := await coming:
+            coming = asyncio.create_task(_next_page(store, pages))
+            yield events
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+async def _next_page(store: Store, pages: AsyncIterator[Any]) -> list[Recorded]:
+    records = await anext(pages, None)
+    return await store.events(records) if records else []

@@ -1,6 +1,6 @@
 """The views in the database: their checkpoints, and their rows as the projector writes them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 from uuid import UUID
 
@@ -28,10 +28,12 @@ CHECKPOINTS: Final = Table(
     Column("view_version", Integer, nullable=False, comment="the code that made the view"),
 )
 
-
+# The server's lock that a session holds while it may rename views; see `lock_checkpoints`.
 SWAP_LOCK: Final = "CONCAT(DATABASE(), '.swap')"
-"""The lock of the server that a session holds while it may rename views; see `lock_checkpoints`."""
 SWAP_TIMEOUT_S: Final = 2
+
+# Is called with how many more positions, rows or tables are done.
+OnProgress = Callable[[int], None]
 
 
 class CheckpointLost(Exception):

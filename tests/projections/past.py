@@ -12,11 +12,10 @@ from ledger.core.fold import Fold, effective
 from ledger.core.pricing import unit_price_minor
 from ledger.eventlog.codec import NO_KEYS, recorded
 from ledger.eventlog.records import Record
-from projections.as_of import ProductAsOf, WalletAsOf
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection
-from projections.views.stock import STOCK, StockRow
-from projections.views.wallets import WALLETS, WalletRow
+from projections.views.stock import STOCK, ProductAsOf, StockRow
+from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
 from tests.ledger.events import history, opening
 from tests.ledger.running import Ledger
 

@@ -10,7 +10,7 @@ from sqlalchemy import Column, Integer, MetaData
 
 from ledger.core.events import Recorded
 from ledger.runtime.database import make_engine
-from projections.rebuild import Rebuild, Rebuilt, rebuilding
+from projections.rebuild import Rebuild, Rebuilt, open_rebuild
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import Projection
 from projections.views.registry import PROJECTIONS
@@ -31,7 +31,7 @@ async def opened(
     engine = make_engine(ledger.settings.db_url("migrate"))
     views = [view for view in all_views if not names or view.name in names]
     try:
-        async with rebuilding(engine, all_views, views, quietly) as rebuild:
+        async with open_rebuild(engine, all_views, views, quietly) as rebuild:
             yield rebuild
     finally:
         await engine.dispose()

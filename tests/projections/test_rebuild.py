@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from projections import bulk_load, projector, rebuild, table_diff, table_swap
-from projections.bulk_load import Loader
+from projections import projector, rebuild, table_diff, table_swap
 from projections.projector import advance
 from projections.queries import Views
-from projections.table_swap import RebuildRefused, held_still
+from projections.rebuild import Loader
+from projections.table_swap import RebuildRefused, projectors_paused
 from projections.tables import ViewOutdated, pin
 from projections.views.orders import ORDERS
 from projections.views.projection import Projection
@@ -99,9 +99,9 @@ async def test_small_steps_and_little_memory_make_the_same_views(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await all_live(projected)
-    monkeypatch.setattr(bulk_load, "STEP_EVENTS", 40)
-    monkeypatch.setattr(bulk_load, "FULL_ROWS", 5)
-    monkeypatch.setattr(bulk_load, "HELD_ROWS", 2)
+    monkeypatch.setattr(rebuild, "STEP_EVENTS", 40)
+    monkeypatch.setattr(rebuild, "FULL_ROWS", 5)
+    monkeypatch.setattr(rebuild, "HELD_ROWS", 2)
     monkeypatch.setattr("ledger.eventlog.store.PAGE", 20)
     assert all(outcome.swapped for outcome in await rebuilt(projected))
     assert await all_live(projected) == before
@@ -110,8 +110,8 @@ async def test_small_steps_and_little_memory_make_the_same_views(
 async def test_a_loader_holds_no_more_rows_than_it_may(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_load, "FULL_ROWS", 5)
-    monkeypatch.setattr(bulk_load, "HELD_ROWS", 7)
+    monkeypatch.setattr(rebuild, "FULL_ROWS", 5)
+    monkeypatch.setattr(rebuild, "HELD_ROWS", 7)
     held: list[int] = []
     write = Loader.write
 
@@ -283,7 +283,7 @@ async def test_there_is_no_undo_once_the_old_table_is_dropped(projected: Ledger)
         assert await rebuild.drop_old() == set()
     assert await tables(projected) == set()
     async with opened(projected, "orders") as rebuild:
-        with pytest.raises(RebuildRefused, match="no orders_old: orders has nothing to go back to"):
+        with pytest.raises(RebuildRefused, match="no orders_old: orders has nothing to undo"):
             await rebuild.undo()
 
 
@@ -365,7 +365,7 @@ async def test_projectors_go_on_when_a_rebuild_falls_silent_in_the_middle(
     engine = engine_of(projected.settings, "migrate")
     async with projected.connection("projector") as connection, engine.connect() as silent:
         with pytest.raises(OperationalError, match=r"Lost connection|gone away"):
-            async with held_still(silent, PROJECTIONS):
+            async with projectors_paused(silent, PROJECTIONS):
                 await advance_to_the_end(connection)
     await engine.dispose()
     assert await all_live(projected) == await all_replayed(projected)

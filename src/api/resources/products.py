@@ -21,8 +21,7 @@ from api.product_cache import MAX_AGE_S, ProductPage
 from api.responses import JSON, PREFIX, at, encode, reply
 from api.submission import answer, submit
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
-from projections.as_of import ProductAsOf
-from projections.views.stock import StockRow
+from projections.views.stock import ProductAsOf, StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _ASK_AGAIN: Final = (b"cache-control", b"no-cache")

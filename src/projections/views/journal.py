@@ -1,4 +1,4 @@
-"""The journal view: double entry of all money and units that events move, only added to."""
+"""The journal view: double entry of all money and units that events move; lines never change."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -29,10 +29,10 @@ from projections.views.projection import (
     word_column,
 )
 
+# Analysts query by these words, so they never change.
 Account = Literal["wallet", "deposits", "revenue", "refunds", "stock", "received", "sold"]
-"""What money and units go from and to. Analysts query by these words, so they never change."""
+# Money in minor units, or units of a product.
 Unit = Literal["minor", "units"]
-"""What is counted: money in minor units, or units of a product."""
 UNIT_OF: Final[dict[Account, Unit]] = {
     "wallet": "minor",
     "deposits": "minor",
@@ -42,11 +42,10 @@ UNIT_OF: Final[dict[Account, Unit]] = {
     "received": "units",
     "sold": "units",
 }
-"""What each account counts."""
 
 
 class JournalLine(Struct, frozen=True, gc=False):
-    """One side of an amount that moved: a debit or a credit, the other is 0."""
+    """One side of an amount that moved: its debit or its credit is 0."""
 
     position: int
     line: int
@@ -80,25 +79,31 @@ TABLE: Final = Table(
     Index("journal_recorded", "account", "recorded_at"),
 )
 
+# An amount, the account and id that are debited with it, and those that are credited.
 Side = tuple[Account, UUID]
 Move = tuple[int, Side, Side]
-"""An amount, the account that is debited with it and the one that is credited."""
 
 
 def lines(event: Recorded) -> Sequence[JournalLine]:
     """A debit and a credit of each amount that an event moves; no line of an amount of 0."""
-    payload = event.payload
-    order_id = event.stream_id if isinstance(payload, OrderCompleted | OrderCancelled) else None
-    told = (from_us(event.recorded_at_us), order_id)
-    found: list[JournalLine] = []
-    for amount, debit, credit in _moves(event.stream_id, payload):
+    moves = _moves(event.stream_id, event.payload)
+    if not moves:
+        return ()
+    order_id = None
+    if isinstance(event.payload, OrderCompleted | OrderCancelled):
+        order_id = event.stream_id
+    recorded_at = from_us(event.recorded_at_us)
+    entries: list[JournalLine] = []
+    for amount, debit, credit in moves:
         if amount:
-            number, unit = len(found) + 1, UNIT_OF[debit[0]]
-            found += (
-                JournalLine(event.position, number, *told, *debit, unit, amount, 0),
-                JournalLine(event.position, number + 1, *told, *credit, unit, 0, amount),
+            number, unit = len(entries) + 1, UNIT_OF[debit[0]]
+            entries += (
+                JournalLine(event.position, number, recorded_at, order_id, *debit, unit, amount, 0),
+                JournalLine(
+                    event.position, number + 1, recorded_at, order_id, *credit, unit, 0, amount
+                ),
             )
-    return found
+    return entries
 
 
 def _moves(stream_id: UUID, event: AnyPayload) -> tuple[Move, ...]:

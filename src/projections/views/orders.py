@@ -8,7 +8,6 @@ from msgspec import Struct, structs
 from sqlalchemy import Column, Index, Integer, Table
 
 from ledger.core.events import (
-    AnyPayload,
     OrderCancelled,
     OrderCompleted,
     OrderFailed,
@@ -70,62 +69,50 @@ TABLE: Final = Table(
     Index("orders_updated", "status", "updated_at"),
 )
 
-
+# Where an event has the order whose row it changes.
 KEYED_BY: Final[KeyedBy] = {
     OrderPlaced: STREAM,
     OrderCompleted: STREAM,
     OrderFailed: STREAM,
     OrderCancelled: STREAM,
 }
-"""The order whose row an event changes."""
 
 
 def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
     """The order's row after an event."""
-    if isinstance(event.payload, OrderPlaced):
-        return _placed(event, event.payload)
-    return structs.replace(
-        present(row, event),
-        updated_at=from_us(event.recorded_at_us),
-        position=event.position,
-        **_decided(event.payload),
-    )
-
-
-def _decided(payload: AnyPayload) -> dict[str, object]:
-    """What a decided event changes of an order's row."""
+    payload = event.payload
+    if isinstance(payload, OrderPlaced):
+        return OrderRow(
+            order_id=event.stream_id,
+            customer_id=payload.customer_id,
+            product_id=payload.product_id,
+            quantity=payload.quantity,
+            status=Status.PENDING.value,
+            unit_price_minor=None,
+            total_minor=None,
+            failure_reason=None,
+            created_at=from_us(event.occurred_at_us),
+            updated_at=from_us(event.recorded_at_us),
+            placed_position=event.position,
+            position=event.position,
+        )
+    row = present(row, event)
+    changes: dict[str, object] = {}
     match payload:
         case OrderCompleted(unit_price_minor=unit_price_minor, total_minor=total_minor):
-            return {
+            changes = {
                 "status": Status.COMPLETED.value,
                 "unit_price_minor": unit_price_minor,
                 "total_minor": total_minor,
             }
         case OrderFailed(reason=reason):
-            return {"status": Status.FAILED.value, "failure_reason": reason.value}
+            changes = {"status": Status.FAILED.value, "failure_reason": reason.value}
         case OrderCancelled():
-            return {"status": Status.CANCELLED.value}
+            changes = {"status": Status.CANCELLED.value}
         case _:
-            return {}
+            pass
+    updated_at = from_us(event.recorded_at_us)
+    return structs.replace(row, updated_at=updated_at, position=event.position, **changes)
 
 
-def _placed(event: Recorded, placed: OrderPlaced) -> OrderRow:
-    return OrderRow(
-        order_id=event.stream_id,
-        customer_id=placed.customer_id,
-        product_id=placed.product_id,
-        quantity=placed.quantity,
-        status=Status.PENDING.value,
-        unit_price_minor=None,
-        total_minor=None,
-        failure_reason=None,
-        created_at=from_us(event.occurred_at_us),
-        updated_at=from_us(event.recorded_at_us),
-        placed_position=event.position,
-        position=event.position,
-    )
-
-
-ORDERS: Final = KeyedProjection(
-    "orders", 1, TABLE, OrderRow, OrderPlaced, KEYED_BY, apply, own_stream=True
-)
+ORDERS: Final = KeyedProjection("orders", 1, TABLE, OrderRow, OrderPlaced, KEYED_BY, apply)

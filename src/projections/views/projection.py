@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from operator import attrgetter
@@ -14,6 +14,8 @@ from sqlalchemy import BINARY, BigInteger, Column, MetaData, String, Table
 from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
 from ledger.core.events import AnyPayload, Recorded
+from ledger.core.rules import Rules
+from ledger.core.state import Customer, Product
 from ledger.eventlog.codec import uuid_of
 
 METADATA: Final = MetaData()
@@ -23,12 +25,10 @@ Row = TypeVar("Row", bound=Struct)
 
 KeyOf = Callable[[Recorded], UUID]
 KeyedBy = Mapping[type[AnyPayload], KeyOf]
+# Where an event has the key of the row that it changes: its stream, or a field of its payload.
 STREAM: Final[KeyOf] = attrgetter("stream_id")
-"""The key of a row that has an event's own stream."""
 CUSTOMER: Final[KeyOf] = attrgetter("payload.customer_id")
-"""The key of a row of the customer that an event names."""
 PRODUCT: Final[KeyOf] = attrgetter("payload.product_id")
-"""The key of a row of the product that an event names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,15 @@ class Projection(ABC, Generic[Row]):
     """A view and the code that keeps it: a `KeyedProjection` or a `LineProjection`.
 
     The code never looks anything up. A change of it that changes rows must raise `version`.
+    `personal` names the column that holds a customer's name, in a view keyed by customer: no
+    message quotes it, and `ledger erase-customer` erases it from the tables beside the view.
     """
 
     name: str
     version: int
     table: Table
     row: type[Row]
+    personal: str | None = field(default=None, kw_only=True)
     verb: ClassVar[str]
 
     @property
@@ -54,6 +57,11 @@ class Projection(ABC, Generic[Row]):
         """The columns of the primary key, which come first."""
         return tuple(column.name for column in self.table.primary_key)
 
+    @cached_property
+    def key_of(self) -> Callable[[Row], Key]:
+        """Gives the key of a row: the value of its key column, or a tuple of several."""
+        return attrgetter(*self.key_columns)
+
     @abstractmethod
     def needs(self, events: Sequence[Recorded]) -> set[UUID]:
         """The keys of the rows that must be at hand before these events are projected."""
@@ -64,33 +72,47 @@ class Projection(ABC, Generic[Row]):
 
     @abstractmethod
     def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
-        """The rows that events change, with those that they need at hand; raises ViewDamaged."""
+        """The rows that events change, given those that they need; raises ViewDamaged."""
 
-    @cached_property
-    def key_of(self) -> Callable[[Row], Key]:
-        """Gives the key of a row: the value of its key column, or a tuple of several."""
-        return attrgetter(*self.key_columns)
+    @abstractmethod
+    def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
+        """The keys of changed rows that the projector names in its announcement."""
 
 
 @dataclass(frozen=True, eq=False)
 class KeyedProjection(Projection[Row]):
-    """A view with one row for each key, which events make anew.
+    """A view with one row for each key, which every event of that key makes anew.
 
-    `keyed_by` tells for each type of event that changes a row where its key is; `apply` makes the
-    row from the one before, which is None for an event of type `creates`. With `own_stream` only
-    events of the stream that has the key's id change a row.
+    `keyed_by` has, for each type of event that changes a row, where its key is: the id of its
+    stream or an id in its payload. `apply` makes the row from the one before, which is None for an
+    event of type `creates`; that comes once for each key, and first. With `announced` the projector
+    names the keys of changed rows after its commit.
+
+    The last three say how a row is read as of a position. With `snapshot_entry` the read starts at
+    the newest snapshot before the position: the fields of its customer or product replace those of
+    the row. `by_rules` gives a row by the rules in force at the position. `as_of_row` is the type
+    of the answer, with those fields of the row that are known then; by default it is the row
+    itself. Its `position` is the position that was asked for.
     """
 
     creates: type[AnyPayload]
     keyed_by: KeyedBy
     apply: Callable[[Row | None, Recorded], Row]
-    own_stream: bool = False
+    announced: bool = False
+    as_of_row: type[Struct] | None = None
+    snapshot_entry: type[Customer] | type[Product] | None = None
+    by_rules: Callable[[Row, Rules], Row] | None = None
     verb = "REPLACE"
 
     @property
     def key_column(self) -> str:
         """The only column of the primary key."""
         return self.key_columns[0]
+
+    @cached_property
+    def own_stream(self) -> bool:
+        """True if only events of the stream with the key's id change a row."""
+        return all(key_of is STREAM for key_of in self.keyed_by.values())
 
     def key(self, event: Recorded) -> UUID | None:
         """The key of the row that an event changes, if any."""
@@ -101,6 +123,10 @@ class KeyedProjection(Projection[Row]):
         """The keys of the rows that events change."""
         return {key for key, _ in self._keyed(events)}
 
+    def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
+        """The keys of all changed rows, if the view is announced."""
+        return self.keys(events) if self.announced else set()
+
     def _keyed(self, events: Iterable[Recorded]) -> Iterator[tuple[UUID, Recorded]]:
         """The events that change rows, each with the key of its row."""
         for event in events:
@@ -108,11 +134,11 @@ class KeyedProjection(Projection[Row]):
                 yield key_of(event), event
 
     def needs(self, events: Sequence[Recorded]) -> set[UUID]:
-        """The rows that events change and do not make themselves."""
-        changed, made = set[UUID](), set[UUID]()
+        """The rows that events change and do not create themselves."""
+        changed, created = set[UUID](), set[UUID]()
         for key, event in self._keyed(events):
-            (made if isinstance(event.payload, self.creates) else changed).add(key)
-        return changed - made
+            (created if isinstance(event.payload, self.creates) else changed).add(key)
+        return changed - created
 
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
         """Make the row that the event changes, if any, anew."""
@@ -135,7 +161,7 @@ class LineProjection(Projection[Row]):
     verb = "INSERT"
 
     def needs(self, events: Sequence[Recorded]) -> set[UUID]:
-        """Nothing: a line says what one event did."""
+        """Nothing: a line depends on one event alone."""
         return set()
 
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
@@ -146,6 +172,10 @@ class LineProjection(Projection[Row]):
     def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
         """The lines of the events, made as they are asked for."""
         return (line for event in events for line in self.lines(event))
+
+    def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
+        """Nothing: lines have no keys that a cache could hold."""
+        return set()
 
 
 class ViewDamaged(Exception):
@@ -160,7 +190,7 @@ def present(row: Row | None, event: Recorded) -> Row:
 
 
 def from_columns(row: type[Row], columns: tuple[Any, ...]) -> Row:
-    """The row of columns as the database gives them: ids as bytes, times without a zone."""
+    """The row of values as the database gives them: ids as bytes, times without a zone."""
     return row(
         *(
             uuid_of(value)

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy import BigInteger, Column, String, Table
 
 from ledger.core.events import (
@@ -18,7 +18,8 @@ from ledger.core.events import (
     StockReceived,
 )
 from ledger.core.pricing import unit_price_minor
-from ledger.core.rules import IN_FORCE
+from ledger.core.rules import IN_FORCE, Rules
+from ledger.core.state import Product
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,
@@ -35,7 +36,7 @@ from projections.views.projection import (
 
 
 class StockRow(Struct, frozen=True, gc=False):
-    """A product as it is for sale; `current_price_minor` is that of each unit of the next sale."""
+    """A product for sale; `current_price_minor` is the price of each unit of the next sale."""
 
     product_id: UUID
     name: str
@@ -45,6 +46,19 @@ class StockRow(Struct, frozen=True, gc=False):
     stock: int
     initial_stock: int
     updated_at: datetime
+    position: int
+
+
+class ProductAsOf(Struct, frozen=True, gc=False):
+    """A product at a position; `current_price_minor` is by the rules in force there."""
+
+    product_id: UUID
+    name: str
+    description: str
+    base_price_minor: int
+    current_price_minor: int
+    stock: int
+    initial_stock: int
     position: int
 
 
@@ -62,7 +76,7 @@ TABLE: Final = Table(
     position_column("position", "position of the event that last changed the row"),
 )
 
-
+# Where an event has the product whose row it changes.
 KEYED_BY: Final[KeyedBy] = {
     ProductListed: STREAM,
     StockReceived: STREAM,
@@ -70,25 +84,32 @@ KEYED_BY: Final[KeyedBy] = {
     OrderCompleted: PRODUCT,
     OrderCancelled: PRODUCT,
 }
-"""The product whose row an event changes."""
 
 
 def apply(row: StockRow | None, event: Recorded) -> StockRow:
     """The product's row after an event."""
-    if isinstance(event.payload, ProductListed):
-        listed = event.payload
-        stock = initial_stock = listed.initial_stock
-        name, description, base_price_minor = (
-            listed.name,
-            listed.description,
-            listed.base_price_minor,
-        )
+    payload = event.payload
+    if isinstance(payload, ProductListed):
+        key, name, description = event.stream_id, payload.name, payload.description
+        base_price_minor = payload.base_price_minor
+        stock = initial_stock = payload.initial_stock
     else:
         row = present(row, event)
-        name, description = row.name, row.description
-        base_price_minor, stock, initial_stock = _supply(row, event)
+        key, name, description = row.product_id, row.name, row.description
+        base_price_minor, stock, initial_stock = row.base_price_minor, row.stock, row.initial_stock
+        match payload:
+            case StockReceived(quantity=quantity):
+                stock = initial_stock = stock + quantity
+            case PriceChanged():
+                base_price_minor = payload.base_price_minor
+            case OrderCompleted(quantity=quantity):
+                stock -= quantity
+            case OrderCancelled(quantity=quantity):
+                stock += quantity
+            case _:
+                pass
     return StockRow(
-        event.stream_id if row is None else row.product_id,
+        key,
         name,
         description,
         base_price_minor,
@@ -100,23 +121,26 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
     )
 
 
-def _supply(row: StockRow, event: Recorded) -> tuple[int, int, int]:
-    base_price_minor, stock, initial_stock = row.base_price_minor, row.stock, row.initial_stock
-    match event.payload:
-        case StockReceived(quantity=quantity):
-            stock = initial_stock = stock + quantity
-        case PriceChanged():
-            base_price_minor = event.payload.base_price_minor
-        case OrderCompleted(quantity=quantity):
-            stock -= quantity
-        case OrderCancelled(quantity=quantity):
-            stock += quantity
-        case _:
-            pass
-    return base_price_minor, stock, initial_stock
+def priced_by(row: StockRow, rules: Rules) -> StockRow:
+    """The row with the price of the next sale by other rules."""
+    price_minor = unit_price_minor(row.base_price_minor, row.stock, row.initial_stock, rules)
+    return structs.replace(row, current_price_minor=price_minor)
 
 
+# Rows hold the price by the rules in force: with new rules the view must be rebuilt.
 VERSION: Final = IN_FORCE.version
-"""Rows hold the price by the rules in force: with new rules the view must be made anew."""
 
-STOCK: Final = KeyedProjection("stock", VERSION, TABLE, StockRow, ProductListed, KEYED_BY, apply)
+STOCK: Final = KeyedProjection(
+    "stock",
+    VERSION,
+    TABLE,
+    StockRow,
+    ProductListed,
+    KEYED_BY,
+    apply,
+    # The API's product cache drops what changed.
+    announced=True,
+    as_of_row=ProductAsOf,
+    snapshot_entry=Product,
+    by_rules=priced_by,
+)

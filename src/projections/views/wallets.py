@@ -17,6 +17,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.invariants import money_moved_minor
+from ledger.core.state import Customer
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     CUSTOMER,
@@ -31,18 +32,28 @@ from projections.views.projection import (
     present,
 )
 
+# Stands in the place of a name whose encryption key is destroyed.
 ERASED: Final = "erased"
-"""What stands where a name can't be read any more."""
 
 
 class WalletRow(Struct, frozen=True, gc=False):
-    """A customer and what the wallet holds."""
+    """A customer and the balance of the wallet."""
 
     customer_id: UUID
     username: str
     balance_minor: int
     created_at: datetime
     updated_at: datetime
+    position: int
+
+
+class WalletAsOf(Struct, frozen=True, gc=False):
+    """A customer and the balance of the wallet at a position."""
+
+    customer_id: UUID
+    username: str
+    balance_minor: int
+    created_at: datetime
     position: int
 
 
@@ -59,7 +70,7 @@ TABLE: Final = Table(
     position_column("position", "position of the event that last changed the row"),
 )
 
-
+# Where an event has the customer whose row it changes.
 KEYED_BY: Final[KeyedBy] = {
     CustomerRegistered: STREAM,
     CustomerErased: STREAM,
@@ -67,7 +78,6 @@ KEYED_BY: Final[KeyedBy] = {
     OrderCompleted: CUSTOMER,
     OrderCancelled: CUSTOMER,
 }
-"""The customer whose row an event changes."""
 
 
 def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
@@ -94,5 +104,14 @@ def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
 
 
 WALLETS: Final = KeyedProjection(
-    "wallets", 1, TABLE, WalletRow, CustomerRegistered, KEYED_BY, apply
+    "wallets",
+    1,
+    TABLE,
+    WalletRow,
+    CustomerRegistered,
+    KEYED_BY,
+    apply,
+    personal="username",
+    as_of_row=WalletAsOf,
+    snapshot_entry=Customer,
 )
