@@ -16,11 +16,12 @@ import duckdb
 import pytest
 
 from cli.export import ExportRefused
-from cli.export.reader import pin_views, view_rows
-from cli.export.tables import TABLES
+from cli.export.tables import pin_views, view_pages, view_table
 from cli.settings import Settings
 from ledger.eventlog.records import GENESIS_HASH, next_hash
 from ledger.eventlog.store import LedgerDamaged
+from projections.views.journal import JOURNAL
+from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.events import history, opening, orders
@@ -29,14 +30,14 @@ from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
 from .conftest import Run, typed
-from .exporting import (
+from .exports import (
     EVERYTHING,
-    events_of,
     export,
-    fill_with_everything,
+    exported_records,
     manifest,
     project,
-    rows_of,
+    record_every_kind_of_event,
+    rows_in,
     text,
 )
 
@@ -48,14 +49,14 @@ COMMAND = Path(sys.executable).with_name("ledger")
 async def shop(servers: Servers) -> Settings:
     """A ledger with every kind of event; no test may change it."""
     settings = await make_ledger(servers)
-    await fill_with_everything(settings)
+    await record_every_kind_of_event(settings)
     return settings
 
 
 @pytest.fixture
 async def own_shop(settings: Settings) -> Settings:
     """Such a ledger of the test's own."""
-    await fill_with_everything(settings)
+    await record_every_kind_of_event(settings)
     return settings
 
 
@@ -64,7 +65,7 @@ async def test_the_events_of_an_export_are_those_of_the_ledger_to_the_byte(
     shop: Settings, tmp_path: Path, format_: str
 ) -> None:
     made = await export(shop, tmp_path, "events", format_=format_)
-    exported = events_of(tmp_path)
+    exported = exported_records(tmp_path)
     async with running_ledger(shop) as ledger:
         assert exported == await ledger.records()
     hash_ = GENESIS_HASH
@@ -86,7 +87,7 @@ async def test_an_export_has_every_row_of_every_view(
             expected = [tuple(map(text, row)) for row in real]
             if format_ == "csv":  # which has no NULL
                 expected = [tuple(v if v else "None" for v in row) for row in expected]
-            exported = rows_of(tmp_path / f"{projection.name}.{format_}")
+            exported = rows_in(tmp_path / f"{projection.name}.{format_}")
             assert sorted(exported) == sorted(expected)
 
 
@@ -119,39 +120,40 @@ async def test_with_a_view_the_events_end_where_the_view_is(
         await ledger.write(history(6, 20))
     made = await export(own_shop, tmp_path / "both", "events", "stock")
     assert (made.position, made.hash) == (projected.position, projected.hash.hex())
-    assert events_of(tmp_path / "both")[-1].position == projected.position
+    assert exported_records(tmp_path / "both")[-1].position == projected.position
     made = await export(own_shop, tmp_path / "events", "events")
     assert made.position > projected.position
 
 
 async def test_views_stay_as_they_were_while_others_are_read(own_shop: Settings) -> None:
-    views = [TABLES[projection.name] for projection in PROJECTIONS]
+    views = [view_table(projection) for projection in PROJECTIONS]
     async with (
         running_ledger(own_shop) as ledger,
         ledger.connection("projector") as connection,
     ):
-        pin = await pin_views(connection, views)
+        position = await pin_views(connection, views)
         before = [await ledger.rows(f"SELECT * FROM {view.name}") for view in views]
         await ledger.write([*opening(), *orders(5)])
         await project(ledger)
         for view, there in zip(views, before, strict=True):
-            place = [column.name for column in view.columns].index("position")
-            rows = [row async for page in view_rows(connection, view) for row in page]
+            index = [column.name for column in view.columns].index("position")
+            rows = [row async for page in view_pages(connection, view) for row in page]
             assert len(rows) == len(there)
-            assert max(row[place] for row in rows) <= pin.position
+            assert max(row[index] for row in rows) <= position
 
 
 async def test_a_view_of_many_pages_is_whole_and_in_order(
     shop: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.export.reader.PAGE", 7)
+    monkeypatch.setattr("cli.export.tables.PAGE", 7)
     async with (
         running_ledger(shop) as ledger,
         ledger.connection("projector") as connection,
     ):
-        for name, key in (("orders", "order_id"), ("journal", "position, line")):
-            there = await ledger.rows(f"SELECT {key} FROM {name} ORDER BY {key}")
-            rows = [row async for page in view_rows(connection, TABLES[name]) for row in page]
+        for view, key in ((ORDERS, "order_id"), (JOURNAL, "position, line")):
+            there = await ledger.rows(f"SELECT {key} FROM {view.name} ORDER BY {key}")
+            pages = view_pages(connection, view_table(view))
+            rows = [row async for page in pages for row in page]
             assert [tuple(row[: len(there[0])]) for row in rows] == there
 
 

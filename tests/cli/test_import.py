@@ -17,9 +17,8 @@ from msgspec import structs
 from bench.fill import fill
 from bench.history import Shop
 from cli.export import BadExport, ImportRefused
-from cli.export.checks import whole
-from cli.export.importer import Loaded, load_export
-from cli.export.texts import read_jsonl
+from cli.export.formats import read_json_lines
+from cli.export.importer import Imported, import_events, whole_decisions
 from cli.settings import Settings
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from ledger.eventlog.store import PAGE, Store
@@ -32,7 +31,7 @@ from tests.projections.views import all_live
 from tests.proxy import open_proxy
 
 from .conftest import Run
-from .exporting import EVERYTHING, export, fill_with_everything, manifest, project
+from .exports import EVERYTHING, export, manifest, project, record_every_kind_of_event
 
 COMMAND = Path(sys.executable).with_name("ledger")
 FORMATS = ("parquet", "csv", "jsonl")
@@ -42,7 +41,7 @@ FORMATS = ("parquet", "csv", "jsonl")
 async def shop(servers: Servers) -> Settings:
     """A ledger with every kind of event; no test may change it."""
     settings = await make_ledger(servers)
-    await fill_with_everything(settings)
+    await record_every_kind_of_event(settings)
     return settings
 
 
@@ -90,8 +89,8 @@ async def test_what_was_exported_is_the_same_ledger_again(
     shop: Settings, exports: Path, settings: Settings, format_: str
 ) -> None:
     made = manifest(exports / format_)
-    loaded = await load_export(settings, exports / format_)
-    assert loaded == Loaded(made["position"], made["hash"], made["position"], False)
+    imported = await import_events(settings, exports / format_)
+    assert imported == Imported(made["position"], made["hash"], made["position"], False)
     records = await records_of(settings)
     assert records == await records_of(shop)
     audit(records)
@@ -125,8 +124,8 @@ async def test_with_its_keys_an_import_makes_the_very_same_views(
 ) -> None:
     await export(shop, tmp_path, "events", with_keys=True)
     assert (tmp_path / "customer_keys.jsonl").stat().st_mode & 0o777 == 0o600
-    loaded = await load_export(settings, tmp_path)
-    assert loaded.with_keys
+    imported = await import_events(settings, tmp_path)
+    assert imported.with_keys
     async with running_ledger(shop) as ledger, running_ledger(settings) as again:
         await project(again)
         assert await all_live(again) == await all_live(ledger)
@@ -137,7 +136,7 @@ async def test_with_its_keys_an_import_makes_the_very_same_views(
 async def test_without_keys_an_import_has_everything_but_names(
     shop: Settings, exports: Path, settings: Settings
 ) -> None:
-    await load_export(settings, exports / "csv")
+    await import_events(settings, exports / "csv")
     async with running_ledger(shop) as ledger, running_ledger(settings) as again:
         await project(again)
         views, expected = await all_live(again), await all_live(ledger)
@@ -154,10 +153,10 @@ async def test_keys_are_restored_once_and_a_destroyed_one_stays_destroyed(
     shop: Settings, settings: Settings, tmp_path: Path
 ) -> None:
     await export(shop, tmp_path, "events", with_keys=True)
-    await load_export(settings, tmp_path)
+    await import_events(settings, tmp_path)
     async with running_ledger(settings) as ledger:
         await ledger.execute("UPDATE customer_keys SET sealing_key = NULL")
-    assert (await load_export(settings, tmp_path)).appended == 0
+    assert (await import_events(settings, tmp_path)).appended == 0
     async with running_ledger(settings) as ledger:
         assert set((await ledger.keys()).values()) == {None}
 
@@ -169,24 +168,24 @@ async def test_keys_that_were_changed_are_not_restored(
     file, keys = tmp_path / "customer_keys.jsonl", manifest(tmp_path)["keys"]
     file.write_text('{"customer_id":"a"}\n')
     with pytest.raises(BadExport, match="is not what was exported"):
-        await load_export(empty, tmp_path)
+        await import_events(empty, tmp_path)
     keys["sha256"] = sha256(file.read_bytes()).hexdigest()
     forge_manifest(tmp_path, keys=keys)
     with pytest.raises(BadExport, match=r"customer_keys.jsonl can't be read"):
-        await load_export(empty, tmp_path)
+        await import_events(empty, tmp_path)
     assert await records_of(empty) == []
 
 
 async def test_a_writer_goes_on_where_the_import_ended(exports: Path, settings: Settings) -> None:
-    loaded = await load_export(settings, exports / "parquet")
+    imported = await import_events(settings, exports / "parquet")
     async with running_ledger(settings) as ledger:
         records = await ledger.write([*opening(), *orders(3)])
-    assert len(records) > loaded.position
+    assert len(records) > imported.position
     audit(records)
 
 
 async def test_snapshots_are_taken_as_the_writer_would(large: Path, settings: Settings) -> None:
-    await load_export(settings.model_copy(update={"snapshot_every": PAGE - 10}), large)
+    await import_events(settings.model_copy(update={"snapshot_every": PAGE - 10}), large)
     async with running_ledger(settings) as ledger:
         assert len(await ledger.rows("SELECT DISTINCT position FROM snapshots")) == 2
 
@@ -195,7 +194,7 @@ async def test_an_empty_export_makes_an_empty_ledger(
     empty: Settings, settings: Settings, tmp_path: Path
 ) -> None:
     await export(empty, tmp_path, *EVERYTHING)
-    assert await load_export(settings, tmp_path) == Loaded(0, GENESIS_HASH.hex(), 0, False)
+    assert await import_events(settings, tmp_path) == Imported(0, GENESIS_HASH.hex(), 0, False)
 
 
 @pytest.mark.parametrize("moment", ["before-commit", "commit-sent"])
@@ -206,8 +205,8 @@ async def test_an_import_that_was_killed_goes_on(
     assert killed.status == -signal.SIGKILL
     reached = await position_of(settings)
     assert reached >= PAGE / 2
-    loaded = await load_export(settings, large)
-    assert loaded.appended == loaded.position - reached
+    imported = await import_events(settings, large)
+    assert imported.appended == imported.position - reached
     audit(await records_of(settings))
 
 
@@ -220,8 +219,8 @@ async def test_a_database_that_fails_is_one_sentence_and_the_import_goes_on(
     reached = await position_of(settings)
     assert done.status == 1
     assert f"the database failed after position {reached}" in done.said_one_sentence()
-    loaded = await load_export(settings, large)
-    assert loaded.appended == loaded.position - reached
+    imported = await import_events(settings, large)
+    assert imported.appended == imported.position - reached
 
 
 async def test_ctrl_c_leaves_a_ledger_that_is_whole_so_far(large: Path, settings: Settings) -> None:
@@ -266,7 +265,7 @@ async def test_an_import_that_is_fenced_off_says_so(
 async def test_a_ledger_whose_writer_runs_takes_no_import(exports: Path, empty: Settings) -> None:
     async with running_ledger(empty) as ledger, ledger.connection("writer"):
         with pytest.raises(ImportRefused, match="a writer, or another import, is connected"):
-            await load_export(empty, exports / "csv")
+            await import_events(empty, exports / "csv")
 
 
 @pytest.mark.parametrize("submissions", [1, 1_000])
@@ -276,7 +275,7 @@ async def test_a_ledger_with_other_events_takes_no_import(
     async with running_ledger(settings) as ledger:
         before = await ledger.write(opening(), orders(submissions))
     with pytest.raises(ImportRefused, match="import into an empty ledger"):
-        await load_export(settings, exports / "csv")
+        await import_events(settings, exports / "csv")
     assert await records_of(settings) == before
 
 
@@ -289,10 +288,10 @@ async def test_a_file_that_was_changed_is_not_imported(
     for changed in (body.replace(b"order.placed", b"order.placeD", 1), body[:-1], b""):
         file.write_bytes(changed)
         with pytest.raises(BadExport, match="is not what was exported"):
-            await load_export(empty, tmp_path)
+            await import_events(empty, tmp_path)
     file.unlink()
     with pytest.raises(BadExport, match=r"can't read .*events.csv"):
-        await load_export(empty, tmp_path)
+        await import_events(empty, tmp_path)
     assert await records_of(empty) == []
 
 
@@ -322,7 +321,7 @@ async def test_an_export_with_a_forged_sum_is_not_imported_either(
         entry["sha256"] = sha256(file.read_bytes()).hexdigest()
         forge_manifest(tmp_path, tables=[entry])
         with pytest.raises(BadExport) as refused:
-            await load_export(settings, tmp_path)
+            await import_events(settings, tmp_path)
         assert said in str(refused.value), case
     audit(await records_of(settings))
 
@@ -332,7 +331,7 @@ async def test_a_forged_chain_in_which_an_event_stands_twice_is_not_imported(
 ) -> None:
     copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
     file = tmp_path / "events.jsonl"
-    first, second = next(read_jsonl(file))[:2]
+    first, second = next(read_json_lines(file))[:2]
     hash_ = next_hash(first.hash, structs.replace(second, event_id=first.event_id)).hex()
     lines = file.read_text().splitlines(keepends=True)[:2]
     ids = [str(UUID(bytes=record.event_id)) for record in (second, first)]
@@ -340,7 +339,7 @@ async def test_a_forged_chain_in_which_an_event_stands_twice_is_not_imported(
     entry = manifest(tmp_path)["tables"][0] | {"sha256": sha256(file.read_bytes()).hexdigest()}
     forge_manifest(tmp_path, tables=[entry], position=2, hash=hash_)
     with pytest.raises(BadExport, match="that another has"):
-        await load_export(settings, tmp_path)
+        await import_events(settings, tmp_path)
 
 
 def forge_manifest(directory: Path, **changes: object) -> None:
@@ -364,7 +363,7 @@ async def test_a_manifest_that_does_not_fit_is_named(
         copy = copytree(exports / "csv", tmp_path / str(number))
         forge_manifest(copy, **changes)
         with pytest.raises(BadExport, match=said):
-            await load_export(settings, copy)
+            await import_events(settings, copy)
     audit(await records_of(settings))
 
 
@@ -379,6 +378,6 @@ def test_no_batch_ends_between_a_cause_and_its_decision() -> None:
     records = [Record(n, b"", b"", 1, "", 1, c, 0, 0, b"", b"") for n, c in enumerate(causes, 1)]
     for size in range(1, len(records) + 1):
         pages = [records[at : at + size] for at in range(0, len(records), size)]
-        batches = list(whole(iter(pages)))
+        batches = list(whole_decisions(iter(pages)))
         assert [record for batch in batches for record in batch] == records
         assert all(batch[0].cause_position == 0 for batch in batches)

@@ -14,8 +14,8 @@ import duckdb
 import pytest
 
 from cli.export import Format
-from cli.export.exporter import Wish, take
-from cli.export.tables import TABLES
+from cli.export.exporter import ExportRequest, export_tables
+from cli.export.tables import tables_by_name
 from tests.harness import make_ledger
 from tests.private_servers import Servers
 
@@ -34,7 +34,8 @@ async def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> P
     directory = tmp_path_factory.mktemp("analysis")
     settings = await make_ledger(servers)
     await fill_month(settings)
-    await take(settings, Wish(tuple(TABLES.values()), Format.PARQUET, directory / "taken"))
+    tables = tuple(tables_by_name().values())
+    await export_tables(settings, ExportRequest(tables, Format.PARQUET, directory / "taken"))
     return directory
 
 

@@ -1,10 +1,10 @@
-"""Exports: the ledger and its views as files in a directory, and the way back."""
+"""Exports: the ledger and its views as files in a directory, and imports of those files."""
 
 from enum import StrEnum
 
 
 class Format(StrEnum):
-    """How the files are written; it is also how their names end."""
+    """The format of the files of an export, which is also the extension of their names."""
 
     PARQUET = "parquet"
     CSV = "csv"
@@ -12,16 +12,16 @@ class Format(StrEnum):
 
 
 class ExportRefused(Exception):
-    """An export could not be made; what was there before is untouched."""
+    """An export could not be made; an export that was there before is unchanged."""
 
 
 class BadExport(Exception):
-    """The directory holds no whole export of the events of a ledger."""
+    """The directory does not hold a complete export of a ledger's events."""
 
 
 class ImportRefused(Exception):
-    """The ledger can't take the export."""
+    """The export can't be appended to this ledger."""
 
 
 class NoParquet(Exception):
-    """Parquet is wanted, and pyarrow is not installed."""
+    """Parquet was asked for, and pyarrow is not installed."""

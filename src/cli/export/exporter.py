@@ -1,27 +1,37 @@
-"""Takes an export: events and views as they are at one position."""
+"""Exports events and views, all as of one position, as files with a manifest."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.export import ExportRefused, Format, manifest, sealing_keys
-from cli.export.directory import Draft, drafting
-from cli.export.formats import MakeRows, rows_of
-from cli.export.manifest import Entry, Manifest
-from cli.export.reader import Page, count, events, pin_head, pin_views, view_rows
-from cli.export.tables import EVENTS, Table
+from cli.export import ExportRefused, Format
+from cli.export.directory import (
+    MANIFEST_VERSION,
+    Draft,
+    DraftFile,
+    File,
+    Manifest,
+    TableFile,
+    new_export,
+)
+from cli.export.formats import KEYS_FILE, NewRowWriter, encode_keys, row_writer
+from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, view_pages
 from cli.progress import progress
 from cli.settings import Settings
-from ledger.eventlog.store import LedgerDamaged
+from ledger.eventlog.encryption import KeyRow
+from ledger.eventlog.reader import record_at
+from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
+from ledger.eventlog.store import PAGE, LedgerDamaged, Store
 from ledger.runtime.database import DATABASE_ERRORS, make_engine
 
 
-class Wish(Struct, frozen=True):
-    """What is to be exported, how, and where to."""
+class ExportRequest(Struct, frozen=True):
+    """The tables to export, their format, and the directory that the files go to."""
 
     tables: tuple[Table, ...]
     format: Format
@@ -29,95 +39,134 @@ class Wish(Struct, frozen=True):
     overwrite: bool = False
     with_keys: bool = False
 
+    def file_name(self, table: Table) -> str:
+        """The name of a table's file."""
+        return f"{table.name}.{self.format}"
 
-async def take(settings: Settings, wish: Wish) -> Manifest:
-    """Export what is wished for; whole when this returns, and else nothing.
 
-    Raises ExportRefused, NoParquet, LedgerDamaged and what the database raises at its start.
+async def export_tables(settings: Settings, request: ExportRequest) -> Manifest:
+    """Write all files of an export and return its manifest; after an error no file is left.
+
+    Raises ExportRefused, NoParquet, LedgerDamaged, and DATABASE_ERRORS where no database answers
+    at first.
     """
-    make_rows = rows_of(wish.format)
-    names = [_file(table, wish.format) for table in wish.tables]
-    names += [sealing_keys.FILE] if wish.with_keys else []
+    new_writer = row_writer(request.format)
+    names = [request.file_name(table) for table in request.tables]
+    if request.with_keys:
+        names.append(KEYS_FILE)
     engine = make_engine(settings.db_url("projector"), settings.db_ca_file)
     try:
         async with engine.connect() as connection:
-            with drafting(wish.directory, names, overwrite=wish.overwrite) as draft:
-                made = await _Taking(connection, draft, wish, make_rows).all()
-                draft.publish(made)
+            with new_export(request.directory, names, overwrite=request.overwrite) as draft:
+                try:
+                    manifest = await _write_files(connection, draft, request, new_writer)
+                except DATABASE_ERRORS as error:
+                    reason = getattr(error, "orig", None) or error
+                    raise ExportRefused(f"the database failed meanwhile: {reason}") from error
+                draft.publish(manifest)
     finally:
         await engine.dispose()
-    return made
+    return manifest
 
 
-class _Taking:
-    """One export on its way from a connection to a draft."""
+async def _write_files(
+    connection: AsyncConnection, draft: Draft, request: ExportRequest, new_writer: NewRowWriter
+) -> Manifest:
+    """Write every file but the manifest, which is returned."""
+    files: dict[str, TableFile] = {}
 
-    def __init__(
-        self, connection: AsyncConnection, draft: Draft, wish: Wish, make_rows: MakeRows
-    ) -> None:
-        self._connection = connection
-        self._draft = draft
-        self._wish = wish
-        self._make_rows = make_rows
+    async def write(table: Table, pages: AsyncIterator[Rows], total: int) -> None:
+        file = draft.create(request.file_name(table))
+        files[table.name] = await _write_table(file, table, new_writer, pages, total)
 
-    async def all(self) -> Manifest:
-        """Write every file but the manifest."""
-        try:
-            return await self._all()
-        except DATABASE_ERRORS as error:
-            reason = getattr(error, "orig", None) or error
-            raise ExportRefused(f"the database failed meanwhile: {reason}") from error
+    views = [table for table in request.tables if table is not EVENTS]
+    if views:
+        position = await pin_views(connection, views)
+    else:
+        position = (await Store(connection).head()).position
+    last = await record_at(connection, position)
+    if position and last is None:
+        raise LedgerDamaged(f"the ledger has no event at position {position}, where its views are")
+    for view in views:
+        await write(view, view_pages(connection, view), await count_rows(connection, view))
+    # Ends the transaction that pins the views, which no rebuild can swap until then. Of the events
+    # every transaction reads the same up to a position: none is ever changed.
+    await connection.rollback()
+    if EVENTS in request.tables:
+        await write(EVENTS, _event_pages(connection, last), position)
+    keys = await _write_keys(connection, draft, last) if request.with_keys else None
+    return Manifest(
+        MANIFEST_VERSION,
+        request.format,
+        position,
+        (last.hash if last else GENESIS_HASH).hex(),
+        datetime.now(UTC),
+        version("order-ledger"),
+        tuple(files[table.name] for table in request.tables),
+        keys,
+    )
 
-    async def _all(self) -> Manifest:
-        connection, wish = self._connection, self._wish
-        views = [table for table in wish.tables if table is not EVENTS]
-        pin = await (pin_views(connection, views) if views else pin_head(connection))
-        entries = {}
-        for view in views:
-            total = await count(connection, view)
-            entries[view.name] = await self._write(view, view_rows(connection, view), total)
-        await connection.rollback()
-        if EVENTS in wish.tables:
-            pages = events(connection, pin)
-            entries[EVENTS.name] = await self._write(EVENTS, pages, pin.position)
-        key_file = None
-        if wish.with_keys:
-            key_file = await sealing_keys.write_keys(connection, self._draft, pin.position)
-        return Manifest(
-            manifest.VERSION,
-            wish.format,
-            pin.position,
-            pin.hash.hex(),
-            datetime.now(UTC),
-            version("order-ledger"),
-            tuple(entries[table.name] for table in wish.tables),
-            key_file,
+
+async def _write_table(
+    file: DraftFile,
+    table: Table,
+    new_writer: NewRowWriter,
+    pages: AsyncIterator[Rows],
+    total: int,
+) -> TableFile:
+    writer = new_writer(file, table.columns)
+    rows = 0
+    with progress(table.name, total) as advance:
+        async for page in pages:
+            try:
+                writer.write(page)
+            except ValueError as error:
+                raise LedgerDamaged(
+                    f"{table.name} holds text that is not UTF-8: {error}"
+                ) from error
+            rows += len(page)
+            advance(len(page))
+    writer.close()
+    return TableFile(
+        **structs.asdict(file.finish(rows)),
+        name=table.name,
+        columns=table.columns,
+        view_version=table.projection.version if table.projection else None,
+    )
+
+
+async def _event_pages(connection: AsyncConnection, last: Record | None) -> AsyncIterator[Rows]:
+    """The rows of the events up to one; raises LedgerDamaged where they are not the chain's."""
+    if last is None:
+        return
+    hash_ = GENESIS_HASH
+    async for page in Store(connection).pages(0, last.position):
+        for record in page:
+            hash_ = next_hash(hash_, record)
+            if hash_ != record.hash:
+                raise LedgerDamaged(f"the hash at position {record.position} is not the chain's")
+        yield [structs.astuple(record) for record in page]
+
+
+async def _write_keys(connection: AsyncConnection, draft: Draft, last: Record | None) -> File:
+    """Write the encryption keys of all customers registered up to a record, as they are now.
+
+    A key that was destroyed since is written as destroyed.
+    """
+    file = draft.create(KEYS_FILE, 0o600)
+    created_up_to_us = last.recorded_at_us if last else 0
+    columns = ", ".join(KeyRow.__struct_fields__)
+    customer_id, rows = b"", 0
+    while True:
+        result = await connection.exec_driver_sql(
+            f"SELECT {columns} FROM customer_keys WHERE customer_id > %s AND created_at_us <= %s"
+            " ORDER BY customer_id LIMIT %s",
+            (customer_id, created_up_to_us, PAGE),
         )
-
-    async def _write(self, table: Table, pages: AsyncIterator[Page], total: int) -> Entry:
-        file = self._draft.create(_file(table, self._wish.format))
-        rows = self._make_rows(file, table.columns)
-        written = 0
-        with progress(table.name, total) as moved:
-            async for page in pages:
-                try:
-                    rows.write(page)
-                except ValueError as error:
-                    raise LedgerDamaged(f"{table.name} holds what is no text: {error}") from error
-                written += len(page)
-                moved(len(page))
-        rows.close()
-        file.finish()
-        return Entry(
-            file.final.name,
-            written,
-            file.bytes,
-            file.sha256,
-            name=table.name,
-            columns=table.columns,
-            view_version=table.view_version,
-        )
-
-
-def _file(table: Table, format_: Format) -> str:
-    return f"{table.name}.{format_}"
+        key_rows: Any = result.all()
+        page = [KeyRow(*row) for row in key_rows]
+        if not page:
+            return file.finish(rows)
+        file.write(encode_keys(page))
+        customer_id = page[-1].customer_id
+        rows += len(page)

@@ -1,6 +1,7 @@
-"""Loads the events of an export into an empty ledger, as they are."""
+"""Imports the events of an export into an empty ledger, as they are."""
 
 import asyncio
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,33 +12,90 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from cli.export import BadExport, ImportRefused
-from cli.export.checks import EventsExport
-from cli.export.sealing_keys import restore_keys
+from cli.export.directory import read_manifest, verified_path
+from cli.export.formats import RecordPages, read_keys, record_reader
+from cli.export.tables import EVENTS
 from cli.progress import progress
 from cli.settings import Settings
-from ledger.core.fold import Fold, effective
+from ledger.core.fold import effective
 from ledger.core.invariants import LawBroken
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import Unreadable, recorded
-from ledger.eventlog.records import Record
+from ledger.eventlog.encryption import KeyRow
+from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from ledger.eventlog.snapshots import Snapshot
-from ledger.eventlog.store import Fenced, Head, Store
+from ledger.eventlog.store import Fenced, Store
+from ledger.runtime.bulk_insert import write
 from ledger.runtime.database import DATABASE_ERRORS, make_engine, refuse_unsafe
 from ledger.writer import Known, load
 
-GONE_TIMEOUT_S: Final = 3.0
-"""How long the server may take to see that an import which was killed is gone."""
+# The server may take this long to end the session of an import that was killed.
+SESSION_END_S: Final = 3.0
 
 
-class Batch(Struct, frozen=True):
-    """Records that go into one transaction, and the fold after them where a snapshot is due."""
+class EventsExport:
+    """An export of events whose files have the SHA-256 sums of its manifest.
 
-    records: list[Record]
-    snapshot: Snapshot | None
+    Raises BadExport and NoParquet.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.manifest = read_manifest(directory)
+        self._read = record_reader(self.manifest.format)
+        events = next((file for file in self.manifest.tables if file.name == EVENTS.name), None)
+        if events is None:
+            raise BadExport(
+                f"{directory} has no events: `ledger export events` makes such an export"
+            )
+        self._path = verified_path(directory, events)
+        keys = self.manifest.keys
+        self.keys_path = verified_path(directory, keys) if keys else None
+
+    def batches(self) -> RecordPages:
+        """All records in order and checked, in batches that end with whole decisions.
+
+        Raises BadExport, which names the first position that is not as it must be.
+        """
+        position, hash_ = 0, GENESIS_HASH
+        for batch in whole_decisions(self._pages()):
+            for record in batch:
+                position += 1
+                try:
+                    hash_ = next_hash(hash_, record)
+                except struct.error as error:
+                    raise BadExport(f"{self._path}: position {position}: {error}") from error
+                if (record.position, record.hash) != (position, hash_):
+                    raise BadExport(f"{self._path}: position {position} is not the chain's")
+            yield batch
+        if (position, hash_.hex()) != (self.manifest.position, self.manifest.hash):
+            raise BadExport(
+                f"{self._path} ends at position {position}, its manifest names"
+                f" {self.manifest.position}, or another hash"
+            )
+
+    def _pages(self) -> RecordPages:
+        try:
+            yield from self._read(self._path)
+        except (DecodeError, ValueError, LookupError, OverflowError) as error:
+            raise BadExport(f"{self._path} can't be read: {error}") from error
 
 
-class Loaded(Struct, frozen=True):
-    """Where the ledger ends now, how many events the import appended, and whether keys came."""
+def whole_decisions(pages: RecordPages) -> RecordPages:
+    """The same records, in batches that never end between a cause and what was decided of it."""
+    batch: list[Record] = []
+    for page in pages:
+        batch += page
+        # More may follow of the last decision.
+        last = next((n for n in range(len(batch) - 1, 0, -1) if not batch[n].cause_position), 0)
+        if last:
+            yield batch[:last]
+            batch = batch[last:]
+    if batch:
+        yield batch
+
+
+class Imported(Struct, frozen=True):
+    """The new end of the ledger, the number of appended events, and whether keys came along."""
 
     position: int
     hash: str
@@ -45,11 +103,19 @@ class Loaded(Struct, frozen=True):
     with_keys: bool
 
 
-async def load_export(settings: Settings, directory: Path) -> Loaded:
+class Batch(Struct, frozen=True):
+    """The records of one transaction, and the state after them where a snapshot is due."""
+
+    records: list[Record]
+    snapshot: Snapshot | None
+
+
+async def import_events(settings: Settings, directory: Path) -> Imported:
     """Append the events of an export to a ledger that is empty or holds the first of them.
 
-    Raises BadExport, NoParquet, ImportRefused, UnsafeDatabase, LedgerDamaged and what the database
-    raises at its start. Each transaction is whole: an import that ended can be run again.
+    Each transaction appends whole decisions, so an import that was interrupted can be run again.
+    Raises BadExport, NoParquet, ImportRefused, UnsafeDatabase, LedgerDamaged, and DATABASE_ERRORS
+    where no database answers at first.
     """
     export = EventsExport(directory)
     engine = make_engine(settings.db_url("writer"), settings.db_ca_file)
@@ -57,147 +123,137 @@ async def load_export(settings: Settings, directory: Path) -> Loaded:
         async with engine.connect() as connection:
             await refuse_unsafe(connection)
             await _refuse_writers(connection)
-            known = await load(connection)
-            before = known.head.position
-            _refuse_beyond(known.head, export)
-            known.head = await _take_over(connection, known.head)
+            ledger = await load(connection)
+            before = ledger.head
+            if before.position > export.manifest.position:
+                raise ImportRefused(
+                    f"the ledger is at position {before.position}, the export ends at"
+                    f" {export.manifest.position}: import into an empty ledger"
+                )
+            # Every older writer is fenced off from here on.
+            ledger.head = await Store(connection).raise_epoch()
+            if (ledger.head.position, ledger.head.hash) != (before.position, before.hash):
+                raise ImportRefused(
+                    f"a writer has gone on from position {before.position}: stop it first"
+                )
             try:
-                await _restore_keys(connection, export)
-                await _load(engine, connection, export, known, settings.snapshot_every)
+                # Keys before events: the projector must find the key of each name it reads.
+                if export.keys_path:
+                    await _restore_keys(connection, export.keys_path)
+                await _append_all(engine, connection, export, ledger, settings.snapshot_every)
             except DATABASE_ERRORS as error:
                 reason = getattr(error, "orig", None) or error
                 raise ImportRefused(
-                    f"the database failed after position {known.head.position}: {reason};"
+                    f"the database failed after position {ledger.head.position}: {reason};"
                     " run it again, and it goes on from there"
                 ) from error
     finally:
         await engine.dispose()
-    head = known.head
-    return Loaded(head.position, head.hash.hex(), head.position - before, export.keys is not None)
+    end = ledger.head
+    appended = end.position - before.position
+    return Imported(end.position, end.hash.hex(), appended, export.keys_path is not None)
 
 
-async def _restore_keys(connection: AsyncConnection, export: EventsExport) -> None:
-    """Before the events come, so that the projector reads no name without its key."""
-    if export.keys:
-        try:
-            await restore_keys(connection, export.keys)
-        except ValueError as error:
-            raise BadExport(f"{export.keys} can't be read: {error}") from error
+async def _refuse_writers(connection: AsyncConnection) -> None:
+    """Raise ImportRefused while other sessions use the writer's account on this ledger."""
+    # The fence alone would keep the two from mixing; but a writer that gets a message takes the
+    # ledger over, and the import would fail half-way.
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type(ImportRefused),
+        wait=wait_fixed(0.1),
+        stop=stop_after_delay(SESSION_END_S),
+        reraise=True,
+    ):
+        with attempt:
+            result = await connection.exec_driver_sql(
+                "SELECT COUNT(*) FROM information_schema.processlist"
+                " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
+            )
+            if result.scalar():
+                raise ImportRefused(
+                    "a writer, or another import, is connected to this ledger: stop it first"
+                )
 
 
-def _refuse_beyond(head: Head, export: EventsExport) -> None:
-    if head.position > export.manifest.position:
-        raise ImportRefused(
-            f"the ledger is at position {head.position}, the export ends at"
-            f" {export.manifest.position}: import into an empty ledger"
-        )
+async def _restore_keys(connection: AsyncConnection, path: Path) -> None:
+    """Store the encryption keys of a file; keys that the ledger has stay as they are."""
+    columns = ", ".join(KeyRow.__struct_fields__)
+    try:
+        for page in read_keys(path):
+            stored = await Store(connection).keys([key.customer_id for key in page])
+            new = [key for key in page if key.customer_id not in stored]
+            await write(connection, f"INSERT INTO customer_keys ({columns})", new)
+            await connection.commit()
+    except ValueError as error:
+        raise BadExport(f"{path} can't be read: {error}") from error
 
 
-async def _take_over(connection: AsyncConnection, head: Head) -> Head:
-    """Fence off every writer."""
-    taken = await Store(connection).raise_epoch()
-    if (taken.position, taken.hash) != (head.position, head.hash):
-        raise ImportRefused(f"a writer has gone on from position {head.position}: stop it first")
-    return taken
-
-
-async def _load(
+async def _append_all(
     engine: AsyncEngine,
     connection: AsyncConnection,
     export: EventsExport,
-    known: Known,
+    ledger: Known,
     snapshot_every: int,
 ) -> None:
-    """Append batch after batch; each is made ready while the one before it is written."""
-    with progress("importing", export.manifest.position) as moved:
-        moved(known.head.position)
-        batches = _batches(export, known, snapshot_every)
-        coming = await asyncio.to_thread(next, batches, None)
-        while batch := coming:
-            appending = asyncio.create_task(_append(connection, known, batch.records))
+    """Append batch after batch; the next one is read and checked while one is written."""
+    with progress("importing", export.manifest.position) as advance:
+        advance(ledger.head.position)
+        batches = _new_batches(export, ledger, snapshot_every)
+        batch = await asyncio.to_thread(next, batches, None)
+        while batch:
+            appending = asyncio.create_task(_append(connection, ledger, batch.records))
             try:
-                coming = await asyncio.to_thread(next, batches, None)
+                following = await asyncio.to_thread(next, batches, None)
             finally:
                 await appending
             if batch.snapshot:
                 await snapshots.save(engine, batch.snapshot)
-            moved(len(batch.records))
+            advance(len(batch.records))
+            batch = following
 
 
-async def _append(connection: AsyncConnection, known: Known, records: list[Record]) -> None:
+def _new_batches(export: EventsExport, ledger: Known, snapshot_every: int) -> Iterator[Batch]:
+    """The records that the ledger does not have, with the snapshots that a writer would take."""
+    # The head as it is now: `ledger.head` moves while this runs.
+    head = ledger.head
+    snapshot_position = ledger.snapshot_position
+    for batch in export.batches():
+        first, last = batch[0].position, batch[-1]
+        if first <= head.position <= last.position and (
+            batch[head.position - first].hash != head.hash
+        ):
+            raise ImportRefused(
+                f"the ledger holds other events up to position {head.position} than the export:"
+                " import into an empty ledger"
+            )
+        records = batch[max(0, head.position + 1 - first) :]
+        if not records:
+            continue
+        try:
+            for event in effective([recorded(record) for record in records]):
+                ledger.fold.apply(event.stream_id, event.payload)
+        except (Unreadable, DecodeError, LawBroken) as error:
+            raise BadExport(
+                f"this version can't read an event of the positions {records[0].position} to"
+                f" {last.position}: {error}"
+            ) from error
+        ledger.fold.orders.clear()  # a snapshot has none, and they would fill the memory
+        snapshot = None
+        if last.position - snapshot_position >= snapshot_every:
+            snapshot_position = last.position
+            snapshot = snapshots.take(ledger.fold, last.position, last.hash, last.recorded_at_us)
+        yield Batch(records, snapshot)
+
+
+async def _append(connection: AsyncConnection, ledger: Known, records: list[Record]) -> None:
     try:
-        known.head = await Store(connection).append(known.head, records)
+        ledger.head = await Store(connection).append(ledger.head, records)
     except Fenced as error:
         raise ImportRefused(
-            f"a writer took the ledger over at position {known.head.position}: stop it first"
+            f"a writer took the ledger over at position {ledger.head.position}: stop it first"
         ) from error
     except IntegrityError as error:
         raise BadExport(
             f"an event of the positions {records[0].position} to {records[-1].position} has an id,"
             " or a version in its stream, that another has"
         ) from error
-
-
-def _batches(export: EventsExport, known: Known, snapshot_every: int) -> Iterator[Batch]:
-    """What is to be appended, and the snapshots that the writer would have taken."""
-    head = known.head
-    snapshot_position = known.snapshot_position
-    for batch in export.batches():
-        records = _beyond(batch, head)
-        if not records:
-            continue
-        _fold(known.fold, records)
-        last = records[-1]
-        snapshot = None
-        if last.position - snapshot_position >= snapshot_every:
-            snapshot_position = last.position
-            snapshot = snapshots.take(known.fold, last.position, last.hash, last.recorded_at_us)
-        yield Batch(records, snapshot)
-
-
-def _beyond(batch: list[Record], head: Head) -> list[Record]:
-    """What the ledger did not have at first; raises ImportRefused where it had something else."""
-    first = batch[0].position
-    if first <= head.position <= batch[-1].position and (
-        batch[head.position - first].hash != head.hash
-    ):
-        raise ImportRefused(
-            f"the ledger holds other events up to position {head.position} than the export:"
-            " import into an empty ledger"
-        )
-    return batch[max(0, head.position + 1 - first) :]
-
-
-def _fold(fold: Fold, records: list[Record]) -> None:
-    try:
-        for event in effective([recorded(record) for record in records]):
-            fold.apply(event.stream_id, event.payload)
-    except (Unreadable, DecodeError, LawBroken) as error:
-        raise BadExport(
-            f"this version can't read an event of the positions {records[0].position} to"
-            f" {records[-1].position}: {error}"
-        ) from error
-    fold.orders.clear()
-
-
-async def _refuse_writers(connection: AsyncConnection) -> None:
-    """Raises ImportRefused while others are connected with the writer's account.
-
-    The fence would keep the two from mixing; but a writer that is fed takes the ledger over, and
-    the import could not go on.
-    """
-    async for attempt in AsyncRetrying(
-        retry=retry_if_exception_type(ImportRefused),
-        wait=wait_fixed(0.1),
-        stop=stop_after_delay(GONE_TIMEOUT_S),
-        reraise=True,
-    ):
-        with attempt:
-            found = await connection.exec_driver_sql(
-                "SELECT COUNT(*) FROM information_schema.processlist"
-                " WHERE db = DATABASE() AND id <> CONNECTION_ID()"
-            )
-            if found.scalar():
-                raise ImportRefused(
-                    "a writer, or another import, is connected to this ledger: stop it first"
-                )

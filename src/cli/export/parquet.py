@@ -1,99 +1,101 @@
-"""Parquet: rows of an export by way of Arrow, and the events of one read back."""
+"""Parquet: rows of an export written through Arrow, and the events of one read again."""
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
-from pyarrow.parquet import ParquetFile, ParquetWriter
+from pyarrow import parquet
 
-from cli.export.directory import DraftFile
-from cli.export.tables import EVENTS, Column, Kind
+from cli.export.tables import EVENTS, Column, ColumnType, Rows
 from ledger.eventlog.records import Record
 from ledger.eventlog.store import PAGE
 
+# A reader has a whole group in memory; many small ones compress worse and are slower to scan.
 GROUP_ROWS: Final = 100_000
 GROUP_BYTES: Final = 64 * 1024 * 1024
-_TIME: Final = pa.timestamp("us", tz="UTC")
-_WORD: Final = pa.dictionary(pa.int32(), pa.string())
+_TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
-ARROW: Final = {
-    Kind.UUID: pa.uuid(),
-    Kind.WORD: _WORD,
-    Kind.TEXT: pa.string(),
-    Kind.JSON: pa.string(),
-    Kind.INTEGER: pa.int64(),
-    Kind.TIMESTAMP: _TIME,
-    Kind.SHA256: pa.binary(32),
+ARROW_TYPES: Final = {
+    ColumnType.UUID: pa.uuid(),
+    ColumnType.WORD: pa.dictionary(pa.int32(), pa.string()),
+    ColumnType.TEXT: pa.string(),
+    ColumnType.JSON: pa.string(),
+    ColumnType.INTEGER: pa.int64(),
+    ColumnType.TIMESTAMP: _TIMESTAMP,
+    ColumnType.SHA256: pa.binary(32),
 }
-_FROM_ROWS: Final[dict[Kind, Callable[[Sequence[Any]], Any]]] = {
-    Kind.UUID: lambda ids: pa.ExtensionArray.from_storage(pa.uuid(), pa.array(ids, pa.binary(16))),
-    Kind.WORD: lambda words: pa.array(words, pa.string()).dictionary_encode(),
-    Kind.TEXT: lambda texts: pa.array(texts, pa.string()),
-    Kind.JSON: lambda texts: pa.array(texts, pa.binary()).cast(pa.string()),
-    Kind.INTEGER: lambda integers: pa.array(integers, pa.int64()),
-    Kind.TIMESTAMP: lambda times: pa.array(times, pa.int64()).cast(_TIME),
-    Kind.SHA256: lambda hashes: pa.array(hashes, pa.binary(32)),
+_TO_ARROW: Final[dict[ColumnType, Callable[[Sequence[Any]], Any]]] = {
+    ColumnType.UUID: lambda v: pa.ExtensionArray.from_storage(
+        pa.uuid(), pa.array(v, pa.binary(16))
+    ),
+    ColumnType.WORD: lambda v: pa.array(v, pa.string()).dictionary_encode(),
+    ColumnType.TEXT: lambda v: pa.array(v, pa.string()),
+    ColumnType.JSON: lambda v: pa.array(v, pa.binary()).cast(pa.string()),
+    ColumnType.INTEGER: lambda v: pa.array(v, pa.int64()),
+    ColumnType.TIMESTAMP: lambda v: pa.array(v, pa.int64()).cast(_TIMESTAMP),
+    ColumnType.SHA256: lambda v: pa.array(v, pa.binary(32)),
 }
 
 
-class ParquetRows:
-    """Writes rows in groups of GROUP_ROWS, or sooner where they come to GROUP_BYTES."""
+class ParquetWriter:
+    """Writes rows in groups of GROUP_ROWS, or fewer where they reach GROUP_BYTES."""
 
-    def __init__(self, file: DraftFile, columns: Sequence[Column]) -> None:
+    def __init__(self, file: io.RawIOBase, columns: Sequence[Column]) -> None:
         self._columns = columns
         self._schema = pa.schema(
-            [pa.field(c.name, ARROW[c.kind], nullable=c.nullable) for c in columns]
+            [pa.field(c.name, ARROW_TYPES[c.type], nullable=c.nullable) for c in columns]
         )
-        self._writer = ParquetWriter(file, self._schema, compression="zstd")
+        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
         self._group: list[Any] = []
 
-    def write(self, rows: Sequence[Sequence[Any]]) -> None:
+    def write(self, rows: Rows) -> None:
         """Write rows, or keep them until the group is full."""
         columns = zip(self._columns, zip(*rows, strict=True), strict=True)
-        arrays = [_FROM_ROWS[column.kind](values) for column, values in columns]
+        arrays = [_TO_ARROW[column.type](values) for column, values in columns]
         self._group.append(pa.record_batch(arrays, schema=self._schema))
         if (
             sum(batch.num_rows for batch in self._group) >= GROUP_ROWS
             or sum(batch.nbytes for batch in self._group) >= GROUP_BYTES
         ):
-            self._flush()
+            self._write_group()
 
     def close(self) -> None:
-        """Write the last group and what Parquet has at its end."""
-        self._flush()
+        """Write the last group and the footer."""
+        self._write_group()
         self._writer.close()
 
-    def _flush(self) -> None:
+    def _write_group(self) -> None:
         if self._group:
-            self._writer.write_table(
-                pa.Table.from_batches(self._group), row_group_size=GROUP_ROWS + PAGE
-            )
+            # A group may be longer than GROUP_ROWS by the page that filled it, and stays one group.
+            table = pa.Table.from_batches(self._group)
+            self._writer.write_table(table, row_group_size=GROUP_ROWS + PAGE)
             self._group = []
 
 
 def read_parquet(path: Path) -> Iterator[list[Record]]:
-    """The events of an export, page by page. Raises ValueError for a file of another shape."""
+    """The events of a file, page by page; raises ValueError for columns of another type."""
     names = [column.name for column in EVENTS.columns]
-    with ParquetFile(path) as file:
+    with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(PAGE, columns=names):
             columns = [
-                _to_rows(column.kind, values)
+                _record_values(column.type, values)
                 for column, values in zip(EVENTS.columns, batch.columns, strict=True)
             ]
             yield [Record(*row) for row in zip(*columns, strict=True)]
 
 
-def _to_rows(kind: Kind, values: Any) -> list[Any]:
-    """The values as a record has them."""
-    if values.type != ARROW[kind]:
-        raise ValueError(f"a column of {kind} is {values.type}")
-    match kind:
-        case Kind.UUID:
+def _record_values(type_: ColumnType, values: Any) -> list[Any]:
+    """The values of a column as a record has them."""
+    if values.type != ARROW_TYPES[type_]:
+        raise ValueError(f"a column of {type_} is {values.type}")
+    match type_:
+        case ColumnType.UUID:
             values = values.storage
-        case Kind.JSON:
+        case ColumnType.JSON:
             values = values.cast(pa.binary())
-        case Kind.TIMESTAMP:
+        case ColumnType.TIMESTAMP:
             values = values.cast(pa.int64())
-    found: list[Any] = values.to_pylist()
-    return found
+    converted: list[Any] = values.to_pylist()
+    return converted

@@ -1,23 +1,31 @@
-"""What can be exported: the events and every view, column by column."""
+"""The tables of an export, which are the events and every registered view, and rows of views."""
 
+from collections.abc import AsyncIterator, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
 from msgspec import Struct
 from sqlalchemy import BINARY, Integer, String
 from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cli.export import ExportRefused
 from ledger.eventlog.records import Record
+from ledger.eventlog.store import PAGE
+from projections.tables import CheckpointLost, pin, refuse_other_version
+from projections.views import registry
 from projections.views.projection import Projection
-from projections.views.registry import PROJECTIONS
 
-_WORDS: Final = "ascii_bin"
+_WORD_COLLATION: Final = "ascii_bin"
+
+Rows = Sequence[Sequence[Any]]
 
 
-class Kind(StrEnum):
-    """What a column holds, and how it comes from the database.
+class ColumnType(StrEnum):
+    """The type of an exported column.
 
-    A UUID and a hash are bytes, JSON and text are UTF-8, a timestamp is in microseconds.
+    The database gives UUIDs and hashes as bytes, JSON and text in UTF-8, and timestamps, by
+    `select_expression`, in microseconds since 1970.
     """
 
     UUID = "uuid"
@@ -29,70 +37,128 @@ class Kind(StrEnum):
     SHA256 = "sha256"
 
 
-class Column(Struct, frozen=True, omit_defaults=True, rename={"kind": "type"}):
+class Column(Struct, frozen=True, omit_defaults=True):
     """One column of an export."""
 
     name: str
-    kind: Kind
+    type: ColumnType
     nullable: bool = False
+
+    @property
+    def select_expression(self) -> str:
+        """The SQL that selects the column's value."""
+        if self.type is ColumnType.TIMESTAMP:
+            return f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {self.name})"
+        return self.name
 
 
 class Table(Struct, frozen=True):
-    """The events, or the view of a projection; rows are ordered by `key`."""
+    """The events, or the view of a projection; rows are exported in the order of `key`."""
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     projection: Projection[Any] | None = None
 
-    @property
-    def view_version(self) -> int | None:
-        """The version of a view's code."""
-        return self.projection.version if self.projection else None
 
-
-_OF_EVENTS: Final = {
-    "event_id": Kind.UUID,
-    "stream_id": Kind.UUID,
-    "type": Kind.WORD,
-    "occurred_at_us": Kind.TIMESTAMP,
-    "recorded_at_us": Kind.TIMESTAMP,
-    "meta": Kind.JSON,
-    "data": Kind.JSON,
-    "hash": Kind.SHA256,
+_EVENT_COLUMN_TYPES: Final = {
+    "event_id": ColumnType.UUID,
+    "stream_id": ColumnType.UUID,
+    "type": ColumnType.WORD,
+    "occurred_at_us": ColumnType.TIMESTAMP,
+    "recorded_at_us": ColumnType.TIMESTAMP,
+    "meta": ColumnType.JSON,
+    "data": ColumnType.JSON,
+    "hash": ColumnType.SHA256,
 }
 
 EVENTS: Final = Table(
     "events",
     tuple(
-        Column(field.removesuffix("_us"), _OF_EVENTS.get(field, Kind.INTEGER))
+        Column(field.removesuffix("_us"), _EVENT_COLUMN_TYPES.get(field, ColumnType.INTEGER))
         for field in Record.__struct_fields__
     ),
     ("position",),
 )
 
 
-def view(projection: Projection[Any]) -> Table:
-    """The table of a view."""
+def view_table(projection: Projection[Any]) -> Table:
+    """The table of a projection's view, with the columns of its table in the database."""
     columns = tuple(
-        Column(name, _kind(column.type), bool(column.nullable))
+        Column(name, _column_type(column.type), bool(column.nullable))
         for name, column in zip(projection.columns, projection.table.columns, strict=True)
     )
-    key = tuple(map(str, projection.key_columns))
-    return Table(projection.name, columns, key, projection)
+    return Table(projection.name, columns, projection.key_columns, projection)
 
 
-def _kind(type_: object) -> Kind:
-    match type_:
+def _column_type(sql_type: object) -> ColumnType:
+    match sql_type:
         case BINARY():
-            return Kind.UUID
+            return ColumnType.UUID
         case String(collation=collation):
-            return Kind.WORD if collation == _WORDS else Kind.TEXT
+            return ColumnType.WORD if collation == _WORD_COLLATION else ColumnType.TEXT
         case Integer():
-            return Kind.INTEGER
+            return ColumnType.INTEGER
         case DATETIME():
-            return Kind.TIMESTAMP
-    raise TypeError(f"no export for columns of {type_!r}")
+            return ColumnType.TIMESTAMP
+    raise TypeError(f"no export for columns of {sql_type!r}")
 
 
-TABLES: Final = {table.name: table for table in (EVENTS, *map(view, PROJECTIONS))}
+def tables_by_name() -> dict[str, Table]:
+    """Everything that can be exported: the events and the view of every registered projection."""
+    return {table.name: table for table in (EVENTS, *map(view_table, registry.PROJECTIONS))}
+
+
+async def pin_views(connection: AsyncConnection, views: Sequence[Table]) -> int:
+    """Begin a transaction that reads these views as of now; the position that they are all at.
+
+    Raises CheckpointLost, ViewOutdated, and ExportRefused where they are at several positions.
+    """
+    projections = [view.projection for view in views if view.projection]
+    checkpoints = await pin(connection, projections)
+    for projection in projections:
+        if projection.name not in checkpoints:
+            raise CheckpointLost(f"{projection.name} has no checkpoint: run `ledger migrate`")
+        refuse_other_version(projection, checkpoints[projection.name].version)
+    positions = {checkpoints[view.name].position for view in views}
+    if len(positions) > 1:
+        raise ExportRefused(
+            f"the views are at different positions ({', '.join(map(str, sorted(positions)))}):"
+            " wait until the projector has brought them together, or export them one by one"
+        )
+    return positions.pop()
+
+
+async def count_rows(connection: AsyncConnection, view: Table) -> int:
+    """The number of rows of a view."""
+    return int((await connection.exec_driver_sql(f"SELECT COUNT(*) FROM {view.name}")).scalar_one())
+
+
+async def view_pages(connection: AsyncConnection, view: Table) -> AsyncIterator[Rows]:
+    """The rows of a view in the order of its key, page by page."""
+    expressions = ", ".join(column.select_expression for column in view.columns)
+    order = f"ORDER BY {', '.join(view.key)} LIMIT {PAGE}"
+    key_indexes = [[column.name for column in view.columns].index(name) for name in view.key]
+    after_last: tuple[str, tuple[Any, ...]] = ("TRUE", ())
+    while True:
+        where, values = after_last
+        result = await connection.exec_driver_sql(
+            f"SELECT {expressions} FROM {view.name} WHERE {where} {order}", values
+        )
+        rows: Any = result.all()
+        if not rows:
+            return
+        yield rows
+        after_last = _rows_after(view.key, [rows[-1][index] for index in key_indexes])
+
+
+def _rows_after(key: Sequence[str], last: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
+    """The WHERE clause for the next page, and its values."""
+    # Written out, as neither server uses an index range for a comparison of row values.
+    clauses: list[str] = []
+    values: list[Any] = []
+    for length in range(len(key)):
+        equal = [f"{name} = %s" for name in key[:length]]
+        clauses.append(f"({' AND '.join([*equal, f'{key[length]} > %s'])})")
+        values += last[: length + 1]
+    return " OR ".join(clauses), tuple(values)

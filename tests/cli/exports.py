@@ -1,4 +1,4 @@
-"""Exports of the tests, made without a process where none is tested, and read by other tools."""
+"""Exports for tests: made in the test's own process, and read by other tools."""
 
 import csv
 import json
@@ -11,9 +11,9 @@ from uuid import UUID
 import duckdb
 
 from cli.export import Format
-from cli.export.exporter import Wish, take
-from cli.export.manifest import Manifest
-from cli.export.tables import TABLES
+from cli.export.directory import Manifest
+from cli.export.exporter import ExportRequest, export_tables
+from cli.export.tables import tables_by_name
 from cli.settings import Settings
 from ledger.eventlog.records import Record
 from projections.views.registry import PROJECTIONS
@@ -25,8 +25,8 @@ EVERYTHING = ("events", *(projection.name for projection in PROJECTIONS))
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-async def fill_with_everything(settings: Settings) -> None:
-    """Record every kind of event, and show it in the views."""
+async def record_every_kind_of_event(settings: Settings) -> None:
+    """Record every kind of event, and bring the views to the head."""
     async with running_ledger(settings) as ledger:
         await ledger.write(history(5, 300))
         await project(ledger)
@@ -46,9 +46,12 @@ async def export(
     overwrite: bool = False,
     with_keys: bool = False,
 ) -> Manifest:
-    """What `ledger export NAMES --out TO` does."""
-    tables = tuple(TABLES[name] for name in names)
-    return await take(settings, Wish(tables, Format(format_), to, overwrite, with_keys))
+    """Do what `ledger export NAMES --out TO` does."""
+    tables = tables_by_name()
+    request = ExportRequest(
+        tuple(tables[name] for name in names), Format(format_), to, overwrite, with_keys
+    )
+    return await export_tables(settings, request)
 
 
 def manifest(directory: Path) -> Any:
@@ -56,19 +59,19 @@ def manifest(directory: Path) -> Any:
     return json.loads((directory / "manifest.json").read_text())
 
 
-def events_of(directory: Path) -> list[Record]:
+def exported_records(directory: Path) -> list[Record]:
     """The records of an export."""
     if (directory / "events.parquet").exists():
-        return _of_parquet(directory / "events.parquet")
+        return _parquet_records(directory / "events.parquet")
     if (directory / "events.csv").exists():
         with (directory / "events.csv").open(newline="") as file:
-            return [_of_text(row, row["meta"], row["data"]) for row in csv.DictReader(file)]
+            return [_text_record(row, row["meta"], row["data"]) for row in csv.DictReader(file)]
     lines = (directory / "events.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [_of_text(row, _canonical(row["meta"]), _canonical(row["data"])) for row in rows]
+    return [_text_record(row, _canonical(row["meta"]), _canonical(row["data"])) for row in rows]
 
 
-def _of_parquet(file: Path) -> list[Record]:
+def _parquet_records(file: Path) -> list[Record]:
     rows = duckdb.sql(
         "SELECT position, event_id, stream_id, version, type, schema_version, cause_position,"
         f" epoch_us(occurred_at), epoch_us(recorded_at), meta, data, hash FROM '{file}'"
@@ -79,7 +82,7 @@ def _of_parquet(file: Path) -> list[Record]:
     ]
 
 
-def _of_text(row: dict[str, Any], meta: str, data: str) -> Record:
+def _text_record(row: dict[str, Any], meta: str, data: str) -> Record:
     occurred_at_us, recorded_at_us = (
         (datetime.fromisoformat(row[name]) - EPOCH) // timedelta(microseconds=1)
         for name in ("occurred_at", "recorded_at")
@@ -104,16 +107,16 @@ def _canonical(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def rows_of(file: Path) -> list[tuple[str, ...]]:
+def rows_in(file: Path) -> list[tuple[str, ...]]:
     """The rows of a file as DuckDB reads them, in text."""
     with duckdb.connect() as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        found = connection.sql(f"SELECT COLUMNS(*)::VARCHAR FROM '{file}'").fetchall()
-    return [tuple(map(text, row)) for row in found]
+        rows = connection.sql(f"SELECT COLUMNS(*)::VARCHAR FROM '{file}'").fetchall()
+    return [tuple(map(text, row)) for row in rows]
 
 
 def text(value: object) -> str:
-    """A value in text, the same however it came."""
+    """A value as text, the same for the database's type and the file's."""
     if isinstance(value, bytes):
         return str(UUID(bytes=value))
     if isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[ T]", value):
