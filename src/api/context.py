@@ -11,7 +11,7 @@ from api.idempotency import Keys
 from api.pending import Peers, PendingOrders
 from api.product_cache import ProductCache
 from ledger.messaging.publisher import Publisher
-from ledger.messaging.queue_depth import Depths
+from ledger.messaging.rabbitmq import QueueDepths
 from ledger.runtime.cache import SingleFlight
 from projections.announcements import Announcements
 from projections.feed import Feed
@@ -32,7 +32,7 @@ class Deps:
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
-    depths: Depths | None = None
+    depths: QueueDepths | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Context:
     peers: Peers | None
     guard: Guard | None
     streams: EventStreams
-    depths: Depths | None
+    depths: QueueDepths | None
 
 
 def make_context(deps: Deps) -> Context:

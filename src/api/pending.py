@@ -12,16 +12,14 @@ from struct import Struct as Layout
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from ledger.core.events import OrderCancelRequested, OrderPlaced
 from ledger.eventlog.codec import decode_group
 from ledger.eventlog.records import Submitted
-from ledger.messaging.notifications import listening
 from ledger.messaging.publisher import InboxFull, InboxUnavailable, Publisher
-from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.rabbitmq import Connection, subscribe, until_closed
 from ledger.messaging.topology import ACCEPTED_EXCHANGE
-from ledger.runtime.reconnect import keep_alive
 from ledger.runtime.timestamps import SECOND_US, now_us
 from projections.announcements import Announcement
 from projections.queries import ViewsUnavailable
@@ -124,10 +122,10 @@ class Peers:
     before.
     """
 
-    def __init__(self, url: str, instance: str) -> None:
-        self._url = url
+    def __init__(self, consuming: Connection, publishing: Connection, instance: str) -> None:
+        self._consuming = consuming
         self._instance = instance
-        self._publisher = Publisher(url, "/api", f"{instance}-peers", ACCEPTED_EXCHANGE)
+        self._publisher = Publisher(publishing, "/api", f"{instance}-peers", ACCEPTED_EXCHANGE)
         self._marks: dict[UUID, asyncio.Future[None]] = {}
         self._pending: PendingOrders | None = None
 
@@ -160,15 +158,13 @@ class Peers:
 
     def works(self) -> Sequence[Coroutine[Any, Any, None]]:
         """What must run for as long as the process serves."""
-        return self._publisher.run(), keep_alive("peers", self._listen, BROKER_ERRORS)
+        return self._publisher.run(), self._consuming.keep_channel("peers", self._listen)
 
-    async def _listen(self) -> None:
+    async def _listen(self, channel: AbstractChannel) -> None:
         name = f"ledger.api.{self._instance}-peers"
-        async with listening(
-            self._url, name, ACCEPTED_EXCHANGE, self._hear, MAX_UNHEARD
-        ) as channel:
-            log.info("hears from now on of orders that other API processes accept")
-            await until_closed(channel)
+        await subscribe(channel, name, ACCEPTED_EXCHANGE, self._hear, MAX_UNHEARD)
+        log.info("hears from now on of orders that other API processes accept")
+        await until_closed(channel)
 
     async def _hear(self, message: AbstractIncomingMessage) -> None:
         events, _ = decode_group(message.body)

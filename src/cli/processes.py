@@ -17,9 +17,8 @@ from api.pending import Peers
 from cli.access import make_guard, origins
 from cli.observing import observed, serve_metrics
 from cli.settings import Settings
-from ledger.messaging.notifications import Hints
 from ledger.messaging.publisher import Publisher
-from ledger.messaging.queue_depth import Depths
+from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
 from ledger.runtime.database import make_engine
 from ledger.runtime.metrics import WRITER, registry_of
@@ -55,11 +54,12 @@ async def _serve_api(settings: Settings) -> None:
         pool_size=API_CONNECTIONS,
         autocommit=True,
     )
-    url, name = settings.amqp_url("api"), f"api-{os.getpid()}"
-    peers = Peers(url, name) if settings.api_shared else None
+    name = f"api-{os.getpid()}"
+    consuming, publishing = _connections(settings.amqp_url("api"), name)
+    peers = Peers(consuming, publishing, name) if settings.api_shared else None
     deps = Deps(
-        Publisher(url, "/api", name),
-        Announcements(url, name),
+        Publisher(publishing, "/api", name),
+        Announcements(consuming, name),
         Views(engine),
         Feed(engine),
         AsOfReads(engine),
@@ -67,7 +67,7 @@ async def _serve_api(settings: Settings) -> None:
         peers=peers,
         cors_origins=origins(settings),
         guard=make_guard(settings, engine),
-        depths=Depths(url, f"{name}-depths"),
+        depths=QueueDepths(consuming),
     )
     try:
         await server.run(build_app(deps), settings.api_host, settings.api_port)
@@ -78,12 +78,12 @@ async def _serve_api(settings: Settings) -> None:
 async def run_writer(settings: Settings) -> None:
     """Write until SIGTERM or SIGINT."""
     engine = make_engine(settings.db_url("writer"), settings.db_ca_file)
-    url, name = settings.amqp_url("writer"), f"writer-{os.getpid()}"
-    hints = Hints(url, RECORDED_EXCHANGE, f"{name}-hints")
-    writer = Writer(engine, url, name, hints, snapshot_every=settings.snapshot_every)
+    consuming, publishing = _connections(settings.amqp_url("writer"), f"writer-{os.getpid()}")
+    notifier = Notifier(publishing, RECORDED_EXCHANGE)
+    writer = Writer(engine, consuming, publishing, notifier, snapshot_every=settings.snapshot_every)
     try:
         with observed("writer", settings):
-            beside = (hints.run(), *_writer_metrics(settings, url, name))
+            beside = (notifier.run(), *_writer_metrics(settings, consuming))
             await until_signalled(writer.stop, writer.run(), *beside)
     finally:
         await engine.dispose()
@@ -93,21 +93,27 @@ async def run_projector(settings: Settings) -> None:
     """Project until SIGTERM or SIGINT."""
     # One to write the views, one to read ahead, one for the metrics.
     engine = make_engine(settings.db_url("projector"), settings.db_ca_file, pool_size=3)
-    url, name = settings.amqp_url("projector"), f"projector-{os.getpid()}"
-    announce = Hints(url, ANNOUNCED_EXCHANGE, f"{name}-announcements")
-    projector = Projector(engine, PROJECTIONS, announce)
+    consuming, publishing = _connections(settings.amqp_url("projector"), f"projector-{os.getpid()}")
+    announcer = Notifier(publishing, ANNOUNCED_EXCHANGE)
+    projector = Projector(engine, PROJECTIONS, announcer)
     try:
         with observed("projector", settings):
-            beside = (listen(url, projector), announce.run(), *_projector_metrics(settings, engine))
+            metrics = _projector_metrics(settings, engine)
+            beside = (listen(consuming, projector), announcer.run(), *metrics)
             await until_signalled(projector.stop, projector.run(), *beside)
     finally:
         await engine.dispose()
 
 
-def _writer_metrics(settings: Settings, url: str, name: str) -> Sequence[Work]:
+def _connections(url: str, name: str) -> tuple[Connection, Connection]:
+    """A process's connections to the broker: one to consume, one to publish."""
+    return Connection(url, f"{name}-consumer"), Connection(url, f"{name}-publisher")
+
+
+def _writer_metrics(settings: Settings, consuming: Connection) -> Sequence[Work]:
     if settings.writer_metrics_port is None:
         return ()
-    depths = Depths(url, f"{name}-depths")
+    depths = QueueDepths(consuming)
     address = (settings.metrics_host, settings.writer_metrics_port)
     return (depths.run(), serve_metrics(*address, registry_of(WRITER), depths.measure))
 

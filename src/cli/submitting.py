@@ -8,6 +8,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_
 from cli.settings import Settings
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxUnavailable, Publisher
+from ledger.messaging.rabbitmq import Connection
 from ledger.runtime.reconnect import first_to_end
 
 SHOWN_TIMEOUT_S: Final = 20.0
@@ -27,7 +28,8 @@ async def submit(
 
     Raises InboxUnavailable, NotShown.
     """
-    publisher = Publisher(settings.amqp_url("api"), source, source.strip("/"))
+    name = source.strip("/")
+    publisher = Publisher(Connection(settings.amqp_url("api"), name), source, name)
 
     async def is_connected() -> bool:
         return publisher.connected

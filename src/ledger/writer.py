@@ -23,9 +23,8 @@ from ledger.eventlog.encryption import CustomerKeys, named_customers
 from ledger.eventlog.records import GENESIS_HASH, Submitted, next_hash
 from ledger.eventlog.store import Fenced, Head, LedgerDamaged, Store
 from ledger.messaging.consumer import Batch, Inbox, open_inbox
-from ledger.messaging.notifications import Hints
 from ledger.messaging.parking import park
-from ledger.messaging.rabbitmq import BROKER_ERRORS
+from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, Notifier
 from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
@@ -57,17 +56,17 @@ class Writer:
     def __init__(
         self,
         engine: AsyncEngine,
-        inbox_url: str,
-        name: str,
-        hints: Hints,
+        consuming: Connection,
+        publishing: Connection,
+        notifier: Notifier,
         *,
         snapshot_every: int,
         now_us: Callable[[], int] = now_us,
     ) -> None:
         self._engine = engine
-        self._inbox_url = inbox_url
-        self._name = name
-        self._hints = hints
+        self._consuming = consuming
+        self._publishing = publishing
+        self._notifier = notifier
         self._snapshot_every = snapshot_every
         self._now_us = now_us
         self._stopping = asyncio.Event()
@@ -93,7 +92,7 @@ class Writer:
             await refuse_unsafe(connection)
             known = await load(connection, self._snapshot_when_due)
             HEAD_POSITION.set(known.head.position)
-            async with open_inbox(self._inbox_url, self._name) as inbox:
+            async with open_inbox(self._consuming) as inbox:
                 CONNECTED.set(1)
                 try:
                     await self._write(connection, known, inbox)
@@ -130,14 +129,14 @@ class Writer:
     async def _append(
         self, connection: AsyncConnection, known: "Known", batch: Batch, inbox: Inbox
     ) -> None:
-        await park(self._inbox_url, self._name, batch.rejected)
+        await park(self._publishing, batch.rejected)
         before = known.head.position
         events = await self._decide_and_commit(connection, known, batch.events)
         await failpoint("writer.after-commit")
         await inbox.ack(batch)
         await failpoint("writer.after-ack")
         if known.head.position > before:
-            self._hints.tell(str(known.head.position).encode())
+            self._notifier.notify(str(known.head.position).encode())
         self.progress.messages += batch.messages
         self.progress.repeats += len(batch.events) - events
         self.progress.parked += len(batch.rejected)

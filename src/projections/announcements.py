@@ -6,15 +6,13 @@ from itertools import zip_longest
 from typing import Final
 from uuid import UUID
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder, Encoder
 
 from ledger.core.events import TYPE_OF, OrderCancelRefused, OrderFailed, Recorded, SubmissionRefused
-from ledger.messaging.notifications import listening
-from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.rabbitmq import Connection, subscribe, until_closed
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
-from ledger.runtime.reconnect import keep_alive
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +78,8 @@ class Announcements:
     An announcement may be lost, here or on the way; `on_reset` tells that one may have been.
     """
 
-    def __init__(self, url: str, instance: str) -> None:
-        self._url = url
+    def __init__(self, connection: Connection, instance: str) -> None:
+        self._connection = connection
         self._instance = instance
         self._subscribers: list[Callable[[Announcement], None]] = []
         self._resets: list[Callable[[], None]] = []
@@ -98,18 +96,16 @@ class Announcements:
 
     async def run(self) -> None:
         """Listen, for as long as the process runs."""
-        await keep_alive("announcements", self._session, BROKER_ERRORS)
+        await self._connection.keep_channel("announcements", self._listen)
 
-    async def _session(self) -> None:
+    async def _listen(self, channel: AbstractChannel) -> None:
         name = f"ledger.api.{self._instance}"
-        async with listening(
-            self._url, name, ANNOUNCED_EXCHANGE, self._hear, MAX_WAITING
-        ) as channel:
-            self._reset(connected=True)
-            try:
-                await until_closed(channel)
-            finally:
-                self._reset(connected=False)
+        await subscribe(channel, name, ANNOUNCED_EXCHANGE, self._hear, MAX_WAITING)
+        self._reset(connected=True)
+        try:
+            await until_closed(channel)
+        finally:
+            self._reset(connected=False)
 
     def _reset(self, *, connected: bool) -> None:
         self.connected = connected

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
-from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
 from ledger.eventlog.codec import origin_of
 from ledger.eventlog.records import Record
 from ledger.eventlog.store import LedgerDamaged, Store
-from ledger.messaging.notifications import Hints, listening
-from ledger.messaging.rabbitmq import BROKER_ERRORS, until_closed
+from ledger.messaging.rabbitmq import Connection, Notifier, subscribe, until_closed
 from ledger.messaging.topology import RECORDED_EXCHANGE
 from ledger.runtime import tracing
 from ledger.runtime.database import DATABASE_ERRORS
@@ -50,11 +49,11 @@ class Projector:
         self,
         engine: AsyncEngine,
         projections: Sequence[Projection[Any]],
-        announce: Hints,
+        announcer: Notifier,
     ) -> None:
         self._engine = engine
         self._projections = projections
-        self._announce = announce
+        self._announcer = announcer
         self._woken = asyncio.Event()
         self._stopping = False
 
@@ -80,7 +79,7 @@ class Projector:
                 announcement = await advance(connection, self._projections, ahead)
                 moved = announcement.position - announcement.after
                 if moved or not await self._woken_in_time():
-                    self._announce.tell(encode(announcement))
+                    self._announcer.notify(encode(announcement))
                 if 0 < moved < LARGE_BATCH:
                     await asyncio.sleep(began + LINGER_S - time.monotonic())
 
@@ -177,15 +176,15 @@ async def _project(
     await write_rows(connection, changed)
 
 
-async def listen(url: str, projector: Projector) -> None:
-    """Wake the projector at each hint of the writer, for as long as the process runs."""
+async def listen(connection: Connection, projector: Projector) -> None:
+    """Wake the projector at each notification of the writer, for as long as the process runs."""
 
-    async def hear(_: AbstractIncomingMessage) -> None:
+    async def on_message(_: AbstractIncomingMessage) -> None:
         projector.wake()
 
-    async def session() -> None:
+    async def wake(channel: AbstractChannel) -> None:
         name = f"ledger.projector.{os.getpid()}"
-        async with listening(url, name, RECORDED_EXCHANGE, hear, max_waiting=1) as channel:
-            await until_closed(channel)
+        await subscribe(channel, name, RECORDED_EXCHANGE, on_message, max_waiting=1)
+        await until_closed(channel)
 
-    await keep_alive("projector's hints", session, BROKER_ERRORS)
+    await connection.keep_channel("notifications of the writer", wake)

@@ -12,6 +12,7 @@ from api.product_cache import MAX_AGE_S, ProductCache, ProductPage
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxFull
+from ledger.messaging.rabbitmq import Connection
 from projections.announcements import Announcement, Announcements, Outcome
 from tests.harness import eventually
 
@@ -130,7 +131,7 @@ class TestProductCache:
     @pytest.fixture
     def announcements(self) -> Announcements:
         """A listener that nobody talks to; connected, as far as it says."""
-        heard = Announcements("amqp://127.0.0.1:1", "test")
+        heard = Announcements(Connection("amqp://127.0.0.1:1", "test"), "test")
         heard.connected = True
         heard.position = 10
         return heard

@@ -19,6 +19,7 @@ from cli.unparking import operator
 from ledger.eventlog.codec import Rejected, encode_submitted, join
 from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import id_of, park
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, PARKING
 from tests.harness import environment, free_port
 from tests.ledger.events import opening, orders
@@ -54,7 +55,7 @@ async def park_event(
 ) -> None:
     """Park events that can be read, as a writer would have that did not know their type yet."""
     rejected = [Rejected(wire(event), reason, whole=False) for event in events]
-    await park(ledger.settings.amqp_url("writer"), "t", rejected)
+    await park(Connection(ledger.settings.amqp_url("writer"), "t"), rejected)
 
 
 async def parked(ledger: Ledger) -> list[str]:
@@ -195,7 +196,7 @@ async def test_an_id_that_is_none_or_of_several_is_one_sentence(run: Run, ledger
     assert "`ledger parked list` shows all" in done.said_one_sentence()
     numbers = [b"%d" % number for number in range(700)]
     rejected = [Rejected(each, "no", False) for each in numbers]
-    await park(ledger.settings.amqp_url("writer"), "t", rejected)
+    await park(Connection(ledger.settings.amqp_url("writer"), "t"), rejected)
     ids = sorted(map(id_of, numbers))
     one, other = next((one, other) for one, other in pairwise(ids) if one[:4] == other[:4])
     for arguments in (("show", one[:4]), ("discard", one[:4], "--yes")):

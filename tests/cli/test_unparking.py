@@ -16,6 +16,7 @@ from ledger.messaging import parking_log
 from ledger.messaging.parking import for_inbox, id_of, park
 from ledger.messaging.parking_log import Entry, MessageTooLarge
 from ledger.messaging.publisher import InboxFull
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX
 from ledger.runtime import failpoints
 from ledger.runtime.failpoints import FailpointReached
@@ -38,7 +39,7 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
 
 async def park_bytes(ledger: Ledger, *bodies: bytes, whole: bool = True) -> None:
     rejected = [Rejected(body, "why", whole) for body in bodies]
-    await park(ledger.settings.amqp_url("writer"), "t", rejected)
+    await park(Connection(ledger.settings.amqp_url("writer"), "t"), rejected)
 
 
 async def park_events(ledger: Ledger, events: Sequence[Submitted]) -> None:

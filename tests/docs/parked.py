@@ -7,6 +7,7 @@ from ledger.core.events import WalletCredited
 from ledger.eventlog.codec import Rejected, encode_submitted, join
 from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import park
+from ledger.messaging.rabbitmq import Connection
 from tests.harness import Stack
 from tests.ledger.running import Ledger, until_acked
 
@@ -27,6 +28,6 @@ async def with_parked(stack: Stack) -> None:
         await until_acked(writer, 3)
     # As a writer would have parked it that did not know this type of event yet.
     url = stack.settings.amqp_url("writer")
-    await park(url, "docs", [Rejected(credit, UNKNOWN, whole=False)])
+    await park(Connection(url, "docs"), [Rejected(credit, UNKNOWN, whole=False)])
     await ledger.close()
     stack.start("writer")

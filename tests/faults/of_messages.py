@@ -14,8 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from ledger.eventlog.codec import encode_submitted, join, origin_of, recorded
 from ledger.eventlog.records import Record, Submitted
-from ledger.messaging.notifications import listening
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel, subscribe
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from tests.faults.fault import add
 from tests.faults.world import World
@@ -93,7 +92,8 @@ async def captured(world: World) -> AsyncIterator[deque[bytes]]:
         messages.append(message.body)
 
     url = world.settings.amqp_url("migrate")
-    async with listening(url, "faults", SUBMITTED_EXCHANGE, hear, MAX_CAPTURED):
+    async with open_channel(url, "faults", confirms=False) as channel:
+        await subscribe(channel, "faults", SUBMITTED_EXCHANGE, hear, MAX_CAPTURED)
         yield messages
 
 

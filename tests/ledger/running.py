@@ -15,9 +15,8 @@ from ledger.eventlog.codec import encode_submitted, join
 from ledger.eventlog.records import Record, Submitted
 from ledger.eventlog.store import Head, Store
 from ledger.messaging.consumer import PREFETCH, open_inbox
-from ledger.messaging.notifications import Hints
 from ledger.messaging.publisher import Publisher
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection, Notifier, open_channel
 from ledger.messaging.topology import (
     ANNOUNCED_EXCHANGE,
     INBOX,
@@ -174,7 +173,7 @@ class Ledger:
     async def waiting(self) -> list[list[Submitted]]:
         """The first messages of the inbox with their events; they go on waiting there."""
         count = min(await self.depth(INBOX), PREFETCH)
-        async with open_inbox(self.settings.amqp_url("writer"), "look") as inbox:
+        async with open_inbox(Connection(self.settings.amqp_url("writer"), "look")) as inbox:
             found = [await inbox.batch(1, 5) for _ in range(count)]
         return [batch.events for batch in found if batch]
 
@@ -195,41 +194,47 @@ class Ledger:
         snapshot_every: int = 50_000,
         read_timeout_s: float = 15,
         **options: Callable[[], int],
-    ) -> tuple[Writer, Hints]:
-        """A writer and its hints; other settings may lead it through a proxy."""
+    ) -> tuple[Writer, Notifier]:
+        """A writer and its notifier; other settings may lead it through a proxy."""
         chosen = settings or self.settings
         url, name = chosen.amqp_url("writer"), f"writer-{next(_numbers)}"
         engine = make_engine(chosen.db_url("writer"), read_timeout_s=read_timeout_s)
         self._engines[name] = engine
-        hints = Hints(url, RECORDED_EXCHANGE, f"{name}-hints")
-        return Writer(engine, url, name, hints, snapshot_every=snapshot_every, **options), hints
+        consuming, publishing = Connection(url, name), Connection(url, f"{name}-publisher")
+        notifier = Notifier(publishing, RECORDED_EXCHANGE)
+        writer = Writer(
+            engine, consuming, publishing, notifier, snapshot_every=snapshot_every, **options
+        )
+        return writer, notifier
 
     @asynccontextmanager
     async def writing(
         self, settings: Settings | None = None, **options: Any
     ) -> AsyncIterator[Writer]:
         """A running writer; leaving the block ends it as abruptly as a crash."""
-        writer, hints = self.make_writer(settings, **options)
-        async with beside(writer.run(), hints.run()):
+        writer, notifier = self.make_writer(settings, **options)
+        async with beside(writer.run(), notifier.run()):
             yield writer
 
     @asynccontextmanager
     async def publishing(self, settings: Settings | None = None) -> AsyncIterator[Publisher]:
         """A connected publisher."""
-        publisher = Publisher((settings or self.settings).amqp_url("api"), "/tests", "tests")
+        connection = Connection((settings or self.settings).amqp_url("api"), "tests")
+        publisher = Publisher(connection, "/tests", "tests")
         async with beside(publisher.run()):
             await until_connected(publisher)
             yield publisher
 
     @asynccontextmanager
     async def projecting(self, settings: Settings | None = None) -> AsyncIterator[Projector]:
-        """A running projector that listens to hints and announces."""
+        """A running projector that listens to notifications and announces."""
         chosen = settings or self.settings
         url, name = chosen.amqp_url("projector"), f"projector-{next(_numbers)}"
         self._engines[name] = engine = make_engine(chosen.db_url("projector"))
-        announce = Hints(url, ANNOUNCED_EXCHANGE, f"{name}-announcements")
-        projector = Projector(engine, PROJECTIONS, announce)
-        async with beside(projector.run(), listen(url, projector), announce.run()):
+        announcer = Notifier(Connection(url, f"{name}-publisher"), ANNOUNCED_EXCHANGE)
+        projector = Projector(engine, PROJECTIONS, announcer)
+        listening = listen(Connection(url, name), projector)
+        async with beside(projector.run(), listening, announcer.run()):
             yield projector
 
     async def write(self, *groups: Iterable[Submitted]) -> list[Record]:

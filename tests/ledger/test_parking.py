@@ -10,7 +10,7 @@ from cli.commands.migrate import migrate
 from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_submitted, join
 from ledger.messaging import parking, topology
 from ledger.messaging.parking import Parked, ParkingBusy, id_of, open_parking, park, parked
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
 from tests.harness import eventually
 
@@ -98,7 +98,7 @@ async def test_a_poison_of_too_many_elements_is_one_message(ledger: Ledger) -> N
 
 async def park_numbers(ledger: Ledger, *numbers: int) -> None:
     rejected = [Rejected(b"%d" % number, f"no {number}", whole=False) for number in numbers]
-    await park(ledger.settings.amqp_url("writer"), "t", rejected)
+    await park(Connection(ledger.settings.amqp_url("writer"), "t"), rejected)
 
 
 async def read(ledger: Ledger) -> list[Parked]:

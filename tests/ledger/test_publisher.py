@@ -17,7 +17,7 @@ from ledger.messaging.publisher import (
     InboxUnavailable,
     Publisher,
 )
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, make_ledger
 from tests.private_servers import Servers
@@ -184,7 +184,7 @@ async def test_with_the_broker_away_a_submission_is_refused_at_once(
 
 
 async def test_a_submission_is_refused_before_the_broker_was_ever_reached(ledger: Ledger) -> None:
-    publisher = Publisher(ledger.settings.amqp_url("api"), "/tests", "tests")
+    publisher = Publisher(Connection(ledger.settings.amqp_url("api"), "t"), "/tests", "tests")
     with pytest.raises(InboxUnavailable):
         await publisher.submit(orders(1))
 
@@ -228,7 +228,7 @@ async def test_after_a_late_confirm_the_same_connection_goes_on(
 async def test_a_confirm_that_never_comes_ends_the_connection(
     ledger: Ledger, broker: Proxy, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.publisher.CONFIRM_TIMEOUT_S", SUBMIT_TIMEOUT_S)
+    monkeypatch.setattr("ledger.messaging.publisher.CONFIRM_TIMEOUT_S", SUBMIT_TIMEOUT_S)
     channel = publisher._channel
     broker.stall("down")
     with pytest.raises(InboxUnavailable):
@@ -342,7 +342,8 @@ async def test_a_lost_confirm_is_told_as_not_known(
 
 
 async def test_many_publishers_share_one_inbox(ledger: Ledger) -> None:
-    publishers = [Publisher(ledger.settings.amqp_url("api"), "/tests", f"p{n}") for n in range(4)]
+    connection = Connection(ledger.settings.amqp_url("api"), "t")
+    publishers = [Publisher(connection, "/tests", f"p{n}") for n in range(4)]
     async with beside(*[publisher.run() for publisher in publishers]):
         for publisher in publishers:
             await until_connected(publisher)

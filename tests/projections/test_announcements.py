@@ -9,7 +9,7 @@ from aio_pika import Message
 
 from cli.settings import Settings
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
 from projections.announcements import Announcement, Announcements, Outcome, encode
 from projections.projector import POLL_S, advance
@@ -27,7 +27,7 @@ class Listener:
     """Hears announcements as the API does, and keeps them."""
 
     def __init__(self, settings: Settings) -> None:
-        self.announcements = Announcements(settings.amqp_url("api"), uuid4().hex)
+        self.announcements = Announcements(Connection(settings.amqp_url("api"), "t"), uuid4().hex)
         self.heard: list[Announcement] = []
         self.resets = 0
         self.announcements.subscribe(self.heard.append)

@@ -28,6 +28,7 @@ from ledger.eventlog.originals import submitted
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable, Publisher
+from ledger.messaging.rabbitmq import Connection
 from ledger.runtime.reconnect import first_to_end
 from projections.views.wallets import ERASED
 
@@ -51,7 +52,8 @@ async def resubmit_events(
     when the other inbox takes no group for RETRY_S.
     """
     refuse_same_ledger(settings, other)
-    publisher = Publisher(other.amqp_url("api"), None, f"replay-{os.getpid()}")
+    name = f"replay-{os.getpid()}"
+    publisher = Publisher(Connection(other.amqp_url("api"), name), None, name)
     pending: list[Submitted] = []
     submitted_events = 0
 

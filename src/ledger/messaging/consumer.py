@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from ledger.eventlog.codec import Rejected, decode_group
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import INBOX
 from ledger.runtime.metrics import MESSAGE_EVENTS
 
@@ -78,9 +78,9 @@ class Inbox:
 
 
 @asynccontextmanager
-async def open_inbox(url: str, name: str) -> AsyncIterator[Inbox]:
-    """Connect and consume; leaving it returns to the queue what was not acked."""
-    async with open_channel(url, name, confirms=True) as channel:
+async def open_inbox(connection: Connection) -> AsyncIterator[Inbox]:
+    """Consume the inbox; leaving it returns to the queue what was not acked."""
+    async with connection.channel(confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await channel.set_qos(prefetch_count=PREFETCH)
             inbox = Inbox(channel)

@@ -6,8 +6,9 @@ returned before, so only who reads all of it leaves the order as it was. All of 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, Final
@@ -17,13 +18,6 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelLockedResource
 from msgspec import Struct
 from pamqp.commands import Basic
-from tenacity import (
-    AsyncRetrying,
-    retry_if_exception_type,
-    retry_if_result,
-    stop_after_delay,
-    wait_fixed,
-)
 
 from ledger.eventlog.codec import (
     BATCH_CONTENT_TYPE,
@@ -33,7 +27,7 @@ from ledger.eventlog.codec import (
     join,
 )
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import PARKING, PARKING_EXCHANGE, PARKING_LOCK
 
 MAX_REASON: Final = 1_000
@@ -72,15 +66,14 @@ class Parked(Struct, frozen=True):
     trouble: str | None
 
 
-async def park(url: str, name: str, rejected: Sequence[Rejected]) -> None:
+async def park(connection: Connection, rejected: Sequence[Rejected]) -> None:
     """Keep what could not be read, with its reason; returns when the broker has it.
 
-    On a connection of its own: a broker in need stops reading from connections that publish, and
-    must go on reading the acks of the consumer.
+    The connection must not be the consumer's: see `ledger.messaging.rabbitmq`.
     """
     if not rejected:
         return
-    async with open_channel(url, f"{name}-parking", confirms=True) as channel:
+    async with connection.channel(confirms=True) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             exchange = await channel.get_exchange(PARKING_EXCHANGE)
         for begun in range(0, len(rejected), IN_FLIGHT):
@@ -222,53 +215,41 @@ async def open_parking(url: str, name: str) -> AsyncIterator[Parking]:
 
     It's left when the broker has put back what was not acked, so that the next reader sees it.
     """
+    connection = Connection(url, name)
     async with AsyncExitStack() as stack:
-        lock = await _lock(stack, url, f"{name}-lock")
-        async with open_channel(url, name, confirms=False) as channel:
+        lock = await _lock(connection, stack)
+        async with connection.channel(confirms=False) as channel:
             parking = Parking(channel, await _count(lock))
             yield parking
             await parking.settle()
-        await _until_returned(lock, parking.count - parking.acked)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETURN_WAIT_S):
+                while await _count(lock) < parking.count - parking.acked:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
 
 
-async def _lock(stack: AsyncExitStack, url: str, name: str) -> AbstractChannel:
-    """A channel that holds the lock: a queue that belongs to one connection and ends with it."""
-    retrying = AsyncRetrying(
-        retry=retry_if_exception_type(ChannelLockedResource),
-        wait=wait_fixed(0.1),
-        stop=stop_after_delay(LOCK_WAIT_S),
-        reraise=True,
-    )
-    try:
-        return await retrying(_try_lock, stack, url, name)
-    except ChannelLockedResource:
-        raise ParkingBusy(
-            "another `ledger parked` reads the parking queue: try again when it has ended"
-        ) from None
-
-
-async def _try_lock(stack: AsyncExitStack, url: str, name: str) -> AbstractChannel:
-    async with AsyncExitStack() as trying:
-        channel = await trying.enter_async_context(open_channel(url, name, confirms=False))
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await channel.declare_queue(PARKING_LOCK, exclusive=True)
-        stack.push_async_exit(trying.pop_all())
-        return channel
+async def _lock(connection: Connection, stack: AsyncExitStack) -> AbstractChannel:
+    """A channel whose connection holds the lock: a queue that ends with that connection."""
+    give_up_at = time.monotonic() + LOCK_WAIT_S
+    while True:
+        async with AsyncExitStack() as attempt:
+            channel = await attempt.enter_async_context(connection.channel(confirms=False))
+            try:
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await channel.declare_queue(PARKING_LOCK, exclusive=True)
+            except ChannelLockedResource:
+                if time.monotonic() > give_up_at:
+                    raise ParkingBusy(
+                        "another `ledger parked` reads the parking queue: try again when it has"
+                        " ended"
+                    ) from None
+            else:
+                stack.push_async_exit(attempt.pop_all())
+                return channel
+        await asyncio.sleep(0.1)
 
 
 async def _count(channel: AbstractChannel) -> int:
     async with asyncio.timeout(CALL_TIMEOUT_S):
         queue = await channel.declare_queue(PARKING, passive=True)
     return queue.declaration_result.message_count or 0
-
-
-async def _until_returned(channel: AbstractChannel, count: int) -> None:
-    async def are_returned() -> bool:
-        return await _count(channel) >= count
-
-    await AsyncRetrying(
-        retry=retry_if_result(lambda yes: not yes),
-        wait=wait_fixed(0.02),
-        stop=stop_after_delay(RETURN_WAIT_S),
-        retry_error_callback=lambda _: None,
-    )(are_returned)

@@ -19,12 +19,12 @@ from pamqp.commands import Basic
 
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_submitted, join
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import BROKER_ERRORS, CALL_TIMEOUT_S, open_channel, until_closed
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection, until_closed
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime import tracing
 from ledger.runtime.failpoints import failpoint, meanwhile
 from ledger.runtime.metrics import Publishing
-from ledger.runtime.reconnect import first_to_end, keep_alive
+from ledger.runtime.reconnect import first_to_end
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +80,14 @@ class Publisher:
     """
 
     def __init__(
-        self, url: str, source: str | None, instance: str, exchange: str = SUBMITTED_EXCHANGE
+        self,
+        connection: Connection,
+        source: str | None,
+        instance: str,
+        exchange: str = SUBMITTED_EXCHANGE,
     ) -> None:
         self._exchange_name = exchange
-        self._url = url
+        self._connection = connection
         self._source = source
         self.name = instance
         self._exchange: AbstractExchange | None = None
@@ -101,7 +105,9 @@ class Publisher:
 
     async def run(self) -> None:
         """Hold the connection, for as long as the process runs."""
-        await keep_alive("publisher", self._session, BROKER_ERRORS)
+        await self._connection.keep_channel(
+            f"publisher of {self._exchange_name}", self._publish_groups, confirms=True
+        )
 
     async def submit(self, events: Sequence[Submitted]) -> None:
         """Append events, contiguous and in order; returns when the broker has confirmed them.
@@ -161,17 +167,16 @@ class Publisher:
         if traceparent := events[0].traceparent:
             tracing.record("publish", traceparent, {"ledger.events": len(events)}, began_ns)
 
-    async def _session(self) -> None:
-        async with open_channel(self._url, f"{self.name}-publisher", confirms=True) as channel:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                exchange = await channel.get_exchange(self._exchange_name)
-            self._exchange, self._channel = exchange, channel
-            try:
-                senders = (self._send_groups(exchange) for _ in range(IN_FLIGHT))
-                await first_to_end(*senders, self._lose_patience(), until_closed(channel))
-            finally:
-                self._exchange = self._channel = None
-                self._refuse_waiting()
+    async def _publish_groups(self, channel: AbstractChannel) -> None:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            exchange = await channel.get_exchange(self._exchange_name)
+        self._exchange, self._channel = exchange, channel
+        try:
+            senders = (self._send_groups(exchange) for _ in range(IN_FLIGHT))
+            await first_to_end(*senders, self._lose_patience(), until_closed(channel))
+        finally:
+            self._exchange = self._channel = None
+            self._refuse_waiting()
 
     async def _send_groups(self, exchange: AbstractExchange) -> None:
         while True:

@@ -1,55 +1,229 @@
-"""Connections to RabbitMQ: plain ones, each with its deadlines, each closed for certain."""
+"""Sessions with RabbitMQ: a connection that its users share, a channel for each of them.
+
+Everybody who speaks to the broker for as long as the process runs does it through
+`Connection.keep_channel`, which opens a channel again, after a pause with jitter, whenever the
+broker or the way to it fails. A process needs two connections: a broker in need of memory or disk
+stops reading from connections that publish (https://www.rabbitmq.com/docs/connection-blocked), and
+the client holds back every frame of such a connection, acks among them. So consumers never share
+the connection of publishers.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from math import nan
+from typing import Any, Final
+from uuid import uuid4
 
 import aio_pika
-from aio_pika.abc import AbstractChannel
+from aio_pika import Message
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+
+from ledger.messaging.topology import INBOX, PARKING
+from ledger.runtime.metrics import INBOX_MESSAGES, PARKING_MESSAGES
+from ledger.runtime.reconnect import first_to_end, keep_alive
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
+DEPTH_TIMEOUT_S: Final = 1.0
 HEARTBEAT_S: Final = 10
+MAX_NOTIFICATIONS: Final = 1_000
 
+# What aio-pika raises when the broker or the way to it fails; TimeoutError is an OSError.
 BROKER_ERRORS: Final = CONNECTION_EXCEPTIONS
-"""What aio-pika raises when the broker or the way to it fails; TimeoutError is among them."""
+
+
+class Connection:
+    """One connection to RabbitMQ: opened for its first user, closed after its last.
+
+    `name` is what the operator sees in the broker's list of connections. When the connection
+    breaks, the channels of all users end, and the first to ask again opens a new one.
+    """
+
+    def __init__(self, url: str, name: str) -> None:
+        self._url = f"{url}?heartbeat={HEARTBEAT_S}&name={name}"
+        self._current: AbstractConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._users: Counter[AbstractConnection] = Counter()
+        self.name: Final = name
+
+    @asynccontextmanager
+    async def channel(self, *, confirms: bool) -> AsyncIterator[AbstractChannel]:
+        """A channel, closed for certain; with `confirms` a publish waits for the broker.
+
+        Raises one of BROKER_ERRORS when the broker is away.
+        """
+        async with self._connecting:
+            if self._current is None or not self._current.connected.is_set():
+                self._current = await aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S)
+            connection = self._current
+            self._users[connection] += 1
+        channel: AbstractChannel | None = None
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                channel = await connection.channel(
+                    publisher_confirms=confirms, on_return_raises=confirms
+                )
+            yield channel
+        except TimeoutError:
+            # A broker that leaves one call unanswered answers nobody on this connection: all its
+            # users start again on a new one. Any other error ends the channel alone, or has ended
+            # the connection already.
+            await self._close(connection)
+            raise
+        finally:
+            self._users[connection] -= 1
+            if channel is None or not self._users[connection]:
+                await self._close(connection)
+            else:
+                await self._close_channel(connection, channel)
+
+    async def keep_channel(
+        self,
+        purpose: str,
+        use: Callable[[AbstractChannel], Awaitable[None]],
+        *,
+        confirms: bool = False,
+    ) -> None:
+        """Run `use` with a channel, again with a new one after each broker error, until it returns.
+
+        `use` has to end when its channel does: see `until_closed`. `purpose` is for the log.
+        """
+
+        async def session() -> None:
+            async with self.channel(confirms=confirms) as channel:
+                await use(channel)
+
+        await keep_alive(purpose, session, BROKER_ERRORS)
+
+    async def _close_channel(
+        self, connection: AbstractConnection, channel: AbstractChannel
+    ) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await channel.close()
+        except BROKER_ERRORS as error:
+            log.debug("%s: closing a broken channel: %r", self.name, error)
+            await self._close(connection)
+
+    async def _close(self, connection: AbstractConnection) -> None:
+        if connection is self._current:
+            self._current = None
+        if not self._users[connection]:
+            del self._users[connection]
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await connection.close()
+        except BROKER_ERRORS as error:
+            log.debug("%s: closing a broken connection: %r", self.name, error)
 
 
 @asynccontextmanager
 async def open_channel(url: str, name: str, *, confirms: bool) -> AsyncIterator[AbstractChannel]:
-    """A channel on a connection of its own; with `confirms` a publish waits for the broker.
-
-    `name` is what the operator sees in the broker's list of connections. Raises one of
-    BROKER_ERRORS when the broker is away.
-    """
-    connection = await aio_pika.connect(
-        f"{url}?heartbeat={HEARTBEAT_S}&name={name}", timeout=CONNECT_TIMEOUT_S
-    )
-    try:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            channel = await connection.channel(
-                publisher_confirms=confirms, on_return_raises=confirms
-            )
+    """A channel on a connection of its own, for one errand; raises one of BROKER_ERRORS."""
+    async with Connection(url, name).channel(confirms=confirms) as channel:
         yield channel
-    finally:
-        await _close(connection)
-
-
-async def _close(connection: aio_pika.abc.AbstractConnection) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await connection.close()
-    except BROKER_ERRORS as error:
-        log.debug("closing a broken connection: %r", error)
 
 
 async def until_closed(channel: AbstractChannel) -> None:
     """Wait for the channel's end, whoever brings it about; raises ConnectionError then."""
     await channel.closed()
     raise ConnectionError("the broker closed the channel")
+
+
+async def subscribe(
+    channel: AbstractChannel,
+    name: str,
+    exchange: str,
+    on_message: Callable[[AbstractIncomingMessage], Awaitable[Any]],
+    max_waiting: int,
+) -> None:
+    """Consume what is published to an exchange from now on, through an exclusive queue.
+
+    With more than `max_waiting` messages in the queue the oldest are dropped. The queue's name
+    begins with `name`, which the account must be allowed to declare. The subscription ends with
+    the channel. Raises one of BROKER_ERRORS.
+    """
+    async with asyncio.timeout(CALL_TIMEOUT_S):
+        queue = await channel.declare_queue(
+            f"{name}.{uuid4().hex[:8]}",
+            exclusive=True,
+            auto_delete=True,
+            arguments={"x-max-length": max_waiting},
+        )
+        await queue.bind(exchange)
+        await queue.consume(on_message, no_ack=True)
+
+
+class Notifier:
+    """Publishes notifications to one exchange without waiting for confirms.
+
+    Notifications only wake a reader early: they may be lost, the tables may not. So `notify`
+    neither blocks nor fails; with the broker away or too slow, notifications are dropped.
+    """
+
+    def __init__(self, connection: Connection, exchange: str) -> None:
+        self._connection = connection
+        self._exchange = exchange
+        self._waiting: asyncio.Queue[bytes] = asyncio.Queue(MAX_NOTIFICATIONS)
+
+    def notify(self, body: bytes) -> None:
+        """Publish this soon."""
+        try:
+            self._waiting.put_nowait(body)
+        except asyncio.QueueFull:
+            log.debug("%s: dropped a notification", self._exchange)
+
+    async def run(self) -> None:
+        """Publish for as long as the process runs."""
+        await self._connection.keep_channel(f"publisher of {self._exchange}", self._publish_all)
+
+    async def _publish_all(self, channel: AbstractChannel) -> None:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            exchange = await channel.get_exchange(self._exchange)
+
+        async def publish() -> None:
+            while True:
+                body = await self._waiting.get()
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    await exchange.publish(Message(body), routing_key="", mandatory=False)
+
+        await first_to_end(publish(), until_closed(channel))
+
+
+class QueueDepths:
+    """Asks the broker for the depths of inbox and parking queue, as often as they are scraped."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._channel: AbstractChannel | None = None
+
+    async def run(self) -> None:
+        """Hold a channel for as long as the process runs."""
+        await self._connection.keep_channel("queue depths", self._hold)
+
+    async def measure(self) -> None:
+        """Set the gauges of both queues, to NaN where the broker does not answer."""
+        for queue, gauge in ((INBOX, INBOX_MESSAGES), (PARKING, PARKING_MESSAGES)):
+            depth = nan
+            if self._channel:
+                try:
+                    async with asyncio.timeout(DEPTH_TIMEOUT_S):
+                        declared = await self._channel.declare_queue(queue, passive=True)
+                    depth = declared.declaration_result.message_count or 0
+                except BROKER_ERRORS as error:
+                    log.debug("the depth of %s is not known: %r", queue, error)
+            gauge.set(depth)
+
+    async def _hold(self, channel: AbstractChannel) -> None:
+        self._channel = channel
+        try:
+            await until_closed(channel)
+        finally:
+            self._channel = None
