@@ -18,10 +18,11 @@ from bench.history import Shop
 from bench.loads import closed
 from bench.system import System
 from ledger.core.fold import Fold
+from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.codec import encode_submitted, join
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import GENESIS_HASH, Record, Submitted
+from ledger.eventlog.records import Record, Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import IN_FLIGHT
 from ledger.messaging.rabbitmq import open_channel

@@ -16,10 +16,10 @@ from cli.progress import progress
 from cli.reading import reading
 from cli.settings import Settings
 from ledger.audit.whatif import Product, Tally, WhatIf, total
+from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.money import to_amount
 from ledger.core.rules import Rules, Tier
-from ledger.eventlog.reader import last_positions, whole_pages
-from ledger.eventlog.store import Store
+from ledger.eventlog.reader import EventReader
 
 HEADERS: Final = ("decided", "what if", "change")
 MAX_FACTOR: Final = 1000
@@ -101,11 +101,13 @@ async def suppose(settings: Settings, rules: Rules) -> Supposed:
     """
     whatif = WhatIf(rules)
     async with reading(settings) as connection:
-        head = await Store(connection).head()
+        reader = EventReader(connection)
+        head = await reader.head()
         with progress("deciding", head.position) as moved:
-            async for records in whole_pages(connection, 0, head.position):
-                whatif.take(records, await last_positions(connection, records))
-                moved(len(records))
+            async for page in reader.pages(0, head.position, whole_batches=True):
+                placed = [r.stream_id for r in page.records if r.type == TYPE_OF[OrderPlaced]]
+                whatif.decide(page.records, await reader.last_positions(placed, page.position))
+                moved(len(page.records))
     products = whatif.products()
     return Supposed(
         head.position,

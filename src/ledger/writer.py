@@ -15,13 +15,14 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.batch_report import tell_commit
-from ledger.core.fold import Fold, effective
+from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
 from ledger.eventlog.composer import Composer, order_streams, recall_orders, without_repeats
 from ledger.eventlog.encryption import CustomerKeys, named_customers
-from ledger.eventlog.records import GENESIS_HASH, Submitted, next_hash
-from ledger.eventlog.store import Fenced, Head, LedgerDamaged, Store
+from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import Head, Submitted
+from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.consumer import Batch, Inbox, open_inbox
 from ledger.messaging.parking import park
 from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, Notifier
@@ -160,7 +161,7 @@ class Writer:
         if not events:
             await connection.rollback()
             return 0
-        histories = await store.streams(order_streams(known.fold, versions))
+        histories = await EventReader(connection).streams(order_streams(known.fold, versions))
         recall_orders(known.fold, histories.values())
         keys = CustomerKeys(await store.keys(named_customers(events)))
         composer = self._decide(known, events, versions, keys)
@@ -236,18 +237,13 @@ async def catch_up(
     connection: AsyncConnection, known: Known, folded: Folded = lambda known: None
 ) -> None:
     """Fold what the ledger has beyond what is known; raises LedgerDamaged if the chain breaks."""
-    store = Store(connection)
-    while records := await store.read(known.head.position):
-        hash_ = known.head.hash
-        for record in records:
-            hash_ = next_hash(hash_, record)
-            if hash_ != record.hash:
-                raise LedgerDamaged(f"the hash at position {record.position} is not the chain's")
-        for event in effective([recorded(record) for record in records]):
+    chain = ChainCheck(known.head.position, known.head.hash, known.recorded_at_us)
+    async for page in EventReader(connection).pages(known.head.position, chain=chain):
+        for event in page.effective_events():
             known.fold.apply(event.stream_id, event.payload)
         known.fold.orders.clear()
-        known.head = Head(records[-1].position, hash_, known.head.epoch)
-        known.recorded_at_us = records[-1].recorded_at_us
+        known.head = Head(chain.position, chain.hash, known.head.epoch)
+        known.recorded_at_us = chain.recorded_at_us
         folded(known)
     await connection.rollback()
 
@@ -265,7 +261,8 @@ async def take_over(connection: AsyncConnection, known: Known) -> None:
         if (await store.head()).epoch != head.epoch:
             raise Fenced(f"epoch {head.epoch} ended while it began")
         raise LedgerDamaged(
-            f"the head names position {head.position}, the ledger ends at {known.head.position}"
+            known.head.position,
+            f"the head names position {head.position}, and the ledger ends here",
         )
     known.head = head
     about = {"position": head.position, "epoch": head.epoch}

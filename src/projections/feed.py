@@ -7,9 +7,8 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.eventlog.codec import encode_recorded, recorded
+from ledger.eventlog.codec import encode_recorded, recorded, submitted
 from ledger.eventlog.encryption import REGISTERED
-from ledger.eventlog.originals import submitted
 from ledger.eventlog.records import Record, Submitted
 from projections.announcements import Outcome, outcomes
 from projections.queries import fetch

@@ -154,10 +154,12 @@ async def _refuse_other_end(store: Store, end: int, furthest: int) -> None:
     """Raises LedgerDamaged unless the ledger, found to end at `end`, ends where its head says."""
     head = await store.head()
     if head.position < furthest:
-        raise LedgerDamaged(f"the views are ahead of the ledger, which ends at {head.position}")
+        raise LedgerDamaged(
+            furthest, f"the views are there, ahead of the ledger at {head.position}"
+        )
     # What was committed since is there by now; what is not there is lost.
     if head.position > end and not await store.read(end, 2):
-        raise LedgerDamaged(f"the head names position {head.position}, the ledger ends at {end}")
+        raise LedgerDamaged(end + 1, f"the head names position {head.position}, and this is gone")
 
 
 async def _project(

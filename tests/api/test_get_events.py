@@ -18,7 +18,8 @@ from api import event_stream
 from api.consistent_reads import ConsistentReads, Waiters
 from api.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
-from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
+from ledger.eventlog.records import Record
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
 from tests.harness import Stack, eventually, free_port, start_stack

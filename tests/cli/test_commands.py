@@ -170,7 +170,7 @@ async def test_a_damaged_ledger_ends_the_writer_with_one_sentence(
         await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 1")
     done = await run("writer")
     assert done.status == 1
-    assert "LedgerDamaged: the hash at position 1" in done.err
+    assert "LedgerDamaged: position 1: the hash is not" in done.err
     assert "Traceback" not in done.err
 
 

@@ -16,8 +16,9 @@ from cli.erasure import erase
 from cli.settings import Settings
 from cli.submitting import NotShown
 from ledger.core.events import CustomerRegistered
+from ledger.eventlog.chain import next_hash
 from ledger.eventlog.codec import encode_payload
-from ledger.eventlog.records import Record, next_hash
+from ledger.eventlog.records import Record
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable
 from tests.core.story import ANN, BOB, PEN, erasure

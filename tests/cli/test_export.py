@@ -18,7 +18,7 @@ import pytest
 from cli.export import ExportRefused
 from cli.export.tables import pin_views, view_pages, view_table
 from cli.settings import Settings
-from ledger.eventlog.records import GENESIS_HASH, next_hash
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.store import LedgerDamaged
 from projections.views.journal import JOURNAL
 from projections.views.orders import ORDERS
@@ -220,7 +220,7 @@ async def test_a_changed_ledger_is_not_exported(own_shop: Settings, tmp_path: Pa
     async with running_ledger(own_shop) as ledger:
         await ledger.execute("DROP TRIGGER events_no_update")
         await ledger.execute("UPDATE events SET version = 99 WHERE position = 7")
-    with pytest.raises(LedgerDamaged, match="the hash at position 7"):
+    with pytest.raises(LedgerDamaged, match="position 7: the hash is not"):
         await export(own_shop, tmp_path / "to", "events")
     assert not (tmp_path / "to").exists()
 

@@ -24,7 +24,6 @@ from cli.verification import ledger as ledger_part
 from cli.verification.state import load
 from ledger.core.state import Customer
 from ledger.eventlog import reader, snapshots
-from ledger.eventlog import store as stores
 from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.events import opening, orders
@@ -69,7 +68,6 @@ async def test_an_empty_ledger_is_right(run: Run, arguments: tuple[str, ...]) ->
 
 async def test_pages_may_end_anywhere(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "PAGE", 2)
-    monkeypatch.setattr(stores, "PAGE", 2)
     async with filled(settings) as ledger:
         found = await verified(ledger)
         assert found.ledger

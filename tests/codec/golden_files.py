@@ -31,9 +31,10 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import CURRENT, encode_payload, encode_submitted
 from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION, sealed_data
-from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
+from ledger.eventlog.records import Record, Submitted, decided_id
 
 FOLDER = Path(__file__).parent / "golden"
 SOURCE = "order-ledger/api"

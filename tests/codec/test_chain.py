@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from ledger.eventlog.records import GENESIS_HASH, Record, decided_id, next_hash
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
+from ledger.eventlog.records import Record, decided_id
 
 from .strategies import records, uuids
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ledger.core.events import DECIDED, NO_NAME, SUBMITTED, CustomerRegistered, Reason
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import (
     CURRENT,
     UPCASTERS,
@@ -15,7 +16,6 @@ from ledger.eventlog.codec import (
     join,
     recorded,
 )
-from ledger.eventlog.records import GENESIS_HASH, next_hash
 
 from .golden_files import (
     EXAMPLES,

@@ -8,6 +8,7 @@ import pytest
 
 from ledger.core.events import OrderPlaced, ProductListed, WalletCredited
 from ledger.eventlog import codec
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import (
     Unreadable,
     decode_group,
@@ -17,7 +18,7 @@ from ledger.eventlog.codec import (
     join,
     recorded,
 )
-from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
+from ledger.eventlog.records import Record, Submitted
 
 from .strategies import GOOD
 

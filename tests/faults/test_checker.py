@@ -27,10 +27,11 @@ from ledger.core.events import (
     SubmittedPayload,
 )
 from ledger.core.fold import Fold
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import decode_group, encode_payload, encode_submitted, join, recorded
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
+from ledger.eventlog.records import Record, Submitted
 from projections.views.registry import PROJECTIONS
 from tests.faults.checker import check
 from tests.faults.evidence import Evidence, HeadSeen

@@ -7,8 +7,9 @@ from uuid import UUID
 
 from ledger.core.events import DecidedPayload, Recorded
 from ledger.core.fold import Fold
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import origin_of, recorded
-from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
+from ledger.eventlog.records import Record, Submitted, decided_id
 
 
 def audit(records: Sequence[Record]) -> Fold:

@@ -6,15 +6,15 @@ from typing import Any
 
 from msgspec import structs
 
-from ledger.audit.decisions import DecisionAudit, Earlier, take
+from ledger.audit.decisions import DecisionAudit, Earlier, check
 from ledger.core.fold import Fold
 from ledger.core.rules import IN_FORCE, Rules
-from ledger.eventlog.chain import ChainAudit
+from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, next_hash
 from ledger.eventlog.codec import decode_group, encode_submitted, join
 from ledger.eventlog.composer import Composer
-from ledger.eventlog.decisions import whole
+from ledger.eventlog.decisions import last_start
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
+from ledger.eventlog.records import Record, Submitted
 
 
 class Scribe:
@@ -48,17 +48,17 @@ def scribed(*batches: Iterable[Submitted]) -> list[Record]:
 
 def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
     """Audit a ledger page by page and return the fold; raises VerificationFailed."""
-    chain, decisions = ChainAudit(), DecisionAudit(Fold())
+    chain, decisions = ChainCheck(), DecisionAudit(Fold())
     after, limit = 0, page
     while after < len(records):
         found = records[after : after + limit]
         if after + limit < len(records):
-            found = whole(found)
+            found = found[: last_start(found, whole_batches=True)]
         if not found:
             limit *= 2
             continue
         earlier = _earlier(records[:after], decisions.unknown(found))
-        take(chain, decisions, found, earlier)
+        check(chain, decisions, found, earlier)
         after, limit = after + len(found), page
     return decisions.fold
 

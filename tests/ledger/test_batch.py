@@ -7,9 +7,10 @@ from msgspec import structs
 from ledger.core.events import OrderPlaced
 from ledger.core.fold import Fold
 from ledger.core.rules import IN_FORCE
+from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.composer import Composer, without_repeats
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import GENESIS_HASH, Submitted
+from ledger.eventlog.records import Submitted
 
 
 def placed(event_id: UUID | None = None, atomic_id: UUID | None = None) -> Submitted:

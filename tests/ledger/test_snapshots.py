@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.snapshots import KEPT, NEWEST, spread
-from ledger.eventlog.store import Store
 from ledger.writer import Known, load
 from tests.harness import eventually
 
@@ -127,7 +126,7 @@ async def test_a_writer_that_has_to_fold_the_whole_ledger_leaves_snapshots_on_it
     whole = await written(ledger)
     await ledger.execute("UPDATE snapshots SET fold_version = fold_version - 1")
     middle = (await ledger.head()).position // 2
-    monkeypatch.setattr(Store.read, "__defaults__", (30,))
+    monkeypatch.setattr("ledger.eventlog.reader.PAGE", 30)
 
     async def is_near() -> bool:
         async with ledger.connection() as connection:

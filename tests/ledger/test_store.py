@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.commands.migrate import grants
 from ledger.core.fold import Fold
-from ledger.eventlog import store as stores
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record, Submitted
@@ -188,13 +187,13 @@ async def test_no_page_ends_between_a_cause_and_its_decision(ledger: Ledger) -> 
 async def test_pages_end_where_they_are_asked_to(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "PAGE", 4)
+    monkeypatch.setattr("ledger.eventlog.reader.PAGE", 4)
     whole = await ledger.write(opening() + orders(8))
     async with ledger.connection() as connection:
         for after, up_to in ((0, len(whole)), (3, 10), (0, 7), (5, 5)):
             read = [page async for page in Store(connection).pages(after, up_to)]
             assert [record for page in read for record in page] == whole[after:up_to]
-        with pytest.raises(LedgerDamaged, match=f"the ledger ends at {len(whole)}"):
+        with pytest.raises(LedgerDamaged, match=f"position {len(whole) + 1}: the event is gone"):
             [page async for page in Store(connection).pages(0, len(whole) + 1)]
 
 
@@ -205,7 +204,7 @@ async def test_a_gap_is_not_read_over(ledger: Ledger, missing: int) -> None:
     await ledger.execute(f"DELETE FROM events WHERE position = {missing}")
     async with ledger.connection() as connection:
         for limit in (2, 5_000):
-            with pytest.raises(LedgerDamaged, match=f"position {missing} is missing"):
+            with pytest.raises(LedgerDamaged, match=f"position {missing}: the event is gone"):
                 await read_all(Store(connection), limit)
 
 

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from ledger.audit.whatif import Product, Tally, WhatIf, total
 from ledger.core.rules import IN_FORCE, Rules
-from ledger.eventlog.decisions import whole
+from ledger.eventlog.decisions import last_start
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
 from tests.core.test_rules import DEARER
@@ -28,13 +28,13 @@ def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> lis
     while after < len(records):
         found = records[after : after + limit]
         if after + limit < len(records):
-            found = whole(found)
+            found = found[: last_start(found, whole_batches=True)]
         if not found:
             limit *= 2
             continue
         last = {record.stream_id: record.position for record in records[after + len(found) :]}
         placed = {record.stream_id for record in found if record.type == "order.placed"}
-        whatif.take(found, {key: last[key] for key in placed & last.keys()})
+        whatif.decide(found, {key: last[key] for key in placed & last.keys()})
         after, limit = after + len(found), page
     return whatif.products()
 

@@ -22,7 +22,7 @@ async def without(ledger: Ledger, condition: str) -> None:
 async def test_a_gap_stops_the_projector_and_no_view_moves(ledger: Ledger, missing: int) -> None:
     await ledger.write([*opening(), *orders(3)])
     await without(ledger, f"position = {missing}")
-    with pytest.raises(LedgerDamaged, match=f"position {missing} is missing"):
+    with pytest.raises(LedgerDamaged, match=f"position {missing}: the event is gone"):
         async with ledger.projecting() as projector:
             await projector.run()
     assert set((await checkpoints(ledger)).values()) == {0}

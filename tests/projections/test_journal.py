@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ledger.core.events import Recorded
 from ledger.core.fold import Fold, effective
+from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import GENESIS_HASH
 from projections.views.journal import JOURNAL, JournalLine, lines
 from projections.views.projection import ViewDamaged
 from tests.core.story import (

@@ -61,6 +61,6 @@ async def test_a_gap_on_the_page_ahead_stops_the_projector_before_it(ledger: Led
     ahead = ReadAhead(ledger.engine("projector"))
     async with ledger.connection("projector") as connection:
         position = (await advance(connection, PROJECTIONS, ahead)).position
-        with pytest.raises(LedgerDamaged, match="position 25 is missing"):
+        with pytest.raises(LedgerDamaged, match="position 25: the event is gone"):
             await advance(connection, PROJECTIONS, ahead)
     assert set((await checkpoints(ledger)).values()) == {position}

@@ -7,7 +7,6 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.eventlog import store
 from ledger.eventlog.records import Record
 from projections import as_of_views
 from tests.core.story import cancel, order
@@ -43,7 +42,7 @@ async def listed(ledger: Ledger, name: str, position: int) -> list[Any]:
 async def test_a_whole_view_is_what_a_fold_cut_there_says(
     told: tuple[Ledger, list[Record]], name: str, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PAGE", page)
+    monkeypatch.setattr("ledger.eventlog.reader.PAGE", page)
     monkeypatch.setattr(as_of_views, "AT_ONCE", 4)
     ledger, records = told
     keys = await ledger.keys()
@@ -63,7 +62,7 @@ async def test_an_order_that_was_cancelled_long_after_is_seen_as_it_was_then(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cancel is in another page than the order."""
-    monkeypatch.setattr(store, "PAGE", 4)
+    monkeypatch.setattr("ledger.eventlog.reader.PAGE", 4)
     placed = [asked(order(at=uuid4())) for _ in range(12)]
     last = cancel(placed[0].stream_id)
     records = await ledger.write(opening(), placed, [asked(last)])

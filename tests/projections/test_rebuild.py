@@ -102,7 +102,7 @@ async def test_small_steps_and_little_memory_make_the_same_views(
     monkeypatch.setattr(rebuild, "STEP_EVENTS", 40)
     monkeypatch.setattr(rebuild, "FULL_ROWS", 5)
     monkeypatch.setattr(rebuild, "HELD_ROWS", 2)
-    monkeypatch.setattr("ledger.eventlog.store.PAGE", 20)
+    monkeypatch.setattr("ledger.eventlog.reader.PAGE", 20)
     assert all(outcome.swapped for outcome in await rebuilt(projected))
     assert await all_live(projected) == before
 

@@ -23,10 +23,10 @@ from cli.export.formats import KEYS_FILE, NewRowWriter, encode_keys, row_writer
 from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, view_pages
 from cli.progress import progress
 from cli.settings import Settings
+from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
 from ledger.eventlog.encryption import KeyRow
-from ledger.eventlog.reader import record_at
-from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
-from ledger.eventlog.store import PAGE, LedgerDamaged, Store
+from ledger.eventlog.reader import PAGE, EventReader
+from ledger.eventlog.records import Record
 from ledger.runtime.database import DATABASE_ERRORS, make_engine
 
 
@@ -74,6 +74,7 @@ async def _write_files(
 ) -> Manifest:
     """Write every file but the manifest, which is returned."""
     files: dict[str, TableFile] = {}
+    reader = EventReader(connection)
 
     async def write(table: Table, pages: AsyncIterator[Rows], total: int) -> None:
         file = draft.create(request.file_name(table))
@@ -83,17 +84,17 @@ async def _write_files(
     if views:
         position = await pin_views(connection, views)
     else:
-        position = (await Store(connection).head()).position
-    last = await record_at(connection, position)
+        position = (await reader.head()).position
+    last = await reader.record_at(position)
     if position and last is None:
-        raise LedgerDamaged(f"the ledger has no event at position {position}, where its views are")
+        raise LedgerDamaged(position, "the event is gone, and the views are there")
     for view in views:
         await write(view, view_pages(connection, view), await count_rows(connection, view))
     # Ends the transaction that pins the views, which no rebuild can swap until then. Of the events
     # every transaction reads the same up to a position: none is ever changed.
     await connection.rollback()
     if EVENTS in request.tables:
-        await write(EVENTS, _event_pages(connection, last), position)
+        await write(EVENTS, _event_pages(reader, last), position)
     keys = await _write_keys(connection, draft, last) if request.with_keys else None
     return Manifest(
         MANIFEST_VERSION,
@@ -121,7 +122,7 @@ async def _write_table(
             try:
                 writer.write(page)
             except ValueError as error:
-                raise LedgerDamaged(
+                raise ExportRefused(
                     f"{table.name} holds text that is not UTF-8: {error}"
                 ) from error
             rows += len(page)
@@ -135,17 +136,12 @@ async def _write_table(
     )
 
 
-async def _event_pages(connection: AsyncConnection, last: Record | None) -> AsyncIterator[Rows]:
+async def _event_pages(reader: EventReader, last: Record | None) -> AsyncIterator[Rows]:
     """The rows of the events up to one; raises LedgerDamaged where they are not the chain's."""
     if last is None:
         return
-    hash_ = GENESIS_HASH
-    async for page in Store(connection).pages(0, last.position):
-        for record in page:
-            hash_ = next_hash(hash_, record)
-            if hash_ != record.hash:
-                raise LedgerDamaged(f"the hash at position {record.position} is not the chain's")
-        yield [structs.astuple(record) for record in page]
+    async for page in reader.pages(0, last.position, chain=ChainCheck()):
+        yield [structs.astuple(record) for record in page.records]
 
 
 async def _write_keys(connection: AsyncConnection, draft: Draft, last: Record | None) -> File:

@@ -20,9 +20,10 @@ from cli.settings import Settings
 from ledger.core.fold import effective
 from ledger.core.invariants import LawBroken
 from ledger.eventlog import snapshots
+from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import Unreadable, recorded
 from ledger.eventlog.encryption import KeyRow
-from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
+from ledger.eventlog.records import Record
 from ledger.eventlog.snapshots import Snapshot
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime.bulk_insert import write

@@ -128,7 +128,7 @@ async def read_page(
     end = min(after + PAGE_SIZE, last)
     events = await _select(connection, selection, "PRIMARY", "e.position", after, end)
     if not selection.type and len(events) < end - after:
-        raise LedgerDamaged(f"some of the positions from {after + 1} to {end} are missing")
+        raise LedgerDamaged(after + 1, f"some of the events from here to {end} are gone")
     return Page(events, end, end == last)
 
 

@@ -23,8 +23,7 @@ from cli.replay import ReplayRefused, ReplayStopped
 from cli.replay.events import Page, Replay, SelectedEvent, Selection
 from cli.settings import Settings
 from ledger.core.events import NO_NAME, CustomerRegistered
-from ledger.eventlog.codec import Origin
-from ledger.eventlog.originals import submitted
+from ledger.eventlog.codec import Origin, submitted
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable, Publisher

@@ -9,8 +9,8 @@ from cli.reading import reading
 from cli.settings import Settings
 from ledger.audit import signatures
 from ledger.audit.signatures import KeptHead
-from ledger.eventlog.reader import read_end, record_at
-from ledger.eventlog.records import GENESIS_HASH
+from ledger.eventlog.chain import GENESIS_HASH
+from ledger.eventlog.reader import EventReader
 from ledger.runtime.files import read_secret, write_atomically, write_secret
 from ledger.runtime.timestamps import format_rfc3339, from_us
 
@@ -22,10 +22,11 @@ class BadFile(Exception):
 async def read_head(settings: Settings) -> KeptHead:
     """Where the ledger ends; raises VerificationFailed where `ledger_head` says something else."""
     async with reading(settings) as connection:
-        end = await read_end(connection)
-        if end.wrong:
-            raise end.wrong
-        record = await record_at(connection, end.position)
+        reader = EventReader(connection)
+        end = await reader.end()
+        if end.failure:
+            raise end.failure
+        record = await reader.record_at(end.position)
     if record is None:
         return KeptHead(0, GENESIS_HASH.hex(), None)
     return KeptHead(record.position, record.hash.hex(), from_us(record.recorded_at_us))

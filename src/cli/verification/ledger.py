@@ -20,11 +20,11 @@ from cli.settings import Settings
 from cli.verification import Audited, Wish
 from cli.verification.helper_process import HelperFailed, helping
 from cli.verification.state import BadState, StateFile, load
-from ledger.audit.decisions import DecisionAudit, take
+from ledger.audit.decisions import AuditPage, DecisionAudit, audit_pages, check
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
-from ledger.eventlog.chain import ChainAudit, VerificationFailed
-from ledger.eventlog.reader import End, Page, ahead, pages, read_end, record_at
+from ledger.eventlog.chain import ChainCheck, VerificationFailed
+from ledger.eventlog.reader import EventReader, LedgerEnd, Prefetch
 from ledger.eventlog.snapshots import Snapshot
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,15 @@ class BadStart(Exception):
 class Begin(Struct, frozen=True):
     """Where the audit goes on from; no decisions, if only the chain is to be checked."""
 
-    chain: ChainAudit
+    chain: ChainCheck
     decisions: DecisionAudit | None
     saved: StateFile | None = None
 
 
 async def audit(settings: Settings, connection: AsyncConnection, wish: Wish) -> Audited:
     """Verify the ledger; raises VerificationFailed (the first position), BadStart and BadState."""
-    begin, end = await _begin(connection, wish), await read_end(connection)
-    found = [wrong for wrong in (end.wrong, await _kept(connection, begin, end, wish)) if wrong]
+    begin, end = await _begin(connection, wish), await EventReader(connection).end()
+    found = [wrong for wrong in (end.failure, await _kept(connection, begin, end, wish)) if wrong]
     try:
         audited = await _audit(settings, connection, begin, end, wish)
     except VerificationFailed as wrong:
@@ -63,7 +63,7 @@ async def audit(settings: Settings, connection: AsyncConnection, wish: Wish) -> 
 
 
 async def _audit(
-    settings: Settings, connection: AsyncConnection, begin: Begin, end: End, wish: Wish
+    settings: Settings, connection: AsyncConnection, begin: Begin, end: LedgerEnd, wish: Wish
 ) -> Audited:
     since = begin.chain.position
     if middle := await _middle(connection, begin, end, wish):
@@ -78,32 +78,32 @@ async def _begin(connection: AsyncConnection, wish: Wish) -> Begin:
     if wish.resume:
         return await _resumed(connection, wish.resume)
     since = wish.since_position
-    if since and await record_at(connection, since) is None:
+    if since and await EventReader(connection).record_at(since) is None:
         raise BadStart(f"--since-position {since} is after the end of the ledger")
     if wish.quick:
         return Begin(await _trusted(connection, since), None)
     snapshot = await snapshots.nearest(connection, since)
     if snapshot is None:
-        return Begin(ChainAudit(), DecisionAudit(Fold()))
+        return Begin(ChainCheck(), DecisionAudit(Fold()))
     fold = Fold(snapshot.customers, snapshot.products)
     return Begin(await _trusted(connection, snapshot.position), DecisionAudit(fold))
 
 
-async def _trusted(connection: AsyncConnection, position: int) -> ChainAudit:
+async def _trusted(connection: AsyncConnection, position: int) -> ChainCheck:
     """The chain, on from a record that is taken as it is."""
-    record = await record_at(connection, position)
-    return ChainAudit(position, record.hash, record.recorded_at_us) if record else ChainAudit()
+    record = await EventReader(connection).record_at(position)
+    return ChainCheck(position, record.hash, record.recorded_at_us) if record else ChainCheck()
 
 
 async def _resumed(connection: AsyncConnection, path: Path) -> Begin:
     """On from the state in a file, if there is one, which must be of this ledger."""
-    first, state = await record_at(connection, 1), load(path)
+    first, state = await EventReader(connection).record_at(1), load(path)
     if state is None:
         saved = StateFile(path, first.hash) if first else None
-        return Begin(ChainAudit(), DecisionAudit(Fold()), saved)
+        return Begin(ChainCheck(), DecisionAudit(Fold()), saved)
     if first and first.hash != state.first_hash:
         raise BadState(f"{path} is of another ledger: name another file")
-    record = await record_at(connection, state.position)
+    record = await EventReader(connection).record_at(state.position)
     if record is None:
         raise VerificationFailed(
             state.position, f"the event was there when {path} was written, and is gone"
@@ -115,7 +115,7 @@ async def _resumed(connection: AsyncConnection, path: Path) -> Begin:
 
 
 async def _middle(
-    connection: AsyncConnection, begin: Begin, end: End, wish: Wish
+    connection: AsyncConnection, begin: Begin, end: LedgerEnd, wish: Wish
 ) -> Snapshot | None:
     """The snapshot at which a long ledger is cut in two, if there is a good one."""
     length = end.position - begin.chain.position
@@ -153,7 +153,7 @@ def _refuse_other(snapshot: Snapshot, decisions: DecisionAudit | None) -> None:
 
 
 async def _kept(
-    connection: AsyncConnection, begin: Begin, end: End, wish: Wish
+    connection: AsyncConnection, begin: Begin, end: LedgerEnd, wish: Wish
 ) -> VerificationFailed | None:
     """What is wrong by a head that was kept; what is before it must be verified, now or before."""
     head = wish.against
@@ -164,7 +164,7 @@ async def _kept(
             f"the kept head is of position {head.position}, and what is before"
             f" {begin.chain.position} would not be verified: leave out --since-position"
         )
-    record = await record_at(connection, head.position)
+    record = await EventReader(connection).record_at(head.position)
     if record is None:
         what = f"the kept head says that the ledger had {head.position} events: they are gone"
         return VerificationFailed(end.position + 1, what)
@@ -177,12 +177,12 @@ async def _kept(
 async def _walk(connection: AsyncConnection, begin: Begin, up_to: int) -> None:
     """Check all up to a position, page by page; raises VerificationFailed."""
     chain, decisions = begin.chain, begin.decisions
-    unknown = decisions.unknown if decisions else None
+    pages = audit_pages(EventReader(connection), chain.position, up_to, decisions)
     with progress("ledger", max(0, up_to - chain.position)) as moved:
-        async with aclosing(ahead(pages(connection, chain.position, up_to, unknown))) as coming:
-            async for page in coming:
+        async with aclosing(Prefetch(pages)) as prefetched:
+            async for page in prefetched:
                 # In a thread, so that the next page comes in meanwhile.
-                await asyncio.to_thread(_take, begin, page)
+                await asyncio.to_thread(_check, begin, page)
                 if begin.saved and decisions:
                     begin.saved.save_when_due(chain, decisions.fold)
                 moved(len(page.records))
@@ -190,8 +190,8 @@ async def _walk(connection: AsyncConnection, begin: Begin, up_to: int) -> None:
         begin.saved.save(chain, decisions.fold)
 
 
-def _take(begin: Begin, page: Page) -> None:
+def _check(begin: Begin, page: AuditPage) -> None:
     if begin.decisions:
-        take(begin.chain, begin.decisions, page.records, page.earlier)
+        check(begin.chain, begin.decisions, page.records, page.earlier)
     else:
-        begin.chain.take(page.records)
+        begin.chain.check(page.records)

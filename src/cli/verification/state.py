@@ -10,7 +10,7 @@ from msgspec.msgpack import Decoder, Encoder
 
 from ledger.core.fold import Fold
 from ledger.core.state import Customer, Product
-from ledger.eventlog.chain import ChainAudit
+from ledger.eventlog.chain import ChainCheck
 from ledger.runtime.files import write_atomically
 
 SAVE_EVERY_S: Final = 2.0
@@ -38,9 +38,9 @@ class State(Struct, frozen=True):
     products: dict[UUID, tuple[int, int, int]]
 
     @property
-    def chain(self) -> ChainAudit:
+    def chain(self) -> ChainCheck:
         """From where the chain goes on."""
-        return ChainAudit(self.position, self.hash, self.recorded_at_us)
+        return ChainCheck(self.position, self.hash, self.recorded_at_us)
 
     @property
     def fold(self) -> Fold:
@@ -73,12 +73,12 @@ class StateFile:
         self._first_hash = first_hash
         self._next = 0.0
 
-    def save_when_due(self, chain: ChainAudit, fold: Fold) -> None:
+    def save_when_due(self, chain: ChainCheck, fold: Fold) -> None:
         """Save if it is time to; raises StateNotSaved."""
         if time.monotonic() >= self._next:
             self.save(chain, fold)
 
-    def save(self, chain: ChainAudit, fold: Fold) -> None:
+    def save(self, chain: ChainCheck, fold: Fold) -> None:
         """Save now; raises StateNotSaved."""
         began = time.monotonic()
         state = State(

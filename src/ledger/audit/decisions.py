@@ -4,7 +4,7 @@ The fold at hand is bounded by customers and products. What else a page of recor
 recalled from the ledger before, and forgotten after it.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
@@ -15,8 +15,8 @@ from msgspec.json import Decoder
 from ledger.core.events import TYPE_OF, DecidedPayload, OrderCancelRequested, OrderPlaced
 from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import Books, LawBroken
-from ledger.core.rules import RULES
-from ledger.eventlog.chain import ChainAudit, VerificationFailed
+from ledger.core.rules import RULES, Rules
+from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import (
     CURRENT,
     READ_ERRORS,
@@ -26,132 +26,138 @@ from ledger.eventlog.codec import (
     origin_of,
 )
 from ledger.eventlog.composer import recall_orders
-from ledger.eventlog.decisions import Submission, decide, runs, whole
-from ledger.eventlog.reader import Earlier
-from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, decided_id_bytes
+from ledger.eventlog.decisions import (
+    Decision,
+    decide_again,
+    decided_together,
+    group,
+    last_start,
+    uncaused,
+)
+from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted, decided_id_bytes
 
 Verdict = tuple[DecidedPayload, ...]
+Batch = Sequence[tuple[Decision, Submitted]]
 
 _OF_ORDERS: Final = (OrderPlaced, OrderCancelRequested)
-_TOLD_FIRST: Final = ("type", "data")
+_COMPARED_FIRST: Final = ("type", "data")
 _decode_object = Decoder(dict[str, Any]).decode
 
 
-class _Page(Struct):
-    """What is known while a page is checked.
+class Earlier(Struct, frozen=True):
+    """What the ledger has before some records of what they name.
 
-    The versions of streams that are not at hand, the positions of event ids, and the streams that
-    may be customers or products.
+    It is the histories of their streams, by stream, and the positions of their event ids.
     """
 
-    versions: dict[bytes, int] = {}
-    positions: dict[bytes, int] = {}
-    entries: set[bytes] = set()
+    histories: Mapping[bytes, Sequence[Record]] = {}
+    positions: Mapping[bytes, int] = {}
+
+
+class AuditPage(Struct, frozen=True):
+    """Contiguous records, whole atomic batches of them, and what the ledger has before them."""
+
+    records: Sequence[Record]
+    earlier: Earlier
 
 
 class DecisionAudit:
-    """Ids, versions, decisions and laws, on from a fold that is trusted."""
+    """Checks ids, versions, decisions and invariants, on from a fold that is trusted."""
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
-        self._books = Books(fold.customers, fold.products)
+        self._conservation = Books(fold.customers, fold.products)
+        # Versions of the streams of customers and products are kept, as the fold keeps those.
         self._versions: dict[bytes, int] = {}
-        self._page = _Page()
+        # Of the page being checked: the versions of other streams, the positions of event ids, and
+        # the streams that may be those of customers or products.
+        self._page_versions: dict[bytes, int] = {}
+        self._page_positions: dict[bytes, int] = {}
+        self._page_entries: set[bytes] = set()
 
     def unknown(self, records: Sequence[Record]) -> list[bytes]:
         """The streams of records whose history up to there has to be looked up."""
         streams = {record.stream_id for record in records}
         return [stream_id for stream_id in streams if stream_id not in self._versions]
 
-    def take(self, records: Sequence[Record], earlier: Earlier) -> None:
-        """Check the records that come next, whole runs of them; raises VerificationFailed."""
-        versions = {stream_id: each[-1].version for stream_id, each in earlier.histories.items()}
-        self._page = _Page(versions, dict(earlier.positions))
+    def check(self, records: Sequence[Record], earlier: Earlier) -> None:
+        """Check the records that come next, whole batches of them; raises VerificationFailed."""
+        self._page_entries = set()
+        self._page_positions = dict(earlier.positions)
+        self._page_versions = {
+            stream_id: history[-1].version for stream_id, history in earlier.histories.items()
+        }
         try:
             recall_orders(self.fold, earlier.histories.values())
         except READ_ERRORS as error:
-            what = f"the history of a stream that comes up here can't be read: {error}"
-            raise VerificationFailed(records[0].position, what) from error
-        for run in runs(records):
+            detail = f"the history of a stream that comes up here can't be read: {error}"
+            raise VerificationFailed(records[0].position, detail) from error
+        for batch in decided_together(group(records)):
             try:
-                self._take_run(run)
+                self._check_batch(batch)
             except LawBroken as error:
-                raise VerificationFailed(run[0].cause.position, str(error)) from error
+                raise VerificationFailed(batch[0][0].cause.position, str(error)) from error
         try:
-            self._books.settle(self.fold.customers, self.fold.products)
+            self._conservation.settle(self.fold.customers, self.fold.products)
         except LawBroken as error:
             raise VerificationFailed(records[-1].position, f"up to here {error}") from error
-        self._forget()
-
-    def _forget(self) -> None:
-        """Keep the versions of customers and products, and no order."""
-        for stream_id in self._page.entries:
+        for stream_id in self._page_entries & self._page_versions.keys():
             key = UUID(bytes=stream_id)
             if key in self.fold.customers or key in self.fold.products:
-                self._versions[stream_id] = self._version(stream_id)
+                self._versions[stream_id] = self._page_versions[stream_id]
         self.fold.orders.clear()
 
-    def _version(self, stream_id: bytes) -> int:
-        return self._versions.get(stream_id) or self._page.versions.get(stream_id, 0)
-
-    def _take_run(self, run: Sequence[Submission]) -> None:
-        self._take_rules(run)
-        verdicts = decide(self.fold, run)
-        for submission, verdict in zip(run, verdicts, strict=True):
-            self._take_cause(submission)
-            self._compare(submission, verdict)
+    def _check_batch(self, batch: Batch) -> None:
+        # What was decided together was decided by the same rules: the first decision names them.
+        first = next((decision.decided[0] for decision, _ in batch if decision.decided), None)
+        if first and first.meta != decided_meta(self.fold.rules.version):
+            self.fold.rules = _rules_of(first)
+        verdicts = decide_again(self.fold, [event for _, event in batch])
+        for (decision, event), verdict in zip(batch, verdicts, strict=True):
+            self._check_cause(decision.cause)
+            if not isinstance(event.payload, _OF_ORDERS):
+                self._page_entries.add(decision.cause.stream_id)
+            self._check_decided(decision, verdict)
             if not is_refusal(verdict):
-                for payload in (submission.payload, *verdict):
-                    self._books.enter(submission.stream_id, payload)
+                for payload in (event.payload, *verdict):
+                    self._conservation.enter(event.stream_id, payload)
 
-    def _take_rules(self, run: Sequence[Submission]) -> None:
-        """Decide by the rules that the first decided event names."""
-        for submission in run:
-            if submission.decided:
-                record = submission.decided[0]
-                if record.meta != decided_meta(self.fold.rules.version):
-                    self.fold.rules = RULES[_rules_version(record)]
-                return
-
-    def _take_cause(self, submission: Submission) -> None:
-        cause = submission.cause
+    def _check_cause(self, cause: Record) -> None:
         if cause.event_id[6] >> 4 == DECIDED_UUID_VERSION:
             raise VerificationFailed(
                 cause.position, "its id is one that only a decided event may have"
             )
-        first = self._page.positions.setdefault(cause.event_id, cause.position)
+        first = self._page_positions.setdefault(cause.event_id, cause.position)
         if first != cause.position:
             raise VerificationFailed(
                 cause.position, f"the same event stands at position {first} already"
             )
-        version = self._count(cause.stream_id)
+        version = self._next_version(cause.stream_id)
         if cause.version != version:
             raise VerificationFailed(
                 cause.position, f"version is {cause.version}, and must be {version}"
             )
-        if not isinstance(submission.payload, _OF_ORDERS):
-            self._page.entries.add(cause.stream_id)
 
-    def _count(self, stream_id: bytes) -> int:
-        """The version of the next event of a stream."""
-        versions = self._versions if stream_id in self._versions else self._page.versions
+    def _next_version(self, stream_id: bytes) -> int:
+        versions = self._versions if stream_id in self._versions else self._page_versions
         versions[stream_id] = version = versions.get(stream_id, 0) + 1
         return version
 
-    def _compare(self, submission: Submission, verdict: Verdict) -> None:
+    def _check_decided(self, decision: Decision, verdict: Verdict) -> None:
         """Raises VerificationFailed unless the verdict was recorded, and nothing more."""
-        cause, decided = submission.cause, submission.decided
+        cause, decided = decision.cause, decision.decided
         for index, payload in enumerate(verdict):
             position = cause.position + 1 + index
             if index == len(decided):
                 raise VerificationFailed(
-                    position, f"{_told(payload)} must stand here, decided of the one before"
+                    position, f"{_described(payload)} must stand here, decided of the one before"
                 )
             expected = Record(
                 position,
                 decided_id_bytes(cause.event_id, index),
                 cause.stream_id,
-                self._count(cause.stream_id),
+                self._next_version(cause.stream_id),
                 name := TYPE_OF[type(payload)],
                 CURRENT[name],
                 cause.position,
@@ -162,14 +168,13 @@ class DecisionAudit:
                 decided[index].hash,
             )
             if decided[index] != expected:
-                _refuse(decided[index], expected, payload)
+                _refuse_difference(decided[index], expected, payload)
         for extra in decided[len(verdict) :]:
-            raise VerificationFailed(
-                extra.position, f"{extra.type} stands here, and nothing caused it"
-            )
+            raise uncaused(extra)
 
 
-def _rules_version(record: Record) -> int:
+def _rules_of(record: Record) -> Rules:
+    """The rules that a decided event names; raises VerificationFailed."""
     try:
         version = origin_of(record).rules
     except READ_ERRORS as error:
@@ -178,48 +183,38 @@ def _rules_version(record: Record) -> int:
         raise VerificationFailed(
             record.position, f"it was decided by rules {version}, which this code does not know"
         )
-    return version
+    return RULES[version]
 
 
-def _refuse(record: Record, expected: Record, payload: DecidedPayload) -> None:
-    """Compare a record with the expected one, or with the same in an older shape.
-
-    Raises VerificationFailed.
-    """
+def _refuse_difference(record: Record, expected: Record, payload: DecidedPayload) -> None:
+    """Raises VerificationFailed unless the record says the same in an older shape."""
     if record.type == expected.type and record.schema_version < expected.schema_version:
-        expected = _in_older_shape(record, expected, payload)
-    for name in (*_TOLD_FIRST, *Record.__struct_fields__):
-        found, wanted = getattr(record, name), getattr(expected, name)
-        if name == "type" and found != wanted:
-            raise VerificationFailed(
-                record.position, f"{found} stands here, but decided is {_told(payload)}"
-            )
-        if name == "data" and found != wanted:
-            raise VerificationFailed(record.position, f"{record.type} says {_apart(found, wanted)}")
-        if found != wanted:
-            raise VerificationFailed(
-                record.position, f"{name} is {_text(found)}, and must be {_text(wanted)}"
-            )
+        with suppress(*READ_ERRORS):
+            if decode_payload(record.type, record.schema_version, record.data) == payload:
+                expected = structs.replace(
+                    expected, schema_version=record.schema_version, data=record.data
+                )
+    for name in (*_COMPARED_FIRST, *Record.__struct_fields__):
+        actual, wanted = getattr(record, name), getattr(expected, name)
+        if actual == wanted:
+            continue
+        if name == "type":
+            detail = f"{actual} stands here, but decided is {_described(payload)}"
+        elif name == "data":
+            detail = f"{record.type} says {_data_difference(actual, wanted)}"
+        else:
+            detail = f"{name} is {_shown(actual)}, and must be {_shown(wanted)}"
+        raise VerificationFailed(record.position, detail)
 
 
-def _in_older_shape(record: Record, expected: Record, payload: DecidedPayload) -> Record:
-    """What is expected, in the shape of the record if that says the same."""
-    with suppress(*READ_ERRORS):
-        if decode_payload(record.type, record.schema_version, record.data) == payload:
-            shape = record.schema_version
-            return structs.replace(expected, schema_version=shape, data=record.data)
-    return expected
-
-
-def _told(payload: DecidedPayload) -> str:
+def _described(payload: DecidedPayload) -> str:
     reason = getattr(payload, "reason", None)
     return TYPE_OF[type(payload)] + (f" ({reason})" if reason else "")
 
 
-def _apart(found: bytes, wanted: bytes) -> str:
-    """In what two payloads differ."""
+def _data_difference(actual: bytes, wanted: bytes) -> str:
     try:
-        says, must = _decode_object(found), _decode_object(wanted)
+        says, must = _decode_object(actual), _decode_object(wanted)
     except READ_ERRORS:
         return "what can't be read"
     names = [name for name in {**must, **says} if says.get(name) != must.get(name)]
@@ -228,23 +223,42 @@ def _apart(found: bytes, wanted: bytes) -> str:
     return ", ".join(f"{n} {says.get(n)}, but decided is {must.get(n)}" for n in names)
 
 
-def _text(value: object) -> str:
+def _shown(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def take(
-    chain: ChainAudit, decisions: DecisionAudit, records: Sequence[Record], earlier: Earlier
+def check(
+    chain: ChainCheck, decisions: DecisionAudit, records: Sequence[Record], earlier: Earlier
 ) -> None:
-    """Check the records that come next, whole runs of them, both ways.
+    """Check the records that come next, whole batches of them, their hashes and their decisions.
 
-    Raises VerificationFailed, for the first position where either finds something.
+    Raises VerificationFailed, for the first position where either is wrong.
     """
+    start = chain.position
     try:
-        chain.take(records)
-    except VerificationFailed:
+        chain.check(records)
+    except LedgerDamaged as error:
         # A decision before may be wrong, too. The broken record shows whether more follows of it.
-        intact = sum(record.position <= chain.position for record in records)
-        if before := whole(records[: intact + 1]):
-            decisions.take(before[:intact], earlier)
+        whole = last_start(records[: error.position - start], whole_batches=True)
+        if whole:
+            decisions.check(records[:whole], earlier)
         raise
-    decisions.take(records, earlier)
+    decisions.check(records, earlier)
+
+
+async def audit_pages(
+    reader: EventReader, after: int, up_to: int, decisions: DecisionAudit | None
+) -> AsyncGenerator[AuditPage, None]:
+    """The records after a position and up to another; with what `decisions` needs, if given.
+
+    Raises LedgerDamaged where a record is missing, after yielding all that is whole before it.
+    """
+    async for page in reader.pages(after, up_to, whole_batches=True, up_to_damage=True):
+        first, earlier = page.records[0].position, Earlier()
+        if decisions:
+            ids = [record.event_id for record in page.records if not record.cause_position]
+            earlier = Earlier(
+                await reader.streams(decisions.unknown(page.records), before=first),
+                await reader.positions_of(ids, before=first),
+            )
+        yield AuditPage(page.records, earlier)

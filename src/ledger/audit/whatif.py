@@ -20,8 +20,8 @@ from ledger.core.events import (
 from ledger.core.fold import Fold
 from ledger.core.rules import Rules
 from ledger.eventlog.codec import payload_of
-from ledger.eventlog.decisions import Submission, decide, runs
-from ledger.eventlog.records import Record
+from ledger.eventlog.decisions import decide_again, decided_together, group
+from ledger.eventlog.records import Record, Submitted
 
 Counted = OrderCompleted | OrderCancelled | OrderFailed
 
@@ -81,59 +81,55 @@ class WhatIf:
 
     def __init__(self, rules: Rules) -> None:
         self._fold = Fold(rules=rules)
-        self._wanted: dict[UUID, int] = {}
+        self._awaited: dict[UUID, int] = {}
         self._names: dict[UUID | None, str] = {}
         self._decided: Tallies = {}
-        self._supposed: Tallies = {}
+        self._whatif: Tallies = {}
 
-    def take(self, records: Sequence[Record], later: Mapping[bytes, int]) -> None:
+    def decide(self, records: Sequence[Record], later: Mapping[bytes, int]) -> None:
         """Decide the records that come next.
 
         `later` has the last position of those orders placed in them that come up again after them.
         Raises VerificationFailed for what can't be read.
         """
-        for run in runs(records):
-            for submission, supposed in zip(run, decide(self._fold, run), strict=True):
-                self._list(submission)
-                self._count(self._supposed, submission, supposed)
-                self._count(self._decided, submission, map(payload_of, submission.decided))
-        self._forget(records[-1].position, later)
-
-    def _list(self, submission: Submission) -> None:
-        payload, product_id = submission.payload, submission.stream_id
-        if isinstance(payload, ProductListed) and product_id in self._fold.products:
-            self._names.setdefault(product_id, payload.name)
-
-    def _count(
-        self, tallies: Tallies, submission: Submission, events: Iterable[AnyPayload]
-    ) -> None:
-        for event in events:
-            if not isinstance(event, Counted):
-                continue
-            of = submission.payload if isinstance(submission.payload, OrderPlaced) else event
-            product_id = getattr(of, "product_id", None)
-            known = product_id if product_id in self._names else None
-            tallies.setdefault(known, Tally()).count(event)
-
-    def _forget(self, position: int, later: Mapping[bytes, int]) -> None:
-        """Keep the orders that come up again after the position, and no others."""
-        self._wanted |= {UUID(bytes=stream_id): last for stream_id, last in later.items()}
-        self._wanted = {key: last for key, last in self._wanted.items() if last > position}
+        for batch in decided_together(group(records)):
+            verdicts = decide_again(self._fold, [event for _, event in batch])
+            for (decision, event), verdict in zip(batch, verdicts, strict=True):
+                if isinstance(event.payload, ProductListed) and (
+                    event.stream_id in self._fold.products
+                ):
+                    self._names.setdefault(event.stream_id, event.payload.name)
+                self._count(self._whatif, event, verdict)
+                self._count(self._decided, event, map(payload_of, decision.decided))
+        # Orders that come up again are kept, and no others: they would fill the memory.
+        self._awaited |= {UUID(bytes=stream_id): last for stream_id, last in later.items()}
+        self._awaited = {
+            key: last for key, last in self._awaited.items() if last > records[-1].position
+        }
         orders = self._fold.orders
-        self._fold.orders = {key: orders[key] for key in self._wanted if key in orders}
+        self._fold.orders = {key: orders[key] for key in self._awaited if key in orders}
+
+    def _count(self, tallies: Tallies, event: Submitted, payloads: Iterable[AnyPayload]) -> None:
+        for payload in payloads:
+            if isinstance(payload, Counted):
+                # A failure names no product: its order does.
+                named = event.payload if isinstance(event.payload, OrderPlaced) else payload
+                product_id = getattr(named, "product_id", None)
+                listed = product_id if product_id in self._names else None
+                tallies.setdefault(listed, Tally()).count(payload)
 
     def products(self) -> list[Product]:
-        """All of whose orders something came, those first of which most would have changed."""
-        made = [
+        """Products with at least one decided order, largest revenue change first."""
+        products = [
             Product(
                 key,
                 self._names.get(key),
                 self._decided.get(key, Tally()),
-                self._supposed.get(key, Tally()),
+                self._whatif.get(key, Tally()),
             )
-            for key in self._decided.keys() | self._supposed.keys()
+            for key in self._decided.keys() | self._whatif.keys()
         ]
-        return sorted(made, key=lambda each: (-abs(each.gain_minor), str(each.product_id)))
+        return sorted(products, key=lambda p: (-abs(p.gain_minor), str(p.product_id)))
 
 
 def total(tallies: Iterable[Tally]) -> Tally:

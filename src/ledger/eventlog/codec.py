@@ -291,3 +291,21 @@ def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> 
     if is_sealed(record):
         return opened(record, keys.get(record.stream_id))
     return decode_payload(record.type, record.schema_version, record.data)
+
+
+def submitted(record: Record, encryption_key: bytes | None = None) -> Submitted:
+    """The event that a record was submitted as; with NO_NAME if its name has no key.
+
+    The record must be of a submitted event. Raises the same as `payload_of`.
+    """
+    origin = origin_of(record)
+    return Submitted(
+        uuid_of(record.event_id),
+        uuid_of(record.stream_id),
+        record.occurred_at_us,
+        payload_of(record, {record.stream_id: encryption_key}),  # type: ignore[arg-type]
+        record.meta,
+        origin.submitter,
+        origin.traceparent,
+        origin.atomicid,
+    )

@@ -20,9 +20,10 @@ from ledger.core.events import (
 )
 from ledger.core.fold import Fold, effective, is_refusal
 from ledger.core.state import Order
+from ledger.eventlog.chain import next_hash
 from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload, recorded
 from ledger.eventlog.encryption import KEYED, SEALED_VERSION, CustomerKeys, sealed_data
-from ledger.eventlog.records import Record, Submitted, decided_id, next_hash
+from ledger.eventlog.records import Record, Submitted, decided_id
 
 
 class Composer:

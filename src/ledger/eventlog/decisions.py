@@ -1,110 +1,152 @@
-"""A ledger's records as they were decided: submission by submission, atomic batch by batch."""
+"""Decisions: a submitted event and what was decided of it, the unit that is written and read.
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+The writer appends a decided event right after its cause, in the same transaction. This module is
+the only one that knows how to find the two together again.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
 
-from ledger.core.events import SUBMITTED, DecidedPayload, OrderPlaced, SubmittedPayload
+from ledger.core.events import SUBMITTED, TYPE_OF, DecidedPayload, OrderPlaced, SubmissionRefused
 from ledger.core.fold import Fold
 from ledger.eventlog.chain import VerificationFailed
-from ledger.eventlog.codec import READ_ERRORS, origin_of, payload_of, uuid_of
-from ledger.eventlog.records import Record
+from ledger.eventlog.codec import READ_ERRORS, origin_of, submitted
+from ledger.eventlog.records import Record, Submitted
+
+REFUSED: Final = TYPE_OF[SubmissionRefused]
 
 
-class Submission(Struct, frozen=True, gc=False):
-    """A submitted event of the ledger, and the records of what was decided of it."""
+class Decision(Struct, frozen=True, gc=False):
+    """A submitted event, `cause`, and the events that were decided of it, none or more."""
 
     cause: Record
-    decided: Sequence[Record]
-    stream_id: UUID
-    payload: SubmittedPayload
-    atomic_id: UUID | None
+    decided: tuple[Record, ...] = ()
 
-    def is_decided_with(self, other: "Submission") -> bool:
-        """Whether both are of one atomic batch."""
-        return (
-            self.atomic_id is not None
-            and self.atomic_id == other.atomic_id
-            and self.cause.recorded_at_us == other.cause.recorded_at_us
-        )
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """All records of the decision, in the order of the ledger."""
+        return (self.cause, *self.decided)
+
+    @property
+    def outcome(self) -> Record:
+        """The record whose type tells what came of the cause: itself if nothing was decided."""
+        return self.decided[-1] if self.decided else self.cause
+
+    @property
+    def took_effect(self) -> bool:
+        """False if the submission was refused: then the cause changes no state and no view."""
+        return not self.decided or self.decided[0].type != REFUSED
+
+    @property
+    def effective_records(self) -> tuple[Record, ...]:
+        """The records to apply to state and views: all but a cause that was refused."""
+        return self.records if self.took_effect else self.decided
 
 
-def runs(records: Sequence[Record]) -> Iterator[Sequence[Submission]]:
-    """What was decided in one go: a submission alone, or those of an atomic batch together.
+def group(records: Sequence[Record]) -> list[Decision]:
+    """The decisions of contiguous records, the first of which must be a submitted event.
 
-    The records must be contiguous. Raises VerificationFailed for the first that can not be read,
-    after yielding all before it.
+    Raises VerificationFailed where it is a decided one.
     """
-    causes = _causes(records)
-    if records and causes[:1] != [0]:
-        raise VerificationFailed(
-            records[0].position, f"{records[0].type} stands here, and nothing caused it"
-        )
-    run: list[Submission] = []
-    for begin, end in pairwise([*causes, len(records)]):
-        try:
-            submission = _submission(records[begin], records[begin + 1 : end])
-        except VerificationFailed:
-            if run:
-                yield run
-            raise
-        if run and not submission.is_decided_with(run[0]):
-            yield run
-            run = []
-        run.append(submission)
-    if run:
-        yield run
+    decisions: list[Decision] = []
+    end = len(records)
+    # Backwards, so that each slice ends where the decision after it begins.
+    for index in range(end - 1, -1, -1):
+        if not records[index].cause_position:
+            decisions.append(Decision(records[index], tuple(records[index + 1 : end])))
+            end = index
+    if end:
+        raise uncaused(records[0])
+    decisions.reverse()
+    return decisions
 
 
-def decide(fold: Fold, run: Sequence[Submission]) -> Sequence[tuple[DecidedPayload, ...]]:
-    """What the fold decides of each submission of a run, which it applies."""
-    if run[0].atomic_id is None:
-        return [fold.submit(each.stream_id, each.payload) for each in run]
-    orders = [(s.stream_id, s.payload) for s in run if isinstance(s.payload, OrderPlaced)]
-    return fold.submit_atomic(orders)
+def uncaused(record: Record) -> VerificationFailed:
+    """The error for a decided event that no submitted one stands before."""
+    return VerificationFailed(record.position, f"{record.type} stands here, and nothing caused it")
 
 
-def whole(records: Sequence[Record]) -> Sequence[Record]:
-    """The records up to where the last run begins, of which more may follow."""
-    causes = _causes(records)
-    if not causes:
-        return records
-    begin = causes.pop()
-    atomic_id = _atomic_id(records[begin])
-    while atomic_id and causes and _atomic_id(records[causes[-1]]) == atomic_id:
-        begin = causes.pop()
-    return records[:begin]
+def last_start(records: Sequence[Record], *, whole_batches: bool) -> int:
+    """The index at which the last decision begins, or with `whole_batches` its atomic batch.
+
+    0 if all records are of one decision or batch.
+    """
+    start = _cause_before(records, len(records))
+    if whole_batches and start > 0 and (atomic_id := _atomic_id(records[start])):
+        while start > 0:
+            before = _cause_before(records, start)
+            if before < 0 or _atomic_id(records[before]) != atomic_id:
+                break
+            start = before
+    return max(start, 0)
 
 
-def _causes(records: Sequence[Record]) -> list[int]:
-    return [index for index, record in enumerate(records) if not record.cause_position]
+def _cause_before(records: Sequence[Record], end: int) -> int:
+    """The index of the last submitted event before `end`, or -1."""
+    return next((n for n in range(end - 1, -1, -1) if not records[n].cause_position), -1)
 
 
 def _atomic_id(record: Record) -> UUID | None:
     try:
         return origin_of(record).atomicid
     except READ_ERRORS:
-        return None
+        return None  # whoever decodes the record says what is wrong with it
 
 
-def _submission(cause: Record, decided: Sequence[Record]) -> Submission:
+def decided_together(
+    decisions: Iterable[Decision],
+) -> Iterator[list[tuple[Decision, Submitted]]]:
+    """Decisions with their decoded causes: one alone, or all of an atomic batch.
+
+    Raises VerificationFailed for a cause that can not be read, after yielding all before it.
+    """
+    batch: list[tuple[Decision, Submitted]] = []
+    for decision in decisions:
+        try:
+            event = _submitted_event(decision.cause)
+        except VerificationFailed:
+            if batch:
+                yield batch
+            raise
+        if batch and not _is_same_batch(batch[0], (decision, event)):
+            yield batch
+            batch = []
+        batch.append((decision, event))
+    if batch:
+        yield batch
+
+
+def _is_same_batch(first: tuple[Decision, Submitted], other: tuple[Decision, Submitted]) -> bool:
+    # A batch is one transaction, and so of one recorded time; whoever uses an id again later has
+    # begun another batch.
+    return (
+        first[1].atomic_id is not None
+        and first[1].atomic_id == other[1].atomic_id
+        and first[0].cause.recorded_at_us == other[0].cause.recorded_at_us
+    )
+
+
+def _submitted_event(cause: Record) -> Submitted:
     if cause.type not in SUBMITTED:
-        raise VerificationFailed(cause.position, f"{cause.type} stands here, and nothing caused it")
+        raise uncaused(cause)
     try:
-        payload = payload_of(cause)
-        atomic_id = origin_of(cause).atomicid
+        event = submitted(cause)
     except READ_ERRORS as error:
         raise VerificationFailed(cause.position, f"{cause.type} can't be read: {error}") from error
-    if atomic_id and not isinstance(payload, OrderPlaced):
+    if event.atomic_id and not isinstance(event.payload, OrderPlaced):
         raise VerificationFailed(
             cause.position, "only orders are decided all or none: atomicid can't be there"
         )
-    return Submission(
-        cause,
-        decided,
-        uuid_of(cause.stream_id),
-        payload,  # type: ignore[arg-type]  # SUBMITTED, checked above
-        atomic_id,
+    return event
+
+
+def decide_again(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedPayload, ...]]:
+    """What the fold, to which it is applied, decides of events that were decided together."""
+    if events[0].atomic_id is None:
+        return [fold.submit(event.stream_id, event.payload) for event in events]
+    return fold.submit_atomic(
+        [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
     )

@@ -1,7 +1,6 @@
-"""The records of the ledger, their ids, and the hash chain over them."""
+"""The records of the ledger as they are stored, events as they were submitted, and their ids."""
 
 from hashlib import sha256
-from struct import Struct as Layout
 from typing import Final
 from uuid import UUID
 
@@ -9,9 +8,7 @@ from msgspec import Struct
 
 from ledger.core.events import SubmittedPayload
 
-GENESIS_HASH: Final = bytes(32)
 DECIDED_UUID_VERSION: Final = 8
-_LAYOUT = Layout(">QQQQIHHII")
 
 
 class Record(Struct, frozen=True, gc=False):
@@ -29,6 +26,17 @@ class Record(Struct, frozen=True, gc=False):
     meta: bytes
     data: bytes
     hash: bytes = b""
+
+
+COLUMNS: Final = ", ".join(Record.__struct_fields__)
+
+
+class Head(Struct, frozen=True):
+    """Where the ledger ends, and the epoch of the writer that may append to it."""
+
+    position: int
+    hash: bytes
+    epoch: int
 
 
 class Submitted(Struct, frozen=True, gc=False):
@@ -63,31 +71,3 @@ def decided_id_bytes(cause_id: bytes, index: int) -> bytes:
     version = digest[0] & 0x0F | DECIDED_UUID_VERSION << 4
     variant = digest[2] & 0x3F | 0x80
     return cause_id[:6] + bytes((version, digest[1], variant)) + digest[3:10]
-
-
-def next_hash(previous_hash: bytes, record: Record) -> bytes:
-    """The chain: SHA-256 over the hash before and every other column, unambiguously."""
-    name = record.type.encode()
-    return sha256(
-        b"".join(
-            (
-                previous_hash,
-                _LAYOUT.pack(
-                    record.position,
-                    record.cause_position,
-                    record.occurred_at_us,
-                    record.recorded_at_us,
-                    record.version,
-                    record.schema_version,
-                    len(name),
-                    len(record.meta),
-                    len(record.data),
-                ),
-                record.event_id,
-                record.stream_id,
-                name,
-                record.meta,
-                record.data,
-            )
-        )
-    ).digest()

@@ -1,40 +1,28 @@
 """The ledger in the database: read, append under the fence, look up."""
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
-from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import Recorded
 from ledger.eventlog import codec
+from ledger.eventlog.chain import LedgerDamaged
 from ledger.eventlog.encryption import CustomerKeys, KeyRow, sealed_customers
-from ledger.eventlog.records import Record
+from ledger.eventlog.reader import PAGE, EventReader
+from ledger.eventlog.records import COLUMNS, Head, Record
 from ledger.runtime.bulk_insert import write
 from ledger.runtime.failpoints import failpoint, meanwhile
 
-PAGE: Final = 5_000
-COLUMNS: Final = ", ".join(Record.__struct_fields__)
-_SELECT = f"SELECT {COLUMNS} FROM events"
+__all__ = ["PAGE", "Fenced", "Head", "LedgerDamaged", "Store"]
+
 _INSERT = f"INSERT INTO events ({COLUMNS})"
 _INSERT_KEY = f"INSERT INTO customer_keys ({', '.join(KeyRow.__struct_fields__)})"
 
 
 class Fenced(Exception):
     """Another writer took over, or the head moved: this one's view of the ledger is out of date."""
-
-
-class LedgerDamaged(Exception):
-    """The ledger breaks its own rules; nothing may be built on it until an operator has looked."""
-
-
-class Head(Struct, frozen=True):
-    """Where the ledger ends, and the epoch of the writer that may append to it."""
-
-    position: int
-    hash: bytes
-    epoch: int
 
 
 class Store:
@@ -96,59 +84,25 @@ class Store:
         return [codec.recorded(record, keys) for record in records]
 
     async def keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
-        """The keys of those of the customers that ever had one; None for a destroyed one."""
-        if not customer_ids:
-            return {}
-        return dict(
-            await self._rows(
-                "SELECT customer_id, sealing_key FROM customer_keys"
-                f" WHERE customer_id IN ({_marks(customer_ids)})",
-                tuple(customer_ids),
-            )
-        )
+        """The same as `EventReader.keys`."""
+        return await EventReader(self._connection).keys(customer_ids)
 
-    async def read(self, after: int, limit: int = PAGE) -> list[Record]:
-        """The records after a position, in order, at most `limit` (2 or more).
-
-        A page never ends between a cause and what was decided of it. Raises LedgerDamaged.
-        """
-        rows = await self._rows(
-            f"{_SELECT} WHERE position > %s ORDER BY position LIMIT %s", (after, limit + 1)
-        )
-        records = [Record(*row) for row in rows]
-        if len(records) > limit:
-            cut = records[-1].cause_position or records[-1].position
-            records = records[: cut - records[0].position]
-        _refuse_gaps(records, after)
-        return records
+    async def read(self, after: int, limit: int | None = None) -> list[Record]:
+        """The records of `EventReader.page`."""
+        return list((await EventReader(self._connection).page(after, limit)).records)
 
     async def pages(self, after: int, up_to: int) -> AsyncIterator[list[Record]]:
-        """The records after a position and up to another, page by page, in order.
-
-        Raises LedgerDamaged where the ledger ends before `up_to`.
-        """
-        while after < up_to:
-            page = await self.read(after, PAGE)
-            if not page:
-                raise LedgerDamaged(f"the ledger ends at {after}, not at {up_to}")
-            yield page[: up_to - after]
-            after = page[-1].position
+        """The records of `EventReader.pages`."""
+        async for page in EventReader(self._connection).pages(after, up_to):
+            yield list(page.records)
 
     async def stream(self, stream_id: UUID) -> list[Record]:
-        """The records of one stream, in order."""
-        return (await self.streams([stream_id.bytes])).get(stream_id.bytes, [])
+        """The same as `EventReader.stream`."""
+        return await EventReader(self._connection).stream(stream_id)
 
     async def streams(self, stream_ids: Sequence[bytes]) -> dict[bytes, list[Record]]:
-        """The records of some streams, each in order."""
-        histories: dict[bytes, list[Record]] = {}
-        if stream_ids:
-            rows = await self._rows(
-                f"{_SELECT} WHERE stream_id IN ({_marks(stream_ids)}) ORDER BY position", stream_ids
-            )
-            for row in rows:
-                record = Record(*row)
-                histories.setdefault(record.stream_id, []).append(record)
-        return histories
+        """The same as `EventReader.streams`."""
+        return await EventReader(self._connection).streams(stream_ids)
 
     async def known(
         self, event_ids: Collection[bytes], stream_ids: Collection[bytes]
@@ -174,9 +128,3 @@ class Store:
 
 def _marks(values: Collection[object]) -> str:
     return ", ".join(["%s"] * len(values))
-
-
-def _refuse_gaps(records: Iterable[Record], after: int) -> None:
-    for expected, record in enumerate(records, after + 1):
-        if record.position != expected:
-            raise LedgerDamaged(f"position {expected} is missing before {record.position}")
