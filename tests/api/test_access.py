@@ -1,4 +1,4 @@
-"""Tokens, limits and origins, at an API that is served."""
+"""Tokens, rate limits and origins, at an API that is served."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -54,7 +54,7 @@ async def new_key(stack: Stack, customer_id: str | None = None) -> str:
     return str(parts)
 
 
-async def test_a_token_is_taken_like_a_key(stack: Stack) -> None:
+async def test_a_token_is_accepted_like_an_api_key(stack: Stack) -> None:
     async def get(path: str, token: str) -> httpx.Response:
         return await stack.http.get(path, headers=bearer(token))
 
@@ -79,7 +79,7 @@ async def test_the_subject_of_a_token_is_recorded(stack: Stack) -> None:
     await engine.dispose()
 
 
-async def test_a_rotated_key_is_the_same_client_to_idempotency_keys(stack: Stack) -> None:
+async def test_idempotency_keys_outlive_the_rotation_of_an_api_key(stack: Stack) -> None:
     old = await new_key(stack)
     _, parts = await rotate(stack.settings, old.split("_")[1], 60, None)
     ids = []
@@ -90,7 +90,7 @@ async def test_a_rotated_key_is_the_same_client_to_idempotency_keys(stack: Stack
     assert ids[0] == ids[1]
 
 
-async def test_too_many_requests_of_one_key_and_not_of_another(stack: Stack) -> None:
+async def test_the_rate_limit_of_one_api_key_does_not_touch_another(stack: Stack) -> None:
     first, second = bearer(await new_key(stack)), bearer(await new_key(stack))
     answers = [await stack.http.get("/orders", headers=first) for _ in range(RATE * 4)]
     refused = [answer for answer in answers if answer.status_code == 429]
@@ -105,7 +105,7 @@ async def test_too_many_requests_of_one_key_and_not_of_another(stack: Stack) -> 
     await eventually(is_served, "requests are served again", 3)
 
 
-async def test_too_many_at_once_of_one_key(stack: Stack) -> None:
+async def test_more_requests_at_once_than_allowed_are_refused(stack: Stack) -> None:
     headers = bearer(await new_key(stack))
     waiting = [
         stack.http.get("/orders?min_position=1000000000", headers=headers)
@@ -116,7 +116,7 @@ async def test_too_many_at_once_of_one_key(stack: Stack) -> None:
     assert (await stack.http.get("/orders", headers=headers)).status_code == 200
 
 
-async def test_a_key_goes_on_to_work_while_the_database_is_asked_by_many(stack: Stack) -> None:
+async def test_a_known_api_key_works_during_a_flood_of_made_up_ones(stack: Stack) -> None:
     headers = bearer(await new_key(stack))
     assert (await stack.http.get("/orders", headers=headers)).status_code == 200
     made_up = [bearer(f"lk_{number:012x}_{'x' * 43}") for number in range(300)]

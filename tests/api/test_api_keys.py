@@ -1,4 +1,4 @@
-"""Keys, and the look-ups of them: few, bounded, never older than promised."""
+"""API keys, and the cache of their look-ups: few queries, bounded, never older than promised."""
 
 import asyncio
 from uuid import uuid4
@@ -25,16 +25,16 @@ def a_key(prefix: str = "0" * 12, **more: int) -> StoredApiKey:
 
 
 class Table:
-    """The table of keys, which counts who asks, and can be away."""
+    """A stand-in for the table of API keys that counts queries and can be away."""
 
     def __init__(self) -> None:
         self.keys = {"0" * 12: a_key()}
-        self.asked: list[str] = []
+        self.queries: list[str] = []
         self.at_once = self.most_at_once = 0
         self.away = False
 
     async def find(self, prefix: str) -> StoredApiKey | None:
-        self.asked.append(prefix)
+        self.queries.append(prefix)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(0)
@@ -44,29 +44,29 @@ class Table:
         return self.keys.get(prefix)
 
 
-class Kept:
-    """A keyring over a table, with a clock that the test moves."""
+class Cached:
+    """A cache over a table, with a clock that the test moves."""
 
     def __init__(self) -> None:
         self.table = Table()
         self.now_s = 0.0
-        self.ring = ApiKeyCache(self.table.find, lambda: self.now_s)
+        self.cache = ApiKeyCache(self.table.find, lambda: self.now_s)
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
+def cached() -> Cached:
+    return Cached()
 
 
-def test_a_key_can_be_read_back() -> None:
+def test_a_new_key_can_be_parsed() -> None:
     parts = new_api_key()
     assert parse_api_key(str(parts)) == parts
     assert len(parts.secret) == 43
 
 
-def test_no_two_keys_are_alike() -> None:
-    made = [new_api_key() for _ in range(100)]
-    assert len({p.prefix for p in made}) == len({p.secret for p in made}) == 100
+def test_no_two_new_keys_are_alike() -> None:
+    keys = [new_api_key() for _ in range(100)]
+    assert len({p.prefix for p in keys}) == len({p.secret for p in keys}) == 100
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def test_no_two_keys_are_alike() -> None:
         f" lk_{'0' * 12}_{'x' * 43}",
     ],
 )
-def test_what_does_not_look_like_a_key(text: str) -> None:
+def test_text_of_another_form_is_no_api_key(text: str) -> None:
     assert parse_api_key(text) is None
 
 
-def test_only_its_own_secret_opens_a_key() -> None:
+def test_only_the_secret_of_the_key_is_accepted() -> None:
     parts = new_api_key()
     key = StoredApiKey(parts.prefix, hash_secret(parts.secret), parts.prefix, "ann", (), None, 1)
     assert key.has_secret(parts.secret)
@@ -96,78 +96,78 @@ def test_only_its_own_secret_opens_a_key() -> None:
     assert parts.secret.encode() not in key.secret_hash
 
 
-def test_a_key_is_over_at_the_moment_it_ends() -> None:
+def test_a_key_has_ended_from_the_moment_it_is_revoked_or_expires() -> None:
     assert a_key(expires_at_us=5).ended(4) is None
     assert a_key(expires_at_us=5).ended(5) == "expired"
     assert a_key(revoked_at_us=5).ended(4) is None
     assert a_key(revoked_at_us=5, expires_at_us=5).ended(5) == "revoked"
 
 
-async def test_a_look_up_counts_for_a_while_and_no_longer(kept: Kept) -> None:
+async def test_a_look_up_is_good_while_it_is_fresh_and_no_longer(cached: Cached) -> None:
     prefix = "0" * 12
     for _ in range(10):
-        assert await kept.ring.get(prefix)
-    assert len(kept.table.asked) == 1
-    del kept.table.keys[prefix]
-    kept.now_s += FRESH_S
-    assert await kept.ring.get(prefix) is None
+        assert await cached.cache.get(prefix)
+    assert len(cached.table.queries) == 1
+    del cached.table.keys[prefix]
+    cached.now_s += FRESH_S
+    assert await cached.cache.get(prefix) is None
 
 
-async def test_a_key_made_after_it_was_asked_for_is_found_before_long(kept: Kept) -> None:
-    assert await kept.ring.get("1" * 12) is None
-    kept.table.keys["1" * 12] = a_key("1" * 12)
-    kept.now_s += FRESH_S
-    assert await kept.ring.get("1" * 12)
+async def test_a_key_made_after_it_was_looked_up_is_found_before_long(cached: Cached) -> None:
+    assert await cached.cache.get("1" * 12) is None
+    cached.table.keys["1" * 12] = a_key("1" * 12)
+    cached.now_s += FRESH_S
+    assert await cached.cache.get("1" * 12)
 
 
-async def test_many_who_ask_at_once_share_one_look_up(kept: Kept) -> None:
-    await asyncio.gather(*(kept.ring.get("0" * 12) for _ in range(100)))
-    assert len(kept.table.asked) == 1
+async def test_requests_with_one_key_at_once_share_one_look_up(cached: Cached) -> None:
+    await asyncio.gather(*(cached.cache.get("0" * 12) for _ in range(100)))
+    assert len(cached.table.queries) == 1
 
 
-async def test_a_key_that_was_found_opens_while_the_database_is_away(kept: Kept) -> None:
-    assert await kept.ring.get("0" * 12)
-    kept.table.away = True
-    kept.now_s += STALE_S - 1
+async def test_a_key_that_was_found_is_accepted_while_the_database_is_away(cached: Cached) -> None:
+    assert await cached.cache.get("0" * 12)
+    cached.table.away = True
+    cached.now_s += STALE_S - 1
     for _ in range(10):
-        assert await kept.ring.get("0" * 12)
-    assert len(kept.table.asked) == 2
+        assert await cached.cache.get("0" * 12)
+    assert len(cached.table.queries) == 2
     with pytest.raises(KeysUnavailable):
-        await kept.ring.get("1" * 12)
+        await cached.cache.get("1" * 12)
 
 
-async def test_a_key_does_not_open_for_ever_while_the_database_is_away(kept: Kept) -> None:
-    assert await kept.ring.get("0" * 12)
-    kept.table.away = True
-    kept.now_s += STALE_S
+async def test_a_key_is_not_accepted_for_ever_while_the_database_is_away(cached: Cached) -> None:
+    assert await cached.cache.get("0" * 12)
+    cached.table.away = True
+    cached.now_s += STALE_S
     with pytest.raises(KeysUnavailable):
-        await kept.ring.get("0" * 12)
+        await cached.cache.get("0" * 12)
 
 
-async def test_a_flood_of_made_up_keys_pushes_no_key_out_and_takes_few_connections(
+async def test_a_flood_of_made_up_keys_drops_no_real_key_and_takes_few_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(api_keys, "MAX_CACHED", 100)
-    kept = Kept()
-    await kept.ring.get("0" * 12)
+    cached = Cached()
+    await cached.cache.get("0" * 12)
     for start in range(0, 1000, MAX_QUEUE):
-        await asyncio.gather(*(kept.ring.get(str(start + n)) for n in range(MAX_QUEUE)))
-    asked = len(kept.table.asked)
-    assert kept.table.most_at_once == MAX_LOOKUPS
-    assert await kept.ring.get("0" * 12)
-    assert len(kept.table.asked) == asked
-    assert len(kept.ring._unknown) == 100
+        await asyncio.gather(*(cached.cache.get(str(start + n)) for n in range(MAX_QUEUE)))
+    asked = len(cached.table.queries)
+    assert cached.table.most_at_once == MAX_LOOKUPS
+    assert await cached.cache.get("0" * 12)
+    assert len(cached.table.queries) == asked
+    assert len(cached.cache._unknown) == 100
 
 
-async def test_more_look_ups_than_may_queue_are_refused(kept: Kept) -> None:
-    asked = [kept.ring.get(str(number)) for number in range(MAX_QUEUE + 5)]
+async def test_more_look_ups_than_may_queue_are_refused(cached: Cached) -> None:
+    asked = [cached.cache.get(str(number)) for number in range(MAX_QUEUE + 5)]
     answers = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(isinstance(answer, KeysUnavailable) for answer in answers) == 5
 
 
-async def test_one_who_hangs_up_does_not_end_the_look_up_of_the_others(kept: Kept) -> None:
-    first = asyncio.create_task(kept.ring.get("0" * 12))
-    second = asyncio.create_task(kept.ring.get("0" * 12))
+async def test_a_client_who_hangs_up_does_not_cancel_the_look_up_for_others(cached: Cached) -> None:
+    first = asyncio.create_task(cached.cache.get("0" * 12))
+    second = asyncio.create_task(cached.cache.get("0" * 12))
     await asyncio.sleep(0)
     first.cancel()
     assert await second

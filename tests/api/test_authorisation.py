@@ -1,4 +1,4 @@
-"""Who may do what: every route of the table, asked with every kind of key, at a real API."""
+"""Who may do what: every route, called with every kind of API key, at an API that is served."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -29,14 +29,14 @@ GUARDED = [call for call in CALLS if call.values[2].scope]
 OPEN = [call for call in CALLS if not call.values[2].scope]
 OWN = [call for call in GUARDED if call.values[2].own]
 NOT_OWN = [call for call in GUARDED if not call.values[2].own]
-OF_THE_PAST = [call for call in OWN if looks_back(call.values[2])]
+AS_OF_READS = [call for call in OWN if looks_back(call.values[2])]
 
 Headers = dict[str, str]
 
 
 @dataclass
 class Site:
-    """An API that asks for keys, with two customers who have an order each."""
+    """An API that requires API keys, with two customers who have an order each."""
 
     stack: Stack
     http: httpx.AsyncClient
@@ -130,7 +130,7 @@ def refused(response: httpx.Response, status: int, kind: str, error: str | None)
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OPEN)
-async def test_what_is_open_needs_no_key(
+async def test_an_open_route_needs_no_key(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     response = await site.call(method, path, operation, {})
@@ -153,12 +153,14 @@ def test_only_products_and_pages_about_the_api_are_open() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_without_a_key(site: Site, method: str, path: str, operation: Operation) -> None:
+async def test_a_request_without_a_key_is_refused(
+    site: Site, method: str, path: str, operation: Operation
+) -> None:
     refused(await site.call(method, path, operation, {}), 401, "no-key", None)
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_with_a_key_that_never_was(
+async def test_a_key_that_was_never_made_is_refused(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     headers = bearer(f"lk_{'0' * 12}_{'x' * 43}")
@@ -166,7 +168,7 @@ async def test_with_a_key_that_never_was(
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_with_the_prefix_of_a_key_and_another_secret(
+async def test_another_secret_with_the_prefix_of_a_key_is_refused(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     headers = bearer(f"{site.admin['Authorization'][7:-43]}{'x' * 43}")
@@ -185,7 +187,7 @@ async def revoked(site: Site) -> Headers:
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_with_a_revoked_key(
+async def test_a_revoked_key_is_refused_on_every_route(
     site: Site, revoked: Headers, method: str, path: str, operation: Operation
 ) -> None:
     response = await site.call(method, path, operation, revoked)
@@ -207,7 +209,7 @@ async def expired(site: Site) -> Headers:
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_with_an_expired_key(
+async def test_an_expired_key_is_refused(
     site: Site, expired: Headers, method: str, path: str, operation: Operation
 ) -> None:
     response = await site.call(method, path, operation, expired)
@@ -215,7 +217,7 @@ async def test_with_an_expired_key(
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_with_every_scope_but_the_right_one(
+async def test_a_key_with_every_scope_but_the_required_one_is_refused(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     name = f"all but {operation.scope}"
@@ -228,7 +230,7 @@ async def test_with_every_scope_but_the_right_one(
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_with_the_right_scope(
+async def test_a_key_with_the_required_scope_is_admitted(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     assert operation.scope
@@ -239,7 +241,7 @@ async def test_with_the_right_scope(
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OWN)
-async def test_with_the_customers_own_key(
+async def test_the_key_of_a_customer_is_admitted_for_that_customer(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     headers = await site.bound(site.ids["customer_id"])
@@ -248,7 +250,7 @@ async def test_with_the_customers_own_key(
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), OWN)
-async def test_with_another_customers_key_nothing_of_it_exists(
+async def test_to_the_key_of_another_customer_the_thing_does_not_exist(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     headers = await site.bound(site.others["customer_id"])
@@ -265,8 +267,8 @@ async def test_with_another_customers_key_nothing_of_it_exists(
     )
 
 
-@pytest.mark.parametrize(("method", "path", "operation"), OF_THE_PAST)
-async def test_the_past_is_open_to_whom_the_present_is(
+@pytest.mark.parametrize(("method", "path", "operation"), AS_OF_READS)
+async def test_as_of_reads_are_open_to_whom_reads_of_now_are(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     """To another customer's key the thing is as unknown as one that never was."""
@@ -284,7 +286,7 @@ async def test_the_past_is_open_to_whom_the_present_is(
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), NOT_OWN)
-async def test_what_is_not_about_one_customer_is_closed_to_a_customers_key(
+async def test_the_key_of_a_customer_is_refused_for_what_is_not_about_one_customer(
     site: Site, method: str, path: str, operation: Operation
 ) -> None:
     headers = await site.bound(site.ids["customer_id"])
@@ -315,7 +317,7 @@ async def test_two_clients_may_use_the_same_idempotency_key(site: Site) -> None:
     assert first["order_id"] == again["order_id"] != other["order_id"]
 
 
-async def test_the_ledger_keeps_who_submitted(site: Site) -> None:
+async def test_the_submitter_is_recorded(site: Site) -> None:
     prefix = site.admin["Authorization"].split("_")[1]
     engine = engine_of(site.stack.settings, "migrate")
     async with engine.connect() as connection:
@@ -324,7 +326,7 @@ async def test_the_ledger_keeps_who_submitted(site: Site) -> None:
     await engine.dispose()
 
 
-async def test_a_revoked_key_is_refused_before_long(site: Site) -> None:
+async def test_revoking_a_key_counts_within_seconds(site: Site) -> None:
     headers = await site.key(Scope.ORDERS_READ)
     assert (await site.http.get("/api/v1/orders", headers=headers)).status_code == 200
     await revoke(site.stack.settings, headers["Authorization"].split("_")[1])
@@ -335,7 +337,7 @@ async def test_a_revoked_key_is_refused_before_long(site: Site) -> None:
     await eventually(is_refused, "a revoked key is refused", 6)
 
 
-async def test_a_stream_ends_when_its_key_does(site: Site) -> None:
+async def test_a_stream_ends_when_its_key_is_revoked(site: Site) -> None:
     headers = await site.key(Scope.LEDGER_READ) | {"Accept": "text/event-stream"}
     async with site.http.stream("GET", "/api/v1/events", headers=headers) as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -358,7 +360,7 @@ async def test_a_stream_ends_when_its_key_does(site: Site) -> None:
         [("Authorization", "Bearer lk_x"), ("Authorization", "Bearer lk_y")],
     ],
 )
-async def test_what_is_no_key(site: Site, headers: Any) -> None:
+async def test_a_header_without_a_usable_key_is_refused(site: Site, headers: Any) -> None:
     response = await site.http.get("/api/v1/orders", headers=headers)
     refused(response, 401, "bad-key", "invalid_token")
 
@@ -387,7 +389,7 @@ async def test_the_api_may_not_change_keys(site: Site) -> None:
     await engine.dispose()
 
 
-async def test_a_process_that_asks_for_keys_says_so(site: Site) -> None:
+async def test_health_says_that_keys_are_required(site: Site) -> None:
     assert (await site.http.get("/health/ready")).json()["keys_required"] is True
 
 

@@ -1,4 +1,4 @@
-"""Idempotency-Key: kept for life, by nothing but the ledger."""
+"""Idempotency-Key: the ledger alone remembers what each made, for ever."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ Call = tuple[str, str, Body, Body]
 
 
 def key() -> dict[str, str]:
-    """A new key, as headers."""
+    """A new idempotency key, as headers."""
     return {"Idempotency-Key": str(uuid4())}
 
 
@@ -47,13 +47,13 @@ async def pair(servers: Servers) -> AsyncIterator[tuple[Stack, Stack]]:
 
 @pytest.fixture
 def here(pair: tuple[Stack, Stack]) -> httpx.AsyncClient:
-    """The process that remembers."""
+    """A client of the first process, which may remember keys."""
     return pair[0].http
 
 
 @pytest.fixture
 def there(pair: tuple[Stack, Stack]) -> httpx.AsyncClient:
-    """A process that never heard of what the first one did."""
+    """A client of the second process, which knows of the first only what the ledger has."""
     return pair[1].http
 
 
@@ -86,7 +86,7 @@ def same(first: Any, again: Any) -> bool:
     }
 
 
-async def test_each_request_is_replayed_where_nobody_remembers_it(
+async def test_each_request_is_replayed_by_a_process_that_never_saw_its_key(
     here: httpx.AsyncClient, there: httpx.AsyncClient, calls: list[Call]
 ) -> None:
     for method, path, body, other in calls:
@@ -110,7 +110,7 @@ async def test_each_request_is_replayed_where_nobody_remembers_it(
 async def test_refusals_are_replayed_after_a_restart(
     pair: tuple[Stack, Stack], here: httpx.AsyncClient
 ) -> None:
-    """As the fold said no at first, although it would say yes by now."""
+    """With the first decision, although the fold would decide otherwise by now."""
     _, restarted = pair
     there = restarted.http
     customer_id, product_id = await register(here), await list_product(here, stock=0)
@@ -150,7 +150,7 @@ async def test_refusals_are_replayed_after_a_restart(
     assert await recorded_after(here, start) == []
 
 
-async def test_without_waiting_the_first_answer_comes_again_after_a_restart(
+async def test_a_202_is_replayed_as_202_after_a_restart(
     pair: tuple[Stack, Stack], here: httpx.AsyncClient
 ) -> None:
     _, restarted = pair
@@ -173,7 +173,7 @@ async def test_without_waiting_the_first_answer_comes_again_after_a_restart(
 
 
 @pytest.mark.parametrize("wait", [WAIT, {"Prefer": "respond-async"}])
-async def test_fifty_at_once_on_two_processes_make_one_event(
+async def test_fifty_requests_at_once_on_two_processes_make_one_event(
     here: httpx.AsyncClient, there: httpx.AsyncClient, wait: dict[str, str]
 ) -> None:
     start, headers = await head_of(here), {**key(), **wait}
@@ -190,7 +190,7 @@ async def test_fifty_at_once_on_two_processes_make_one_event(
     assert events[0]["subject"] == answers[0].headers["location"].rpartition("/")[2]
 
 
-async def test_of_fifty_bodies_at_once_one_wins_and_every_other_is_refused(
+async def test_of_fifty_bodies_at_once_one_is_decided_and_every_other_is_refused(
     here: httpx.AsyncClient, there: httpx.AsyncClient
 ) -> None:
     """On two processes: who waits learns which body was recorded, not only that one was."""
@@ -211,7 +211,9 @@ async def test_of_fifty_bodies_at_once_one_wins_and_every_other_is_refused(
     assert found.json()["username"] == winners[0].json()["username"]
 
 
-async def test_within_a_process_another_body_is_refused_at_once(here: httpx.AsyncClient) -> None:
+async def test_within_a_process_another_body_is_refused_before_the_decision(
+    here: httpx.AsyncClient,
+) -> None:
     headers, ids = key(), [str(uuid4()) for _ in range(10)]
     answers = await asyncio.gather(
         *(
@@ -222,7 +224,7 @@ async def test_within_a_process_another_body_is_refused_at_once(here: httpx.Asyn
     assert sorted(answer.status_code for answer in answers) == [202] + [422] * 9
 
 
-async def test_of_a_reused_key_an_atomic_batch_is_never_torn(
+async def test_a_reused_key_never_tears_an_atomic_batch(
     pair: tuple[Stack, Stack], here: httpx.AsyncClient, there: httpx.AsyncClient
 ) -> None:
     """Two bodies at once on two processes: the first in the inbox is decided, the other is not."""
@@ -252,7 +254,7 @@ async def test_of_a_reused_key_an_atomic_batch_is_never_torn(
     assert (again.status_code, again.json()) == (202, short.json())
 
 
-async def test_a_refused_request_does_not_submit_the_body_before_it(
+async def test_a_request_refused_by_its_check_submits_nothing_then_or_later(
     pair: tuple[Stack, Stack], here: httpx.AsyncClient
 ) -> None:
     """A cancel that was refused at once left nothing in the ledger, and leaves nothing later."""

@@ -1,4 +1,4 @@
-"""What an API process remembers: bounded, and never believed when it may be wrong."""
+"""The memory of an API process: bounded, and not used when it may be wrong."""
 
 import asyncio
 from collections.abc import Sequence
@@ -36,19 +36,19 @@ class TestPending:
         pending.add(event, event.payload)
         return event
 
-    def test_what_goes_in_comes_out(self) -> None:
+    def test_an_added_order_is_found(self) -> None:
         pending = PendingOrders()
         event = self.add(pending)
         assert pending.get(event.stream_id) == (event.payload, event.occurred_at_us)
 
-    def test_an_outcome_takes_its_order_out(self) -> None:
+    def test_an_outcome_removes_its_order(self) -> None:
         pending = PendingOrders()
         event, other = self.add(pending), self.add(pending)
         pending.announced(Announcement(1, 2, [outcome(event.event_id, event.stream_id)]))
         assert pending.get(event.stream_id) is None
         assert pending.get(other.stream_id)
 
-    def test_beyond_its_limit_orders_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_orders_beyond_the_limit_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("api.pending.MAX_PENDING", 2)
         pending = PendingOrders()
         first = self.add(pending)
@@ -58,7 +58,7 @@ class TestPending:
         pending.remove(first.stream_id)
         self.add(pending)
 
-    async def test_after_a_reset_what_the_view_shows_is_taken_out(self) -> None:
+    async def test_after_a_reset_orders_that_the_view_shows_are_removed(self) -> None:
         pending, asked = PendingOrders(), list[UUID]()
         shown, hidden = self.add(pending), self.add(pending)
 
@@ -77,10 +77,10 @@ class TestPending:
         assert pending.get(hidden.stream_id)
 
 
-class TestWaiting:
-    """Nobody waits for ever, and nothing is left behind."""
+class TestWaiters:
+    """No request waits for ever, and none leaves anything behind."""
 
-    async def test_an_outcome_wakes_all_who_wait_for_it_and_no_others(self) -> None:
+    async def test_an_outcome_wakes_all_requests_that_wait_for_it_and_no_others(self) -> None:
         waiters, event_id = Waiters(), uuid4()
         with (
             waiters.outcome_of(event_id) as one,
@@ -91,7 +91,7 @@ class TestWaiting:
             assert (await one) == (await two) == outcome(event_id, one.result().stream_id)  # type: ignore[union-attr]
             assert not other.done()
 
-    async def test_who_gave_up_leaves_nothing_behind(self) -> None:
+    async def test_a_request_that_gave_up_leaves_nothing_behind(self) -> None:
         waiters, event_id = Waiters(), uuid4()
         with waiters.outcome_of(event_id):
             pass
@@ -99,14 +99,16 @@ class TestWaiting:
         with waiters.outcome_of(event_id) as again:
             assert not again.done()
 
-    async def test_beyond_the_limit_nobody_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_requests_beyond_the_limit_do_not_wait(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("api.consistent_reads.MAX_WAITERS", 1)
         waiters = Waiters()
         with waiters.outcome_of(uuid4()) as one, waiters.outcome_of(uuid4()) as two:
             assert not one.done()
             assert two.result() is None
 
-    async def test_a_position_wakes_who_waits_for_it_or_less(self) -> None:
+    async def test_a_position_wakes_requests_that_wait_for_it_or_less(self) -> None:
         waiters = Waiters()
         waits = [asyncio.create_task(waiters.position(n, 20)) for n in (5, 7, 8)]
         await asyncio.sleep(0)
@@ -186,7 +188,7 @@ class TestProductCache:
         announcements.connected = False
         assert cache.get(str(PRODUCT)) is None
 
-    async def test_who_saw_a_later_position_is_not_shown_an_older_page(
+    async def test_a_page_older_than_a_position_shown_before_is_not_served(
         self, cache: ProductCache, reads: ConsistentReads, announcements: Announcements
     ) -> None:
         cache.put(PRODUCT, self.page(10), cache.generation)
@@ -203,7 +205,7 @@ class TestProductCache:
         cache.put(PRODUCT, self.page(10), cache.generation)
         assert cache.get(str(PRODUCT)) is not None
 
-    async def test_no_page_gets_old(self, cache: ProductCache) -> None:
+    async def test_a_page_past_its_age_is_not_served(self, cache: ProductCache) -> None:
         cache.put(PRODUCT, self.page(10, age_s=MAX_AGE_S + 0.1), cache.generation)
         assert cache.get(str(PRODUCT)) is None
 

@@ -37,6 +37,6 @@ async def test_an_order_that_is_not_decided_yet_is_pending_on_every_process(
         await other.stop()
 
 
-async def test_an_id_that_nobody_was_given_stays_unknown(make_stack: MakeStack) -> None:
+async def test_an_order_that_nobody_accepted_stays_unknown(make_stack: MakeStack) -> None:
     stack = await make_stack(api_shared=True)
     assert (await stack.http.get(f"/orders/{uuid4()}")).status_code == 404

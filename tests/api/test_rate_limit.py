@@ -1,4 +1,4 @@
-"""So much of one client and no more, whatever the others do."""
+"""Rate limit: each client has its own, whatever the others do."""
 
 from contextlib import ExitStack
 
@@ -41,7 +41,7 @@ def test_a_seconds_worth_may_come_at_once_and_then_one_by_one() -> None:
     refusal(rate_limit)
 
 
-def test_what_was_not_used_is_not_saved_up_for_ever() -> None:
+def test_no_more_than_a_burst_is_saved_up() -> None:
     clock = Clock()
     rate_limit = RateLimit(2, 0, clock)
     clock.now_s += 3600
@@ -60,7 +60,7 @@ def test_a_refused_request_costs_nothing() -> None:
     ask(rate_limit)
 
 
-def test_less_than_one_a_second_says_how_long_to_wait() -> None:
+def test_retry_after_is_right_for_less_than_one_request_a_second() -> None:
     clock = Clock()
     rate_limit = RateLimit(0.1, 0, clock)
     ask(rate_limit)
@@ -69,7 +69,7 @@ def test_less_than_one_a_second_says_how_long_to_wait() -> None:
     ask(rate_limit)
 
 
-def test_so_many_at_once_and_one_more_when_one_is_done() -> None:
+def test_another_request_is_admitted_when_one_at_the_limit_is_done() -> None:
     rate_limit = RateLimit(0, 2)
     with rate_limit.request("ann"):
         with rate_limit.request("ann"):
@@ -77,7 +77,7 @@ def test_so_many_at_once_and_one_more_when_one_is_done() -> None:
         ask(rate_limit)
 
 
-def test_a_request_that_fails_is_not_under_way_any_more() -> None:
+def test_a_request_that_fails_is_not_counted_any_more() -> None:
     rate_limit = RateLimit(0, 1)
     for _ in range(3):
         with pytest.raises(ValueError), rate_limit.request("ann"):
@@ -85,7 +85,7 @@ def test_a_request_that_fails_is_not_under_way_any_more() -> None:
     ask(rate_limit)
 
 
-def test_one_client_does_not_use_up_what_another_has() -> None:
+def test_a_client_at_its_limit_does_not_hold_another_back() -> None:
     rate_limit = RateLimit(1, 1, Clock())
     with rate_limit.request("ann"):
         ask(rate_limit, "bob")
@@ -100,7 +100,7 @@ def test_a_limit_of_0_is_none() -> None:
             held.enter_context(rate_limit.request("ann"))
 
 
-def test_what_is_kept_of_clients_is_bounded() -> None:
+def test_the_number_of_remembered_clients_is_bounded() -> None:
     rate_limit = RateLimit(1, 1, Clock())
     for number in range(MAX_CLIENTS + 10):
         ask(rate_limit, str(number))

@@ -1,4 +1,4 @@
-"""Clients notice nothing of views that are swapped: no error, no empty answer, no step back."""
+"""Swapping rebuilt views causes no error, no empty answer and no step back for clients."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ SWAPS = 3
 
 
 class Reader:
-    """A client that reads on and on; each answer must be as new as the one before."""
+    """A client that reads all the time; each answer must be as new as the one before."""
 
     def __init__(self, http: httpx.AsyncClient, paths: list[str]) -> None:
         self._http = http
@@ -60,7 +60,7 @@ async def rebuild_all(stack: Stack, *more: str) -> str:
     return out.decode()
 
 
-async def test_readers_notice_nothing_of_swaps_while_orders_come_in(
+async def test_swaps_are_invisible_to_readers_while_orders_come_in(
     make_stack: MakeStack,
 ) -> None:
     stack = await make_stack()
@@ -93,7 +93,7 @@ async def test_readers_notice_nothing_of_swaps_while_orders_come_in(
             assert not work.done(), work.result()
 
 
-async def test_what_was_repaired_is_shown_anew_though_the_position_is_the_same(
+async def test_a_repaired_row_is_served_although_its_position_is_the_same(
     make_stack: MakeStack,
 ) -> None:
     """Neither the ETag that a client has nor a page in the cache stands for what was wrong."""

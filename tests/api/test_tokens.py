@@ -1,4 +1,4 @@
-"""Tokens of an issuer: what is taken, and every way of forging one that is not."""
+"""Tokens of an issuer: which are accepted, and that every way to forge one is refused."""
 
 import base64
 import hmac
@@ -26,7 +26,7 @@ CUSTOMER = "43e8ff2f-5d48-498f-a569-ca2cf9f7fae3"
 
 
 def claims(**changes: object) -> dict[str, object]:
-    """The claims of a token that is taken, with changes; None leaves one out."""
+    """The claims of a token that is accepted, with changes; None leaves one out."""
     usual = {
         "iss": ISSUER,
         "aud": AUDIENCE,
@@ -69,7 +69,7 @@ def coded(part: object) -> str:
 
 
 @pytest.mark.parametrize("algorithm", PRIVATE)
-def test_a_token_says_who_and_what_for(tmp_path: Path, algorithm: str) -> None:
+def test_a_token_names_the_submitter_and_its_scopes(tmp_path: Path, algorithm: str) -> None:
     found = tokens(tmp_path, algorithm).principal(signed(algorithm))
     assert found == Principal("jwt:ann", frozenset({Scope.ORDERS_READ}))
 
@@ -103,7 +103,9 @@ def test_a_token_may_be_bound_to_a_customer(tmp_path: Path) -> None:
         ({"padding": "x" * 9000}, "too long"),
     ],
 )
-def test_a_token_whose_claims_are_wrong(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+def test_a_token_with_wrong_claims_is_refused(
+    tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     with pytest.raises(BadToken, match=why):
         tokens(tmp_path).principal(signed(**changes))
 
@@ -115,14 +117,14 @@ def test_a_customer_id_of_null_is_not_all_customers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["none", "None", "nOnE", "NONE"])
-def test_a_token_without_a_signature(tmp_path: Path, algorithm: str) -> None:
+def test_a_token_without_a_signature_is_refused(tmp_path: Path, algorithm: str) -> None:
     token = f"{coded({'alg': algorithm, 'typ': 'JWT'})}.{coded(claims())}."
     with pytest.raises(BadToken):
         tokens(tmp_path).principal(token)
 
 
 @pytest.mark.parametrize("algorithm", PRIVATE)
-def test_the_public_key_is_no_secret_of_an_hmac(tmp_path: Path, algorithm: str) -> None:
+def test_an_hmac_over_the_public_key_is_refused(tmp_path: Path, algorithm: str) -> None:
     unsigned = f"{coded({'alg': 'HS256', 'typ': 'JWT'})}.{coded(claims())}"
     for secret in (pem(PRIVATE[algorithm]), pem(PRIVATE[algorithm]).strip()):
         mac = hmac.digest(secret, unsigned.encode(), sha256)
@@ -132,19 +134,21 @@ def test_the_public_key_is_no_secret_of_an_hmac(tmp_path: Path, algorithm: str) 
 
 
 @pytest.mark.parametrize("algorithm", ["RS512", "PS256", "RS384"])
-def test_a_key_has_one_algorithm(tmp_path: Path, algorithm: str) -> None:
+def test_another_algorithm_of_the_same_signing_key_is_refused(
+    tmp_path: Path, algorithm: str
+) -> None:
     token = jwt.encode(claims(), PRIVATE["RS256"], algorithm)
     with pytest.raises(BadToken, match="another algorithm"):
         tokens(tmp_path, "RS256").principal(token)
 
 
-def test_somebody_elses_signature(tmp_path: Path) -> None:
+def test_the_signature_of_another_key_is_refused(tmp_path: Path) -> None:
     token = jwt.encode(claims(), ed25519.Ed25519PrivateKey.generate(), "EdDSA")
     with pytest.raises(BadToken, match="signature"):
         tokens(tmp_path).principal(token)
 
 
-def test_a_token_that_brings_its_own_key(tmp_path: Path) -> None:
+def test_a_key_in_the_token_itself_is_not_used(tmp_path: Path) -> None:
     stranger = ed25519.Ed25519PrivateKey.generate()
     own = json.loads(jwt.get_algorithm_by_name("EdDSA").to_jwk(stranger.public_key()))
     token = jwt.encode(claims(), stranger, "EdDSA", {"jwk": own, "jku": "https://x.example"})
@@ -152,7 +156,7 @@ def test_a_token_that_brings_its_own_key(tmp_path: Path) -> None:
         tokens(tmp_path).principal(token)
 
 
-def test_an_extension_that_must_be_understood_and_is_not(tmp_path: Path) -> None:
+def test_an_unknown_critical_extension_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadToken):
         tokens(tmp_path).principal(signed(headers={"crit": ["x"], "x": 1}))
 
@@ -173,12 +177,12 @@ def test_an_extension_that_must_be_understood_and_is_not(tmp_path: Path) -> None
         base64.urlsafe_b64encode(b"[" * 6000).decode() + ".e30.x",
     ],
 )
-def test_what_is_no_token_at_all(tmp_path: Path, token: str) -> None:
+def test_text_that_is_no_token_is_refused(tmp_path: Path, token: str) -> None:
     with pytest.raises(BadToken):
         tokens(tmp_path).principal(token)
 
 
-def test_why_a_token_is_refused_repeats_nothing_of_it(tmp_path: Path) -> None:
+def test_the_reason_of_a_refusal_repeats_nothing_of_the_token(tmp_path: Path) -> None:
     token = signed(aud="my-private-audience")
     with pytest.raises(BadToken) as refused:
         tokens(tmp_path).principal(token)
@@ -186,7 +190,7 @@ def test_why_a_token_is_refused_repeats_nothing_of_it(tmp_path: Path) -> None:
     assert refused.value.__suppress_context__
 
 
-def test_several_keys_are_told_apart_by_their_ids(tmp_path: Path) -> None:
+def test_several_signing_keys_are_told_apart_by_their_ids(tmp_path: Path) -> None:
     many = of_jwks(tmp_path, jwk("EdDSA", kid="one"), jwk("RS256", kid="two"))
     assert many.principal(signed("EdDSA", {"kid": "one"})).submitter == "jwt:ann"
     assert many.principal(signed("RS256", {"kid": "two"})).submitter == "jwt:ann"
@@ -195,7 +199,7 @@ def test_several_keys_are_told_apart_by_their_ids(tmp_path: Path) -> None:
             many.principal(signed("EdDSA", headers))
 
 
-def test_a_single_key_needs_no_id(tmp_path: Path) -> None:
+def test_a_single_signing_key_needs_no_id(tmp_path: Path) -> None:
     assert of_jwks(tmp_path, jwk("ES256")).principal(signed("ES256", {"kid": "any"}))
 
 
@@ -226,13 +230,13 @@ def private_pem(key: Any) -> str:
         pem(ec.generate_private_key(ec.SECP384R1())).decode(),
     ],
 )
-def test_a_key_file_that_cannot_be_used(tmp_path: Path, text: str) -> None:
+def test_a_key_file_that_cannot_be_used_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(BadKeyFile, match="LEDGER_JWT_KEY_FILE"):
         load_signing_keys(path)
 
 
-def test_a_key_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadKeyFile):
         load_signing_keys(tmp_path / "none")
