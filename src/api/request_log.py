@@ -30,7 +30,7 @@ def traceparent_of(scope: Scope) -> str | None:
         found: str | None = scope[_TRACEPARENT]
         return found
     given = [value for name, value in scope["headers"] if name == b"traceparent"]
-    return tracing.valid(given[0].decode("latin-1")) if len(given) == 1 else None
+    return tracing.valid_traceparent(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
 class Observed:
@@ -51,7 +51,7 @@ class Observed:
                 self._answered(scope, message["status"], time.perf_counter() - began)
             return send(message)
 
-        serve = self._trace if tracing.wanted() else self._app
+        serve = self._trace if tracing.enabled() else self._app
         return serve(scope, receive, tell)
 
     async def _trace(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,10 +59,10 @@ class Observed:
         about = {"http.request.method": method, "http.route": self._route}
         about["ledger.request_id"] = scope[REQUEST_ID].decode("latin-1")
         name, above = f"{method} {self._route}", traceparent_of(scope)
-        with tracing.span(name, above, about, serves=True) as span:
-            scope[_TRACEPARENT] = span.traceparent
+        with tracing.request_span(name, above, about) as (span, traceparent):
+            scope[_TRACEPARENT] = traceparent
             await self._app(scope, receive, send)
-            span.tell({"http.response.status_code": scope.get(_STATUS, 0)})
+            span.set_attribute("http.response.status_code", scope.get(_STATUS, 0))
 
     def _answered(self, scope: Scope, status: int, seconds: float) -> None:
         scope[_STATUS] = status

@@ -21,7 +21,7 @@ def tell_commit(
     HEAD_POSITION.set(head.position)
     for labels, count in composer.outcomes.items():
         DECIDED.labels(*labels).inc(count)
-    if tracing.wanted() or log.isEnabledFor(logging.DEBUG):
+    if tracing.enabled() or log.isEnabledFor(logging.DEBUG):
         _tell_each(events, composer, head.epoch, began_ns)
 
 
@@ -38,4 +38,4 @@ def _tell_each(events: Sequence[Submitted], composer: Composer, epoch: int, bega
                 "ledger.event_id": event_id,
                 "ledger.position": record.position,
             }
-            tracing.record("decide and commit", event.traceparent, about, began_ns)
+            tracing.record_span("decide and commit", event.traceparent, about, began_ns)

@@ -143,11 +143,11 @@ def _tell(records: Sequence[Record], began_ns: int) -> None:
     """Log lines and spans of a batch that the views show now."""
     first, last = records[0].position, records[-1].position
     log.debug("projector: shown", extra={"first_position": first, "position": last})
-    if tracing.wanted():
+    if tracing.enabled():
         for record in records:
             if traceparent := origin_of(record).traceparent:
                 about = {"ledger.position": record.position}
-                tracing.record("project", traceparent, about, began_ns)
+                tracing.record_span("project", traceparent, about, began_ns)
 
 
 async def _refuse_other_end(store: Store, end: int, furthest: int) -> None:

@@ -80,4 +80,4 @@ async def test_a_trace_that_cannot_be_read_is_none(
     ],
 )
 def test_traceparents_are_read_as_w3c_says(given: str, carried_on: str | None) -> None:
-    assert tracing.valid(given) == carried_on
+    assert tracing.valid_traceparent(given) == carried_on

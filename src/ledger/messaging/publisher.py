@@ -128,7 +128,7 @@ class Publisher:
         except InboxUnavailable as error:
             self.metrics.not_accepted.labels(error.reason).inc(len(events))
             raise
-        if tracing.wanted() or log.isEnabledFor(logging.DEBUG):
+        if tracing.enabled() or log.isEnabledFor(logging.DEBUG):
             self._tell(events, began_ns)
 
     async def blocked(self) -> bool:
@@ -164,8 +164,8 @@ class Publisher:
     def _tell(self, events: Sequence[Submitted], began_ns: int) -> None:
         for event in events:
             log.debug("%s: confirmed", self._exchange_name, extra=_ids(event))
-        if traceparent := events[0].traceparent:
-            tracing.record("publish", traceparent, {"ledger.events": len(events)}, began_ns)
+        if tracing.enabled() and (traceparent := events[0].traceparent):
+            tracing.record_span("publish", traceparent, {"ledger.events": len(events)}, began_ns)
 
     async def _publish_groups(self, channel: AbstractChannel) -> None:
         async with asyncio.timeout(CALL_TIMEOUT_S):
