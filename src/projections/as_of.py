@@ -28,6 +28,7 @@ from ledger.core.state import Customer, Product
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import origin_of, recorded
 from ledger.eventlog.encryption import REGISTERED
+from ledger.eventlog.reader import MAX_POSITION
 from ledger.eventlog.records import Record
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.timestamps import now_us
@@ -79,7 +80,7 @@ class AsOfReader:
 
     async def at(self, position: int) -> AsOfPosition:
         """This very position; raises PositionBeyondHead."""
-        head, _ = await self._before(snapshots.MAX_POSITION)
+        head, _ = await self._before(MAX_POSITION)
         if position > head:
             raise PositionBeyondHead(f"position {position}", head)
         return AsOfPosition(position, final=True)
@@ -90,7 +91,7 @@ class AsOfReader:
         Recorded times never fall, so the time of the head tells whether that can still change.
         Raises PositionBeyondHead for a time that has not come yet.
         """
-        head, head_us = await self._before(snapshots.MAX_POSITION)
+        head, head_us = await self._before(MAX_POSITION)
         if time_us > max(head_us, now_us()):
             raise PositionBeyondHead("that time", head)
         if head_us <= time_us:

@@ -1,12 +1,12 @@
-"""Snapshots: saved folds that spare the reading of the whole ledger. Discardable.
+"""Snapshots: saved folds that spare the reading of the whole ledger. Any of them may be deleted.
 
-They are spread over the history, so that a restart reads little and a look at any moment not much.
+They are spread over the history, so that a restart reads little and an as-of read not much.
 """
 
 import asyncio
 import logging
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 from uuid import UUID
 
@@ -16,17 +16,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.fold import Fold
 from ledger.core.state import Customer, Product
+from ledger.eventlog.reader import MAX_POSITION, EventReader
+from ledger.eventlog.records import Record
 
 log = logging.getLogger(__name__)
 
+# The shape of a saved fold. Raise it when the state changes: older snapshots are then ignored.
 FOLD_VERSION: Final = 2
-"""The shape of a saved fold. Raise it when the state changes: older snapshots are then ignored."""
+# A part holds about so many entries, up to twice as many.
 PART_ENTRIES: Final = 5_000
-"""A part holds about so many entries, up to twice as many."""
 KEPT: Final = 64
+# So many of the newest are kept, wherever the gaps are.
 NEWEST: Final = 2
-"""So many of the newest are kept, wherever the gaps are."""
-MAX_POSITION: Final = 2**63 - 1
 
 
 class Snapshot(Struct, frozen=True):
@@ -44,6 +45,13 @@ class _Part(Struct, frozen=True, array_like=True):
     products: dict[UUID, tuple[int, int, int]]
 
 
+class _Stored(Struct, frozen=True):
+    """A stored snapshot that can be used: its number of parts, and the record it is of."""
+
+    record: Record
+    parts: int
+
+
 _encode = Encoder().encode
 _decode = Decoder(_Part).decode
 
@@ -54,7 +62,7 @@ def take(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) -> Snapsh
 
 
 def spread(positions: Iterable[int], kept: int = KEPT) -> list[int]:
-    """Those of the positions to keep, in order: the newest, and others with even gaps between.
+    """The positions to keep, in order: the newest, and others with even gaps between them.
 
     One after the other goes, each time the one that leaves the smallest gap. So while positions
     come one by one, no gap grows wider than the widest step between two that came, or than
@@ -71,26 +79,26 @@ def spread(positions: Iterable[int], kept: int = KEPT) -> list[int]:
 
 
 async def save(engine: AsyncEngine, snapshot: Snapshot) -> None:
-    """Store a snapshot in one transaction, and drop what is useless or too much.
+    """Store a snapshot in one transaction, and delete those that are useless or too many.
 
     It is encoded part by part in a thread, so that the event loop goes on beside it.
     """
     parts = await asyncio.to_thread(_split, snapshot)
     async with engine.begin() as connection:
-        await _drop(connection, [snapshot.position])
+        await _delete(connection, [snapshot.position])
         for number, part in enumerate(parts):
-            body = await asyncio.to_thread(_pack, part)
+            body = await asyncio.to_thread(lambda part: zlib.compress(_encode(part), level=1), part)
             await connection.exec_driver_sql(
                 "INSERT INTO snapshots (position, part, parts, fold_version, hash, body)"
                 " VALUES (%s, %s, %s, %s, %s, %s)",
                 (snapshot.position, number, len(parts), FOLD_VERSION, snapshot.hash, body),
             )
-        found = await connection.exec_driver_sql("SELECT DISTINCT position FROM snapshots")
-        usable = [position for position, _ in await _usable(connection, 0, MAX_POSITION)]
-        await _drop(connection, set(found.scalars()) - set(spread(usable)))
+        result = await connection.exec_driver_sql("SELECT DISTINCT position FROM snapshots")
+        usable = [stored.record.position for stored in await _usable(connection, 0, MAX_POSITION)]
+        await _delete(connection, set(result.scalars()) - set(spread(usable)))
 
 
-async def _drop(connection: AsyncConnection, positions: Iterable[int]) -> None:
+async def _delete(connection: AsyncConnection, positions: Iterable[int]) -> None:
     for position in positions:
         await connection.exec_driver_sql("DELETE FROM snapshots WHERE position = %s", (position,))
 
@@ -102,33 +110,39 @@ async def newest(connection: AsyncConnection) -> Snapshot | None:
 
 async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None:
     """The newest such snapshot at a position or before it."""
-    for at, parts in await _usable(connection, 0, position):
-        found = await connection.exec_driver_sql(
-            "SELECT s.hash, e.recorded_at_us, s.body FROM snapshots s"
-            " JOIN events e ON e.position = s.position WHERE s.position = %s ORDER BY s.part",
-            (at,),
+    for stored in await _usable(connection, 0, position):
+        record = stored.record
+        result = await connection.exec_driver_sql(
+            "SELECT body FROM snapshots WHERE position = %s ORDER BY part", (record.position,)
         )
-        rows = found.all()
-        snapshot = _joined(at, rows) if len(rows) == parts else None
-        if snapshot:
+        snapshot = Snapshot(record.position, record.hash, record.recorded_at_us, {}, {})
+        count = 0
+        # One part after the other: a million customers are in memory once, not twice.
+        for part in map(_unpack, result.scalars()):
+            if part:
+                snapshot.customers.update({key: Customer(*c) for key, c in part.customers.items()})
+                snapshot.products.update({key: Product(*p) for key, p in part.products.items()})
+                count += 1
+        if count == stored.parts:
             return snapshot
-        _warn(at)
+        _warn(record.position)
     return None
 
 
 async def entry(
     connection: AsyncConnection, key: UUID, since: int, position: int
 ) -> tuple[int, Customer | Product] | None:
-    """A customer or product that is known to be there since a position, as it was at another.
+    """A customer or product in the newest usable snapshot between two positions, with its position.
 
-    That is: in the newest snapshot between the two that can be used, with its position.
+    It must be there since the first of them: a snapshot that lacks it is passed over as damaged.
     """
-    for at, parts in await _usable(connection, since, position):
-        found = await connection.exec_driver_sql(
+    for stored in await _usable(connection, since, position):
+        at = stored.record.position
+        result = await connection.exec_driver_sql(
             "SELECT body FROM snapshots WHERE position = %s AND part = %s",
-            (at, key.int % parts),
+            (at, key.int % stored.parts),
         )
-        part = _unpack(found.scalar() or b"")
+        part = _unpack(result.scalar() or b"")
         if part and (customer := part.customers.get(key)):
             return at, Customer(*customer)
         if part and (product := part.products.get(key)):
@@ -141,19 +155,24 @@ def _warn(position: int) -> None:
     log.warning("the snapshot at position %s can't be used; trying an older one", position)
 
 
-async def _usable(connection: AsyncConnection, since: int, up_to: int) -> Sequence[Any]:
-    """The snapshots between two positions, the newest first: where they are, and in how many parts.
+async def _usable(connection: AsyncConnection, since: int, up_to: int) -> list[_Stored]:
+    """The snapshots between two positions, the newest first.
 
     They have all their parts and today's shape, and the ledger has the event that they name.
     """
-    found = await connection.exec_driver_sql(
-        "SELECT s.position, s.parts FROM snapshots s"
-        " JOIN events e ON e.position = s.position AND e.hash = s.hash"
-        " WHERE s.position >= %s AND s.position <= %s AND s.fold_version = %s"
-        " GROUP BY s.position, s.parts HAVING COUNT(*) = s.parts ORDER BY s.position DESC",
+    result = await connection.exec_driver_sql(
+        "SELECT position, hash, parts FROM snapshots"
+        " WHERE position >= %s AND position <= %s AND fold_version = %s"
+        " GROUP BY position, hash, parts HAVING COUNT(*) = parts ORDER BY position DESC",
         (since, up_to, FOLD_VERSION),
     )
-    return found.all()
+    rows: Any = result.all()
+    records = await EventReader(connection).records_at([position for position, *_ in rows])
+    return [
+        _Stored(records[position], parts)
+        for position, hash_, parts in rows
+        if position in records and records[position].hash == hash_
+    ]
 
 
 def _split(snapshot: Snapshot) -> list[_Part]:
@@ -166,13 +185,9 @@ def _split(snapshot: Snapshot) -> list[_Part]:
     for key, customer in snapshot.customers.items():
         parts[key.int % len(parts)].customers[key] = (customer.balance_minor,)
     for key, p in snapshot.products.items():
-        shelf = (p.base_price_minor, p.stock, p.initial_stock)
-        parts[key.int % len(parts)].products[key] = shelf
+        entry_ = (p.base_price_minor, p.stock, p.initial_stock)
+        parts[key.int % len(parts)].products[key] = entry_
     return parts
-
-
-def _pack(part: _Part) -> bytes:
-    return zlib.compress(_encode(part), level=1)
 
 
 def _unpack(body: bytes) -> _Part | None:
@@ -180,14 +195,3 @@ def _unpack(body: bytes) -> _Part | None:
         return _decode(zlib.decompress(body))
     except (DecodeError, zlib.error):
         return None
-
-
-def _joined(position: int, rows: Sequence[Any]) -> Snapshot | None:
-    snapshot = Snapshot(position, rows[0][0], rows[0][1], {}, {})
-    for *_, body in rows:
-        part = _unpack(body)
-        if part is None:
-            return None
-        snapshot.customers.update({k: Customer(*c) for k, c in part.customers.items()})
-        snapshot.products.update({k: Product(*p) for k, p in part.products.items()})
-    return snapshot
