@@ -5,22 +5,18 @@ the views are read with.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.parameters import AS_OF_POSITION, AS_OF_TIME, MIN_POSITION, Call
 from api.problems import Problem, invalid
-from api.requests import MAX_POSITION, whole
-from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.trial_balance import TrialBalance, TrialBalanceReader
 
-AS_OF: Final = ("as_of_position", "as_of_time")
-# The parameters with which a request for one thing says as of when it wants to see it.
-WHEN: Final = ("min_position", *AS_OF)
 MAX_READS: Final = 2
 TURN_TIMEOUT_S: Final = 2.0
 READ_TIMEOUT_S: Final = 5.0
@@ -36,19 +32,14 @@ class AsOf(Struct, frozen=True):
     time_us: int | None
 
 
-def as_of(parameters: Mapping[str, str]) -> AsOf | None:
-    """The position or time in the parameters of a request; None for now. Raises Problem."""
-    given = [name for name in (*AS_OF, "min_position") if name in parameters]
+def as_of(call: Call[Any]) -> AsOf | None:
+    """The position or time that a request asks for; None for now. Raises Problem."""
+    names = [parameter.name for parameter in (AS_OF_POSITION, AS_OF_TIME, MIN_POSITION)]
+    given = [name for name in names if name in call.query]
     if len(given) > 1:
         raise invalid(given[0], f"can't stand together with {given[1]}")
-    if not given or given == ["min_position"]:
-        return None
-    if "as_of_position" in parameters:
-        return AsOf(whole("as_of_position", parameters["as_of_position"], 0, MAX_POSITION), None)
-    try:
-        return AsOf(None, parse_rfc3339(parameters["as_of_time"]))
-    except BadTimestamp as error:
-        raise invalid("as_of_time", f"{error}; in a query + is %2B") from None
+    position, time_us = call[AS_OF_POSITION], call[AS_OF_TIME]
+    return None if position is None and time_us is None else AsOf(position, time_us)
 
 
 class AsOfReads:

@@ -7,7 +7,6 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from api.problems import Problem
-from api.requests import MAX_POSITION, whole
 from projections.announcements import Announcement, Outcome
 
 MAX_WAITERS: Final = 10_000
@@ -113,9 +112,3 @@ class ConsistentReads:
             position=position,
             min_position=min_position,
         )
-
-
-def min_position_of(parameters: dict[str, str]) -> int:
-    """The position that the answer must at least hold at; 0 if the client does not mind."""
-    text = parameters.get("min_position")
-    return whole("min_position", text, 0, MAX_POSITION) if text is not None else 0

@@ -1,4 +1,4 @@
-"""What every handler works with."""
+"""Everything that a handler works with."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -19,9 +19,9 @@ from projections.queries import Views
 from projections.views.stock import StockRow
 
 
-@dataclass(frozen=True)
-class Deps:
-    """What the API needs of others."""
+@dataclass
+class Context:
+    """The fields are given. What one API process remembers is made of them, and may be lost."""
 
     publisher: Publisher
     announcements: Announcements
@@ -34,56 +34,17 @@ class Deps:
     cors_origins: tuple[str, ...] = ()
     depths: QueueDepths | None = None
 
-
-@dataclass(frozen=True)
-class Context:
-    """The others, and what one API process remembers. All of it may be lost at any time."""
-
-    publisher: Publisher
-    announcements: Announcements
-    views: Views
-    feed: Feed
-    as_of: AsOfReads
-    trial_balance: TrialBalanceReads
-    waiters: Waiters
-    reads: ConsistentReads
-    pending: PendingOrders
-    keys: Keys
-    product_cache: ProductCache
-    product_reads: SingleFlight[UUID, tuple[StockRow | None, int]]
-    peers: Peers | None
-    guard: Guard | None
-    streams: EventStreams
-    depths: QueueDepths | None
-
-
-def make_context(deps: Deps) -> Context:
-    """A context whose parts listen to the announcements."""
-    waiters, pending, keys = Waiters(), PendingOrders(), Keys()
-    reads = ConsistentReads(waiters)
-    product_cache = ProductCache(deps.announcements, reads)
-    streams = EventStreams(deps.feed, reads)
-    for part in (product_cache, pending, waiters, streams):
-        deps.announcements.subscribe(part.announced)
-    for part in (product_cache, pending):
-        deps.announcements.on_reset(part.reset)
-    if deps.peers:
-        deps.peers.hear_for(pending)
-    return Context(
-        deps.publisher,
-        deps.announcements,
-        deps.views,
-        deps.feed,
-        deps.as_of,
-        deps.trial_balance,
-        waiters,
-        reads,
-        pending,
-        keys,
-        product_cache,
-        SingleFlight(),
-        deps.peers,
-        deps.guard,
-        streams,
-        deps.depths,
-    )
+    def __post_init__(self) -> None:
+        self.waiters = Waiters()
+        self.reads = ConsistentReads(self.waiters)
+        self.pending = PendingOrders()
+        self.keys = Keys()
+        self.product_cache = ProductCache(self.announcements, self.reads)
+        self.product_reads: SingleFlight[UUID, tuple[StockRow | None, int]] = SingleFlight()
+        self.streams = EventStreams(self.feed, self.reads)
+        for part in (self.product_cache, self.pending, self.waiters, self.streams):
+            self.announcements.subscribe(part.announced)
+        for part in (self.product_cache, self.pending):
+            self.announcements.on_reset(part.reset)
+        if self.peers:
+            self.peers.hear_for(self.pending)

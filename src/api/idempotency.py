@@ -16,17 +16,17 @@ from starlette.requests import Request
 from uuid_utils.compat import uuid7
 
 from api.auth.guard import owner_of, submitter_of
+from api.middleware import traceparent_of
+from api.parameters import MAX_IDEMPOTENCY_KEY
 from api.problems import Problem, invalid
-from api.request_log import traceparent_of
 from ledger.core.events import NO_NAME, CustomerRegistered, SubmittedPayload
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
 from projections.announcements import Outcome
 from projections.feed import Earlier
 
-MAX_KEY: Final = 255
 MAX_KEPT: Final = 10_000
-_VISIBLE: Final = re.compile(rb"[!-~]{1,%d}" % MAX_KEY).fullmatch
+_VISIBLE: Final = re.compile(rb"[!-~]{1,%d}" % MAX_IDEMPOTENCY_KEY).fullmatch
 _NAMESPACE: Final = UUID("5d0f4f0e-6f0c-5a6b-9a57-3f8f4e6c1d27")
 
 
@@ -145,7 +145,9 @@ def _name(request: Request, route: str, stream_id: UUID | None) -> str | None:
         return None
     if not _VISIBLE(value):
         raise invalid(
-            "Idempotency-Key", f"must be 1 to {MAX_KEY} visible ASCII characters", MAX_KEY
+            "Idempotency-Key",
+            f"must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters",
+            MAX_IDEMPOTENCY_KEY,
         )
     return f"{owner_of(request)}{route}\n{stream_id or ''}\n{value.decode('ascii')}\n"
 

@@ -5,7 +5,8 @@ from typing import Final
 from msgspec import Struct
 from starlette.requests import Request
 
-MAX_WAIT_S: Final = 30
+from api.parameters import MAX_WAIT_S
+
 DEFAULT_WAIT_S: Final = 2
 
 

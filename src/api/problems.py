@@ -4,202 +4,127 @@ One table says which status each kind of problem has, one which kind each reason
 """
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from msgspec import Struct
-from starlette.responses import Response
 
-from api.metrics import PROBLEMS
-from api.responses import encode
 from ledger.core.events import Reason
 
-PROBLEM_JSON: Final = "application/problem+json"
-RETRY_AFTER_S: Final = 1
 CLOSE: Final = {"Connection": "close"}
 
 
 class Kind(NamedTuple):
     """What all problems of one type have in common."""
 
-    status: HTTPStatus
+    status: int
     title: str
-    remedy: str = ""
+    remedy: str
 
 
 KINDS: Final[dict[str, Kind]] = {
-    "bad-request": Kind(
-        HTTPStatus.BAD_REQUEST,
-        "The request can't be read",
-        "Send a well-formed HTTP/1.1 request",
-    ),
+    "bad-request": Kind(400, "The request can't be read", "Send a well-formed HTTP/1.1 request"),
     "bad-json": Kind(
-        HTTPStatus.BAD_REQUEST,
+        400,
         "The body is not JSON",
         "Send one JSON value in UTF-8 (RFC 8259), each name once in its object",
     ),
     "invalid-fields": Kind(
-        HTTPStatus.UNPROCESSABLE_ENTITY,
+        422,
         "Some fields can't be used",
         "Change what `errors` names; `limit` is the nearest value that is allowed",
     ),
     "key-reused": Kind(
-        HTTPStatus.UNPROCESSABLE_ENTITY,
+        422,
         "Idempotency-Key used with another body",
         "Take a new key for a new request, or send the first body again",
     ),
     "no-key": Kind(
-        HTTPStatus.UNAUTHORIZED,
+        401,
         "A key is needed",
         "Send `Authorization: Bearer` with a key of `ledger keys create`, or a token",
     ),
     "bad-key": Kind(
-        HTTPStatus.UNAUTHORIZED,
-        "The key can't be used",
-        "Ask for a new key, or take a new token from the issuer",
+        401, "The key can't be used", "Ask for a new key, or take a new token from the issuer"
     ),
     "missing-scope": Kind(
-        HTTPStatus.FORBIDDEN,
-        "The key is not for this",
-        "Use a key with the scope that `detail` names",
+        403, "The key is not for this", "Use a key with the scope that `detail` names"
     ),
     "bound-key": Kind(
-        HTTPStatus.FORBIDDEN,
-        "The key is for one customer only",
-        "Use a key that is not bound to a customer",
+        403, "The key is for one customer only", "Use a key that is not bound to a customer"
     ),
-    "no-such-path": Kind(
-        HTTPStatus.NOT_FOUND,
-        "Nothing lives at this path",
-        "Look the path up in `/openapi.json`",
-    ),
+    "no-such-path": Kind(404, "Nothing lives at this path", "Look the path up in `/openapi.json`"),
     "unknown-order": Kind(
-        HTTPStatus.NOT_FOUND,
-        "No such order",
-        "Check the id; an order that was accepted is never unknown",
+        404, "No such order", "Check the id; an order that was accepted is never unknown"
     ),
-    "unknown-product": Kind(
-        HTTPStatus.NOT_FOUND,
-        "No such product",
-        "Check the id, or list the product first",
-    ),
+    "unknown-product": Kind(404, "No such product", "Check the id, or list the product first"),
     "unknown-customer": Kind(
-        HTTPStatus.NOT_FOUND,
-        "No such customer",
-        "Check the id, or register the customer first",
+        404, "No such customer", "Check the id, or register the customer first"
     ),
     "method-not-allowed": Kind(
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        "The path has no such method",
-        "Use one of the methods that `Allow` names",
+        405, "The path has no such method", "Use one of the methods that `Allow` names"
     ),
     "head-too-slow": Kind(
-        HTTPStatus.REQUEST_TIMEOUT,
-        "The request took too long to arrive",
-        "Send path and headers in one go",
+        408, "The request took too long to arrive", "Send path and headers in one go"
     ),
     "body-too-slow": Kind(
-        HTTPStatus.REQUEST_TIMEOUT,
-        "The body took too long to arrive",
-        "Send the body in one go; nothing was appended",
+        408, "The body took too long to arrive", "Send the body in one go; nothing was appended"
     ),
-    "duplicate": Kind(
-        HTTPStatus.CONFLICT,
-        "It exists already",
-        "Nothing needs to be done: the first one stands",
-    ),
-    "balance-limit": Kind(
-        HTTPStatus.CONFLICT,
-        "The wallet would hold more than it can",
-        "Pay in less",
-    ),
-    "stock-limit": Kind(
-        HTTPStatus.CONFLICT,
-        "The stock would be more than it can",
-        "Take in fewer units",
-    ),
-    "out-of-stock": Kind(
-        HTTPStatus.CONFLICT,
-        "Not enough in stock",
-        "Order fewer units, or wait for a receipt",
-    ),
-    "out-of-money": Kind(
-        HTTPStatus.CONFLICT,
-        "Not enough in the wallet",
-        "Order fewer units, or pay in first",
-    ),
+    "duplicate": Kind(409, "It exists already", "Nothing needs to be done: the first one stands"),
+    "balance-limit": Kind(409, "The wallet would hold more than it can", "Pay in less"),
+    "stock-limit": Kind(409, "The stock would be more than it can", "Take in fewer units"),
+    "out-of-stock": Kind(409, "Not enough in stock", "Order fewer units, or wait for a receipt"),
+    "out-of-money": Kind(409, "Not enough in the wallet", "Order fewer units, or pay in first"),
     "batch-failed": Kind(
-        HTTPStatus.CONFLICT,
+        409,
         "Another order of the batch can't be completed",
         "Read the orders of the batch: one of them says why",
     ),
     "not-cancellable": Kind(
-        HTTPStatus.CONFLICT,
-        "The order can't be cancelled",
-        "Read the order: `reason` says why it stays as it is",
+        409, "The order can't be cancelled", "Read the order: `reason` says why it stays as it is"
     ),
     "body-too-large": Kind(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "The body is too large",
-        "Send less, or split it into several requests",
+        413, "The body is too large", "Send less, or split it into several requests"
     ),
     "not-json": Kind(
-        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        415,
         "Only JSON bodies are read",
         "Send `Content-Type: application/json`, in UTF-8 and not compressed",
     ),
     "head-too-large": Kind(
-        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-        "Path and headers are too large",
-        "Send fewer and shorter headers and parameters",
+        431, "Path and headers are too large", "Send fewer and shorter headers and parameters"
     ),
     "too-many-requests": Kind(
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "Too many requests",
-        "Retry after `Retry-After`, and send fewer",
+        429, "Too many requests", "Retry after `Retry-After`, and send fewer"
     ),
     "internal-error": Kind(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
+        500,
         "Something went wrong here",
         "Report the `X-Request-Id`; retry with the same `Idempotency-Key`",
     ),
     "inbox-unavailable": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        503,
         "The inbox can't be reached",
         "Retry after `Retry-After` with the same `Idempotency-Key`",
     ),
     "inbox-full": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        503,
         "Too much is waiting to be decided",
         "Retry after `Retry-After` with the same `Idempotency-Key`",
     ),
-    "keys-unavailable": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Keys can't be checked",
-        "Retry after `Retry-After`",
-    ),
-    "views-unavailable": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "The views can't be read",
-        "Retry after `Retry-After`",
-    ),
+    "keys-unavailable": Kind(503, "Keys can't be checked", "Retry after `Retry-After`"),
+    "views-unavailable": Kind(503, "The views can't be read", "Retry after `Retry-After`"),
     "too-many-streams": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Too many streams are open",
-        "Retry after `Retry-After`, or read the feed in pages",
+        503, "Too many streams are open", "Retry after `Retry-After`, or read the feed in pages"
     ),
-    "past-busy": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Too many look at the past",
-        "Retry after `Retry-After`",
-    ),
+    "past-busy": Kind(503, "Too many look at the past", "Retry after `Retry-After`"),
     "views-behind": Kind(
-        HTTPStatus.SERVICE_UNAVAILABLE,
+        503,
         "The views are not there yet",
         "Retry after `Retry-After`, or ask for a lower `min_position`",
     ),
 }
 
+# A limit is a conflict with what the ledger holds now (409), not a fault of the body (422).
 REFUSALS: Final[dict[Reason, str]] = {
     Reason.UNKNOWN_PRODUCT: "unknown-product",
     Reason.UNKNOWN_CUSTOMER: "unknown-customer",
@@ -215,7 +140,6 @@ REFUSALS: Final[dict[Reason, str]] = {
     Reason.NOT_COMPLETED: "not-cancellable",
     Reason.ALREADY_CANCELLED: "not-cancellable",
 }
-"""A limit is a conflict with what the ledger holds now (409), not a fault of the body (422)."""
 
 
 class FieldError(Struct, frozen=True, omit_defaults=True):
@@ -257,24 +181,6 @@ class Problem(Exception):
         self.errors = list(errors)
         self.headers = headers or {}
         self.members = members
-
-    def response(self, instance: str) -> Response:
-        """The answer to the request for the path `instance`."""
-        PROBLEMS.labels(self.kind).inc()
-        status, title, _ = KINDS[self.kind]
-        details = ProblemDetails(
-            f"/problems/{self.kind}",
-            title,
-            status,
-            self.detail,
-            instance,
-            self.errors,
-            **self.members,  # type: ignore[arg-type]  # the names are those of ProblemDetails
-        )
-        headers = {"Content-Type": PROBLEM_JSON, "Cache-Control": "no-store", **self.headers}
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            headers["Retry-After"] = str(RETRY_AFTER_S)
-        return Response(encode(details), status, headers)
 
 
 def invalid(field: str, detail: str, limit: int | str | None = None) -> Problem:

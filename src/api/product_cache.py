@@ -30,15 +30,15 @@ class ProductPage(Struct, frozen=True, gc=False):
 
 
 class ProductCache:
-    """Pages by product id in its usual form, at most MAX_PAGES."""
+    """Pages by product id, at most MAX_PAGES."""
 
     def __init__(self, announcements: Announcements, reads: ConsistentReads) -> None:
         self._announcements = announcements
         self._reads = reads
-        self._pages = BoundedDict[str, ProductPage](MAX_PAGES)
+        self._pages = BoundedDict[UUID, ProductPage](MAX_PAGES)
         self.generation = 0
 
-    def get(self, product_id: str) -> tuple[ProductPage, int] | None:
+    def get(self, product_id: UUID) -> tuple[ProductPage, int] | None:
         """The page, and the position it holds at; None if it must be read anew."""
         page = self._pages.get(product_id)
         if page is None or not self._announcements.connected:
@@ -62,12 +62,12 @@ class ProductCache:
         """
         if generation != self.generation or page.position < self._announcements.position:
             return
-        self._pages[str(product_id)] = page
+        self._pages[product_id] = page
 
     def announced(self, announcement: Announcement) -> None:
         """Drop the products that changed."""
         for product_id in announcement.products:
-            self._pages.pop(str(product_id), None)
+            self._pages.pop(product_id, None)
 
     def reset(self) -> None:
         """Drop all pages: announcements may have been missed."""

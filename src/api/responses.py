@@ -1,14 +1,20 @@
-"""Answers: structs to JSON, and the headers that tell where and when."""
+"""Answers: structs to JSON, problems to JSON, and the headers that say where, when and which."""
 
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import quote, urlencode
+from uuid import UUID
 
 from msgspec import Struct
 from msgspec.json import Encoder
+from starlette.requests import Request
 from starlette.responses import Response
 
+from api.problems import KINDS, Problem, ProblemDetails
+
 JSON: Final = "application/json"
-PREFIX: Final = "/api/v1"
+PROBLEM_JSON: Final = "application/problem+json"
+RETRY_AFTER_S: Final = 1
 
 encode: Final = Encoder(decimal_format="number").encode
 
@@ -18,6 +24,45 @@ def reply(status: int, content: Struct, headers: Mapping[str, str] | None = None
     return Response(encode(content), status, headers, JSON)
 
 
-def at(position: int) -> dict[str, str]:
+def problem_response(problem: Problem, instance: str) -> Response:
+    """The answer to the request for the path `instance` that failed with this problem."""
+    status, title, _ = KINDS[problem.kind]
+    details = ProblemDetails(
+        f"/problems/{problem.kind}",
+        title,
+        status,
+        problem.detail,
+        instance,
+        problem.errors,
+        **problem.members,  # type: ignore[arg-type]  # the names are those of ProblemDetails
+    )
+    headers = {"Content-Type": PROBLEM_JSON, "Cache-Control": "no-store", **problem.headers}
+    if status == 503:  # noqa: PLR2004
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    return Response(encode(details), status, headers)
+
+
+def position_header(position: int) -> dict[str, str]:
     """The header that says up to where of the ledger the answer holds."""
     return {"Ledger-Position": str(position)}
+
+
+def next_link(
+    request: Request, query: Mapping[str, str], next_after: UUID | int | None
+) -> dict[str, str]:
+    """The `Link` to the next page (RFC 8288), with the same filters; none on the last one."""
+    if next_after is None:
+        return {}
+    # The next page is as new as this one without waiting again.
+    kept = {name: value for name, value in query.items() if name != "min_position"}
+    after = urlencode({**kept, "after": str(next_after)})
+    return {"Link": f'<{quote(request.scope["path"])}?{after}>; rel="next"'}
+
+
+def etag_matches(request: Request, etag: bytes) -> bool:
+    """Whether If-None-Match names the ETag, compared weakly (RFC 9110, 13.1.2)."""
+    given = b",".join(v for name, v in request.scope["headers"] if name == b"if-none-match")
+    if not given:
+        return False
+    tags = [tag.strip().removeprefix(b"W/") for tag in given.split(b",")]
+    return etag.removeprefix(b"W/") in tags or b"*" in tags

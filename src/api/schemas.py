@@ -1,14 +1,15 @@
 """The shapes of requests (pydantic) and of answers (msgspec); limits are those of the events."""
 
-from decimal import Decimal
-from typing import Final
+from decimal import Context, Decimal, Inexact, InvalidOperation
+from typing import Annotated, Final, Literal, TypeVar, get_args
 from uuid import UUID
 
-from msgspec import Struct
-from pydantic import BaseModel, ConfigDict, Field
+from msgspec import Meta, Struct
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from api.json_forms import Amount, Moment, StatusName, money
 from ledger.core.events import (
+    MAX_AMOUNT_MINOR,
     MAX_DESCRIPTION,
     MAX_NAME,
     MAX_QUANTITY,
@@ -16,12 +17,58 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
+from ledger.core.money import to_minor
+from ledger.core.state import Status
 from ledger.runtime.timestamps import format_rfc3339, format_us
+from projections.trial_balance import Sums
+from projections.trial_balance import TrialBalance as Balances
+from projections.views.journal import Unit
 from projections.views.orders import OrderRow
 from projections.views.stock import ProductAsOf, StockRow
 from projections.views.wallets import WalletAsOf, WalletRow
 
 MAX_BATCH: Final = 1_000
+CENT: Final = Decimal("0.01")
+# 28 digits hold every amount; one with more is refused before anything computes with it.
+EXACT: Final = Context(prec=28, traps=[Inexact, InvalidOperation])
+
+
+def money(minor: int) -> Decimal:
+    """Minor units as the number with two decimals that clients see."""
+    return Decimal(minor).scaleb(-2)
+
+
+def _amount(value: object) -> int:
+    """Minor units of a JSON number, exactly; the body was parsed with `Decimal` for floats."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise PydanticCustomError("money_type", "not a number")
+    try:
+        minor = to_minor(EXACT.quantize(Decimal(value), CENT))
+    except Inexact:
+        raise PydanticCustomError("money_decimals", "not exact", {"decimals": 2}) from None
+    except InvalidOperation:
+        # Too many digits: beyond one of the limits, on the side of its sign.
+        minor = MAX_AMOUNT_MINOR + 1 if value > 0 else 0
+    if minor < 1:
+        raise PydanticCustomError("greater_than_equal", "too small", {"ge": str(money(1))})
+    if minor > MAX_AMOUNT_MINOR:
+        limit = str(money(MAX_AMOUNT_MINOR))
+        raise PydanticCustomError("less_than_equal", "too large", {"le": limit})
+    return minor
+
+
+_AMOUNT_SCHEMA: Final = {
+    "type": "number",
+    "minimum": 0.01,
+    "maximum": MAX_AMOUNT_MINOR // 100,
+    "multipleOf": 0.01,
+}
+# Two decimals in JSON, minor units in the model.
+Amount = Annotated[int, PlainValidator(_amount), WithJsonSchema(_AMOUNT_SCHEMA)]
+# A time in UTC as RFC 3339.
+Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(Status.__members__)})]
+UnitName = Literal["money", "units"]
 
 
 class Body(BaseModel):
@@ -103,28 +150,6 @@ class Product(Struct, frozen=True):
     position: int
 
 
-class Order(Struct, frozen=True):
-    """An order as the view shows it; `price_paid` is the total, none until it is completed."""
-
-    order_id: UUID
-    product_id: UUID
-    customer_id: UUID
-    quantity: int
-    status: StatusName
-    created_at: Moment
-    updated_at: Moment
-    unit_price: Decimal | None = None
-    price_paid: Decimal | None = None
-    failure_reason: str | None = None
-    position: int | None = None
-
-
-class PlacedOrders(Struct, frozen=True):
-    """The orders of a batch, in its order; those that are not decided yet are PENDING."""
-
-    orders: list[Order]
-
-
 class AcceptedOrder(Struct, frozen=True):
     """An order that is in the inbox, and will be decided."""
 
@@ -135,6 +160,24 @@ class AcceptedOrder(Struct, frozen=True):
     status: StatusName
     created_at: Moment
     updated_at: Moment
+
+
+class Order(AcceptedOrder, frozen=True):
+    """An order as the view shows it; `price_paid` is the total, none until it is completed."""
+
+    unit_price: Decimal | None = None
+    price_paid: Decimal | None = None
+    failure_reason: str | None = None
+    position: int | None = None
+
+
+AnOrder = TypeVar("AnOrder", bound=AcceptedOrder)
+
+
+class PlacedOrders(Struct, frozen=True):
+    """The orders of a batch, in its order; those that are not decided yet are PENDING."""
+
+    orders: list[Order]
 
 
 class AcceptedCancel(Struct, frozen=True):
@@ -170,6 +213,77 @@ class Orders(Struct, frozen=True):
 
     items: list[Order]
     next_after: int | None
+
+
+class DryRun(Struct, frozen=True):
+    """What would be decided of an order if it were the next event after `position`."""
+
+    product_id: UUID
+    customer_id: UUID
+    quantity: int
+    status: str
+    unit_price: Decimal | None
+    total: Decimal | None
+    failure_reason: str | None
+    position: int
+
+
+class Total(Struct, frozen=True):
+    """What was debited and credited in all; `balance` is above 0 on the debit side."""
+
+    unit: UnitName
+    debit: Decimal
+    credit: Decimal
+    balance: Decimal
+
+
+class Account(Struct, frozen=True):
+    """What one account was debited and credited; `balance` is above 0 on the debit side."""
+
+    account: str
+    unit: UnitName
+    debit: Decimal
+    credit: Decimal
+    balance: Decimal
+
+
+class TrialBalance(Struct, frozen=True):
+    """Every account of the journal; unless it was damaged, the balance of each total is 0."""
+
+    accounts: list[Account]
+    totals: list[Total]
+    balanced: bool
+    position: int
+
+
+class Live(Struct, frozen=True):
+    """The process answers."""
+
+    status: str = "live"
+
+
+class Ready(Struct, frozen=True):
+    """What the process needs, part by part; `status` is ready when all of it is there.
+
+    Unless `keys_required`, it takes requests from whoever reaches it.
+    """
+
+    status: str
+    inbox: bool
+    announcements: bool
+    views: bool
+    position: int | None
+    pending_orders: int
+    keys_required: bool = False
+
+
+class Explained(Struct, frozen=True):
+    """What a problem's `type` leads to."""
+
+    type: str
+    title: str
+    status: int
+    remedy: str
 
 
 ACCEPTED: Final = "accepted: it will be decided; follow Location"
@@ -210,29 +324,38 @@ def order(row: OrderRow) -> Order:
     )
 
 
-def pending_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> Order:
-    """The order that was accepted here and that no view shows yet."""
+def pending_order(
+    shape: type[AnOrder], order_id: UUID, placed: OrderPlaced, created_at_us: int
+) -> AnOrder:
+    """The order that was accepted and is not decided yet, in one of the two shapes of orders."""
     created_at = format_us(created_at_us)
-    return Order(
+    return shape(
         order_id,
         placed.product_id,
         placed.customer_id,
         placed.quantity,
-        "PENDING",
+        Status.PENDING.value,
         created_at,
         created_at,
     )
 
 
-def accepted_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> AcceptedOrder:
-    """The answer to an order that the broker has confirmed."""
-    created_at = format_us(created_at_us)
-    return AcceptedOrder(
-        order_id,
-        placed.product_id,
-        placed.customer_id,
-        placed.quantity,
-        "PENDING",
-        created_at,
-        created_at,
+def trial_balance(balances: Balances) -> TrialBalance:
+    """The trial balance of the journal."""
+    units = get_args(Unit)
+    return TrialBalance(
+        [
+            Account(account, *_numbers(unit, sums))
+            for unit in units
+            for account, sums in balances.of(unit).items()
+        ],
+        [Total(*_numbers(unit, balances.total(unit))) for unit in units],
+        balances.balanced,
+        balances.position,
     )
+
+
+def _numbers(unit: Unit, sums: Sums) -> tuple[UnitName, Decimal, Decimal, Decimal]:
+    if unit == "minor":
+        return "money", money(sums.debit), money(sums.credit), money(sums.balance)
+    return "units", Decimal(sums.debit), Decimal(sums.credit), Decimal(sums.balance)

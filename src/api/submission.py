@@ -13,7 +13,7 @@ from api.context import Context
 from api.idempotency import Draft, Kept, once
 from api.prefer import Preference
 from api.problems import Problem, refused
-from api.responses import at, reply
+from api.responses import position_header, reply
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxUnavailable
@@ -176,4 +176,4 @@ async def answer(
     headers: Mapping[str, str] = {"Location": location, **submission.headers(row is not None)}
     if row is None:
         return reply(202, accepted, headers)
-    return reply(201 if created else 200, render(row), {**headers, **at(position)})
+    return reply(201 if created else 200, render(row), {**headers, **position_header(position)})

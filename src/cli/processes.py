@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api import server
 from api.app import build_app
 from api.as_of import AsOfReads, TrialBalanceReads
-from api.context import Deps
+from api.context import Context
 from api.pending import Peers
 from cli.access import make_guard, origins
 from cli.observing import observed, serve_metrics
@@ -57,7 +57,7 @@ async def _serve_api(settings: Settings) -> None:
     name = f"api-{os.getpid()}"
     consuming, publishing = _connections(settings.amqp_url("api"), name)
     peers = Peers(consuming, publishing, name) if settings.api_shared else None
-    deps = Deps(
+    context = Context(
         Publisher(publishing, "/api", name),
         Announcements(consuming, name),
         Views(engine),
@@ -70,7 +70,7 @@ async def _serve_api(settings: Settings) -> None:
         depths=QueueDepths(consuming),
     )
     try:
-        await server.run(build_app(deps), settings.api_host, settings.api_port)
+        await server.run(build_app(context), settings.api_host, settings.api_port)
     finally:
         await engine.dispose()
 

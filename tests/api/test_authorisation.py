@@ -12,8 +12,7 @@ import pytest
 
 from api.app import ROUTES
 from api.auth.principal import Scope
-from api.openapi.operation import Operation
-from api.openapi.statuses import looks_back
+from api.operation import Operation
 from cli.key_store import NewKey, create, revoke
 from tests.harness import Stack, engine_of, eventually, start_stack
 from tests.private_servers import Servers
@@ -29,7 +28,7 @@ GUARDED = [call for call in CALLS if call.values[2].scope]
 OPEN = [call for call in CALLS if not call.values[2].scope]
 OWN = [call for call in GUARDED if call.values[2].own]
 NOT_OWN = [call for call in GUARDED if not call.values[2].own]
-AS_OF_READS = [call for call in OWN if looks_back(call.values[2])]
+AS_OF_READS = [call for call in OWN if call.values[2].reads_as_of]
 
 Headers = dict[str, str]
 

@@ -12,9 +12,9 @@ import pytest
 
 from api.app import ROUTES
 from api.openapi.examples import BODIES
+from api.operation import PREFIX
 from api.requests import MAX_BODY
-from api.resources import order_batches
-from api.responses import PREFIX
+from api.resources.orders import MAX_BATCH_BODY
 
 from .client import JSON, nothing_appended, post, problem
 from .test_connections import exchange, refusal
@@ -151,7 +151,7 @@ async def test_a_body_over_the_limit_is_refused(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     async with nothing_appended(http):
-        limit = order_batches.MAX_BODY if path == "/orders/batch" else MAX_BODY
+        limit = MAX_BATCH_BODY if path == "/orders/batch" else MAX_BODY
         body = padded(limit + 1)
         response = await send(http, method, path, body, content_type="application/json")
         problem(response, 413, "body-too-large")

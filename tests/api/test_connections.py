@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.http_protocol import MAX_HEAD, MAX_HEADERS
+from api.server import MAX_HEAD, MAX_HEADERS
 
 DEADLINE_S = 20
 

@@ -1,14 +1,24 @@
 """What every answer has: a request id, no sniffing, a word on caching, gzip if it is large."""
 
+import asyncio
 import gzip
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message
 
 from api.app import ROUTES
-from api.response_headers import MIN_ASIDE, MIN_PACKED, finish, identify, pack, takes_gzip
-from api.responses import PREFIX
+from api.middleware import (
+    MIN_GZIP,
+    MIN_GZIP_IN_THREAD,
+    RequestId,
+    ResponseHeaders,
+    pack,
+    takes_gzip,
+)
+from api.operation import PREFIX
 
 from .client import list_product, order, problem, register
 from .test_connections import exchange
@@ -69,7 +79,7 @@ async def test_options_where_nothing_lives(http: httpx.AsyncClient) -> None:
 
 async def test_a_large_page_comes_in_gzip_to_who_takes_it(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http, stock=100)
-    for _ in range(MIN_PACKED // 300):
+    for _ in range(MIN_GZIP // 300):
         await order(http, customer_id, product_id)
     path = f"/customers/{customer_id}/orders"
     plain = await http.get(path, headers={"Accept-Encoding": "identity"})
@@ -115,19 +125,30 @@ async def test_who_says_nothing_gets_no_gzip() -> None:
     assert not takes_gzip({"headers": []})
 
 
-async def finished(response: Response) -> Response:
-    """The response to a client that takes gzip."""
-    scope = {"headers": [(b"accept-encoding", b"gzip")]}
-    identify(scope)
-    await finish(response, scope)
-    return response
+async def sent(response: Response) -> tuple[Headers, bytes]:
+    """Headers and body of a response, as a client that takes gzip gets them."""
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    scope = {"type": "http", "headers": [(b"accept-encoding", b"gzip")], "method": "GET"}
+    await RequestId(ResponseHeaders(response))(scope, never, send)
+    start, *parts = messages
+    return Headers(raw=start["headers"]), b"".join(part["body"] for part in parts)
 
 
-@pytest.mark.parametrize("size", [MIN_PACKED, MIN_ASIDE + 1])
+async def never() -> Message:
+    """Receive nothing: the client stays."""
+    return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("size", [MIN_GZIP, MIN_GZIP_IN_THREAD + 1])
 async def test_packed_bytes_are_no_longer_those_of_a_strong_etag(size: int) -> None:
-    response = await finished(Response(b"x" * size, headers={"ETag": '"7"'}))
-    assert response.headers["etag"] == 'W/"7"'
-    assert gzip.decompress(response.body) == b"x" * size
+    headers, body = await sent(Response(b"x" * size, headers={"ETag": '"7"'}))
+    assert headers["etag"] == 'W/"7"'
+    assert headers["content-length"] == str(len(body))
+    assert gzip.decompress(body) == b"x" * size
 
 
 async def test_a_stream_is_never_packed() -> None:
@@ -136,13 +157,14 @@ async def test_a_stream_is_never_packed() -> None:
     async def events() -> object:
         yield "data: 1\n\n"
 
-    response = await finished(StreamingResponse(events(), media_type="text/event-stream"))
-    assert "content-encoding" not in response.headers
-    assert "x-request-id" in response.headers
+    headers, body = await sent(StreamingResponse(events(), media_type="text/event-stream"))
+    assert "content-encoding" not in headers
+    assert "x-request-id" in headers
+    assert body == b"data: 1\n\n"
 
 
 async def test_what_is_packed_already_is_left_alone() -> None:
-    body = pack(bytes(range(256)) * 64)
-    packed = await finished(Response(body * 20, headers={"Content-Encoding": "gzip"}))
-    assert packed.headers["content-encoding"] == "gzip"
-    assert packed.body == body * 20
+    packed = pack(bytes(range(256)) * 64) * 20
+    headers, body = await sent(Response(packed, headers={"Content-Encoding": "gzip"}))
+    assert headers.getlist("content-encoding") == ["gzip"]
+    assert body == packed

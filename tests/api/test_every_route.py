@@ -10,7 +10,7 @@ import pytest
 
 from api.app import ROUTES
 from api.openapi.examples import BODIES
-from api.responses import PREFIX
+from api.operation import PREFIX
 
 from .client import list_product, order, problem, register
 
@@ -143,7 +143,7 @@ async def test_the_table_names_each_parameter_that_is_taken(
     url = f"{root(http)}{filled(path)}?nonsense=1"
     refused = problem(await http.request(method, url, **body), 422, "invalid-fields", "nonsense")
     _, _, known = refused["detail"].partition("known here: ")
-    assert set(known.split(", ") if known else ()) == set(operation.parameters)
+    assert set(known.split(", ") if known else ()) == set(operation.query)
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from typing import Any
 
 import httpx
@@ -9,11 +10,11 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
+from api import parameters
 from api.app import ROUTES, document
-from api.openapi.document import operation_id
 from api.openapi.examples import ANSWERS, BODIES
-from api.openapi.operation import Operation
-from api.openapi.parameters import PARAMETERS
+from api.operation import Operation
+from api.parameters import X_REQUEST_ID, Parameter
 from api.problems import KINDS
 from tests.harness import Stack
 
@@ -53,7 +54,7 @@ def test_it_has_every_route_and_no_others() -> None:
 
 
 def test_every_operation_has_a_name_of_its_own() -> None:
-    names = [operation_id(call.values[2]) for call in CALLS]
+    names = [call.values[2].operation_id for call in CALLS]
     assert len(set(names)) == len(names)
 
 
@@ -107,9 +108,17 @@ def test_every_body_has_an_example(path: str, method: str, operation: Operation)
     assert [struct.__name__ for struct in structs if struct not in ANSWERS] == []
 
 
-def test_every_described_parameter_is_one_of_an_operation() -> None:
-    used = {name for call in CALLS for name in call.values[2].parameters}
-    assert {name.rpartition(".")[2] for name in PARAMETERS} == used
+def test_every_declared_parameter_is_one_of_an_operation() -> None:
+    declared = {value for value in vars(parameters).values() if isinstance(value, Parameter)}
+    used = {parameter for call in CALLS for parameter in call.values[2].parameters}
+    assert declared - used == {X_REQUEST_ID}
+
+
+@every_operation
+def test_an_operation_declares_each_part_of_its_path(
+    path: str, method: str, operation: Operation
+) -> None:
+    assert re.findall(r"\{(\w+)\}", path) == [parameter.name for parameter in operation.path]
 
 
 @every_operation

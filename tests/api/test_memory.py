@@ -156,46 +156,46 @@ class TestProductCache:
         page = self.page(10)
         cache.put(PRODUCT, page, cache.generation)
         announcements.position = 15
-        assert cache.get(str(PRODUCT)) == (page, 15)
+        assert cache.get(PRODUCT) == (page, 15)
 
     async def test_a_change_drops_the_page(self, cache: ProductCache) -> None:
         cache.put(PRODUCT, self.page(10), cache.generation)
         cache.announced(Announcement(10, 11, [], [PRODUCT]))
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
 
     async def test_a_row_read_before_the_last_announcement_is_not_kept(
         self, cache: ProductCache, announcements: Announcements
     ) -> None:
         announcements.position = 11
         cache.put(PRODUCT, self.page(10), cache.generation)
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
 
     async def test_a_row_read_before_a_reset_is_not_kept(self, cache: ProductCache) -> None:
         generation = cache.generation
         cache.reset()
         cache.put(PRODUCT, self.page(10), generation)
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
 
     async def test_a_reset_drops_all(self, cache: ProductCache) -> None:
         cache.put(PRODUCT, self.page(10), cache.generation)
         cache.reset()
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
 
     async def test_nothing_is_served_while_announcements_are_away(
         self, cache: ProductCache, announcements: Announcements
     ) -> None:
         cache.put(PRODUCT, self.page(10), cache.generation)
         announcements.connected = False
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
 
     async def test_a_page_older_than_a_position_shown_before_is_not_served(
         self, cache: ProductCache, reads: ConsistentReads, announcements: Announcements
     ) -> None:
         cache.put(PRODUCT, self.page(10), cache.generation)
         reads.latest_position = 11
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
         announcements.position = 11
-        assert cache.get(str(PRODUCT)) is not None
+        assert cache.get(PRODUCT) is not None
 
     async def test_after_a_start_a_page_is_served_before_the_first_announcement(
         self, cache: ProductCache, reads: ConsistentReads, announcements: Announcements
@@ -203,11 +203,11 @@ class TestProductCache:
         announcements.position = 0
         reads.latest_position = 10
         cache.put(PRODUCT, self.page(10), cache.generation)
-        assert cache.get(str(PRODUCT)) is not None
+        assert cache.get(PRODUCT) is not None
 
     async def test_a_page_past_its_age_is_not_served(self, cache: ProductCache) -> None:
         cache.put(PRODUCT, self.page(10, age_s=MAX_AGE_S + 0.1), cache.generation)
-        assert cache.get(str(PRODUCT)) is None
+        assert cache.get(PRODUCT) is None
 
     async def test_pages_are_bounded(
         self,
@@ -220,4 +220,4 @@ class TestProductCache:
         ids = [uuid4() for _ in range(3)]
         for product_id in ids:
             cache.put(product_id, self.page(10), cache.generation)
-        assert [cache.get(str(i)) is not None for i in ids] == [False, True, True]
+        assert [cache.get(i) is not None for i in ids] == [False, True, True]

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api.resources.order_batches import MAX_BODY
+from api.resources.orders import MAX_BATCH_BODY
 from api.schemas import MAX_BATCH
 from tests.harness import Stack
 from tests.proxy import open_proxy
@@ -133,7 +133,7 @@ async def test_very_many_faults_make_a_short_answer(http: httpx.AsyncClient) -> 
 
 async def test_the_limit_of_the_body_is_its_own(http: httpx.AsyncClient) -> None:
     text = json.dumps({"orders": [unknown()] * 1000})
-    padded = text + " " * (MAX_BODY - len(text))
+    padded = text + " " * (MAX_BATCH_BODY - len(text))
     json_type = {"Content-Type": "application/json"}
     full = await http.post("/orders/batch", content=padded, headers=json_type)
     assert full.status_code == 202

@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 import api
-from api.problems import KINDS, PROBLEM_JSON, REFUSALS, Problem, refused
+from api.problems import KINDS, REFUSALS, Problem, refused
+from api.responses import PROBLEM_JSON, problem_response
 from ledger.core.events import Reason
 
-SOURCES = "".join(path.read_text() for path in Path(api.__file__).parent.glob("*.py"))
+SOURCES = "".join(path.read_text() for path in Path(api.__file__).parent.rglob("*.py"))
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_of_the_fold_is_a_problem(reason: Reason) -> None:
     problem = refused(reason.value, "submission.refused at position 7")
     assert KINDS[REFUSALS[reason]].status in (404, 409)
-    assert problem.response("/x").status_code == KINDS[REFUSALS[reason]].status
+    assert problem_response(problem, "/x").status_code == KINDS[REFUSALS[reason]].status
 
 
 def test_every_kind_is_used_and_every_one_used_is_known() -> None:
@@ -27,7 +28,7 @@ def test_every_kind_is_used_and_every_one_used_is_known() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_an_error_with_words(kind: str) -> None:
-    response = Problem(kind, "why").response("/x")
+    response = problem_response(Problem(kind, "why"), "/x")
     assert 400 <= response.status_code < 600
     assert response.headers["content-type"] == PROBLEM_JSON
     assert KINDS[kind].title
@@ -35,5 +36,5 @@ def test_every_kind_is_an_error_with_words(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_can_come_back_is_told_when(kind: str) -> None:
-    response = Problem(kind, "why").response("/x")
+    response = problem_response(Problem(kind, "why"), "/x")
     assert ("retry-after" in response.headers) == (response.status_code == 503)

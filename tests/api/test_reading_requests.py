@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from api.field_errors import invalid_fields
 from api.idempotency import Keys, draft, draft_batch
-from api.json_forms import money
-from api.prefer import MAX_WAIT_S, Preference, preference
+from api.parameters import MAX_WAIT_S, POSITION_FORM
+from api.prefer import Preference, preference
 from api.problems import Problem
-from api.requests import parse, whole
-from api.schemas import Deposit, PlaceOrder
+from api.requests import invalid_fields, parse_json
+from api.responses import problem_response
+from api.schemas import Deposit, PlaceOrder, money
 from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered, OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import format_us
@@ -33,7 +33,7 @@ def request(**headers: str) -> Request:
 @given(st.integers(1, MAX_AMOUNT_MINOR))
 def test_every_amount_goes_in_and_comes_out_to_the_cent(minor: int) -> None:
     written = str(money(minor))
-    assert Deposit.model_validate(parse(f'{{"amount": {written}}}'.encode())).amount == minor
+    assert Deposit.model_validate(parse_json(f'{{"amount": {written}}}'.encode())).amount == minor
     assert written == f"{minor // 100}.{minor % 100:02d}"
 
 
@@ -41,7 +41,7 @@ def test_every_amount_goes_in_and_comes_out_to_the_cent(minor: int) -> None:
 def test_no_amount_is_ever_rounded(amount: Decimal) -> None:
     text = f'{{"amount": {amount}}}'.encode()
     try:
-        minor = Deposit.model_validate(parse(text)).amount
+        minor = Deposit.model_validate(parse_json(text)).amount
     except ValidationError as error:
         [found] = invalid_fields(error).errors
         assert found.field == "amount"
@@ -52,7 +52,7 @@ def test_no_amount_is_ever_rounded(amount: Decimal) -> None:
 @given(st.binary() | st.text().map(str.encode))
 def test_no_bytes_make_the_reader_fail_in_another_way(body: bytes) -> None:
     with suppress(Problem, ValidationError):
-        PlaceOrder.model_validate(parse(body))
+        PlaceOrder.model_validate(parse_json(body))
 
 
 JSON_VALUES = st.recursive(
@@ -72,7 +72,7 @@ def test_every_wrong_value_is_told_by_its_field(value: object) -> None:
 def test_a_problem_about_any_names_can_be_written_down(names: dict[str, object]) -> None:
     with pytest.raises(ValidationError) as raised:
         PlaceOrder.model_validate(names)
-    assert invalid_fields(raised.value).response("/x").status_code == 422
+    assert problem_response(invalid_fields(raised.value), "/x").status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -190,4 +190,4 @@ def test_times_are_rfc_3339_to_the_microsecond(time_us: int, text: str) -> None:
 @pytest.mark.parametrize("text", ["", "x", "-1", "+1", "1.0", " 1", "1_0", "²", "٣", "9" * 400])
 def test_what_is_no_whole_number(text: str) -> None:
     with pytest.raises(Problem):
-        whole("limit", text, 0, 2**63 - 1)
+        POSITION_FORM.parse("after", text)

@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from api.app import ROUTES
-from api.responses import PREFIX
+from api.operation import PREFIX
 from cli.main import app
 from cli.settings import Settings
 from ledger.core.events import DECIDED, SUBMITTED, Reason

@@ -5,24 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from api import (
-    as_of,
-    consistent_reads,
-    event_stream,
-    http_protocol,
-    idempotency,
-    pagination,
-    prefer,
-    requests,
-    schemas,
-)
+from api import as_of, consistent_reads, event_stream, parameters, requests, schemas, server
 from api.app import ROUTES
-from api.openapi.document import header_parameters
-from api.openapi.operation import Operation
-from api.openapi.statuses import kinds, statuses
+from api.operation import PREFIX, Operation
 from api.problems import KINDS
-from api.resources import order_batches
-from api.responses import PREFIX
+from api.resources.orders import MAX_BATCH_BODY
 
 from .test_reference import ROOT, rows
 
@@ -50,10 +37,10 @@ def facts(operation: Operation) -> Iterator[str]:
         yield f"- scope: `{operation.scope}`{own}"
     if operation.body and operation.body.model_fields:
         yield f"- body: {names(operation.body.model_fields)}"
-    if operation.parameters:
-        yield f"- parameters: {names(operation.parameters)}"
-    if headers := header_parameters(operation):
-        yield f"- headers: {names(headers)}"
+    if operation.query:
+        yield f"- parameters: {names(operation.query)}"
+    if operation.headers:
+        yield f"- headers: {names(header.name for header in operation.headers)}"
 
 
 def names(of: object) -> str:
@@ -63,7 +50,7 @@ def names(of: object) -> str:
 
 def answers(operation: Operation) -> Iterator[str]:
     """The lines that say what an operation answers with."""
-    for status, problems in statuses(operation).items():
+    for status, problems in operation.statuses().items():
         answer = operation.answers.get(status)
         shape = answer.__name__ if isinstance(answer, type) else answer
         said = [f"`{shape}`"] if isinstance(shape, str) else []
@@ -103,7 +90,12 @@ def test_every_problem_says_what_to_do(kind: str) -> None:
 
 
 def test_every_problem_can_be_met() -> None:
-    met = {kind for operation in CALLS.values() for kind in kinds(operation)}
+    met = {
+        kind
+        for operation in CALLS.values()
+        for kinds in operation.statuses().values()
+        for kind in kinds
+    }
     assert met.isdisjoint(OF_THE_FOLD)
     assert met | ELSEWHERE | OF_THE_FOLD == set(KINDS)
 
@@ -112,23 +104,23 @@ def test_every_limit_is_documented_as_it_is() -> None:
     assert rows("docs/reference/rest.md", "Limits") == {
         "limit": ["value", "beyond it"],
         "path and headers": [
-            f"{http_protocol.MAX_HEAD} bytes, {http_protocol.MAX_HEADERS} headers",
+            f"{server.MAX_HEAD} bytes, {server.MAX_HEADERS} headers",
             "431",
         ],
-        "time for path and headers": [f"{http_protocol.HEAD_TIMEOUT_S:g} s", "408"],
+        "time for path and headers": [f"{server.HEAD_TIMEOUT_S:g} s", "408"],
         "body": [f"{requests.MAX_BODY} bytes", "413"],
         "body of a batch": [
-            f"{order_batches.MAX_BODY} bytes, {schemas.MAX_BATCH} orders",
+            f"{MAX_BATCH_BODY} bytes, {schemas.MAX_BATCH} orders",
             "413, 422",
         ],
         "time for the body": [f"{requests.BODY_TIMEOUT_S:g} s", "408"],
-        "page": [f"{pagination.MAX_LIMIT}, by default {pagination.DEFAULT_LIMIT}", "422"],
-        "Prefer: wait": [f"{prefer.MAX_WAIT_S} s", "taken for the limit"],
+        "page": [f"{parameters.MAX_LIMIT}, by default {parameters.DEFAULT_LIMIT}", "422"],
+        "Prefer: wait": [f"{parameters.MAX_WAIT_S} s", "taken for the limit"],
         "min_position": [f"waited for {consistent_reads.MIN_POSITION_WAIT_S:g} s", "503"],
-        "Idempotency-Key": [f"{idempotency.MAX_KEY} visible ASCII characters", "422"],
+        "Idempotency-Key": [f"{parameters.MAX_IDEMPOTENCY_KEY} visible ASCII characters", "422"],
         "streams of a process": [f"{event_stream.MAX_STREAMS}", "503"],
         "reads of the past at once": [
-            f"{as_of.AT_ONCE} of a process, others wait for {as_of.TURN_TIMEOUT_S:g} s",
+            f"{as_of.MAX_READS} of a process, others wait for {as_of.TURN_TIMEOUT_S:g} s",
             "503",
         ],
         "requests of one key": ["`LEDGER_RATE_PER_S`, `LEDGER_CONCURRENCY`", "429"],

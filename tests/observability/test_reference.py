@@ -5,7 +5,7 @@ import re
 import pytest
 from prometheus_client.registry import Collector
 
-from api.resources.scrape import BESIDES
+from api.resources.health import BESIDES
 from ledger.runtime.metrics import WRITER, Publishing
 from projections.metrics import PROJECTOR
 from tests.docs.test_reference import rows

@@ -1,24 +1,20 @@
-"""The OpenAPI 3.1 document, made of the route table and the models that serve."""
+"""The OpenAPI 3.1 document, made of the route table and the declarations that serve."""
 
-import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from inspect import cleandoc
-from typing import Final
+from typing import Any, Final
 
-from msgspec import Raw, Struct
-from pydantic import BaseModel
+from msgspec import Raw
 
-from api.event_stream import EVENT_STREAM
-from api.openapi import parameters as p
 from api.openapi.examples import ANSWERS, BODIES
-from api.openapi.operation import Operation
-from api.openapi.parameters import Json
 from api.openapi.schemas import MEDIA, SCHEMAS, CloudEvent, answer_schemas, body_schemas
-from api.openapi.statuses import reads, statuses, submits
-from api.problems import KINDS, PROBLEM_JSON, ProblemDetails
-from api.responses import JSON, encode
+from api.operation import PREFIX, Operation
+from api.parameters import HEADERS, TEXT_SCHEMA, X_REQUEST_ID, Json, Parameter
+from api.problems import KINDS, ProblemDetails
+from api.requests import is_required
+from api.responses import JSON, PROBLEM_JSON, encode
 
 Routes = Mapping[str, Mapping[str, Operation]]
 ABOUT: Final = """\
@@ -39,12 +35,37 @@ TAGS: Final = {
 }
 
 
+KEY: Final[Json] = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "a key of `ledger keys create`, or a JWT of the configured issuer",
+}
+ANSWER_HEADERS: Final[Mapping[str, Json]] = {
+    name: {"description": description, "schema": schema}
+    for name, schema, description in (
+        ("X-Request-Id", TEXT_SCHEMA, "the request's id, as it came or a new one"),
+        ("Ledger-Position", {"type": "integer", "minimum": 0}, "the answer holds at this position"),
+        (
+            "Location",
+            {**TEXT_SCHEMA, "format": "uri-reference"},
+            "where the thing can be followed",
+        ),
+        ("Preference-Applied", TEXT_SCHEMA, "which preference was honoured, if one came"),
+        ("Idempotency-Replayed", {"const": "true"}, "the same key came before"),
+        ("Link", TEXT_SCHEMA, 'the next page, `rel="next"` (RFC 8288); none on the last one'),
+        ("ETag", TEXT_SCHEMA, "the version of the body"),
+        ("Retry-After", {"type": "integer", "minimum": 1}, "seconds to wait before a retry"),
+        ("WWW-Authenticate", TEXT_SCHEMA, "what was wrong with the key (RFC 6750)"),
+    )
+}
+
+
 def document(routes: Routes, *, guarded: bool) -> bytes:
-    """The document as JSON; `guarded`: keys are asked for."""
-    structs, bodies = _structs(routes), _bodies(routes)
-    operations = {
-        path: dict(_path_item(path, methods, guarded)) for path, methods in routes.items()
-    }
+    """The document as JSON; `guarded`: API keys are asked for."""
+    operations = [operation for methods in routes.values() for operation in methods.values()]
+    answers = [answer for operation in operations for answer in operation.answers.values()]
+    structs = [answer for answer in answers if isinstance(answer, type)]
+    bodies = [operation.body for operation in operations if operation.body]
     return encode(
         {
             "openapi": "3.1.0",
@@ -56,108 +77,83 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
             },
             "servers": [{"url": "/"}],
             "tags": [{"name": name, "description": words} for name, words in TAGS.items()],
-            "paths": operations,
+            "paths": {path: _path_item(path, routes[path], guarded) for path in routes},
             "components": {
-                "schemas": {**answer_schemas(structs), **body_schemas(bodies)},
-                "headers": dict(p.ANSWER_HEADERS),
-                "parameters": dict(p.HEADER_PARAMETERS),
-                "examples": dict(_problem_examples()),
-                **({"securitySchemes": {"key": _KEY}} if guarded else {}),
+                "schemas": {
+                    **answer_schemas(dict.fromkeys([*structs, ProblemDetails, CloudEvent])),
+                    **body_schemas(dict.fromkeys(bodies)),
+                },
+                "headers": ANSWER_HEADERS,
+                "parameters": {header.name: _parameter(header) for header in HEADERS},
+                "examples": {
+                    name: {
+                        "summary": kind.title,
+                        "description": kind.remedy,
+                        "value": {
+                            "type": f"/problems/{name}",
+                            "title": kind.title,
+                            "status": kind.status,
+                            "detail": f"in words: {kind.title.lower()}",
+                            "instance": f"{PREFIX}/orders",
+                        },
+                    }
+                    for name, kind in KINDS.items()
+                },
+                **({"securitySchemes": {"key": KEY}} if guarded else {}),
             },
         }
     )
 
 
-_TEXT: Final[Json] = {"type": "string"}
-_KEY: Final[Json] = {
-    "type": "http",
-    "scheme": "bearer",
-    "description": "a key of `ledger keys create`, or a JWT of the configured issuer",
-}
-
-
-def _operations(routes: Routes) -> Iterator[Operation]:
-    for methods in routes.values():
-        yield from methods.values()
-
-
-def _structs(routes: Routes) -> list[type[Struct]]:
-    answers = (a for o in _operations(routes) for a in o.answers.values())
-    found = [a for a in answers if isinstance(a, type)]
-    return list(dict.fromkeys([*found, ProblemDetails, CloudEvent]))
-
-
-def _bodies(routes: Routes) -> list[type[BaseModel]]:
-    return list(dict.fromkeys(o.body for o in _operations(routes) if o.body))
-
-
-def _path_item(
-    path: str, methods: Mapping[str, Operation], guarded: bool
-) -> Iterator[tuple[str, object]]:
-    names = re.findall(r"\{(\w+)\}", path)
-    if names:
-        yield "parameters", [p.PATH_PARAMETERS[name] for name in names]
+def _path_item(path: str, methods: Mapping[str, Operation], guarded: bool) -> Json:
+    item: Json = {}
     for method, operation in methods.items():
-        yield method.lower(), _operation(path, operation, guarded)
+        if operation.path:
+            item["parameters"] = [_parameter(parameter) for parameter in operation.path]
+        item[method.lower()] = _operation(path, operation, guarded)
+    return item
 
 
-def tag_of(path: str) -> str:
-    """The group of a path: its first part below the prefix."""
-    first = path.removeprefix("/api/v1").split("/")[1]
-    return first if first in TAGS else "docs"
-
-
-def operation_id(operation: Operation) -> str:
-    """A name that stays as long as the operation does."""
-    handler = operation.handler
-    return f"{handler.__module__.rpartition('.')[2]}_{handler.__name__}"
+def _parameter(parameter: Parameter[Any]) -> Json:
+    required = {"required": True} if parameter.place == "path" else {}
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        **required,
+        "description": parameter.description,
+        "schema": parameter.form.schema,
+    }
 
 
 def _operation(path: str, operation: Operation, guarded: bool) -> Json:
-    about: Json = {
-        "operationId": operation_id(operation),
-        "tags": [tag_of(path)],
+    tag = path.removeprefix(PREFIX).split("/")[1]
+    described: Json = {
+        "operationId": operation.operation_id,
+        "tags": [tag if tag in TAGS else "docs"],
         "summary": operation.summary,
-        "parameters": list(_parameters(path, operation)),
+        "parameters": [
+            *(_parameter(parameter) for parameter in operation.query.values()),
+            *(
+                {"$ref": f"#/components/parameters/{header.name}"}
+                for header in (X_REQUEST_ID, *operation.headers)
+            ),
+        ],
     }
     if operation.handler.__doc__:
-        about["description"] = cleandoc(operation.handler.__doc__)
+        described["description"] = cleandoc(operation.handler.__doc__)
     if operation.body:
-        about["requestBody"] = _request_body(operation.body)
-    about["responses"] = {
+        content: Json = {"schema": {"$ref": f"{SCHEMAS}{operation.body.__name__}"}}
+        if operation.body in BODIES:
+            content["example"] = BODIES[operation.body]
+        required = is_required(operation.body)
+        described["requestBody"] = {"required": required, "content": {JSON: content}}
+    described["responses"] = {
         str(status): _response(operation, status, kinds)
-        for status, kinds in statuses(operation, guarded=guarded).items()
+        for status, kinds in operation.statuses(guarded=guarded).items()
     }
     if guarded and operation.scope:
-        about["security"] = [{"key": [operation.scope.value]}]
-    return about
-
-
-def _parameters(path: str, operation: Operation) -> Iterator[Json]:
-    for name in operation.parameters:
-        yield p.PARAMETERS.get(f"{path.rpartition('/')[2]}.{name}") or p.PARAMETERS[name]
-    for name in ("X-Request-Id", *header_parameters(operation)):
-        yield {"$ref": f"#/components/parameters/{name}"}
-
-
-def header_parameters(operation: Operation) -> list[str]:
-    """The request headers that change what the operation does."""
-    headers: list[str] = []
-    if submits(operation):
-        headers += ["Prefer", "Idempotency-Key"]
-    if HTTPStatus.NOT_MODIFIED in operation.answers:
-        headers.append("If-None-Match")
-    if EVENT_STREAM in str(operation.answers.get(HTTPStatus.OK)):
-        headers.append("Last-Event-ID")
-    return headers
-
-
-def _request_body(model: type[BaseModel]) -> Json:
-    required = any(field.is_required() for field in model.model_fields.values())
-    content: Json = {"schema": {"$ref": f"{SCHEMAS}{model.__name__}"}}
-    if model in BODIES:
-        content["example"] = BODIES[model]
-    return {"required": required, "content": {JSON: content}}
+        described["security"] = [{"key": [operation.scope.value]}]
+    return described
 
 
 def _response(operation: Operation, status: int, kinds: list[str]) -> Json:
@@ -165,7 +161,7 @@ def _response(operation: Operation, status: int, kinds: list[str]) -> Json:
         "description": HTTPStatus(status).phrase,
         "headers": {
             name: {"$ref": f"#/components/headers/{name}"}
-            for name in _headers(operation, status, bool(kinds))
+            for name in _answer_headers(operation, status, bool(kinds))
         },
     }
     answer = operation.answers.get(status)
@@ -175,49 +171,35 @@ def _response(operation: Operation, status: int, kinds: list[str]) -> Json:
         if answer in ANSWERS:
             content[JSON]["example"] = Raw(encode(ANSWERS[answer]))
     elif isinstance(answer, str):
-        content |= {media: {"schema": MEDIA.get(media, _TEXT)} for media in answer.split(", ")}
+        content |= {
+            media: {"schema": MEDIA.get(media, TEXT_SCHEMA)} for media in answer.split(", ")
+        }
     if kinds:
         response["description"] = "; ".join(KINDS[kind].title for kind in kinds)
-        content[PROBLEM_JSON] = _problem(status, kinds)
+        members = {
+            "type": {"enum": [f"/problems/{kind}" for kind in kinds]},
+            "status": {"const": status},
+        }
+        content[PROBLEM_JSON] = {
+            "schema": {"allOf": [{"$ref": f"{SCHEMAS}ProblemDetails"}], "properties": members},
+            "examples": {kind: {"$ref": f"#/components/examples/{kind}"} for kind in kinds},
+        }
     return {**response, "content": content} if content else response
 
 
-def _headers(operation: Operation, status: int, problem: bool) -> Iterator[str]:
+def _answer_headers(operation: Operation, status: int, is_problem: bool) -> Iterator[str]:
     yield "X-Request-Id"
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         yield "Retry-After"
     if status == HTTPStatus.UNAUTHORIZED:
         yield "WWW-Authenticate"
-    if problem:
+    if is_problem:
         return
-    if submits(operation):
+    if operation.submits:
         yield from ("Location", "Preference-Applied", "Idempotency-Replayed")
-    elif reads(operation):
+    elif operation.reads_views:
         yield "Ledger-Position"
-    if "after" in operation.parameters:
+    if "after" in operation.query:
         yield "Link"
     if HTTPStatus.NOT_MODIFIED in operation.answers:
         yield "ETag"
-
-
-def _problem(status: int, kinds: list[str]) -> Json:
-    members = {
-        "type": {"enum": [f"/problems/{kind}" for kind in kinds]},
-        "status": {"const": status},
-    }
-    return {
-        "schema": {"allOf": [{"$ref": f"{SCHEMAS}ProblemDetails"}], "properties": members},
-        "examples": {kind: {"$ref": f"#/components/examples/{kind}"} for kind in kinds},
-    }
-
-
-def _problem_examples() -> Iterator[tuple[str, Json]]:
-    for name, kind in KINDS.items():
-        value = {
-            "type": f"/problems/{name}",
-            "title": kind.title,
-            "status": kind.status,
-            "detail": f"in words: {kind.title.lower()}",
-            "instance": "/api/v1/orders",
-        }
-        yield name, {"summary": kind.title, "description": kind.remedy, "value": value}

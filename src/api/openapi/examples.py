@@ -9,7 +9,6 @@ from msgspec import Struct
 from pydantic import BaseModel
 
 from api import schemas as s
-from api.resources import docs, dry_run, health, reports
 from projections.trial_balance import Sums, TrialBalance
 from projections.views.journal import UNIT_OF
 
@@ -84,18 +83,16 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         _PRODUCT_NOW,
         _ORDER_NOW,
         s.PlacedOrders([_ORDER_NOW]),
-        dry_run.DryRun(
-            _PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9
-        ),
+        s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9),
         s.AcceptedOrder(_ORDER, _PRODUCT, _CUSTOMER, 2, "PENDING", _PLACED, _PLACED),
         s.AcceptedCancel(_ORDER, s.ACCEPTED),
         s.AcceptedCustomer(_CUSTOMER, s.ACCEPTED),
         s.AcceptedProduct(_PRODUCT, s.ACCEPTED),
         s.Products([_PRODUCT_NOW], None),
         s.Orders([_ORDER_NOW], 8),
-        reports.report(_BOOKS),
-        health.Live(),
-        docs.Explained("/problems/out-of-stock", "Not enough in stock", 409, "Order fewer units"),
-        health.Ready("ready", True, True, True, 9, 0, True),
+        s.trial_balance(_BOOKS),
+        s.Live(),
+        s.Explained("/problems/out-of-stock", "Not enough in stock", 409, "Order fewer units"),
+        s.Ready("ready", True, True, True, 9, 0, True),
     )
 }

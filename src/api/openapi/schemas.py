@@ -10,16 +10,16 @@ import msgspec
 from msgspec import Struct
 from pydantic import BaseModel
 
-from api.openapi.parameters import Json
+from api.parameters import Json
 from api.responses import JSON
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE
 
 SCHEMAS: Final = "#/components/schemas/"
+# What answers of a media type hold that come as bytes already.
 MEDIA: Final[Mapping[str, Json]] = {
     JSON: {"type": "object"},
     BATCH_CONTENT_TYPE: {"type": "array", "items": {"$ref": f"{SCHEMAS}CloudEvent"}},
 }
-"""What answers of a media type hold that come as bytes already."""
 _TEMPLATE: Final = f"{SCHEMAS}{{name}}"
 
 

@@ -1,43 +1,70 @@
 """/customers: register, show, pay in, and a customer's orders."""
 
-from typing import TypeVar
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import requests, schemas
-from api.as_of import WHEN, as_of
+from api import schemas
+from api.as_of import as_of
 from api.auth.guard import unknown_customer
-from api.consistent_reads import min_position_of
+from api.auth.principal import Scope
 from api.context import Context
 from api.idempotency import Draft, draft
+from api.operation import PREFIX, operation
+from api.parameters import (
+    AFTER_ORDER,
+    AS_OF,
+    CUSTOMER_ID,
+    IN_STATUS,
+    MIN_POSITION,
+    OF_PRODUCT,
+    PAGE,
+    SUBMIT,
+    Call,
+)
 from api.prefer import DEFAULT_WAIT_S, preference
 from api.resources import orders
-from api.responses import PREFIX, at, reply
+from api.responses import position_header, reply
 from api.submission import answer, submit
 from ledger.core.events import CustomerRegistered, WalletCredited
-from projections.views.wallets import WalletRow
-
-T = TypeVar("T")
 
 
-async def register(context: Context, request: Request) -> Response:
+@operation(
+    Scope.WALLETS_WRITE,
+    "Register",
+    {201: schemas.Customer, 202: schemas.AcceptedCustomer},
+    *SUBMIT,
+    body=schemas.RegisterCustomer,
+)
+async def register(context: Context, call: Call[schemas.RegisterCustomer]) -> Response:
     """Open a wallet for a new customer."""
-    body = await requests.body(request, schemas.RegisterCustomer)
-    new = draft(request, "POST /customers", CustomerRegistered(body.username))
-    return await _answer(context, request, new, created=True)
+    new = draft(call.request, "POST /customers", CustomerRegistered(call.body.username))
+    return await _submit(context, call.request, new, created=True)
 
 
-async def deposit(context: Context, request: Request) -> Response:
+@operation(
+    Scope.WALLETS_WRITE,
+    "Pay in",
+    {
+        200: schemas.Customer,
+        202: schemas.AcceptedCustomer,
+        404: ("unknown-customer",),
+        409: ("balance-limit",),
+    },
+    CUSTOMER_ID,
+    *SUBMIT,
+    body=schemas.Deposit,
+    own=True,
+)
+async def deposit(context: Context, call: Call[schemas.Deposit]) -> Response:
     """Pay money into the wallet."""
-    customer_id = requests.path_id(request, "customer_id")
-    body = await requests.body(request, schemas.Deposit)
-    new = draft(request, "POST /customers/deposits", WalletCredited(body.amount), customer_id)
-    return await _answer(context, request, new, created=False)
+    credited = WalletCredited(call.body.amount)
+    new = draft(call.request, "POST /customers/deposits", credited, call[CUSTOMER_ID])
+    return await _submit(context, call.request, new, created=False)
 
 
-async def _answer(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
+async def _submit(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
     submission = await submit(context, new, preference(request, DEFAULT_WAIT_S))
     customer_id = new.event.stream_id
     return await answer(
@@ -45,46 +72,60 @@ async def _answer(context: Context, request: Request, new: Draft, *, created: bo
         submission,
         lambda: context.views.wallet(customer_id),
         schemas.customer,
-        location=_path(customer_id),
+        location=f"{PREFIX}/customers/{customer_id}",
         accepted=schemas.AcceptedCustomer(customer_id, schemas.ACCEPTED),
         created=created,
     )
 
 
-def _path(customer_id: UUID) -> str:
-    return f"{PREFIX}/customers/{customer_id}"
-
-
-async def show(context: Context, request: Request) -> Response:
-    """One customer with the wallet; as of a moment of the past, if one is given."""
-    customer_id = requests.path_id(request, "customer_id")
-    found = requests.parameters(request, *WHEN)
-    if when := as_of(found):
-        row, moment = await context.as_of.read(
-            when, lambda history, position: history.wallet(customer_id, position)
+@operation(
+    Scope.ORDERS_READ,
+    "Show a wallet",
+    {200: schemas.Customer, 404: ("unknown-customer",)},
+    CUSTOMER_ID,
+    *AS_OF,
+    own=True,
+)
+async def show(context: Context, call: Call[None]) -> Response:
+    """One customer with the wallet; with `as_of_position` or `as_of_time` as it was then."""
+    customer_id = call[CUSTOMER_ID]
+    if when := as_of(call):
+        then, moment = await context.as_of.read(
+            when, lambda reader, position: reader.wallet(customer_id, position)
         )
-        return reply(200, schemas.customer(_known(row, customer_id)), at(moment.position))
-    now, position = await _find(context, customer_id, min_position_of(found))
-    return reply(200, schemas.customer(now), at(position))
+        customer, position = schemas.customer(then) if then else None, moment.position
+    else:
+        customer, position = await _find(context, customer_id, call[MIN_POSITION])
+    if customer is None:
+        raise unknown_customer(customer_id)
+    return reply(200, customer, position_header(position))
 
 
-async def _find(context: Context, customer_id: UUID, min_position: int) -> tuple[WalletRow, int]:
+async def _find(
+    context: Context, customer_id: UUID, min_position: int
+) -> tuple[schemas.Customer | None, int]:
     row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.wallet(customer_id)
     )
-    return _known(row, customer_id), position
+    return schemas.customer(row) if row else None, position
 
 
-def _known(row: T | None, customer_id: UUID) -> T:
-    if row is None:
-        raise unknown_customer(customer_id)
-    return row
-
-
-async def browse_orders(context: Context, request: Request) -> Response:
+@operation(
+    Scope.ORDERS_READ,
+    "List their orders",
+    {200: schemas.Orders, 404: ("unknown-customer",)},
+    CUSTOMER_ID,
+    OF_PRODUCT,
+    IN_STATUS,
+    AFTER_ORDER,
+    *PAGE,
+    own=True,
+)
+async def browse_orders(context: Context, call: Call[None]) -> Response:
     """A page of one customer's orders, newest first."""
-    customer_id = requests.path_id(request, "customer_id")
-    found = requests.parameters(request, "product_id", "status", "after", "limit", "min_position")
-    page = await orders.page(context, request, found, customer_id)
-    await _find(context, customer_id, 0)
+    customer_id = call[CUSTOMER_ID]
+    page = await orders.page(context, call, customer_id)
+    customer, _ = await _find(context, customer_id, 0)
+    if customer is None:
+        raise unknown_customer(customer_id)
     return page

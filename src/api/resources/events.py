@@ -5,80 +5,84 @@ from typing import Final
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.consistent_reads import min_position_of
+from api.auth.principal import Scope
 from api.context import Context
 from api.event_stream import EVENT_STREAM
-from api.pagination import follow, limit_of
-from api.problems import invalid
-from api.requests import MAX_POSITION, parameters, path_id, whole
-from api.resources import orders
-from api.responses import at
-from ledger.core.events import DECIDED, SUBMITTED
+from api.operation import operation
+from api.parameters import (
+    AFTER_EVENT,
+    LAST_EVENT_ID,
+    LIMIT,
+    MIN_POSITION,
+    OF_TYPE,
+    ORDER_ID,
+    PAGE,
+    POSITION_FORM,
+    Call,
+)
+from api.resources.orders import visible_order
+from api.responses import next_link, position_header
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, join
 from projections.feed import FeedEvent, FeedPage
 
-_VARIES: Final = {"Vary": "Accept"}
+_VARY: Final = {"Vary": "Accept"}
 
 
-async def browse(context: Context, request: Request) -> Response:
+@operation(
+    Scope.LEDGER_READ,
+    "The ledger",
+    {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}", 503: ("too-many-streams",)},
+    OF_TYPE,
+    AFTER_EVENT,
+    *PAGE,
+    LAST_EVENT_ID,
+)
+async def browse(context: Context, call: Call[None]) -> Response:
     """A page of the ledger after a position, in order; without `next` it ends where the ledger did.
 
     With `Accept: text/event-stream` the same as server-sent events, which goes on as the ledger
     grows: the id of each is its position, and `Last-Event-ID` wins over `after`.
     """
-    found = parameters(request, "after", "limit", "type", "min_position")
-    after, limit, type_ = _position("after", found.get("after")), limit_of(found), _type(found)
-    least = min_position_of(found)
+    request, after, type_ = call.request, call[AFTER_EVENT], call[OF_TYPE]
     if _wants_stream(request):
-        last = request.headers.get("last-event-id")
-        return await context.streams.open(
-            after if last is None else _position("Last-Event-ID", last),
-            type_,
-            least,
-            head_only=request.method == "HEAD",
-        )
-    page = await _page(context, after, limit, type_, least)
-    next_after = None if page.is_last else page.scanned_to
-    links = follow(request, found, next_after)
-    return _reply(page.events, {**at(page.head), **links, **_VARIES})
+        last_event_id = call.header(LAST_EVENT_ID)
+        if last_event_id is not None:
+            after = POSITION_FORM.parse(LAST_EVENT_ID.name, last_event_id)
+        head_only = request.method == "HEAD"
+        return await context.streams.open(after, type_, call[MIN_POSITION], head_only=head_only)
 
-
-async def _page(
-    context: Context, after: int, limit: int, type_: str | None, least: int
-) -> FeedPage:
     async def query() -> tuple[FeedPage, int]:
-        page = await context.feed.page(after, limit, type_)
+        page = await context.feed.page(after, call[LIMIT], type_)
         return page, page.head
 
-    page, _ = await context.reads.read_at_least(least, query)
-    return page
+    page, _ = await context.reads.read_at_least(call[MIN_POSITION], query)
+    next_after = None if page.is_last else page.scanned_to
+    links = next_link(request, call.query, next_after)
+    return _reply(page.events, {**position_header(page.head), **links, **_VARY})
 
 
-async def browse_order(context: Context, request: Request) -> Response:
+@operation(
+    Scope.ORDERS_READ,
+    "Its own history",
+    {200: BATCH_CONTENT_TYPE, 404: ("unknown-order",)},
+    ORDER_ID,
+    AFTER_EVENT,
+    *PAGE,
+    own=True,
+)
+async def browse_order(context: Context, call: Call[None]) -> Response:
     """An order's own history up to `Ledger-Position`; empty while it is only accepted."""
-    order_id = path_id(request, "order_id")
-    found = parameters(request, "after", "limit", "min_position")
-    after, limit = _position("after", found.get("after")), limit_of(found)
-    _, position = await orders.find(context, request, order_id, min_position_of(found))
-    events = await context.feed.history(order_id, after, position, limit + 1)
+    order_id, limit = call[ORDER_ID], call[LIMIT]
+    _, position = await visible_order(context, call.request, order_id, call[MIN_POSITION])
+    events = await context.feed.history(order_id, call[AFTER_EVENT], position, limit + 1)
     next_after = events[limit - 1].position if len(events) > limit else None
-    return _reply(events[:limit], {**at(position), **follow(request, found, next_after)})
+    links = next_link(call.request, call.query, next_after)
+    return _reply(events[:limit], {**position_header(position), **links})
 
 
 def _reply(events: list[FeedEvent], headers: dict[str, str]) -> Response:
     body = join(event.body for event in events)
     return Response(body, 200, headers, BATCH_CONTENT_TYPE)
-
-
-def _position(name: str, text: str | None) -> int:
-    return whole(name, text, 0, MAX_POSITION) if text is not None else 0
-
-
-def _type(found: dict[str, str]) -> str | None:
-    text = found.get("type")
-    if text is not None and text not in SUBMITTED and text not in DECIDED:
-        raise invalid("type", f"must be one of {', '.join((*SUBMITTED, *DECIDED))}")
-    return text
 
 
 def _wants_stream(request: Request) -> bool:

@@ -1,70 +1,66 @@
-"""/health: whether the process lives, and whether it can do its work."""
+"""/health and /metrics: whether the process lives and can work, and what it measures."""
 
-from msgspec import Struct
-from starlette.requests import Request
+from typing import Final
+
+from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
+from api import metrics, schemas
+from api.auth.principal import Scope
 from api.context import Context
-from api.problems import RETRY_AFTER_S
-from api.requests import parameters
-from api.responses import at, reply
+from api.operation import operation
+from api.parameters import Call
+from api.responses import RETRY_AFTER_S, position_header, reply
+from ledger.runtime.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
 from projections.queries import ViewsUnavailable
 
-
-class Live(Struct, frozen=True):
-    """The process answers."""
-
-    status: str = "live"
+# What /metrics shows besides the publisher's own metrics.
+BESIDES: Final = (*metrics.API, INBOX_MESSAGES, PARKING_MESSAGES)
 
 
-class Ready(Struct, frozen=True):
-    """What the process needs, part by part; `status` is ready when all of it is there.
-
-    Unless `keys_required`, it takes requests from whoever reaches it.
-    """
-
-    status: str
-    inbox: bool
-    announcements: bool
-    views: bool
-    position: int | None
-    pending_orders: int
-    keys_required: bool = False
-
-
-async def live(context: Context, request: Request) -> Response:
+@operation(None, "Whether it lives", {200: schemas.Live})
+async def live(context: Context, call: Call[None]) -> Response:
     """That the process answers at all."""
-    parameters(request)
-    return reply(200, Live(), {"Cache-Control": "no-store"})
+    return reply(200, schemas.Live())
 
 
-async def ready(context: Context, request: Request) -> Response:
+@operation(None, "Whether it can work", {200: schemas.Ready, 503: schemas.Ready})
+async def ready(context: Context, call: Call[None]) -> Response:
     """Whether orders can be taken, followed and read."""
-    parameters(request)
     inbox, announcements = context.publisher.connected, context.announcements.connected
-    position = await _position(context)
-    views = position is not None
-    all_there = inbox and announcements and views
-    status = "ready" if all_there else "not ready"
-    content = Ready(
-        status,
+    try:
+        position = await context.views.position()
+    except ViewsUnavailable:
+        position = None
+    all_there = inbox and announcements and position is not None
+    content = schemas.Ready(
+        "ready" if all_there else "not ready",
         inbox,
         announcements,
-        views,
+        position is not None,
         position,
         len(context.pending),
         keys_required=context.guard is not None,
     )
-    headers = {"Cache-Control": "no-store"}
-    if position is not None:
-        headers |= at(position)
+    headers = {} if position is None else position_header(position)
     if all_there:
         return reply(200, content, headers)
     return reply(503, content, {**headers, "Retry-After": str(RETRY_AFTER_S)})
 
 
-async def _position(context: Context) -> int | None:
-    try:
-        return await context.views.position()
-    except ViewsUnavailable:
-        return None
+@operation(Scope.LEDGER_READ, "Metrics for Prometheus", {200: "text/plain"}, id="scrape_show")
+async def show_metrics(context: Context, call: Call[None]) -> Response:
+    """Counts, times and states of this API process, in the format that Prometheus asks for."""
+    publisher = context.publisher
+    CONNECTED.set(publisher.connected)
+    publisher.metrics.blocked.set(await publisher.blocked())
+    publisher.metrics.waiting.set(publisher.waiting)
+    if context.depths:
+        await context.depths.measure()
+    metrics.PENDING_ORDERS.set(len(context.pending))
+    metrics.FEED_STREAMS.set(context.streams.count)
+    metrics.ANNOUNCED_POSITION.set(context.announcements.position)
+    metrics.ANNOUNCEMENTS_CONNECTED.set(context.announcements.connected)
+    encode, media_type = choose_encoder(call.request.headers.get("accept", ""))
+    body = encode(registry_of((*publisher.metrics.collectors, *BESIDES)))
+    return Response(body, headers={"Content-Type": media_type})

@@ -1,77 +1,193 @@
-"""/orders: place, follow, list, cancel."""
+"""/orders: place one or many, try out, follow, list, cancel."""
 
+from typing import Final
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import requests, schemas
-from api.as_of import WHEN, as_of
+from api import schemas
+from api.as_of import as_of
 from api.auth.guard import bound_to, may_see, require_customer
-from api.consistent_reads import min_position_of
+from api.auth.principal import Scope
 from api.context import Context
-from api.idempotency import draft
-from api.pagination import follow, limit_of
+from api.idempotency import draft, draft_batch
+from api.operation import PREFIX, operation
+from api.parameters import (
+    AFTER_ORDER,
+    AS_OF,
+    DRY_RUN,
+    IN_STATUS,
+    LIMIT,
+    MIN_POSITION,
+    OF_CUSTOMER,
+    OF_PRODUCT,
+    ORDER_ID,
+    PAGE,
+    SUBMIT,
+    Call,
+)
 from api.prefer import preference
-from api.problems import Problem, invalid
-from api.resources.dry_run import dry_run
-from api.responses import PREFIX, at, reply
-from api.submission import answer, submit
-from ledger.core.events import OrderCancelRequested, OrderPlaced
-from ledger.core.state import Status
+from api.problems import FieldError, Problem
+from api.responses import next_link, position_header, reply
+from api.submission import answer, shown, submit
+from ledger.core.decider import decide
+from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
+from ledger.core.state import State, Status
+from ledger.eventlog.records import Submitted
+from projections.views.orders import OrderRow
+
+MAX_BATCH_BODY: Final = 256 * 1024
+
+WRITE, READ = Scope.ORDERS_WRITE, Scope.ORDERS_READ
 
 
-async def place(context: Context, request: Request) -> Response:
+def order_path(order_id: UUID) -> str:
+    """Where an order can be followed."""
+    return f"{PREFIX}/orders/{order_id}"
+
+
+@operation(
+    WRITE,
+    "Place an order",
+    {
+        200: schemas.DryRun,
+        201: schemas.Order,
+        202: schemas.AcceptedOrder,
+        404: ("unknown-customer",),
+        503: ("views-unavailable",),
+    },
+    DRY_RUN,
+    *SUBMIT,
+    body=schemas.PlaceOrder,
+    own=True,
+)
+async def place(context: Context, call: Call[schemas.PlaceOrder]) -> Response:
     """Accept an order without looking anything up; only a retry by key is looked up.
 
     With `dry_run` say what would be decided now, and append nothing.
     """
-    body = await requests.body(request, schemas.PlaceOrder, known=("dry_run",))
-    wish = preference(request, default_wait_s=0)
+    request, body = call.request, call.body
+    preferred = preference(request, default_wait_s=0)
     require_customer(request, body.customer_id)
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
     new = draft(request, "POST /orders", placed)
-    if requests.flag("dry_run", requests.parameters(request, "dry_run").get("dry_run")):
+    if call[DRY_RUN]:
         return await dry_run(context, placed)
     order_id = new.event.stream_id
-    submission = await submit(context, new, wish)
+    submission = await submit(context, new, preferred)
     return await answer(
         context,
         submission,
         lambda: context.views.order(order_id),
         schemas.order,
-        location=_path(order_id),
-        accepted=schemas.accepted_order(order_id, placed, submission.event.occurred_at_us),
+        location=order_path(order_id),
+        accepted=schemas.pending_order(
+            schemas.AcceptedOrder, order_id, placed, submission.event.occurred_at_us
+        ),
         created=True,
     )
 
 
-def _path(order_id: UUID) -> str:
-    return f"{PREFIX}/orders/{order_id}"
+async def dry_run(context: Context, placed: OrderPlaced) -> Response:
+    """Decide an order, by the same `decide`, on what the views hold at one position."""
+    (customer, product), position = await context.reads.read(
+        lambda: context.views.party(placed.customer_id, placed.product_id)
+    )
+    (decided,) = decide(State(None, customer, product), placed)
+    completed = decided if isinstance(decided, OrderCompleted) else None
+    failed = decided if isinstance(decided, OrderFailed) else None
+    content = schemas.DryRun(
+        placed.product_id,
+        placed.customer_id,
+        placed.quantity,
+        (Status.FAILED if failed else Status.COMPLETED).value,
+        schemas.money(completed.unit_price_minor) if completed else None,
+        schemas.money(completed.total_minor) if completed else None,
+        failed.reason.value if failed else None,
+        position,
+    )
+    return reply(200, content, position_header(position))
 
 
-async def show(context: Context, request: Request) -> Response:
+@operation(
+    WRITE,
+    "Place many orders",
+    {201: schemas.PlacedOrders, 202: schemas.PlacedOrders, 404: ("unknown-customer",)},
+    *SUBMIT,
+    body=schemas.PlaceOrders,
+    max_body=MAX_BATCH_BODY,
+    own=True,
+    id="order_batches_place",
+)
+async def place_batch(context: Context, call: Call[schemas.PlaceOrders]) -> Response:
+    """Accept up to 1,000 orders as one: all of them are in the inbox, in this order, or none.
+
+    With `atomic` they are also completed together, or none of them is.
+    """
+    request, body = call.request, call.body
+    for i, order in enumerate(body.orders):
+        if not may_see(request, order.customer_id):
+            field = f"orders[{i}].customer_id"
+            detail = f"there is no customer {order.customer_id}"
+            errors = [FieldError(field, detail)]
+            raise Problem("unknown-customer", f"{field}: {detail}", errors)
+    placed = [OrderPlaced(o.customer_id, o.product_id, o.quantity) for o in body.orders]
+    new = draft_batch(request, "POST /orders/batch", placed, atomic=body.atomic)
+    submission = await submit(context, new, preference(request, default_wait_s=0))
+    ids = [event.stream_id for event in submission.events]
+
+    async def query() -> tuple[dict[UUID, OrderRow] | None, int]:
+        return await context.views.these_orders(ids)
+
+    rows, position = None, 0
+    if submission.preference.wait_s and submission.outcome:
+        rows, position = await shown(context, query, submission.outcome)
+    headers = submission.headers(decided=rows is not None)
+    if rows is None:
+        accepted = [_pending(event) for event in submission.events]
+        return reply(202, schemas.PlacedOrders(accepted), headers)
+    orders = [
+        schemas.order(rows[event.stream_id]) if event.stream_id in rows else _pending(event)
+        for event in submission.events
+    ]
+    return reply(201, schemas.PlacedOrders(orders), {**headers, **position_header(position)})
+
+
+def _pending(event: Submitted) -> schemas.Order:
+    placed: OrderPlaced = event.payload  # type: ignore[assignment]  # a batch holds nothing else
+    return schemas.pending_order(schemas.Order, event.stream_id, placed, event.occurred_at_us)
+
+
+@operation(
+    READ,
+    "Follow an order",
+    {200: schemas.Order, 404: ("unknown-order",)},
+    ORDER_ID,
+    *AS_OF,
+    own=True,
+)
+async def show(context: Context, call: Call[None]) -> Response:
     """One order: as the view has it, else as it was accepted here.
 
-    As of a moment of the past, if one is given: as the ledger had it then.
+    With `as_of_position` or `as_of_time`: as the ledger had it then.
     """
-    order_id = requests.path_id(request, "order_id")
-    found = requests.parameters(request, *WHEN)
-    if when := as_of(found):
+    order_id = call[ORDER_ID]
+    if when := as_of(call):
         row, moment = await context.as_of.read(
-            when, lambda history, position: history.order(order_id, position)
+            when, lambda reader, position: reader.order(order_id, position)
         )
-        then = _visible(request, schemas.order(row) if row else None, order_id)
-        return reply(200, then, at(moment.position))
-    order, position = await find(context, request, order_id, min_position_of(found))
-    return reply(200, order, at(position))
+        order, position = schemas.order(row) if row else None, moment.position
+    else:
+        order, position = await _find(context, order_id, call[MIN_POSITION])
+    return reply(200, _visible(call.request, order, order_id), position_header(position))
 
 
-async def find(
+async def visible_order(
     context: Context, request: Request, order_id: UUID, min_position: int = 0
 ) -> tuple[schemas.Order, int]:
-    """The order, if the sender may see it."""
-    order, position = await _look(context, order_id, min_position)
+    """The order and the position it was read at; raises Problem unless the sender may see it."""
+    order, position = await _find(context, order_id, min_position)
     return _visible(request, order, order_id), position
 
 
@@ -81,99 +197,102 @@ def _visible(request: Request, order: schemas.Order | None, order_id: UUID) -> s
     return order
 
 
-async def _look(
+async def _find(
     context: Context, order_id: UUID, min_position: int
 ) -> tuple[schemas.Order | None, int]:
-    """View, pending, view: an order may pass from the second to the first between two looks.
-
-    Where other processes serve too, what they accepted is heard of before the second look fails.
-    """
     row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.order(order_id)
     )
-    if row is None and (found := await _pending(context, order_id)):
-        return schemas.pending_order(order_id, *found), position
     if row is None:
+        pending = context.pending.get(order_id)
+        if pending is None and context.peers:
+            # Another process may have accepted it, and be about to say so.
+            await context.peers.catch_up()
+            pending = context.pending.get(order_id)
+        if pending:
+            return schemas.pending_order(schemas.Order, order_id, *pending), position
+        # It may have passed from the pending ones to the view between the two looks.
         row, position = await context.reads.read(lambda: context.views.order(order_id))
     return schemas.order(row) if row else None, position
 
 
-async def _pending(context: Context, order_id: UUID) -> tuple[OrderPlaced, int] | None:
-    found = context.pending.get(order_id)
-    if found is None and context.peers:
-        await context.peers.catch_up()
-        found = context.pending.get(order_id)
-    return found
-
-
-async def cancel(context: Context, request: Request) -> Response:
+@operation(
+    WRITE,
+    "Cancel an order",
+    {
+        200: schemas.Order,
+        202: schemas.AcceptedCancel,
+        404: ("unknown-order",),
+        409: ("not-cancellable",),
+        503: ("views-unavailable",),
+    },
+    ORDER_ID,
+    *SUBMIT,
+    body=schemas.Nothing,
+    own=True,
+)
+async def cancel(context: Context, call: Call[schemas.Nothing]) -> Response:
     """Ask to undo an order; a refusal that is certain already is told at once."""
-    order_id = requests.path_id(request, "order_id")
-    await requests.no_body(request, schemas.Nothing)
-    wish = preference(request, default_wait_s=0)
+    order_id, request = call[ORDER_ID], call.request
+    preferred = preference(request, default_wait_s=0)
     new = draft(request, "POST /orders/cancel", OrderCancelRequested(), order_id)
 
-    async def check() -> None:
-        order, _ = await find(context, request, order_id)
-        _refuse_final(order)
+    async def refuse_final() -> None:
+        order, _ = await visible_order(context, request, order_id)
+        if order.status in (Status.FAILED, Status.CANCELLED):
+            raise Problem(
+                "not-cancellable",
+                f"the order is {order.status}; only a COMPLETED order can be cancelled",
+                reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
+            )
 
-    submission = await submit(context, new, wish, check)
+    submission = await submit(context, new, preferred, refuse_final)
     return await answer(
         context,
         submission,
         lambda: context.views.order(order_id),
         schemas.order,
-        location=_path(order_id),
+        location=order_path(order_id),
         accepted=schemas.AcceptedCancel(order_id, schemas.ACCEPTED),
         created=False,
     )
 
 
-def _refuse_final(order: schemas.Order) -> None:
-    if order.status in (Status.FAILED, Status.CANCELLED):
-        raise Problem(
-            "not-cancellable",
-            f"the order is {order.status}; only a COMPLETED order can be cancelled",
-            reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
-        )
-
-
-async def browse(context: Context, request: Request) -> Response:
+@operation(
+    READ,
+    "List orders",
+    {200: schemas.Orders, 404: ("unknown-customer",)},
+    OF_CUSTOMER,
+    OF_PRODUCT,
+    IN_STATUS,
+    AFTER_ORDER,
+    *PAGE,
+    own=True,
+)
+async def browse(context: Context, call: Call[None]) -> Response:
     """A page of orders, newest first, filtered by customer, product and status."""
-    found = requests.parameters(
-        request, "customer_id", "product_id", "status", "after", "limit", "min_position"
-    )
-    text, customer_id = found.get("customer_id"), bound_to(request)
-    if text is not None:
-        customer_id = requests.uuid_of("customer_id", text)
-        require_customer(request, customer_id)
-    return await page(context, request, found, customer_id)
+    customer_id = call[OF_CUSTOMER]
+    if customer_id is None:
+        customer_id = bound_to(call.request)
+    else:
+        require_customer(call.request, customer_id)
+    return await page(context, call, customer_id)
 
 
-async def page(
-    context: Context, request: Request, found: dict[str, str], customer_id: UUID | None
-) -> Response:
-    """The page of orders that the parameters ask for."""
-    product_id, after, limit = found.get("product_id"), found.get("after"), limit_of(found)
-    status = _status(found.get("status"))
-    product = requests.uuid_of("product_id", product_id) if product_id is not None else None
-    below = requests.whole("after", after, 1, requests.MAX_POSITION) if after is not None else None
+async def page(context: Context, call: Call[None], customer_id: UUID | None) -> Response:
+    """The page of a customer's orders, or of all, that the parameters ask for."""
+    limit = call[LIMIT]
     rows, position = await context.reads.read_at_least(
-        min_position_of(found),
+        call[MIN_POSITION],
         lambda: context.views.orders(
             customer_id=customer_id,
-            product_id=product,
-            status=status,
-            after=below,
+            product_id=call[OF_PRODUCT],
+            status=call[IN_STATUS],
+            after=call[AFTER_ORDER],
             limit=limit + 1,
         ),
     )
     next_after = rows[limit - 1].placed_position if len(rows) > limit else None
     orders = schemas.Orders([schemas.order(row) for row in rows[:limit]], next_after)
-    return reply(200, orders, {**at(position), **follow(request, found, next_after)})
-
-
-def _status(text: str | None) -> str | None:
-    if text is not None and text not in Status.__members__:
-        raise invalid("status", f"must be one of {', '.join(Status.__members__)}")
-    return text
+    headers = {**position_header(position), **next_link(call.request, call.query, next_after)}
+    return reply(200, orders, headers)

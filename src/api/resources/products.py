@@ -8,52 +8,87 @@ from zlib import crc32
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import requests, schemas
-from api.as_of import WHEN, AsOf, as_of
-from api.consistent_reads import min_position_of
+from api import schemas
+from api.as_of import as_of
+from api.auth.principal import Scope
 from api.context import Context
-from api.etags import has
 from api.idempotency import Draft, draft
-from api.pagination import follow, limit_of
+from api.operation import PREFIX, operation
+from api.parameters import (
+    AFTER_PRODUCT,
+    AS_OF,
+    IF_NONE_MATCH,
+    LIMIT,
+    MIN_POSITION,
+    PAGE,
+    PRODUCT_ID,
+    SUBMIT,
+    Call,
+)
 from api.prefer import DEFAULT_WAIT_S, preference
 from api.problems import Problem
 from api.product_cache import MAX_AGE_S, ProductPage
-from api.responses import JSON, PREFIX, at, encode, reply
+from api.responses import JSON, encode, etag_matches, next_link, position_header, reply
 from api.submission import answer, submit
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
 from projections.views.stock import ProductAsOf, StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
-_ASK_AGAIN: Final = (b"cache-control", b"no-cache")
-_FOR_EVER: Final = (b"cache-control", b"public, max-age=31536000, immutable")
+_NO_CACHE: Final = (b"cache-control", b"no-cache")
+_IMMUTABLE: Final = (b"cache-control", b"public, max-age=31536000, immutable")
 
 
-async def create(context: Context, request: Request) -> Response:
+@operation(
+    Scope.CATALOGUE_WRITE,
+    "List a product",
+    {201: schemas.Product, 202: schemas.AcceptedProduct},
+    *SUBMIT,
+    body=schemas.ListProduct,
+)
+async def create(context: Context, call: Call[schemas.ListProduct]) -> Response:
     """Put a product on sale."""
-    body = await requests.body(request, schemas.ListProduct)
+    body = call.body
     listed = ProductListed(body.name, body.description, body.base_price, body.stock)
-    new = draft(request, "POST /products", listed)
-    return await _answer(context, request, new, created=True)
+    new = draft(call.request, "POST /products", listed)
+    return await _submit(context, call.request, new, created=True)
 
 
-async def receive(context: Context, request: Request) -> Response:
+@operation(
+    Scope.CATALOGUE_WRITE,
+    "Take units in",
+    {
+        200: schemas.Product,
+        202: schemas.AcceptedProduct,
+        404: ("unknown-product",),
+        409: ("stock-limit",),
+    },
+    PRODUCT_ID,
+    *SUBMIT,
+    body=schemas.ReceiveStock,
+)
+async def receive(context: Context, call: Call[schemas.ReceiveStock]) -> Response:
     """Take units into stock."""
-    product_id = requests.path_id(request, "product_id")
-    body = await requests.body(request, schemas.ReceiveStock)
-    received = StockReceived(body.quantity)
-    new = draft(request, "POST /products/receipts", received, product_id)
-    return await _answer(context, request, new, created=False)
+    received = StockReceived(call.body.quantity)
+    new = draft(call.request, "POST /products/receipts", received, call[PRODUCT_ID])
+    return await _submit(context, call.request, new, created=False)
 
 
-async def change(context: Context, request: Request) -> Response:
+@operation(
+    Scope.CATALOGUE_WRITE,
+    "Change a price",
+    {200: schemas.Product, 202: schemas.AcceptedProduct, 404: ("unknown-product",)},
+    PRODUCT_ID,
+    *SUBMIT,
+    body=schemas.ChangePrice,
+)
+async def change(context: Context, call: Call[schemas.ChangePrice]) -> Response:
     """Set a new base price."""
-    product_id = requests.path_id(request, "product_id")
-    body = await requests.body(request, schemas.ChangePrice)
-    new = draft(request, "PATCH /products", PriceChanged(body.base_price), product_id)
-    return await _answer(context, request, new, created=False)
+    changed = PriceChanged(call.body.base_price)
+    new = draft(call.request, "PATCH /products", changed, call[PRODUCT_ID])
+    return await _submit(context, call.request, new, created=False)
 
 
-async def _answer(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
+async def _submit(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
     submission = await submit(context, new, preference(request, DEFAULT_WAIT_S))
     product_id = new.event.stream_id
     return await answer(
@@ -61,64 +96,65 @@ async def _answer(context: Context, request: Request, new: Draft, *, created: bo
         submission,
         lambda: context.views.product(product_id),
         schemas.product,
-        location=_path(product_id),
+        location=f"{PREFIX}/products/{product_id}",
         accepted=schemas.AcceptedProduct(product_id, schemas.ACCEPTED),
         created=created,
     )
 
 
-def _path(product_id: UUID) -> str:
-    return f"{PREFIX}/products/{product_id}"
-
-
-async def show(context: Context, request: Request) -> Response:
+@operation(
+    None,
+    "Show a product",
+    {200: schemas.Product, 304: None, 404: ("unknown-product",)},
+    PRODUCT_ID,
+    *AS_OF,
+    IF_NONE_MATCH,
+)
+async def show(context: Context, call: Call[None]) -> Response:
     """One product, from the cache where that is known to be right.
 
-    As of a moment of the past, if one is given: as the ledger had it, with the price of then.
+    With `as_of_position` or `as_of_time`: as the ledger had it then, with the price of then.
     """
-    if not request.scope["query_string"]:
-        cached = context.product_cache.get(request.path_params["product_id"])
+    product_id = call[PRODUCT_ID]
+    if not call.query:
+        cached = context.product_cache.get(product_id)
         if cached:
-            return _page(request, *cached)
-    product_id = requests.path_id(request, "product_id")
-    found = requests.parameters(request, *WHEN)
-    if when := as_of(found):
-        return await _show_then(context, request, product_id, when)
+            return _page(call.request, *cached)
+    if when := as_of(call):
+        then, moment = await context.as_of.read(
+            when, lambda reader, position: reader.product(product_id, position)
+        )
+        page = _render(then, product_id, moment.position)
+        # What is not final yet may still change: a later event can be of the same time.
+        kept = _IMMUTABLE if moment.final else _NO_CACHE
+        return _page(call.request, page, moment.position, kept)
     generation = context.product_cache.generation
     row, position = await context.reads.read_at_least(
-        min_position_of(found),
+        call[MIN_POSITION],
         lambda: context.product_reads.join_next(
             product_id, lambda: context.views.product(product_id)
         ),
     )
     page = _render(row, product_id, position)
     context.product_cache.put(product_id, page, generation)
-    return _page(request, page, position)
-
-
-async def _show_then(context: Context, request: Request, product_id: UUID, when: AsOf) -> Response:
-    row, moment = await context.as_of.read(
-        when, lambda history, position: history.product(product_id, position)
-    )
-    page = _render(row, product_id, moment.position)
-    return _page(request, page, moment.position, _FOR_EVER if moment.final else _ASK_AGAIN)
+    return _page(call.request, page, position)
 
 
 def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> ProductPage:
-    """The row alone makes the body. A rebuilt view may have another row at the same position."""
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")
     body = encode(schemas.product(row))
+    # A rebuilt view may have another row at the same position: the checksum tells them apart.
     etag = f'"{row.position}-{crc32(body):08x}"'
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
     return ProductPage(body, etag.encode(), position, expires_at)
 
 
 def _page(
-    request: Request, page: ProductPage, position: int, kept: tuple[bytes, bytes] = _ASK_AGAIN
+    request: Request, page: ProductPage, position: int, kept: tuple[bytes, bytes] = _NO_CACHE
 ) -> Response:
     headers = [kept, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
-    if has(request, page.etag):
+    if etag_matches(request, page.etag):
         response = Response(None, 304)
     else:
         response = Response(page.body)
@@ -127,14 +163,14 @@ def _page(
     return response
 
 
-async def browse(context: Context, request: Request) -> Response:
+@operation(None, "Show the catalogue", {200: schemas.Products}, AFTER_PRODUCT, *PAGE)
+async def browse(context: Context, call: Call[None]) -> Response:
     """A page of the catalogue, by id."""
-    found = requests.parameters(request, "after", "limit", "min_position")
-    after, limit = found.get("after"), limit_of(found)
-    after_id = requests.uuid_of("after", after) if after is not None else None
+    limit = call[LIMIT]
     rows, position = await context.reads.read_at_least(
-        min_position_of(found), lambda: context.views.products(after_id, limit + 1)
+        call[MIN_POSITION], lambda: context.views.products(call[AFTER_PRODUCT], limit + 1)
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
     products = schemas.Products([schemas.product(row) for row in rows[:limit]], next_after)
-    return reply(200, products, {**at(position), **follow(request, found, next_after)})
+    headers = {**position_header(position), **next_link(call.request, call.query, next_after)}
+    return reply(200, products, headers)

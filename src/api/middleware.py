@@ -1,0 +1,294 @@
+"""What every request passes on its way in and every answer on its way out, outermost first.
+
+Pure ASGI classes. Most of them are plain functions rather than coroutines, as each `await` and
+each closure costs every request.
+"""
+
+import asyncio
+import gzip
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from prometheus_client import Counter, Histogram
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.metrics import PROBLEMS, REQUEST_S, REQUESTS
+from api.problems import Problem
+from api.responses import problem_response
+from ledger.runtime import logs, tracing
+
+access: Final = logging.getLogger(logs.ACCESS)
+
+REQUEST_ID: Final = "request_id"
+# The route of requests for paths where nothing lives: labels must not be for clients to choose.
+ELSEWHERE: Final = "elsewhere"
+# Smaller answers fit into two packets as they are. Products and orders one by one are smaller.
+MIN_GZIP: Final = 2048
+# Packing this much takes long enough to be done beside the event loop.
+MIN_GZIP_IN_THREAD: Final = 64 * 1024
+
+_GZIP_LEVEL: Final = 4
+_REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}").fullmatch
+_NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_GZIP: Final = (b"content-encoding", b"gzip")
+_VARY: Final = (b"vary", b"accept-encoding")
+_METHODS: Final = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+)
+_TRACEPARENT: Final = "ledger.traceparent"
+_STATUS: Final = "ledger.status"
+
+CORS_METHODS: Final = ("GET", "HEAD", "POST", "PATCH")
+CORS_REQUEST_HEADERS: Final = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Last-Event-ID",
+    "Prefer",
+    "X-Request-Id",
+    "traceparent",
+)
+CORS_ANSWER_HEADERS: Final = (
+    "ETag",
+    "Idempotency-Replayed",
+    "Ledger-Position",
+    "Link",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "WWW-Authenticate",
+    "X-Request-Id",
+)
+
+
+def middleware(
+    cors_origins: Sequence[str], problem_of: Callable[[Exception], Problem]
+) -> list[Middleware]:
+    """All of it, in order. `cors_origins`: which web origins' pages may call the API."""
+    # API keys stand in a header that a page sets itself: cookies and the like are never allowed.
+    cors = Middleware(
+        CORSMiddleware,
+        cors_origins,
+        CORS_METHODS,
+        CORS_REQUEST_HEADERS,
+        allow_credentials=False,
+        expose_headers=CORS_ANSWER_HEADERS,
+    )
+    return [
+        Middleware(RequestId),
+        Middleware(TrailingSlash),
+        *([cors] if cors_origins else ()),
+        Middleware(RequestLog),
+        Middleware(ResponseHeaders),
+        Middleware(Problems, problem_of),
+    ]
+
+
+class RequestId:
+    """Puts the request's id into the scope: the client's, if it is fit for a log, or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request."""
+        given = (value for name, value in scope["headers"] if name == b"x-request-id")
+        scope[REQUEST_ID] = next(filter(_REQUEST_ID, given), None) or new_request_id()
+        return self._app(scope, receive, send)
+
+
+def new_request_id() -> bytes:
+    """A request id that nobody had yet."""
+    return secrets.token_hex(16).encode()
+
+
+class TrailingSlash:
+    """Every path may end with a slash."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request."""
+        path = scope.get("path", "")
+        if path.endswith("/") and len(path) > 1:
+            scope = {**scope, "path": path[:-1]}
+        return self._app(scope, receive, send)
+
+
+class RequestLog:
+    """Counts and times every answer and, if wanted, logs and traces it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        # The labelled metrics are kept: to look them up by their labels costs 5 µs a request.
+        self._metrics: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request."""
+        started_at = time.perf_counter()
+        logs.request_id.set(scope[REQUEST_ID])
+
+        def send_counted(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                scope[_STATUS] = message["status"]
+                self._count(scope, time.perf_counter() - started_at)
+            return send(message)
+
+        serve = self._serve_traced if tracing.enabled() else self._app
+        return serve(scope, receive, send_counted)
+
+    async def _serve_traced(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, parent = _method_label(scope), traceparent_of(scope)
+        attributes = {
+            "http.request.method": method,
+            "ledger.request_id": scope[REQUEST_ID].decode("latin-1"),
+        }
+        with tracing.request_span(method, parent, attributes) as (span, traceparent):
+            scope[_TRACEPARENT] = traceparent
+            await self._app(scope, receive, send)
+            # The route is known only now, because the router is further in.
+            route = _route_label(scope)
+            span.update_name(f"{method} {route}")
+            span.set_attribute("http.route", route)
+            span.set_attribute("http.response.status_code", scope.get(_STATUS, 0))
+
+    def _count(self, scope: Scope, seconds: float) -> None:
+        method, status = scope["method"], scope[_STATUS]
+        route = _route_label(scope)
+        metrics = self._metrics.get((route, method, status))
+        if metrics is None:
+            label = _method_label(scope)
+            metrics = REQUESTS.labels(route, label, status), REQUEST_S.labels(route, label)
+            if label == method:
+                self._metrics[route, method, status] = metrics
+        metrics[0].inc()
+        metrics[1].observe(seconds)
+        if access.isEnabledFor(logging.INFO):
+            fields = {"method": method, "route": route, "path": scope["path"], "status": status}
+            fields["duration_ms"] = round(seconds * 1000, 3)
+            access.info("%s %s %s", method, scope["path"], status, extra=fields)
+
+
+def _route_label(scope: Scope) -> str:
+    return getattr(scope.get("endpoint"), "path", ELSEWHERE)
+
+
+def _method_label(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "other"
+
+
+def traceparent_of(scope: Scope) -> str | None:
+    """The trace that an event of this request belongs to (W3C Trace Context)."""
+    if _TRACEPARENT in scope:
+        traceparent: str | None = scope[_TRACEPARENT]
+        return traceparent
+    given = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return tracing.valid_traceparent(given[0].decode("latin-1")) if len(given) == 1 else None
+
+
+class ResponseHeaders:
+    """Adds the headers that every answer has, and packs a body that is large and whole."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one request."""
+        held: Message | None = None
+
+        def send_finished(message: Message) -> Awaitable[None]:
+            nonlocal held
+            if held is not None:
+                start, held = held, None
+                return _send_packed(start, message, send)
+            if message["type"] == "http.response.start" and add_headers(message, scope):
+                # Length and ETag of the packed body are known with the body: wait for it.
+                held = message
+                return _sent()
+            return send(message)
+
+        return self._app(scope, receive, send_finished)
+
+
+async def _sent() -> None:
+    pass
+
+
+def add_headers(start: Message, scope: Scope) -> bool:
+    """Add to the start of an answer what each has; returns whether its body is to be packed."""
+    headers: list[tuple[bytes, bytes]] = start["headers"]
+    named = dict(headers)
+    headers += [(b"x-request-id", scope[REQUEST_ID]), _NO_SNIFFING]
+    if b"cache-control" not in named:
+        headers.append(_NO_STORE)
+    # A stream has no length: packing would hold its events back.
+    if int(named.get(b"content-length", 0)) < MIN_GZIP or b"content-encoding" in named:
+        return False
+    if _VARY not in headers:
+        headers.append(_VARY)
+    return takes_gzip(scope)
+
+
+async def _send_packed(start: Message, message: Message, send: Send) -> None:
+    body = message["body"]
+    if len(body) >= MIN_GZIP_IN_THREAD:
+        body = await asyncio.to_thread(pack, body)
+    else:
+        body = pack(body)
+    headers = [_weak(*header) for header in start["headers"] if header[0] != b"content-length"]
+    headers += [(b"content-length", b"%d" % len(body)), _GZIP]
+    await send({**start, "headers": headers})
+    await send({**message, "body": body})
+
+
+def _weak(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A strong ETag promises the same bytes, and packed ones are others (RFC 9110, 8.8.3)."""
+    if name == b"etag" and not value.startswith(b"W/"):
+        return name, b"W/" + value
+    return name, value
+
+
+def pack(body: bytes, level: int = _GZIP_LEVEL) -> bytes:
+    """The body in gzip, always the same bytes."""
+    return gzip.compress(body, level, mtime=0)
+
+
+def takes_gzip(scope: Scope) -> bool:
+    """Whether Accept-Encoding allows gzip (RFC 9110, 12.5.3)."""
+    weights: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name == b"accept-encoding":
+            for part in value.lower().split(b","):
+                coding, _, weight = part.partition(b";")
+                weights[coding.strip()] = weight.replace(b" ", b"")
+    weight = weights.get(b"gzip", weights.get(b"*", b"q=0"))
+    return not re.fullmatch(rb"q=0(\.0*)?", weight)
+
+
+class Problems:
+    """Answers what a handler raises with a problem, and counts it by its type."""
+
+    def __init__(self, app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> None:
+        self._app = app
+        self._problem_of = problem_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            # After the start of an answer there is nothing to say but the end of the connection.
+            if _STATUS in scope:
+                raise
+            problem = self._problem_of(error)
+            PROBLEMS.labels(problem.kind).inc()
+            await problem_response(problem, scope["path"][:200])(scope, receive, send)

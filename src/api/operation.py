@@ -1,0 +1,144 @@
+"""An operation: one method of one path, declared once.
+
+The declaration names who may do it, what it takes and what it answers. By it the request is
+parsed (`read_call`), the sender is admitted (`api.app`) and the OpenAPI document is written.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from msgspec import Struct
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from api.auth.principal import Scope
+from api.context import Context
+from api.parameters import AS_OF_POSITION, IDEMPOTENCY_KEY, MIN_POSITION, Call, Parameter
+from api.problems import KINDS
+from api.requests import MAX_BODY, read_body, read_query
+
+PREFIX: Final = "/api/v1"
+
+# A JSON body by its shape, the kinds of problem, media types with commas between, or no body.
+Answer = type[Struct] | tuple[str, ...] | str | None
+
+
+Handler = Callable[[Context, Call[Any]], Awaitable[Response]]
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """The declaration; `scope` is None where everybody may.
+
+    `own`: a key bound to one customer may, too, because path or handler keep it to that customer.
+    `answers` has every answer by status, except the problems that all operations of its sort have.
+    """
+
+    handler: Handler
+    scope: Scope | None
+    summary: str
+    answers: Mapping[int, Answer]
+    parameters: tuple[Parameter[Any], ...] = ()
+    body: type[BaseModel] | None = None
+    max_body: int = MAX_BODY
+    own: bool = False
+    id: str = ""
+    path: tuple[Parameter[Any], ...] = field(init=False)
+    query: Mapping[str, Parameter[Any]] = field(init=False)
+    headers: tuple[Parameter[Any], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        places: dict[str, list[Parameter[Any]]] = {"path": [], "query": [], "header": []}
+        for parameter in self.parameters:
+            places[parameter.place].append(parameter)
+        derived = {
+            "path": tuple(places["path"]),
+            "query": {parameter.name: parameter for parameter in places["query"]},
+            "headers": tuple(places["header"]),
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    async def read_call(self, request: Request) -> Call[Any]:
+        """The request as the declaration says; raises Problem or pydantic's ValidationError."""
+        values: dict[str, Any] = {}
+        for parameter in self.path:
+            text = request.path_params[parameter.name]
+            values[parameter.name] = parameter.form.parse(parameter.name, text)
+        query = read_query(request.scope["query_string"], self.query)
+        for name, text in query.items():
+            values[name] = self.query[name].form.parse(name, text)
+        body = await read_body(request, self.body, self.max_body) if self.body else None
+        return Call(request, query, values, body)
+
+    @property
+    def operation_id(self) -> str:
+        """A name that stays as long as the operation does."""
+        handler = self.handler
+        return self.id or f"{handler.__module__.rpartition('.')[2]}_{handler.__name__}"
+
+    @property
+    def submits(self) -> bool:
+        """It appends to the inbox."""
+        return IDEMPOTENCY_KEY in self.parameters
+
+    @property
+    def reads_views(self) -> bool:
+        """It answers from a view, at a position that the client can ask for."""
+        return MIN_POSITION in self.parameters
+
+    @property
+    def reads_as_of(self) -> bool:
+        """It answers as of an earlier position or time, too."""
+        return AS_OF_POSITION in self.parameters
+
+    def statuses(self, *, guarded: bool = True) -> dict[int, list[str]]:
+        """Every status it can answer with, in ascending order, and its kinds of problem, if any.
+
+        `guarded`: the API asks for keys.
+        """
+        found: dict[int, list[str]] = {status: [] for status in self.answers}
+        kinds = set(self._problem_kinds(guarded))
+        for kind in KINDS:
+            if kind in kinds:
+                found.setdefault(int(KINDS[kind].status), []).append(kind)
+        return dict(sorted(found.items()))
+
+    def _problem_kinds(self, guarded: bool) -> Iterator[str]:
+        # Any request can be no HTTP, too slow, too large, or have a parameter that is not known.
+        yield from ("bad-request", "head-too-slow", "head-too-large", "invalid-fields")
+        yield "internal-error"
+        if self.body:
+            yield from ("bad-json", "body-too-large", "not-json", "body-too-slow")
+        if self.submits:
+            yield from ("key-reused", "inbox-unavailable", "inbox-full")
+        if self.reads_views:
+            yield from ("views-unavailable", "views-behind")
+        if self.reads_as_of:
+            yield "past-busy"
+        if self.scope and guarded:
+            yield from ("no-key", "bad-key", "missing-scope", "too-many-requests")
+            yield "keys-unavailable"
+            if not self.own:
+                yield "bound-key"
+        for answer in self.answers.values():
+            if isinstance(answer, tuple):
+                yield from answer
+
+
+def operation(
+    scope: Scope | None,
+    summary: str,
+    answers: Mapping[int, Answer],
+    *parameters: Parameter[Any],
+    body: type[BaseModel] | None = None,
+    max_body: int = MAX_BODY,
+    own: bool = False,
+    id: str = "",  # as the field is called
+) -> Callable[[Handler], Operation]:
+    """Declare the handler that follows as an operation."""
+    return lambda handler: Operation(
+        handler, scope, summary, answers, parameters, body, max_body, own, id
+    )

@@ -1,0 +1,227 @@
+"""Every parameter of a request, declared once: its name, place, form, default and description.
+
+An operation lists the parameters that it takes. The same objects parse the request, give the
+handler its typed values (`call[LIMIT]`) and describe the parameter in the OpenAPI document.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, TypeVar, overload
+from uuid import UUID
+
+import msgspec
+from starlette.requests import Request
+
+from api.problems import invalid
+from ledger.core.events import DECIDED, SUBMITTED
+from ledger.core.state import Status
+from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
+
+Json = dict[str, Any]
+T = TypeVar("T")
+Body = TypeVar("Body")
+
+MAX_POSITION: Final = 2**63 - 1
+MAX_LIMIT: Final = 500
+DEFAULT_LIMIT: Final = 50
+MAX_WAIT_S: Final = 30
+MAX_IDEMPOTENCY_KEY: Final = 255
+UUID_LENGTH: Final = 36
+
+
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """How a value is written: the JSON schema that says so, and the function that reads it.
+
+    `parse` takes the name of the parameter and its text, and raises Problem.
+    """
+
+    schema: Json
+    parse: Callable[[str, str], T]
+
+
+def parse_uuid(name: str, text: str) -> UUID:
+    """The UUID in its usual form of 36 characters; raises Problem."""
+    try:
+        # UUID() would also take braces, a URN prefix or odd hyphens, and takes twice the time.
+        if len(text) == UUID_LENGTH:
+            return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
+        pass
+    raise invalid(name, "must be a UUID such as 43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
+
+
+def whole_number(low: int, high: int, **schema: int) -> Form[int]:
+    """A whole number between `low` and `high`, in decimal digits."""
+
+    def parse(name: str, text: str) -> int:
+        # int() takes time that grows with the square of the digits: count them first.
+        if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_POSITION))):
+            raise invalid(name, f"must be a whole number from {low} to {high}")
+        number = int(text)
+        if not low <= number <= high:
+            raise invalid(name, f"must be from {low} to {high}", low if number < low else high)
+        return number
+
+    return Form({"type": "integer", "minimum": low, "maximum": high, **schema}, parse)
+
+
+def one_of(values: Iterable[str]) -> Form[str]:
+    """One of these words."""
+    known = tuple(values)
+
+    def parse(name: str, text: str) -> str:
+        if text not in known:
+            raise invalid(name, f"must be one of {', '.join(known)}")
+        return text
+
+    return Form({"enum": list(known)}, parse)
+
+
+def parse_boolean(name: str, text: str) -> bool:
+    """True or false; raises Problem."""
+    if text not in ("true", "false"):
+        raise invalid(name, "must be true or false")
+    return text == "true"
+
+
+def parse_instant(name: str, text: str) -> int:
+    """An RFC 3339 time with its zone, in µs since the Unix epoch; raises Problem."""
+    try:
+        return parse_rfc3339(text)
+    except BadTimestamp as error:
+        raise invalid(name, f"{error}; in a query + is %2B") from None
+
+
+def parse_text(name: str, text: str) -> str:
+    """The text as it is."""
+    return text
+
+
+UUID_FORM: Final = Form({"type": "string", "format": "uuid"}, parse_uuid)
+POSITION_FORM: Final = whole_number(0, MAX_POSITION)
+TEXT_SCHEMA: Final[Json] = {"type": "string"}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Parameter(Generic[T]):
+    """One parameter, whose value in a call is a T; `default` is what it is if it isn't given."""
+
+    name: str
+    place: Literal["path", "query", "header"]
+    form: Form[Any]
+    description: str
+    default: Any = None
+
+
+def path(name: str, form: Form[T], description: str) -> Parameter[T]:
+    """A part of the path, in braces there."""
+    return Parameter(name, "path", form, description)
+
+
+@overload
+def query(name: str, form: Form[T], description: str) -> Parameter[T | None]: ...
+@overload
+def query(name: str, form: Form[T], description: str, default: T) -> Parameter[T]: ...
+def query(name: str, form: Form[T], description: str, default: T | None = None) -> Parameter[Any]:
+    """A query parameter, which may always be left out."""
+    return Parameter(name, "query", form, description, default)
+
+
+def header(name: str, schema: Json, description: str) -> Parameter[str | None]:
+    """A header that changes what the operation does; whoever obeys it reads it."""
+    return Parameter(name, "header", Form({**TEXT_SCHEMA, **schema}, parse_text), description)
+
+
+class Call(Generic[Body]):
+    """One request, parsed by the declaration of its operation: every value in it is valid."""
+
+    __slots__ = ("_values", "body", "query", "request")
+
+    def __init__(
+        self, request: Request, query: Mapping[str, str], values: Mapping[str, Any], body: Body
+    ) -> None:
+        self.request = request
+        self.query = query
+        self.body = body
+        self._values = values
+
+    def __getitem__(self, parameter: Parameter[T]) -> T:
+        """The value of a path or query parameter, or its default."""
+        value: T = self._values.get(parameter.name, parameter.default)
+        return value
+
+    def header(self, parameter: Parameter[T]) -> T:
+        """The text of a header, or None."""
+        text: T = self.request.headers.get(parameter.name)  # type: ignore[assignment]
+        return text
+
+
+ORDER_ID: Final = path("order_id", UUID_FORM, "an order")
+PRODUCT_ID: Final = path("product_id", UUID_FORM, "a product")
+CUSTOMER_ID: Final = path("customer_id", UUID_FORM, "a customer")
+
+OF_CUSTOMER: Final = query("customer_id", UUID_FORM, "only this customer's orders")
+OF_PRODUCT: Final = query("product_id", UUID_FORM, "only orders of this product")
+IN_STATUS: Final = query("status", one_of(Status.__members__), "only orders in this status")
+OF_TYPE: Final = query("type", one_of((*SUBMITTED, *DECIDED)), "only events of this type")
+DRY_RUN: Final = query(
+    "dry_run",
+    Form({"type": "boolean"}, parse_boolean),
+    "only say what would be decided now",
+    default=False,
+)
+AFTER_ORDER: Final = query(
+    "after", whole_number(1, MAX_POSITION), "`next_after` of the page before"
+)
+AFTER_PRODUCT: Final = query("after", UUID_FORM, "`next_after` of the page before")
+AFTER_EVENT: Final = query("after", POSITION_FORM, "only events after this position", default=0)
+LIMIT: Final = query(
+    "limit",
+    whole_number(1, MAX_LIMIT, default=DEFAULT_LIMIT),
+    "at most this many",
+    default=DEFAULT_LIMIT,
+)
+MIN_POSITION: Final = query(
+    "min_position",
+    POSITION_FORM,
+    "answer from a view that is at least at this position; waits up to 2 s for it",
+    default=0,
+)
+AS_OF_POSITION: Final = query(
+    "as_of_position",
+    POSITION_FORM,
+    "answer as of this position, which the ledger must have reached",
+)
+AS_OF_TIME: Final = query(
+    "as_of_time",
+    Form({"type": "string", "format": "date-time"}, parse_instant),
+    "answer as of the last position that was recorded at this time or before it",
+)
+
+PREFER: Final = header(
+    "Prefer",
+    {"examples": ["wait=5", "respond-async"]},
+    f"`wait=N` waits up to N s ({MAX_WAIT_S} at most) for the decision (RFC 7240)",
+)
+IDEMPOTENCY_KEY: Final = header(
+    "Idempotency-Key",
+    {"pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY},
+    "the same key and body make the same event, for ever: a retry can't happen twice",
+)
+IF_NONE_MATCH: Final = header(
+    "If-None-Match", {}, "ETags of the versions that the client has: 304 if one is current"
+)
+LAST_EVENT_ID: Final = header(
+    "Last-Event-ID", {}, "of a stream: go on after this position, whatever `after` says"
+)
+X_REQUEST_ID: Final = header(
+    "X-Request-Id",
+    {},
+    "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
+)
+
+HEADERS: Final = (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, LAST_EVENT_ID, X_REQUEST_ID)
+PAGE: Final = (LIMIT, MIN_POSITION)
+AS_OF: Final = (MIN_POSITION, AS_OF_POSITION, AS_OF_TIME)
+SUBMIT: Final = (PREFER, IDEMPOTENCY_KEY)
