@@ -86,41 +86,41 @@ async def position_of(settings: Settings) -> int:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-async def test_what_was_exported_is_the_same_ledger_again(
+async def test_an_import_makes_the_same_ledger_hash_for_hash(
     shop: Settings, exports: Path, settings: Settings, format_: str
 ) -> None:
-    made = manifest(exports / format_)
+    exported = manifest(exports / format_)
     imported = await import_events(settings, exports / format_)
-    assert imported == Imported(made["position"], made["hash"], made["position"], False)
+    assert imported == Imported(exported["position"], exported["hash"], exported["position"], False)
     records = await records_of(settings)
     assert records == await records_of(shop)
     audit(records)
     async with running_ledger(settings) as ledger:
         head = await ledger.head()
-    assert (head.position, head.hash.hex()) == (made["position"], made["hash"])
+    assert (head.position, head.hash.hex()) == (exported["position"], exported["hash"])
 
 
-async def test_the_command_tells_where_the_ledger_ends_now(
+async def test_the_command_prints_the_new_end_of_the_ledger(
     run: Run, exports: Path, settings: Settings
 ) -> None:
     done = await run("import", str(exports / "csv"))
-    made = manifest(exports / "csv")
+    exported = manifest(exports / "csv")
     assert done.status == 0, done.err
     assert done.out.splitlines() == [
-        f"imported {made['position']} events; the ledger ends like the export:",
-        f"position {made['position']}, hash {made['hash']}",
+        f"imported {exported['position']} events; the ledger ends like the export:",
+        f"position {exported['position']}, hash {exported['hash']}",
         "without keys (`ledger export --with-keys`) names are shown as erased",
     ]
     again = await run("import", str(exports / "csv"), "--json")
     assert again.json == {
-        "position": made["position"],
-        "hash": made["hash"],
+        "position": exported["position"],
+        "hash": exported["hash"],
         "appended": 0,
         "with_keys": False,
     }
 
 
-async def test_with_its_keys_an_import_makes_the_very_same_views(
+async def test_an_import_with_keys_makes_the_same_views(
     shop: Settings, settings: Settings, tmp_path: Path
 ) -> None:
     await export(shop, tmp_path, "events", with_keys=True)
@@ -134,7 +134,7 @@ async def test_with_its_keys_an_import_makes_the_very_same_views(
         assert await again.rows(keys) == await ledger.rows(keys) != []
 
 
-async def test_without_keys_an_import_has_everything_but_names(
+async def test_an_import_without_keys_makes_views_without_names(
     shop: Settings, exports: Path, settings: Settings
 ) -> None:
     await import_events(settings, exports / "csv")
@@ -199,7 +199,7 @@ async def test_an_empty_export_makes_an_empty_ledger(
 
 
 @pytest.mark.parametrize("moment", ["before-commit", "commit-sent"])
-async def test_an_import_that_was_killed_goes_on(
+async def test_a_killed_import_is_continued_by_the_next(
     run: Run, large: Path, settings: Settings, moment: str
 ) -> None:
     killed = await run("import", str(large), LEDGER_FAILPOINTS=f"writer.{moment}=die@2")
@@ -211,20 +211,21 @@ async def test_an_import_that_was_killed_goes_on(
     audit(await records_of(settings))
 
 
-async def test_a_database_that_fails_is_one_sentence_and_the_import_goes_on(
-    run: Run, large: Path, settings: Settings
+async def test_an_import_whose_database_failed_is_continued_by_the_next(
+    large: Path, settings: Settings
 ) -> None:
     async with open_proxy(settings.db_port) as proxy:
         proxy.cut_after(1_500_000, "up")
-        done = await run("import", str(large), LEDGER_DB_PORT=str(proxy.port))
+        through_proxy = settings.model_copy(update={"db_port": proxy.port})
+        with pytest.raises(ImportRefused) as refused:
+            await import_events(through_proxy, large)
     reached = await position_of(settings)
-    assert done.status == 1
-    assert f"the database failed after position {reached}" in done.said_one_sentence()
+    assert f"the database failed after position {reached}" in str(refused.value)
     imported = await import_events(settings, large)
     assert imported.appended == imported.position - reached
 
 
-async def test_ctrl_c_leaves_a_ledger_that_is_whole_so_far(large: Path, settings: Settings) -> None:
+async def test_ctrl_c_leaves_whole_batches(large: Path, settings: Settings) -> None:
     changes = {"LEDGER_FAILPOINTS": "writer.after-insert=delay:1@2"}
     process = subprocess.Popen(  # noqa: ASYNC220
         [COMMAND, "import", large], env=os.environ | environment(settings) | changes
@@ -297,7 +298,7 @@ async def test_a_file_that_was_changed_is_not_imported(
 
 
 def tampered(lines: list[bytes]) -> dict[str, tuple[list[bytes], str]]:
-    """Lines of events as a forger would change them, and what is said of each."""
+    """Lines of events as a forger would change them, and what is message of each."""
     return {
         "a value": (
             [*lines[:3], lines[3].replace(b'"version":1', b'"version":2'), *lines[4:]],
@@ -312,22 +313,22 @@ def tampered(lines: list[bytes]) -> dict[str, tuple[list[bytes], str]]:
     }
 
 
-async def test_an_export_with_a_forged_sum_is_not_imported_either(
+async def test_forged_events_with_a_matching_checksum_are_not_imported(
     exports: Path, settings: Settings, tmp_path: Path
 ) -> None:
     copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
     file, entry = tmp_path / "events.jsonl", manifest(tmp_path)["tables"][0]
-    for case, (lines, said) in tampered(file.read_bytes().splitlines(keepends=True)).items():
+    for case, (lines, message) in tampered(file.read_bytes().splitlines(keepends=True)).items():
         file.write_bytes(b"".join(lines))
         entry["sha256"] = sha256(file.read_bytes()).hexdigest()
         forge_manifest(tmp_path, tables=[entry])
         with pytest.raises(BadExport) as refused:
             await import_events(settings, tmp_path)
-        assert said in str(refused.value), case
+        assert message in str(refused.value), case
     audit(await records_of(settings))
 
 
-async def test_a_forged_chain_in_which_an_event_stands_twice_is_not_imported(
+async def test_a_forged_chain_with_an_event_id_twice_is_not_imported(
     exports: Path, settings: Settings, tmp_path: Path
 ) -> None:
     copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
@@ -348,11 +349,11 @@ def forge_manifest(directory: Path, **changes: object) -> None:
     (directory / "manifest.json").write_text(json.dumps(manifest(directory) | changes))
 
 
-async def test_a_manifest_that_does_not_fit_is_named(
+async def test_a_manifest_that_does_not_match_is_refused(
     exports: Path, settings: Settings, tmp_path: Path
 ) -> None:
     entry = manifest(exports / "csv")["tables"][0]
-    for number, (changes, said) in enumerate(
+    for number, (changes, message) in enumerate(
         [
             ({"manifest_version": 2}, "manifest_version 2"),
             ({"hash": "00" * 32}, "or another hash"),
@@ -363,15 +364,14 @@ async def test_a_manifest_that_does_not_fit_is_named(
     ):
         copy = copytree(exports / "csv", tmp_path / str(number))
         forge_manifest(copy, **changes)
-        with pytest.raises(BadExport, match=said):
+        with pytest.raises(BadExport, match=message):
             await import_events(settings, copy)
     audit(await records_of(settings))
 
 
-async def test_a_directory_without_a_manifest_is_no_export(run: Run, tmp_path: Path) -> None:
-    done = await run("import", str(tmp_path))
-    assert done.status == 1
-    assert "holds no whole export" in done.said_one_sentence()
+async def test_a_directory_without_a_manifest_is_no_export(empty: Settings, tmp_path: Path) -> None:
+    with pytest.raises(BadExport, match="holds no whole export"):
+        await import_events(empty, tmp_path)
 
 
 def test_no_batch_ends_between_a_cause_and_its_decision() -> None:

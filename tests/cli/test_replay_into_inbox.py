@@ -75,7 +75,7 @@ def same(record: Record) -> Record:
     return structs.replace(record, recorded_at_us=0, hash=b"", data=data)
 
 
-async def test_another_ledger_comes_to_the_same_ledger_and_twice_changes_nothing(
+async def test_the_other_ledger_makes_the_same_decisions_once(
     source: Ledger, target: Ledger
 ) -> None:
     refused_batch = [asked(order(n, at=uuid4())) for n in (1, 2, 10**6)]
@@ -91,7 +91,7 @@ async def test_another_ledger_comes_to_the_same_ledger_and_twice_changes_nothing
     assert (await target.head()).position == before.position + 1
 
 
-async def test_what_came_with_an_event_comes_again(source: Ledger, target: Ledger) -> None:
+async def test_metadata_of_an_event_is_submitted_again(source: Ledger, target: Ledger) -> None:
     """Its time, its source, who submitted it, its trace; and the name of a customer."""
     full = structs.replace(
         asked(customer(at=UUID(int=7))),
@@ -108,9 +108,7 @@ async def test_what_came_with_an_event_comes_again(source: Ledger, target: Ledge
     assert recorded(after, await target.keys()).payload == full.payload
 
 
-async def test_names_come_with_it_and_those_that_were_erased_do_not(
-    source: Ledger, target: Ledger
-) -> None:
+async def test_names_are_submitted_unless_they_were_erased(source: Ledger, target: Ledger) -> None:
     ann, bob = uuid4(), uuid4()
     await source.write(
         [asked(customer(at=ann)), asked(customer(at=bob)), asked(erasure(bob))],
@@ -161,7 +159,7 @@ async def empty_inbox(target: Ledger) -> None:
         await target.until_inbox_empty()
 
 
-async def test_the_ends_of_a_range_are_widened_to_whole_batches(source: Ledger) -> None:
+async def test_the_ends_of_a_range_are_extended_to_whole_batches(source: Ledger) -> None:
     records = await source.write(opening(), atomic(*orders(3)), orders(1), atomic(*orders(2)))
     batches = (range(3, 9), range(11, 15))
     assert len(records) == batches[-1].stop - 1
@@ -201,7 +199,7 @@ def test_groups_hold_every_event_once_and_whole_batches(
         assert group[-1].atomic_id is None or group[-1].atomic_id != following[0].atomic_id
 
 
-async def test_a_full_inbox_is_waited_for_and_then_it_says_how_far_it_came(
+async def test_a_full_inbox_is_tried_again_until_the_deadline(
     source: Ledger, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resubmission, "GROUP_EVENTS", 10)
@@ -217,7 +215,9 @@ async def test_a_full_inbox_is_waited_for_and_then_it_says_how_far_it_came(
         assert [same(r) for r in await decide(target)] == [same(r) for r in records]
 
 
-async def test_a_connection_that_breaks_costs_nothing(source: Ledger, target: Ledger) -> None:
+async def test_a_broken_connection_loses_and_doubles_nothing(
+    source: Ledger, target: Ledger
+) -> None:
     """What was under way may be in the inbox or not: it goes there again, with the same ids."""
     records = await source.write(opening(), *(orders(100) for _ in range(10)))
     async with open_proxy(target.settings.amqp_port) as proxy:
@@ -228,7 +228,7 @@ async def test_a_connection_that_breaks_costs_nothing(source: Ledger, target: Le
     assert [same(r) for r in await decide(target)] == [same(r) for r in records]
 
 
-async def test_the_very_same_ledger_is_refused(source: Ledger, target: Ledger) -> None:
+async def test_the_same_ledger_is_refused(source: Ledger, target: Ledger) -> None:
     same_inbox = target.settings.model_copy(
         update={"amqp_vhost": source.settings.amqp_vhost, "amqp_host": "localhost"}
     )
@@ -263,7 +263,7 @@ async def test_the_command_submits_to_the_ledger_of_another_home(
     assert "is this very ledger" in done.said_one_sentence()
 
 
-def test_settings_of_another_home_that_can_not_be_used_are_named(tmp_path: Path) -> None:
+def test_bad_settings_of_the_other_home_are_named(tmp_path: Path) -> None:
     with pytest.raises(BadSettings, match="name the LEDGER_HOME of the other ledger"):
         load_other_settings(tmp_path)
     (tmp_path / "stack.env").write_text("LEDGER_DB_PORT=x\n")
