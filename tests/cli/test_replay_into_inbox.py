@@ -21,6 +21,7 @@ from cli.replay.resubmission import (
 )
 from cli.settings import BadSettings, Settings, load_other_settings
 from ledger.eventlog.codec import recorded
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Record, Submitted
 from projections.views.wallets import WALLETS
 from tests.core.story import customer, erasure, order, product
@@ -165,9 +166,10 @@ async def test_the_ends_of_a_range_are_extended_to_whole_batches(source: Ledger)
     assert len(records) == batches[-1].stop - 1
     submitted = {record.position for record in records if not record.cause_position}
     async with source.connection("projector") as connection:
+        reader = EventReader(connection)
         for first in range(1, len(records) + 2):
             for last in (*range(first, len(records) + 1), None):
-                selection = await with_whole_batches(connection, Selection(first, last))
+                selection = await with_whole_batches(reader, Selection(first, last))
                 ends = {first, last}
                 touched = [batch for batch in batches if ends & set(batch)]
                 expected = set(range(first, (last or len(records)) + 1)).union(*touched)

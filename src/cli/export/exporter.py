@@ -84,10 +84,13 @@ async def _write_files(
     if views:
         position = await pin_views(connection, views)
     else:
-        position = (await reader.head()).position
+        end = await reader.end()
+        if end.failure:
+            raise LedgerDamaged(end.failure.position, end.failure.detail)
+        position = end.position
     last = await reader.record_at(position)
     if position and last is None:
-        raise LedgerDamaged(position, "the event is gone, and the views are there")
+        raise LedgerDamaged(position, "the event is gone, but its views are there")
     for view in views:
         await write(view, view_pages(connection, view), await count_rows(connection, view))
     # Ends the transaction that pins the views, which no rebuild can swap until then. Of the events

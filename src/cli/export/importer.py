@@ -17,12 +17,13 @@ from cli.export.formats import RecordPages, read_keys, record_reader
 from cli.export.tables import EVENTS
 from cli.progress import progress
 from cli.settings import Settings
-from ledger.core.fold import effective
 from ledger.core.invariants import LawBroken
 from ledger.eventlog import snapshots
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
-from ledger.eventlog.codec import Unreadable, recorded
+from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
+from ledger.eventlog.codec import Unreadable
+from ledger.eventlog.decisions import last_start
 from ledger.eventlog.encryption import KeyRow
+from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import Record
 from ledger.eventlog.snapshots import Snapshot
 from ledger.eventlog.store import Fenced, Store
@@ -57,20 +58,16 @@ class EventsExport:
 
         Raises BadExport, which names the first position that is not as it must be.
         """
-        position, hash_ = 0, GENESIS_HASH
+        chain = ChainCheck()
         for batch in whole_decisions(self._pages()):
-            for record in batch:
-                position += 1
-                try:
-                    hash_ = next_hash(hash_, record)
-                except struct.error as error:
-                    raise BadExport(f"{self._path}: position {position}: {error}") from error
-                if (record.position, record.hash) != (position, hash_):
-                    raise BadExport(f"{self._path}: position {position} is not the chain's")
+            try:
+                chain.check(batch)
+            except (LedgerDamaged, struct.error) as error:  # struct's: a number out of range
+                raise BadExport(f"{self._path} is not a ledger's: {error}") from error
             yield batch
-        if (position, hash_.hex()) != (self.manifest.position, self.manifest.hash):
+        if (chain.position, chain.hash.hex()) != (self.manifest.position, self.manifest.hash):
             raise BadExport(
-                f"{self._path} ends at position {position}, its manifest names"
+                f"{self._path} ends at position {chain.position}, its manifest names"
                 f" {self.manifest.position}, or another hash"
             )
 
@@ -87,10 +84,9 @@ def whole_decisions(pages: RecordPages) -> RecordPages:
     for page in pages:
         batch += page
         # More may follow of the last decision.
-        last = next((n for n in range(len(batch) - 1, 0, -1) if not batch[n].cause_position), 0)
-        if last:
-            yield batch[:last]
-            batch = batch[last:]
+        if start := last_start(batch, whole_batches=False):
+            yield batch[:start]
+            batch = batch[start:]
     if batch:
         yield batch
 
@@ -181,7 +177,7 @@ async def _restore_keys(connection: AsyncConnection, path: Path) -> None:
     columns = ", ".join(KeyRow.__struct_fields__)
     try:
         for page in read_keys(path):
-            stored = await Store(connection).keys([key.customer_id for key in page])
+            stored = await EventReader(connection).keys([key.customer_id for key in page])
             new = [key for key in page if key.customer_id not in stored]
             await write(connection, f"INSERT INTO customer_keys ({columns})", new)
             await connection.commit()
@@ -231,9 +227,9 @@ def _new_batches(export: EventsExport, ledger: Known, snapshot_every: int) -> It
         if not records:
             continue
         try:
-            for event in effective([recorded(record) for record in records]):
+            for event in EventPage(records).effective_events():
                 ledger.fold.apply(event.stream_id, event.payload)
-        except (Unreadable, DecodeError, LawBroken) as error:
+        except (Unreadable, DecodeError, LawBroken, VerificationFailed) as error:
             raise BadExport(
                 f"this version can't read an event of the positions {records[0].position} to"
                 f" {last.position}: {error}"

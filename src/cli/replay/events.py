@@ -3,20 +3,19 @@
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cli.lines import Lines
 from cli.reading import reading_engine
 from cli.replay import ReplayStopped
 from cli.settings import Settings
+from ledger.eventlog.chain import missing
 from ledger.eventlog.codec import encode_recorded
-from ledger.eventlog.encryption import REGISTERED
-from ledger.eventlog.records import Record
-from ledger.eventlog.store import LedgerDamaged, Store
+from ledger.eventlog.reader import EventReader, RecordWithCause
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.reconnect import first_to_end, keep_alive
 from projections.as_of import PositionBeyondHead
@@ -24,7 +23,6 @@ from projections.as_of import PositionBeyondHead
 # Positions that one statement covers, or events of one stream that it returns: bounds the memory.
 PAGE_SIZE: Final = 5_000
 POLL_S: Final = 0.3
-_COLUMNS: Final = ", ".join(f"e.{name}" for name in Record.__struct_fields__)
 
 
 class Selection(Struct, frozen=True):
@@ -36,18 +34,10 @@ class Selection(Struct, frozen=True):
     stream: UUID | None = None
 
 
-class SelectedEvent(Struct, frozen=True):
-    """A record, the id of the event that caused it, and the encryption key of the name in it."""
-
-    record: Record
-    cause_id: bytes | None
-    encryption_key: bytes | None
-
-
 class Page(Struct, frozen=True):
     """Selected events in ledger order; no others are selected up to the position `read_to`."""
 
-    events: list[SelectedEvent]
+    events: list[RecordWithCause]
     read_to: int
     is_last: bool
 
@@ -77,10 +67,11 @@ class Replay:
         async def read_new_events() -> None:
             last = self._selection.last
             async with self._engine.connect() as connection:
+                reader = EventReader(connection)
                 while last is None or self.position < last:
-                    head = (await Store(connection).head()).position
+                    head = (await reader.head()).position
                     if head > self.position:
-                        await self._read(connection, min(head, last or head), handle)
+                        await self._read(reader, min(head, last or head), handle)
                     else:
                         await asyncio.sleep(POLL_S)
 
@@ -90,11 +81,12 @@ class Replay:
                 await first_to_end(reading, _stop_signal())
                 return
             async with self._engine.connect() as connection:
-                head = (await Store(connection).head()).position
+                reader = EventReader(connection)
+                head = (await reader.head()).position
                 last = self._selection.last or head
                 if max(last, self.position) > head:
                     raise PositionBeyondHead(f"position {max(last, self.position + 1)}", head)
-                await self._read(connection, last, handle)
+                await self._read(reader, last, handle)
         except DATABASE_ERRORS as error:
             reason = f"the database went away: {getattr(error, 'orig', error)}"
             raise self._stopped(reason) from error
@@ -102,10 +94,10 @@ class Replay:
             raise self._stopped(str(error)) from error
 
     async def _read(
-        self, connection: AsyncConnection, last: int, handle: Callable[[Page], Awaitable[None]]
+        self, reader: EventReader, last: int, handle: Callable[[Page], Awaitable[None]]
     ) -> None:
         while self.position < last:
-            page = await read_page(connection, self._selection, self.position, last)
+            page = await read_page(reader, self._selection, self.position, last)
             await handle(page)
             self._advance(page.read_to - self.position)
             self.position = page.read_to
@@ -114,41 +106,26 @@ class Replay:
         return ReplayStopped(f"{reason}; it came as far as position {self.position}")
 
 
-async def read_page(
-    connection: AsyncConnection, selection: Selection, after: int, last: int
-) -> Page:
+async def read_page(reader: EventReader, selection: Selection, after: int, last: int) -> Page:
     """The next page of selected events after a position, up to another.
 
     Raises LedgerDamaged where a position is missing.
     """
-    if selection.stream:
-        events = await _select(connection, selection, "events_stream", "e.version", after, last)
-        end = last if len(events) < PAGE_SIZE else events[-1].record.position
-        return Page(events, end, end == last)
-    end = min(after + PAGE_SIZE, last)
-    events = await _select(connection, selection, "PRIMARY", "e.position", after, end)
-    if not selection.type and len(events) < end - after:
-        raise LedgerDamaged(after + 1, f"some of the events from here to {end} are gone")
-    return Page(events, end, end == last)
-
-
-async def _select(
-    connection: AsyncConnection, selection: Selection, index: str, order: str, after: int, end: int
-) -> list[SelectedEvent]:
-    """At most PAGE_SIZE of the events between two positions, in the order of an index."""
-    where: dict[str, object] = {"e.position > %s": after, "e.position <= %s": end}
-    if selection.stream:
-        where["e.stream_id = %s"] = selection.stream.bytes
-    if selection.type:
-        where["e.type = %s"] = selection.type
-    rows: Any = await connection.exec_driver_sql(
-        f"SELECT c.event_id, k.sealing_key, {_COLUMNS} FROM events e FORCE INDEX ({index})"
-        " LEFT JOIN events c ON c.position = e.cause_position"
-        f" LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
-        f" WHERE {' AND '.join(where)} ORDER BY {order} LIMIT {PAGE_SIZE}",
-        tuple(where.values()),
+    # Of one stream a page has so many events, however far apart; otherwise it is so many positions
+    # wide, so that a rare type doesn't keep one statement busy with the whole ledger.
+    end = last if selection.stream else min(after + PAGE_SIZE, last)
+    events = await reader.with_causes(
+        after, end, PAGE_SIZE, stream_id=selection.stream, type_=selection.type, with_keys=True
     )
-    return [SelectedEvent(Record(*columns), cause_id, key) for cause_id, key, *columns in rows]
+    if selection.stream and len(events) == PAGE_SIZE:
+        end = events[-1].record.position
+    if not selection.stream and not selection.type:
+        for position, event in zip(range(after + 1, end + 1), events, strict=False):
+            if event.record.position != position:
+                raise missing(position, event.record)
+        if len(events) < end - after:
+            raise missing(after + len(events) + 1, None)
+    return Page(events, end, end == last)
 
 
 async def print_events(settings: Settings, selection: Selection, *, follow: bool) -> None:

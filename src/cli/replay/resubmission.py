@@ -6,10 +6,8 @@ Each event keeps its id, so the other ledger records it once, however often it i
 import os
 import socket
 from typing import Final
-from uuid import UUID
 
-from msgspec import Struct, json, structs
-from sqlalchemy.ext.asyncio import AsyncConnection
+from msgspec import Struct, structs
 from tenacity import (
     AsyncRetrying,
     retry_if_exception_type,
@@ -20,12 +18,12 @@ from tenacity import (
 from cli.progress import progress
 from cli.reading import reading_engine
 from cli.replay import ReplayRefused, ReplayStopped
-from cli.replay.events import Page, Replay, SelectedEvent, Selection
+from cli.replay.events import Page, Replay, Selection
 from cli.settings import Settings
 from ledger.core.events import NO_NAME, CustomerRegistered
-from ledger.eventlog.codec import Origin, submitted
+from ledger.eventlog.codec import submitted
+from ledger.eventlog.reader import EventReader, RecordWithCause
 from ledger.eventlog.records import Submitted
-from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.messaging.rabbitmq import Connection
 from ledger.runtime.reconnect import first_to_end
@@ -67,8 +65,9 @@ async def resubmit_events(
 
     async with reading_engine(settings) as engine:
         async with engine.connect() as connection:
-            selection = await with_whole_batches(connection, selection)
-            head = (await Store(connection).head()).position
+            reader = EventReader(connection)
+            selection = await with_whole_batches(reader, selection)
+            head = (await reader.head()).position
         positions = (selection.last or head) - selection.first + 1
         total = None if follow and selection.last is None else positions
         with progress("submitting", total) as advance:
@@ -106,7 +105,7 @@ def _is_same_batch(event: Submitted, following: Submitted) -> bool:
     return event.atomic_id is not None and event.atomic_id == following.atomic_id
 
 
-def original(event: SelectedEvent) -> Submitted:
+def original(event: RecordWithCause) -> Submitted:
     """The event as it was submitted; with ERASED for a name that can't be decrypted any more."""
     again = submitted(event.record, event.encryption_key)
     payload = again.payload
@@ -143,37 +142,11 @@ def _addresses(name: str) -> set[object]:
         return set()
 
 
-async def with_whole_batches(connection: AsyncConnection, selection: Selection) -> Selection:
+async def with_whole_batches(reader: EventReader, selection: Selection) -> Selection:
     """The selection, extended at both ends to the atomic batches that it would cut."""
     first, last = selection.first, selection.last
-    if batch := await _batch_at(connection, first):
-        before = await _nearest_outside(connection, batch, f"position < {first}", "DESC")
-        first = 1 if before is None else before + 1
-    if last is not None and (batch := await _batch_at(connection, last)):
-        after = await _nearest_outside(connection, batch, f"position > {last}", "ASC")
-        last = (await Store(connection).head()).position if after is None else after - 1
+    if batch := await reader.atomic_batch_at(first):
+        first = batch[0]
+    if last is not None and (batch := await reader.atomic_batch_at(last)):
+        last = batch[1]
     return structs.replace(selection, first=first, last=last)
-
-
-async def _batch_at(connection: AsyncConnection, position: int) -> UUID | None:
-    """The atomic batch of the event at a position, or of its cause."""
-    found = await connection.exec_driver_sql(
-        "SELECT COALESCE(c.meta, e.meta) FROM events e"
-        " LEFT JOIN events c ON c.position = e.cause_position WHERE e.position = %s",
-        (position,),
-    )
-    meta = found.scalar()
-    return json.decode(meta, type=Origin).atomicid if meta else None
-
-
-async def _nearest_outside(
-    connection: AsyncConnection, batch: UUID, where: str, order: str
-) -> int | None:
-    """The position of the nearest submitted event outside an atomic batch."""
-    found = await connection.exec_driver_sql(
-        f"SELECT position FROM events WHERE {where} AND cause_position = 0"
-        f" AND INSTR(meta, %s) = 0 ORDER BY position {order} LIMIT 1",
-        (str(batch).encode(),),
-    )
-    position: int | None = found.scalar()
-    return position
