@@ -188,6 +188,8 @@ def start_servers(home: Path, with_management: bool = False) -> Servers:
     (password in the file `amqp_admin`) may make virtual hosts.
     """
     programs = prepare(home)
+    # Processes of many ledgers have this home: they must not all listen on one port for metrics.
+    (programs.home / "stack.env").unlink()
     port = _add_management(programs) if with_management else None
     servers = Servers(programs, port)
     servers.start()
