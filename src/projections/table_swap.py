@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ledger.runtime.failpoints import failpoint, meanwhile
+from ledger.runtime.failpoints import failpoint, failpoint_after_send
 from projections.tables import (
     CHECKPOINTS,
     Checkpoint,
@@ -240,7 +240,7 @@ async def _rename(
     session_id = (await connection.exec_driver_sql("SELECT CONNECTION_ID()")).scalar_one()
     await connection.rollback()
     renaming = asyncio.ensure_future(
-        meanwhile("rebuild.swap-sent", connection.exec_driver_sql(statement))
+        failpoint_after_send("rebuild.swap-sent", connection.exec_driver_sql(statement))
     )
     try:
         await asyncio.wait([renaming], timeout=RENAME_S)

@@ -9,7 +9,7 @@ from sqlalchemy import Column, Integer, String, Table
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.runtime.bulk_insert import packets, write_all
+from ledger.runtime.bulk_insert import packets, run_inserts
 from projections.views.projection import (
     METADATA,
     Key,
@@ -200,7 +200,7 @@ async def write_rows(
         for packet in packets(rows)
     )
     try:
-        await write_all(connection, inserts)
+        await run_inserts(connection, inserts)
     except IntegrityError as error:
         raise ViewDamaged(f"rows are there too early: {error.orig}, {error.statement}") from error
 

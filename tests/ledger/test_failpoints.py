@@ -1,4 +1,4 @@
-"""Failpoints: off unless asked for, and then failing where and how they were asked to."""
+"""Failpoints are off unless a setting turns them on, and then fail where and how it says."""
 
 import asyncio
 import os
@@ -22,7 +22,7 @@ from ledger.runtime.failpoints import (
     Failpoint,
     FailpointReached,
     failpoint,
-    meanwhile,
+    failpoint_after_send,
 )
 from tests.harness import environment, eventually
 from tests.projections.views import all_live, all_replayed, until_projected
@@ -41,13 +41,13 @@ def _disarm() -> Iterator[None]:
     failpoints.arm("")
 
 
-def test_every_failpoint_is_at_one_place_of_the_code() -> None:
+def test_every_failpoint_is_at_one_place_in_the_code() -> None:
     code = "".join(path.read_text() for path in sorted(SOURCE.rglob("*.py")))
-    reached = re.findall(r'(?:failpoint|meanwhile)\(\s*"([^"]+)"', code)
+    reached = re.findall(r'failpoint(?:_after_send)?\(\s*"([^"]+)"', code)
     assert sorted(reached) == sorted(failpoints.NAMES)
 
 
-def test_what_is_asked_for_is_told_by_name_action_and_pass() -> None:
+def test_the_setting_is_parsed_into_name_action_and_pass() -> None:
     text = "writer.after-commit=die@3, publisher.before-confirm=delay:0.5"
     assert failpoints.parse(text) == {
         "writer.after-commit": Failpoint("die", 0.0, 3),
@@ -66,12 +66,12 @@ def test_what_is_asked_for_is_told_by_name_action_and_pass() -> None:
         "writer.after-lunch=die",
     ],
 )
-def test_a_failpoint_that_does_not_exist_is_refused(text: str) -> None:
+def test_a_text_that_names_no_failpoint_or_action_is_refused(text: str) -> None:
     with pytest.raises(BadFailpoint):
         failpoints.parse(text)
 
 
-async def test_nothing_fails_that_was_not_asked_to() -> None:
+async def test_only_the_failpoints_that_are_on_fail() -> None:
     await failpoint(NAME)
     failpoints.arm("writer.after-ack=raise")
     await failpoint(NAME)
@@ -93,7 +93,7 @@ async def test_a_failpoint_delays_every_pass() -> None:
     assert time.monotonic() - began >= 0.04
 
 
-async def test_a_failpoint_meanwhile_ends_the_work_that_is_under_way() -> None:
+async def test_a_failpoint_after_send_cancels_the_call_under_way() -> None:
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def work() -> None:
@@ -105,7 +105,7 @@ async def test_a_failpoint_meanwhile_ends_the_work_that_is_under_way() -> None:
 
     failpoints.arm("writer.commit-sent=raise")
     with pytest.raises(FailpointReached):
-        await meanwhile("writer.commit-sent", work())
+        await failpoint_after_send("writer.commit-sent", work())
     assert begun.is_set()
     assert ended.is_set()
 
@@ -154,7 +154,7 @@ def test_a_process_with_failpoints_warns_and_one_with_unknown_ones_does_not_star
 
 
 async def accepted(publisher: Publisher, group: list[Submitted]) -> bool:
-    """Whether the inbox has them for certain; who does not know it tries again."""
+    """True when the inbox has the group for certain; otherwise the caller submits it again."""
     try:
         await publisher.submit(group)
     except InboxUnavailable:
@@ -163,7 +163,7 @@ async def accepted(publisher: Publisher, group: list[Submitted]) -> bool:
 
 
 @pytest.mark.parametrize("name", sorted(failpoints.NAMES))
-async def test_whatever_breaks_wherever_each_event_is_decided_once(
+async def test_an_error_at_any_failpoint_leaves_each_event_decided_once(
     ledger: Ledger, name: str
 ) -> None:
     failpoints.arm(f"{name}=raise@1")

@@ -79,7 +79,9 @@ async def test_no_password_is_in_any_log(talkative: Stack, process: str) -> None
     assert not [secret for secret in secrets if secret in said]
 
 
-@pytest.mark.parametrize("formatter", [logs.Json(), logs.Text()], ids=["json", "text"])
+@pytest.mark.parametrize(
+    "formatter", [logs.JsonFormatter(), logs.TextFormatter()], ids=["json", "text"]
+)
 @pytest.mark.parametrize(
     ("said", "secret"),
     [
@@ -89,7 +91,7 @@ async def test_no_password_is_in_any_log(talkative: Stack, process: str) -> None
         ("authorization: Basic dXNlcjpwYXNzd29yZA==", "dXNlcjpwYXNzd29yZA=="),
     ],
 )
-def test_secrets_are_left_out(formatter: logging.Formatter, said: str, secret: str) -> None:
+def test_secrets_are_masked(formatter: logging.Formatter, said: str, secret: str) -> None:
     raised = (ConnectionError, ConnectionError(said), None)
     record = logging.LogRecord("x", logging.ERROR, "", 0, "%s", (said,), raised)
     line = formatter.format(record)
@@ -97,7 +99,7 @@ def test_secrets_are_left_out(formatter: logging.Formatter, said: str, secret: s
     assert secret not in line
 
 
-def test_people_get_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal:
         def isatty(self) -> bool:
             return True
@@ -106,5 +108,5 @@ def test_people_get_text_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             return len(text)
 
     monkeypatch.setattr("sys.stderr", Terminal())
-    assert isinstance(logs.formatter("auto"), logs.Text)
-    assert isinstance(logs.formatter("json"), logs.Json)
+    assert isinstance(logs.formatter("auto"), logs.TextFormatter)
+    assert isinstance(logs.formatter("json"), logs.JsonFormatter)

@@ -1,4 +1,4 @@
-"""docs/reference/metrics.md lists what the processes show, and nothing else."""
+"""docs/reference/metrics.md lists the metrics of each process, and no others."""
 
 import re
 
@@ -6,24 +6,24 @@ import pytest
 from prometheus_client.registry import Collector
 
 from api.resources.health import BESIDES
-from ledger.runtime.metrics import WRITER, Publishing
+from ledger.runtime.metrics import WRITER, PublisherMetrics
 from projections.metrics import PROJECTOR
 from tests.docs.test_reference import rows
 from tests.harness import Stack
 from tests.observability.scraping import shown
 
 PAGE = "docs/reference/metrics.md"
-MADE: dict[str, tuple[Collector, ...]] = {
-    "api": (*Publishing().collectors, *BESIDES),
+COLLECTORS: dict[str, tuple[Collector, ...]] = {
+    "api": (*PublisherMetrics().collectors, *BESIDES),
     "writer": WRITER,
     "projector": PROJECTOR,
 }
 
 
-@pytest.mark.parametrize("process", MADE)
-def test_every_metric_is_documented_as_it_is(process: str) -> None:
+@pytest.mark.parametrize("process", COLLECTORS)
+def test_every_metric_is_documented_with_its_type_labels_and_help(process: str) -> None:
     documented = rows(PAGE, process)
-    for collector in MADE[process]:
+    for collector in COLLECTORS[process]:
         (family,) = collector.collect()
         name = f"{family.name}_total" if family.type == "counter" else family.name
         kind, labels, meaning, example = documented[name]
@@ -32,8 +32,10 @@ def test_every_metric_is_documented_as_it_is(process: str) -> None:
         assert name in example
 
 
-@pytest.mark.parametrize("process", MADE)
-async def test_what_a_process_shows_is_documented(talkative: Stack, process: str) -> None:
+@pytest.mark.parametrize("process", COLLECTORS)
+async def test_a_process_exposes_the_documented_metrics_and_no_others(
+    talkative: Stack, process: str
+) -> None:
     documented = set(rows(PAGE, process)) - {"metric"}
     families = {name for name in await shown(talkative, process) if name.startswith("ledger_")}
     assert {name.removesuffix("_total") for name in documented} == families

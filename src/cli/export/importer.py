@@ -27,7 +27,7 @@ from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import Record
 from ledger.eventlog.snapshots import Snapshot
 from ledger.eventlog.store import Fenced, Store
-from ledger.runtime.bulk_insert import write
+from ledger.runtime.bulk_insert import insert_rows
 from ledger.runtime.database import DATABASE_ERRORS, make_engine, refuse_unsafe
 from ledger.writer import Known, load
 
@@ -179,7 +179,7 @@ async def _restore_keys(connection: AsyncConnection, path: Path) -> None:
         for page in read_keys(path):
             stored = await EventReader(connection).keys([key.customer_id for key in page])
             new = [key for key in page if key.customer_id not in stored]
-            await write(connection, f"INSERT INTO customer_keys ({columns})", new)
+            await insert_rows(connection, f"INSERT INTO customer_keys ({columns})", new)
             await connection.commit()
     except ValueError as error:
         raise BadExport(f"{path} can't be read: {error}") from error

@@ -12,8 +12,8 @@ from ledger.eventlog.chain import LedgerDamaged
 from ledger.eventlog.encryption import CustomerKeys, KeyRow, sealed_customers
 from ledger.eventlog.reader import PAGE, EventReader
 from ledger.eventlog.records import COLUMNS, Head, Record
-from ledger.runtime.bulk_insert import write
-from ledger.runtime.failpoints import failpoint, meanwhile
+from ledger.runtime.bulk_insert import insert_rows
+from ledger.runtime.failpoints import failpoint, failpoint_after_send
 
 __all__ = ["PAGE", "Fenced", "Head", "LedgerDamaged", "Store"]
 
@@ -52,7 +52,7 @@ class Store:
         error it is not known whether they were appended: only a new look at the head can tell.
         """
         last = records[-1]
-        await write(self._connection, _INSERT, records)
+        await insert_rows(self._connection, _INSERT, records)
         await failpoint("writer.after-insert")
         if keys:
             await self._keep(keys)
@@ -65,11 +65,11 @@ class Store:
             await self._connection.rollback()
             raise Fenced(f"epoch {head.epoch} at position {head.position} is out of date")
         await failpoint("writer.before-commit")
-        await meanwhile("writer.commit-sent", self._connection.commit())
+        await failpoint_after_send("writer.commit-sent", self._connection.commit())
         return Head(last.position, last.hash, head.epoch)
 
     async def _keep(self, keys: CustomerKeys) -> None:
-        await write(self._connection, _INSERT_KEY, keys.made.values())
+        await insert_rows(self._connection, _INSERT_KEY, keys.made.values())
         if keys.destroyed:
             await self._connection.exec_driver_sql(
                 "UPDATE customer_keys SET sealing_key = NULL, erased_at_us = %s"

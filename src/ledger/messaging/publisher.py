@@ -22,8 +22,8 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection, until_closed
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime import tracing
-from ledger.runtime.failpoints import failpoint, meanwhile
-from ledger.runtime.metrics import Publishing
+from ledger.runtime.failpoints import failpoint, failpoint_after_send
+from ledger.runtime.metrics import PublisherMetrics
 from ledger.runtime.reconnect import first_to_end
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Publisher:
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
         self._arrived = asyncio.Event()
-        self.metrics = Publishing()
+        self.metrics = PublisherMetrics()
 
     @property
     def connected(self) -> bool:
@@ -269,7 +269,7 @@ async def publish(
     try:
         async with asyncio.timeout(timeout_s):
             publishing = exchange.publish(message, routing_key="", mandatory=True)
-            answer = await meanwhile("publisher.before-confirm", publishing)
+            answer = await failpoint_after_send("publisher.before-confirm", publishing)
     except PublishError:
         return InboxUnavailable("no queue is bound: run `ledger migrate`")
     except DeliveryError:

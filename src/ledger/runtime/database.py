@@ -1,4 +1,4 @@
-"""Connections to MySQL or MariaDB, their deadlines, and the settings that COMMIT relies on."""
+"""Connections to MySQL or MariaDB: their deadlines, and the server settings that COMMIT needs."""
 
 import ssl
 from pathlib import Path
@@ -14,23 +14,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 CONNECT_TIMEOUT_S: Final = 2
 LOCK_TIMEOUT_S: Final = 5
 IDLE_TIMEOUT_S: Final = 30
-KEPT_S: Final = 3600
+AUTOCOMMIT_IDLE_TIMEOUT_S: Final = 3600
 
+# What SQLAlchemy raises when the database or the way to it fails; TimeoutError is an OSError.
 DATABASE_ERRORS: Final = (DBAPIError, PoolTimeout, OSError)
-"""What SQLAlchemy raises when the database or the way to it fails; TimeoutError is among them."""
 
-_NO_WALK: Final = " /*M! , in_predicate_conversion_threshold = 0 */"
-"""MariaDB, which alone reads this, makes a table of a list of a thousand ids otherwise, and may
-walk through the whole ledger to look each row up in it."""
+# Only MariaDB reads the comment. By default it turns a list of a thousand ids into a temporary
+# table, and may then scan the whole ledger to look up each row in it.
+_KEEP_IN_LISTS: Final = " /*M! , in_predicate_conversion_threshold = 0 */"
 
-SAFE_SETTINGS: Final = {
+# The values with which a COMMIT is on the disk when it returns, the recommended one last
+# (https://dev.mysql.com/doc/refman/8.4/en/innodb-parameters.html).
+DURABLE_SETTINGS: Final = {
     "innodb_flush_log_at_trx_commit": ("1",),
     "innodb_doublewrite": ("1", "DETECT_AND_RECOVER", "ON"),
 }
 
 
 class UnsafeDatabase(Exception):
-    """The server is set up so that a COMMIT could be lost."""
+    """The server is configured so that it could lose a COMMIT."""
 
 
 def make_engine(
@@ -41,20 +43,20 @@ def make_engine(
     pool_size: int = 2,
     autocommit: bool = False,
 ) -> AsyncEngine:
-    """A pool of connections, READ COMMITTED, every wait of which has a deadline.
+    """A pool of connections with READ COMMITTED, or with `autocommit`; dispose of it at the end.
 
-    A transaction that its owner forgets (a stopped process) is ended by the server after
-    IDLE_TIMEOUT_S, so that its locks can't hold up a successor for longer; with `autocommit` there
-    are none, and idle connections are kept.
+    Every wait has a deadline: for a connection, for an answer, for a lock.
     """
-    idle_timeout_s = KEPT_S if autocommit else IDLE_TIMEOUT_S
+    # The server ends a connection that is idle within a transaction, as that of a stopped process
+    # is: its locks must not hold up a successor. With autocommit there are no such locks.
+    idle_timeout_s = AUTOCOMMIT_IDLE_TIMEOUT_S if autocommit else IDLE_TIMEOUT_S
     connect_args: dict[str, Any] = {
         "async_creator_fn": _connect,
         "connect_timeout": CONNECT_TIMEOUT_S,
         "read_timeout": read_timeout_s,
         "init_command": (
             f"SET SESSION wait_timeout = {idle_timeout_s}, "
-            f"innodb_lock_wait_timeout = {LOCK_TIMEOUT_S}{_NO_WALK}"
+            f"innodb_lock_wait_timeout = {LOCK_TIMEOUT_S}{_KEEP_IN_LISTS}"
         ),
     }
     if ca_file:
@@ -68,7 +70,7 @@ def make_engine(
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_recycle=idle_timeout_s // 2,
         connect_args=connect_args,
-        hide_parameters=True,  # an error is logged with its message, and customers' data stay out
+        hide_parameters=True,  # errors are logged, and customers' data must not be
     )
 
 
@@ -76,21 +78,22 @@ async def _connect(**arguments: Any) -> Any:
     try:
         return await asyncmy.connect(**arguments)
     except RuntimeError as error:
-        # What asyncmy says of a proxy that accepts and hangs up at once.
+        # asyncmy raises this for a proxy that accepts the connection and closes it at once.
         raise OperationalError(f"connecting: {error}") from error
 
 
 async def refuse_unsafe(connection: AsyncConnection) -> None:
-    """Raises UnsafeDatabase, naming setting and remedy, where COMMIT would not be durable."""
-    for name, safe in SAFE_SETTINGS.items():
-        value = str(await _setting(connection, name))
-        if value not in safe:
-            raise UnsafeDatabase(f"{name} is {value}: set it to {safe[-1]}, or commits can be lost")
-    if str(await _setting(connection, "log_bin")) in ("1", "ON"):
-        value = str(await _setting(connection, "sync_binlog"))
-        if value != "1":
-            raise UnsafeDatabase(f"sync_binlog is {value}: set it to 1, or turn the binlog off")
+    """Raise UnsafeDatabase, with the setting and the remedy, if a COMMIT would not be durable."""
 
+    async def setting(name: str) -> str:
+        return str((await connection.exec_driver_sql(f"SELECT @@GLOBAL.{name}")).scalar_one())
 
-async def _setting(connection: AsyncConnection, name: str) -> object:
-    return (await connection.exec_driver_sql(f"SELECT @@GLOBAL.{name}")).scalar_one()
+    for name, durable in DURABLE_SETTINGS.items():
+        value = await setting(name)
+        if value not in durable:
+            raise UnsafeDatabase(
+                f"{name} is {value}: set it to {durable[-1]}, or commits can be lost"
+            )
+    # With a binary log, recovery after a crash goes by what the log has on the disk.
+    if await setting("log_bin") in ("1", "ON") and (value := await setting("sync_binlog")) != "1":
+        raise UnsafeDatabase(f"sync_binlog is {value}: set it to 1, or turn the binlog off")

@@ -1,8 +1,8 @@
-"""Failpoints: named moments in the code at which a test makes the process fail.
+"""Failpoints: named places in the code at which a test makes the process fail.
 
 All are off unless LEDGER_FAILPOINTS turns some on, as in
-`writer.after-commit=die@3,publisher.before-confirm=delay:0.5`. While all are off, each costs a
-look into an empty dict.
+`writer.after-commit=die@3,publisher.before-confirm=delay:0.5`. While all are off, a failpoint costs
+a look into an empty dict.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from msgspec import Struct
 
 log = logging.getLogger(__name__)
 
+# At `before-confirm`, `commit-sent` and `swap-sent` the bytes have left, and no answer was read.
 NAMES: Final = frozenset(
     {
         "publisher.before-publish",
@@ -41,10 +42,8 @@ NAMES: Final = frozenset(
         "rebuild.after-swap",
     }
 )
-"""`before-confirm` and `commit-sent` come when the bytes have left and no answer was looked at."""
-
+# Turns of the event loop: more than bytes need to pass through the queues into the socket.
 TURNS_TO_SEND: Final = 10
-"""Of the event loop: more than what is written needs to pass through queues into the socket."""
 
 _SPEC: Final = re.compile(
     r"(?P<name>[a-z.-]+)=(?P<action>die|stop|raise|delay)(:(?P<seconds>\d+(\.\d+)?))?(@(?P<at>\d+))?"
@@ -55,15 +54,15 @@ Answer = TypeVar("Answer")
 
 
 class BadFailpoint(ValueError):
-    """The text does not name a failpoint and what is to happen there."""
+    """The text is not NAME=ACTION of a failpoint that exists."""
 
 
 class FailpointReached(ConnectionError):
-    """What `raise` raises: to the code, its connection broke."""
+    """Raised by the action `raise`; to the code it is a connection that broke."""
 
 
 class Failpoint(Struct, frozen=True):
-    """What happens at a failpoint: at its pass number `at`, from 1, or at each if that is 0."""
+    """An action at a failpoint: at its pass number `at`, counted from 1, or at every pass if 0."""
 
     action: Action
     delay_s: float = 0.0
@@ -75,20 +74,21 @@ _passes: dict[str, int] = {}
 
 
 def parse(text: str) -> dict[str, Failpoint]:
-    """Failpoints by name; raises BadFailpoint."""
-    return dict(_parse(part.strip()) for part in text.split(",") if part.strip())
-
-
-def _parse(part: str) -> tuple[str, Failpoint]:
-    found = _SPEC.fullmatch(part)
-    if not found or (found["action"] == "delay") != bool(found["seconds"]):
-        raise BadFailpoint(
-            f"{part!r} must be NAME=die|stop|raise|delay:SECONDS, then perhaps @PASS"
+    """The failpoints of a setting by name; raises BadFailpoint."""
+    failpoints: dict[str, Failpoint] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        match = _SPEC.fullmatch(part)
+        if not match or (match["action"] == "delay") != bool(match["seconds"]):
+            raise BadFailpoint(
+                f"{part!r} must be NAME=die|stop|raise|delay:SECONDS, then perhaps @PASS"
+            )
+        if match["name"] not in NAMES:
+            raise BadFailpoint(f"{match['name']!r} must be one of {', '.join(sorted(NAMES))}")
+        action: Action = match["action"]  # type: ignore[assignment]  # the pattern takes no other
+        failpoints[match["name"]] = Failpoint(
+            action, float(match["seconds"] or 0), int(match["at"] or 0)
         )
-    if found["name"] not in NAMES:
-        raise BadFailpoint(f"{found['name']!r} must be one of {', '.join(sorted(NAMES))}")
-    action: Action = found["action"]  # type: ignore[assignment]  # the pattern takes no other
-    return found["name"], Failpoint(action, float(found["seconds"] or 0), int(found["at"] or 0))
+    return failpoints
 
 
 def arm(text: str) -> None:
@@ -100,30 +100,30 @@ def arm(text: str) -> None:
 
 
 def warn() -> None:
-    """Say loudly if any is on."""
+    """Log a warning for each failpoint that is on."""
     for name, failpoint in _armed.items():
         log.warning("FAILPOINT %s IS ON: THIS PROCESS FAILS ON PURPOSE (%s)", name, failpoint)
 
 
 async def failpoint(name: str) -> None:
-    """Fail here, if that is asked for; raises FailpointReached."""
+    """Fail here if this failpoint is on; `raise` raises FailpointReached."""
     if _armed:
         await _reach(name)
 
 
-async def meanwhile(name: str, work: Awaitable[Answer]) -> Answer:
-    """Do the work, and fail once it has sent what it has to send; raises FailpointReached too."""
+async def failpoint_after_send(name: str, call: Awaitable[Answer]) -> Answer:
+    """Await a call to a server; if this failpoint is on, fail once the call has sent its bytes."""
     if name not in _armed:
-        return await work
-    working = asyncio.ensure_future(work)
+        return await call
+    task = asyncio.ensure_future(call)
     try:
         for _ in range(TURNS_TO_SEND):
             await asyncio.sleep(0)
         await _reach(name)
-        return await working
+        return await task
     finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _reach(name: str) -> None:

@@ -1,7 +1,7 @@
-"""Logs as lines of JSON or of text, on standard error. No password gets through.
+"""Logs as lines of JSON or of text, on standard error, with passwords and credentials masked.
 
-What a line is about is given as `extra`: request_id, event_id, position, epoch. Within a request
-its id comes by itself.
+Fields of a line are given as `extra`: event_id, position, epoch and others. `request_id` is added
+while a request is answered.
 """
 
 import logging
@@ -16,25 +16,27 @@ from ledger.runtime.timestamps import SECOND_US, format_us
 
 OURS: Final = ("ledger", "projections", "api", "cli")
 ACCESS: Final = "api.access"
-_TOO_LOUD: Final = {"aiormq": "CRITICAL", "asyncmy": "ERROR", "alembic": "WARNING"}
+# aiormq and asyncmy report each broken connection, as `keep_alive` does in one line; alembic
+# reports each migration.
+_LIBRARY_LEVELS: Final = {"aiormq": "CRITICAL", "asyncmy": "ERROR", "alembic": "WARNING"}
 _SECRETS: Final = (
     (re.compile(r"(\w://[^\s:/@\"]*:)[^\s\"]+(?=@)"), r"\1***"),
     (re.compile(r"(?i)\b((?:bearer|basic) )[\w.~+/=-]{8,}"), r"\1***"),
 )
 
+# The id of the request that is being answered.
 request_id: Final[ContextVar[bytes | None]] = ContextVar("request_id", default=None)
-"""The request that is being answered."""
 
 
-def without_secrets(line: str) -> str:
-    """The line without passwords of URLs and without credentials of requests."""
+def mask_secrets(line: str) -> str:
+    """The line with `***` for passwords in URLs and credentials in Authorization headers."""
     for secret, replacement in _SECRETS:
         line = secret.sub(replacement, line)
     return line
 
 
-class Json(MsgspecFormatter):
-    """One JSON object a line: time, level, event, logger, and what the line is about."""
+class JsonFormatter(MsgspecFormatter):
+    """One JSON object a line: time, level, event, logger, and the fields of `extra`."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -43,40 +45,38 @@ class Json(MsgspecFormatter):
         )
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Render one record."""
         record.time = format_us(int(record.created * SECOND_US))
         if (current := request_id.get()) and not hasattr(record, "request_id"):
             record.request_id = current.decode("latin-1")
-        return without_secrets(super().format(record))
+        return mask_secrets(super().format(record))
 
 
-class Text(logging.Formatter):
-    """Lines for people."""
+class TextFormatter(logging.Formatter):
+    """Lines for people: time, level, message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        return without_secrets(super().format(record))
+        """Render one record."""
+        return mask_secrets(super().format(record))
 
 
 def formatter(style: str) -> logging.Formatter:
-    """How lines look: json, text, or auto, which is text on a terminal."""
+    """The formatter of a style: json, text, or auto, which is text on a terminal and else json."""
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
-    return Json() if as_json else Text()
+    return JsonFormatter() if as_json else TextFormatter()
 
 
 def configure(style: str, level: str, *, access: bool = False) -> None:
-    """Log to standard error from now on, in a style of `formatter`.
-
-    `level` holds for our own lines. Libraries say no more than INFO: their DEBUG shows passwords.
-    """
+    """Log to standard error from now on, in a style of `formatter`, our own lines from `level`."""
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(style))
+    # Never below INFO for libraries: the DEBUG lines of aiormq contain the password.
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for library, its_level in _TOO_LOUD.items():
-        logging.getLogger(library).setLevel(its_level)
-    for ours in OURS:
-        logging.getLogger(ours).setLevel(level)
+    for name, library_level in _LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(library_level)
+    for name in OURS:
+        logging.getLogger(name).setLevel(level)
     logging.getLogger(ACCESS).setLevel(logging.INFO if access else logging.WARNING)

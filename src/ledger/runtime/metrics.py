@@ -1,6 +1,7 @@
-"""What publisher and writer measure. Each process shows the collectors of its own parts.
+"""Metrics of publisher and writer, and the registry in which a process exposes its metrics.
 
-Nothing here is registered by itself; `registry_of` gathers what one process shows.
+No collector registers itself (`registry=None`): each process exposes those of its own parts, with
+`registry_of`.
 """
 
 from collections.abc import Iterable
@@ -23,21 +24,23 @@ SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 CONNECTED: Final = Gauge(
     "ledger_inbox_connected",
-    "Whether this process has its connection to the inbox, and no confirm is overdue",
+    "1 while this process is connected to the inbox and no confirm is overdue",
     registry=None,
 )
 
 DECIDED: Final = Counter(
     "ledger_decided_events",
-    "Submitted events in the ledger, by what came of them and why they were refused, if they were",
+    "Submitted events in the ledger, by outcome, and by reason where they were refused",
     ["outcome", "reason"],
     registry=None,
 )
 REPEATS: Final = Counter(
-    "ledger_repeats", "Submitted events passed over: the ledger had them already", registry=None
+    "ledger_repeats", "Submitted events skipped because the ledger had them already", registry=None
 )
 PARKED: Final = Counter(
-    "ledger_parked", "Messages, or parts of one, that can't be read and were parked", registry=None
+    "ledger_parked",
+    "Messages, or parts of one, that could not be decoded and were parked",
+    registry=None,
 )
 COMMIT_S: Final = Histogram(
     "ledger_commit_seconds",
@@ -55,13 +58,15 @@ MESSAGE_EVENTS: Final = Histogram(
     "ledger_message_events", "Submitted events in a delivered message", buckets=SIZES, registry=None
 )
 HEAD_POSITION: Final = Gauge(
-    "ledger_head_position", "The last position of the ledger that this writer knows", registry=None
+    "ledger_head_position",
+    "The last position of the ledger that this writer has read or written",
+    registry=None,
 )
 EPOCH: Final = Gauge(
-    "ledger_epoch", "The epoch in which this writer leads; 0: it stands by", registry=None
+    "ledger_epoch", "The epoch in which this writer leads, 0 while it stands by", registry=None
 )
 INBOX_MESSAGES: Final = Gauge(
-    "ledger_inbox_messages", "Messages in the inbox that are not yet delivered", registry=None
+    "ledger_inbox_messages", "Messages in the inbox that are not delivered yet", registry=None
 )
 PARKING_MESSAGES: Final = Gauge(
     "ledger_parking_messages", "Messages in the parking queue", registry=None
@@ -81,8 +86,8 @@ WRITER: Final = (
 )
 
 
-class Publishing:
-    """What one publisher measures."""
+class PublisherMetrics:
+    """Metrics of one publisher; a process may have several."""
 
     def __init__(self) -> None:
         self.accepted = Counter(
@@ -107,11 +112,11 @@ class Publishing:
             registry=None,
         )
         self.waiting = Gauge(
-            "ledger_publish_waiting_events", "Events that wait to be published", registry=None
+            "ledger_publish_waiting_events", "Events waiting to be published", registry=None
         )
         self.blocked = Gauge(
             "ledger_inbox_blocked",
-            "Whether the broker, in need of memory or disk, did not read what was published last",
+            "1 while the broker, short of memory or disk, blocks publishers",
             registry=None,
         )
         self.collectors: tuple[Collector, ...] = (
@@ -126,7 +131,7 @@ class Publishing:
 
 
 def registry_of(collectors: Iterable[Collector]) -> CollectorRegistry:
-    """What one process shows: these, and its own memory, CPU time and open files."""
+    """A registry of these collectors, and of the process's memory, CPU time and open files."""
     registry = CollectorRegistry()
     for collector in collectors:
         registry.register(collector)
