@@ -18,7 +18,7 @@ from cli.settings import Settings
 from ledger.audit.whatif import Product, Tally, WhatIf, total
 from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.money import to_amount
-from ledger.core.rules import Rules, Tier
+from ledger.core.pricing import Rules, Tier
 from ledger.eventlog.reader import EventReader
 
 HEADERS: Final = ("decided", "what if", "change")

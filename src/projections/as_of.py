@@ -22,8 +22,7 @@ from ledger.core.events import (
     Recorded,
     SubmissionRefused,
 )
-from ledger.core.pricing import unit_price_minor
-from ledger.core.rules import IN_FORCE, RULES, Rules
+from ledger.core.pricing import CURRENT_RULES, RULES, Rules, unit_price_minor
 from ledger.core.state import Customer, Product
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import origin_of, recorded
@@ -159,7 +158,7 @@ class AsOfReader:
             position,
             position - WINDOW,
         )
-        return RULES[origin_of(Record(*rows[0])).rules] if rows else IN_FORCE
+        return RULES[origin_of(Record(*rows[0])).rules] if rows else CURRENT_RULES
 
     async def _made(self, view: KeyedProjection[Row], key: UUID, position: int) -> Recorded | None:
         """The event that made a row of a view, if it was there by then."""

@@ -7,7 +7,7 @@ import pytest
 
 from cli.settings import Settings
 from cli.supposing import BadRules, load_rules
-from ledger.core.rules import Rules, Tier
+from ledger.core.pricing import Rules, Tier
 from tests.harness import free_port
 from tests.ledger.events import opening, orders
 from tests.proxy import open_proxy

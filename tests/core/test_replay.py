@@ -24,7 +24,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.fold import Fold, effective, is_refusal
-from ledger.core.invariants import LawBroken, money_moved_minor
+from ledger.core.invariants import InvariantViolated, money_moved_minor
 from ledger.core.state import Customer, Order, Product, State, Status
 
 from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product
@@ -167,7 +167,7 @@ def test_a_history_that_breaks_a_law_is_named_and_not_applied(
 ) -> None:
     fold = replayed(history(*start))
     customers, products = dict(fold.customers), dict(fold.products)
-    with pytest.raises(LawBroken, match=names):
+    with pytest.raises(InvariantViolated, match=names):
         fold.apply(at, event)
     assert fold.customers == customers
     assert fold.products == products

@@ -8,8 +8,7 @@ import pytest
 from ledger.core.decider import decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced, Reason
 from ledger.core.fold import Fold
-from ledger.core.pricing import unit_price_minor
-from ledger.core.rules import IN_FORCE, RULES, Rules, Tier
+from ledger.core.pricing import CURRENT_RULES, RULES, Rules, Tier, unit_price_minor
 from ledger.core.state import Customer, Product, State
 from projections.views.stock import STOCK
 
@@ -32,11 +31,11 @@ def told(rules: Rules) -> str:
 
 def test_every_version_stands_under_its_own_number_and_the_newest_is_in_force() -> None:
     assert [rules.version for rules in RULES.values()] == [*range(1, len(RULES) + 1)]
-    assert IN_FORCE.version == len(RULES)
+    assert CURRENT_RULES.version == len(RULES)
 
 
 def test_the_stock_view_is_another_version_when_the_rules_are() -> None:
-    assert IN_FORCE.version <= STOCK.version
+    assert CURRENT_RULES.version <= STOCK.version
 
 
 @pytest.mark.parametrize(

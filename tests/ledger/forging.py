@@ -8,7 +8,7 @@ from msgspec import structs
 
 from ledger.audit.decisions import DecisionAudit, Earlier, check
 from ledger.core.fold import Fold
-from ledger.core.rules import IN_FORCE, Rules
+from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, next_hash
 from ledger.eventlog.codec import decode_group, encode_submitted, join
 from ledger.eventlog.composer import Composer
@@ -25,7 +25,7 @@ class Scribe:
         self._keys = CustomerKeys({})
         self.records: list[Record] = []
 
-    def record(self, events: Iterable[Submitted], rules: Rules = IN_FORCE) -> None:
+    def record(self, events: Iterable[Submitted], rules: Rules = CURRENT_RULES) -> None:
         """One batch, as it came through the inbox."""
         events, rejected = decode_group(join(encode_submitted(event, "/tests") for event in events))
         assert rejected == []

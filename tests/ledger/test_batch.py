@@ -6,7 +6,7 @@ from msgspec import structs
 
 from ledger.core.events import OrderPlaced
 from ledger.core.fold import Fold
-from ledger.core.rules import IN_FORCE
+from ledger.core.pricing import CURRENT_RULES
 from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.composer import Composer, without_repeats
 from ledger.eventlog.encryption import CustomerKeys
@@ -45,7 +45,7 @@ def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
 
 def test_what_is_decided_names_the_version_of_the_rules_unless_it_is_the_first() -> None:
     for version, meta in ((1, b"{}"), (7, b'{"rules":7}')):
-        fold = Fold(rules=structs.replace(IN_FORCE, version=version))
+        fold = Fold(rules=structs.replace(CURRENT_RULES, version=version))
         composer = Composer(fold, 0, GENESIS_HASH, {}, 1, CustomerKeys({}))
         composer.add([placed(), placed(atomic_id=uuid4())])
         submitted, decided, submitted_too, decided_too = composer.records

@@ -8,7 +8,7 @@ import pytest
 from msgspec import structs
 
 from ledger.audit.whatif import Product, Tally, WhatIf, total
-from ledger.core.rules import IN_FORCE, Rules
+from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.decisions import last_start
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
@@ -47,7 +47,7 @@ def of(product_id: object, products: list[Product]) -> Product:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_rules_that_decided_change_nothing(seed: int) -> None:
     records = scribed(opening(20_000, 9), history(seed, 300))
-    for each in supposed(records, IN_FORCE, page=40):
+    for each in supposed(records, CURRENT_RULES, page=40):
         assert each.decided == each.whatif
         assert each.gain_minor == 0
 

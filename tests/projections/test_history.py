@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from ledger.core.events import TYPE_OF, OrderPlaced
-from ledger.core.rules import RULES, Rules, Tier
+from ledger.core.pricing import RULES, Rules, Tier
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record

@@ -38,7 +38,7 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Check each hash, decision, law and view; name the first position where something is wrong."""
+    """Check each hash, decision, invariant and view; name the first position that is wrong."""
     from cli.verification import Finding, Wish
     from cli.verification.helper_process import helped
     from cli.verification.kept_heads import BadFile, load_head

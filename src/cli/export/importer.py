@@ -17,7 +17,7 @@ from cli.export.formats import RecordPages, read_keys, record_reader
 from cli.export.tables import EVENTS
 from cli.progress import progress
 from cli.settings import Settings
-from ledger.core.invariants import LawBroken
+from ledger.core.invariants import InvariantViolated
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import Unreadable
@@ -229,7 +229,7 @@ def _new_batches(export: EventsExport, ledger: Known, snapshot_every: int) -> It
         try:
             for event in EventPage(records).effective_events():
                 ledger.fold.apply(event.stream_id, event.payload)
-        except (Unreadable, DecodeError, LawBroken, VerificationFailed) as error:
+        except (Unreadable, DecodeError, InvariantViolated, VerificationFailed) as error:
             raise BadExport(
                 f"this version can't read an event of the positions {records[0].position} to"
                 f" {last.position}: {error}"

@@ -14,8 +14,8 @@ from msgspec.json import Decoder
 
 from ledger.core.events import TYPE_OF, DecidedPayload, OrderCancelRequested, OrderPlaced
 from ledger.core.fold import Fold, is_refusal
-from ledger.core.invariants import Books, LawBroken
-from ledger.core.rules import RULES, Rules
+from ledger.core.invariants import ConservationCheck, InvariantViolated
+from ledger.core.pricing import RULES, Rules
 from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import (
     CURRENT,
@@ -67,7 +67,7 @@ class DecisionAudit:
 
     def __init__(self, fold: Fold) -> None:
         self.fold = fold
-        self._conservation = Books(fold.customers, fold.products)
+        self._conservation = ConservationCheck(fold.customers, fold.products)
         # Versions of the streams of customers and products are kept, as the fold keeps those.
         self._versions: dict[bytes, int] = {}
         # Of the page being checked: the versions of other streams, the positions of event ids, and
@@ -96,11 +96,11 @@ class DecisionAudit:
         for batch in decided_together(group(records)):
             try:
                 self._check_batch(batch)
-            except LawBroken as error:
+            except InvariantViolated as error:
                 raise VerificationFailed(batch[0][0].cause.position, str(error)) from error
         try:
-            self._conservation.settle(self.fold.customers, self.fold.products)
-        except LawBroken as error:
+            self._conservation.compare(self.fold.customers, self.fold.products)
+        except InvariantViolated as error:
             raise VerificationFailed(records[-1].position, f"up to here {error}") from error
         for stream_id in self._page_entries & self._page_versions.keys():
             key = UUID(bytes=stream_id)
@@ -121,7 +121,7 @@ class DecisionAudit:
             self._check_decided(decision, verdict)
             if not is_refusal(verdict):
                 for payload in (event.payload, *verdict):
-                    self._conservation.enter(event.stream_id, payload)
+                    self._conservation.add(event.stream_id, payload)
 
     def _check_cause(self, cause: Record) -> None:
         if cause.event_id[6] >> 4 == DECIDED_UUID_VERSION:

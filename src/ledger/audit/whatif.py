@@ -18,7 +18,7 @@ from ledger.core.events import (
     ProductListed,
 )
 from ledger.core.fold import Fold
-from ledger.core.rules import Rules
+from ledger.core.pricing import Rules
 from ledger.eventlog.codec import payload_of
 from ledger.eventlog.decisions import decide_again, decided_together, group
 from ledger.eventlog.records import Record, Submitted

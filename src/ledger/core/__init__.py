@@ -1,1 +1,1 @@
-"""The pure core: events, state, pricing, decide and evolve, laws. No clock, no chance, no I/O."""
+"""The pure core: events, state, pricing, decide, evolve, invariants. No clock, chance or I/O."""

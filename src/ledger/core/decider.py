@@ -27,9 +27,8 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.core.invariants import LawBroken, shelf, wallet
-from ledger.core.pricing import unit_price_minor
-from ledger.core.rules import IN_FORCE, Rules
+from ledger.core.invariants import InvariantViolated, customer_with, product_with
+from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
 from ledger.core.state import Customer, Order, Product, State, Status, Subject
 
 Entry = (
@@ -43,7 +42,7 @@ Entry = (
 
 
 def decide(
-    state: State, event: SubmittedPayload, rules: Rules = IN_FORCE
+    state: State, event: SubmittedPayload, rules: Rules = CURRENT_RULES
 ) -> tuple[DecidedPayload, ...]:
     """The decided events that stand right after `event`; empty where the event says it all."""
     match event:
@@ -115,11 +114,15 @@ def _decide_cancel(state: State) -> DecidedPayload:
 
 
 def evolve(state: State, event: AnyPayload) -> State:
-    """The state after an event that took effect. A refused submission must not be passed in."""
+    """The state after an event that took effect. A refused submission must not be passed in.
+
+    Raises InvariantViolated for an event that no decision can have led to.
+    """
+    subject = state.subject
     match event:
         case OrderPlaced() | OrderFailed():
-            order = evolve_order(_ordered(state.subject), event)
-            return State(order, state.customer, state.product)
+            order = subject if isinstance(subject, Order) else None
+            return State(evolve_order(order, event), state.customer, state.product)
         case OrderCompleted():
             return _moved(state, event, -event.total_minor, -event.quantity)
         case CustomerRegistered():
@@ -127,33 +130,22 @@ def evolve(state: State, event: AnyPayload) -> State:
         case ProductListed():
             return State(Product(event.base_price_minor, event.initial_stock, event.initial_stock))
         case WalletCredited():
-            return State(_credited(state.subject, event.amount_minor))
+            if not isinstance(subject, Customer):
+                raise InvariantViolated("a wallet was credited that no customer has")
+            return State(Customer(subject.balance_minor + event.amount_minor))
         case StockReceived() | PriceChanged():
-            return State(_supplied(state.subject, event))
+            if not isinstance(subject, Product):
+                raise InvariantViolated("stock or price of a product changed that was never listed")
+            if isinstance(event, PriceChanged):
+                price_minor, stock = event.base_price_minor, subject.stock
+                return State(Product(price_minor, stock, subject.initial_stock))
+            stock = subject.stock + event.quantity
+            return State(Product(subject.base_price_minor, stock, stock))
         case OrderCancelled():
             return _moved(state, event, event.refund_minor, event.quantity)
         case CustomerErased() | OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
             return state
     assert_never(event)
-
-
-def _credited(subject: Subject, amount_minor: int) -> Customer:
-    if not isinstance(subject, Customer):
-        raise LawBroken("a wallet was credited that no customer has")
-    return Customer(subject.balance_minor + amount_minor)
-
-
-def _supplied(subject: Subject, event: StockReceived | PriceChanged) -> Product:
-    if not isinstance(subject, Product):
-        raise LawBroken("stock or price of a product changed that was never listed")
-    if isinstance(event, PriceChanged):
-        return Product(event.base_price_minor, subject.stock, subject.initial_stock)
-    stock = subject.stock + event.quantity
-    return Product(subject.base_price_minor, stock, stock)
-
-
-def _ordered(subject: Subject) -> Order | None:
-    return subject if isinstance(subject, Order) else None
 
 
 def evolve_order(order: Order | None, event: AnyPayload) -> Order | None:
@@ -167,7 +159,7 @@ def evolve_order(order: Order | None, event: AnyPayload) -> Order | None:
             status, total_minor = Status.CANCELLED, event.refund_minor
         case OrderFailed():
             if order is None:
-                raise LawBroken("an order failed that was never placed")
+                raise InvariantViolated("an order failed that was never placed")
             return Order(order.customer_id, order.product_id, order.quantity, Status.FAILED)
         case _:
             return order
@@ -180,9 +172,9 @@ def _moved(
     """The order in its new status, with the money and the units moved, both or neither."""
     customer, product = state.customer, state.product
     if customer is None or product is None:
-        raise LawBroken("an order moved money or stock that nobody has")
+        raise InvariantViolated("an order moved money or stock that nobody has")
     return State(
-        evolve_order(_ordered(state.subject), event),
-        wallet(customer.balance_minor + money_minor),
-        shelf(product, product.stock + units),
+        evolve_order(None, event),
+        customer_with(customer.balance_minor + money_minor),
+        product_with(product, product.stock + units),
     )

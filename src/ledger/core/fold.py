@@ -23,7 +23,7 @@ from ledger.core.events import (
     SubmissionRefused,
     SubmittedPayload,
 )
-from ledger.core.rules import IN_FORCE, Rules
+from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.core.state import Customer, Order, Product, State
 
 _NAMES_PARTIES: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
@@ -41,7 +41,7 @@ class Fold:
         self,
         customers: MutableMapping[UUID, Customer] | None = None,
         products: MutableMapping[UUID, Product] | None = None,
-        rules: Rules = IN_FORCE,
+        rules: Rules = CURRENT_RULES,
     ) -> None:
         self.customers = {} if customers is None else customers
         self.products = {} if products is None else products

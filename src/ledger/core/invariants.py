@@ -1,4 +1,4 @@
-"""What must hold at every position, checked in production too."""
+"""The invariants: what holds at every position, checked in production too."""
 
 from collections.abc import Callable, Iterable, Mapping
 from uuid import UUID
@@ -15,21 +15,21 @@ from ledger.core.events import (
 from ledger.core.state import Customer, Product
 
 
-class LawBroken(Exception):
-    """The history breaks a law of the ledger: it was changed, or decided by other rules."""
+class InvariantViolated(Exception):
+    """The history breaks an invariant: it was changed, or decided by other rules."""
 
 
-def wallet(balance_minor: int) -> Customer:
-    """A wallet with this balance; raises LawBroken below zero."""
+def customer_with(balance_minor: int) -> Customer:
+    """A customer with this balance; raises InvariantViolated below zero."""
     if balance_minor < 0:
-        raise LawBroken(f"a wallet would hold {balance_minor}")
+        raise InvariantViolated(f"a wallet would hold {balance_minor}")
     return Customer(balance_minor)
 
 
-def shelf(product: Product, stock: int) -> Product:
-    """The product with this stock; raises LawBroken below zero."""
+def product_with(product: Product, stock: int) -> Product:
+    """The product with this stock; raises InvariantViolated below zero."""
     if stock < 0:
-        raise LawBroken(f"a stock would be {stock}")
+        raise InvariantViolated(f"a stock would be {stock}")
     return Product(product.base_price_minor, stock, product.initial_stock)
 
 
@@ -63,11 +63,11 @@ def units_moved(event: AnyPayload) -> int:
             return 0
 
 
-class Books:
-    """What each wallet and each shelf must hold by the amounts in the events alone.
+class ConservationCheck:
+    """Adds up what each wallet and each stock must be by the amounts in the events alone.
 
-    They are kept apart from `evolve`, so that money or units which either of the two makes up or
-    loses show as a difference.
+    The sums are kept apart from `evolve`, so that money or units which either of the two makes up
+    or loses show as a difference.
     """
 
     __slots__ = ("_money", "_units")
@@ -75,11 +75,11 @@ class Books:
     def __init__(
         self, customers: Mapping[UUID, Customer], products: Mapping[UUID, Product]
     ) -> None:
-        self._money = _Book((key, customer.balance_minor) for key, customer in customers.items())
-        self._units = _Book((key, product.stock) for key, product in products.items())
+        self._money = _Sums((key, customer.balance_minor) for key, customer in customers.items())
+        self._units = _Sums((key, product.stock) for key, product in products.items())
 
-    def enter(self, stream_id: UUID, event: AnyPayload) -> None:
-        """Enter an event that took effect; raises LawBroken where less than nothing is left."""
+    def add(self, stream_id: UUID, event: AnyPayload) -> None:
+        """Add an event that took effect; raises InvariantViolated for a sum below zero."""
         match event:
             case OrderCompleted() | OrderCancelled():
                 self._money.add(event.customer_id, money_moved_minor(event))
@@ -91,32 +91,32 @@ class Books:
             case _:
                 pass
 
-    def settle(self, customers: Mapping[UUID, Customer], products: Mapping[UUID, Product]) -> None:
-        """Raises LawBroken unless those who moved something since the last time hold as much."""
-        self._money.settle(lambda key: customers[key].balance_minor)
-        self._units.settle(lambda key: products[key].stock)
+    def compare(self, customers: Mapping[UUID, Customer], products: Mapping[UUID, Product]) -> None:
+        """Compare the sums that changed since the last time; raises InvariantViolated."""
+        self._money.compare(lambda key: customers[key].balance_minor)
+        self._units.compare(lambda key: products[key].stock)
 
 
-class _Book:
-    """Amounts by the number of an id: a UUID takes five times as long to look up."""
-
-    __slots__ = ("_amounts", "_touched")
+class _Sums:
+    # By the number of an id: a UUID takes five times as long to look up.
+    __slots__ = ("_changed", "_sums")
 
     def __init__(self, amounts: Iterable[tuple[UUID, int]]) -> None:
-        self._amounts = {key.int: amount for key, amount in amounts}
-        self._touched: dict[int, UUID] = {}
+        self._sums = {key.int: amount for key, amount in amounts}
+        self._changed: dict[int, UUID] = {}
 
     def add(self, key: UUID, amount: int) -> None:
         number = key.int
-        held = self._amounts.get(number, 0) + amount
-        if held < 0:
-            raise LawBroken(f"{key} would hold {held}")
-        self._amounts[number] = held
-        self._touched[number] = key
+        sum_ = self._sums.get(number, 0) + amount
+        if sum_ < 0:
+            raise InvariantViolated(f"{key} would hold {sum_}")
+        self._sums[number] = sum_
+        self._changed[number] = key
 
-    def settle(self, held: Callable[[UUID], int]) -> None:
-        for number, key in self._touched.items():
-            if held(key) != self._amounts[number]:
-                booked = self._amounts[number]
-                raise LawBroken(f"{key} holds {held(key)}, but {booked} by what the events moved")
-        self._touched.clear()
+    def compare(self, held: Callable[[UUID], int]) -> None:
+        for number, key in self._changed.items():
+            if held(key) != self._sums[number]:
+                raise InvariantViolated(
+                    f"{key} holds {held(key)}, but {self._sums[number]} by what the events moved"
+                )
+        self._changed.clear()

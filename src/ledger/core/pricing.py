@@ -1,13 +1,45 @@
-"""The price of a unit, which rises as the stock falls."""
+"""The pricing rules, and the price of a unit by them: it rises as the stock falls.
+
+Old versions of the rules stay, as what was decided by them does.
+"""
 
 from decimal import Decimal
+from typing import Final
+
+from msgspec import Struct
 
 from ledger.core.money import times
-from ledger.core.rules import IN_FORCE, Rules
+
+
+class Tier(Struct, frozen=True):
+    """While more than this share of `initial_stock` is left, a unit costs `factor` × its base."""
+
+    above_percent: int
+    factor: Decimal
+
+
+class Rules(Struct, frozen=True):
+    """One version of the rules: the first tier that holds, from the top, else `last_factor`.
+
+    `version` is recorded with every event that was decided by it.
+    """
+
+    version: int
+    tiers: tuple[Tier, ...]
+    last_factor: Decimal
+
+
+# Every version ever, by its number. None may change or go: verify decides old events by them.
+RULES: Final = {
+    1: Rules(1, (Tier(50, Decimal("1.0")), Tier(25, Decimal("1.2"))), Decimal("1.5")),
+}
+
+# The rules that the writer decides by.
+CURRENT_RULES: Final = RULES[max(RULES)]
 
 
 def unit_price_minor(
-    base_price_minor: int, stock: int, initial_stock: int, rules: Rules = IN_FORCE
+    base_price_minor: int, stock: int, initial_stock: int, rules: Rules = CURRENT_RULES
 ) -> int:
     """The price of each unit of a sale that finds `stock` units, in minor units, half-up.
 
@@ -17,7 +49,7 @@ def unit_price_minor(
 
 
 def factor(stock: int, initial_stock: int, rules: Rules) -> Decimal:
-    """The factor for what is left of `initial_stock`, compared without division."""
+    """The factor for the share of `initial_stock` that is left, compared without division."""
     for tier in rules.tiers:
         if 100 * stock > tier.above_percent * initial_stock:
             return tier.factor

@@ -14,7 +14,7 @@ from sqlalchemy import BINARY, BigInteger, Column, MetaData, String, Table
 from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
 from ledger.core.events import AnyPayload, Recorded
-from ledger.core.rules import Rules
+from ledger.core.pricing import Rules
 from ledger.core.state import Customer, Product
 from ledger.eventlog.codec import uuid_of
 

@@ -17,8 +17,7 @@ from ledger.core.events import (
     Recorded,
     StockReceived,
 )
-from ledger.core.pricing import unit_price_minor
-from ledger.core.rules import IN_FORCE, Rules
+from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
 from ledger.core.state import Product
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
@@ -128,7 +127,7 @@ def priced_by(row: StockRow, rules: Rules) -> StockRow:
 
 
 # Rows hold the price by the rules in force: with new rules the view must be rebuilt.
-VERSION: Final = IN_FORCE.version
+VERSION: Final = CURRENT_RULES.version
 
 STOCK: Final = KeyedProjection(
     "stock",
