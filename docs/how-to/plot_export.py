@@ -1,7 +1,7 @@
 """Plots an export of the events: revenue by day, and price and stock of one product over time.
 
-    ledger export events --out taken
-    python plot_export.py taken
+    ledger export events --out exported
+    python plot_export.py exported
 
 It needs `pip install duckdb matplotlib`, and nothing of the ledger: not even a connection to it.
 """

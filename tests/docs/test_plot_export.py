@@ -25,32 +25,32 @@ from .test_reference import ROOT
 HOW_TO = ROOT / "docs/how-to"
 PAGE = HOW_TO / "analyse-an-export.md"
 PICTURE = HOW_TO / "plot_export.svg"
-COMMAND = "$ python plot_export.py taken\n"
+COMMAND = "$ python plot_export.py exported\n"
 
 
 @pytest.fixture(scope="module")
-async def taken(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory in which `taken` is an export of a month."""
+async def exported(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory in which `exported` is an export of a month."""
     directory = tmp_path_factory.mktemp("analysis")
     settings = await make_ledger(servers)
     await fill_month(settings)
     tables = tuple(tables_by_name().values())
-    await export_tables(settings, ExportRequest(tables, Format.PARQUET, directory / "taken"))
+    await export_tables(settings, ExportRequest(tables, Format.PARQUET, directory / "exported"))
     return directory
 
 
-async def test_the_script_draws_what_the_page_shows(taken: Path) -> None:
+async def test_the_script_draws_what_the_page_shows(exported: Path) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, HOW_TO / "plot_export.py", "taken"),
-        cwd=taken,
+        *(sys.executable, HOW_TO / "plot_export.py", "exported"),
+        cwd=exported,
         stdout=asyncio.subprocess.PIPE,
     )
     out, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0
     if "UPDATE_DOCS" in os.environ:
-        update(out.decode(), (taken / "plot.svg").read_text())
+        update(out.decode(), (exported / "plot.svg").read_text())
     assert COMMAND + out.decode() in PAGE.read_text()
-    assert words(taken / "plot.svg") == words(PICTURE)
+    assert words(exported / "plot.svg") == words(PICTURE)
 
 
 def update(printed: str, picture: str) -> None:
@@ -68,9 +68,9 @@ def words(picture: Path) -> list[str]:
 
 
 async def test_the_python_of_the_page_runs_as_it_stands(
-    taken: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(taken)
+    monkeypatch.chdir(exported)
     duck, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     exec(duck, {})
     shown = capsys.readouterr().out
@@ -78,9 +78,9 @@ async def test_the_python_of_the_page_runs_as_it_stands(
     assert "order.completed" in shown
 
 
-async def test_revenue_by_events_is_that_of_the_journal(taken: Path) -> None:
+async def test_revenue_by_events_is_that_of_the_journal(exported: Path) -> None:
     (revenue,) = duckdb.sql(
         "SELECT sum(credit) - sum(debit) FROM"
-        f" '{taken}/taken/journal.parquet' WHERE account IN ('revenue', 'refunds')"
+        f" '{exported}/exported/journal.parquet' WHERE account IN ('revenue', 'refunds')"
     ).fetchall()[0]
     assert f"revenue: {revenue / 100:.2f} on" in PAGE.read_text()
