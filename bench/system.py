@@ -56,7 +56,7 @@ class System:
     def __init__(self, servers: Servers, settings: Settings) -> None:
         self.servers = servers
         self.settings = settings
-        self.stack = Stack(settings)
+        self.stack = Stack(settings, warm=False)
 
     @property
     def url(self) -> str:

@@ -12,19 +12,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cli.commands.migrate import migrate
-from cli.localstack.leftovers import MARK
+from cli.localstack.leftovers import LEDGER, MARK
 from cli.localstack.secrets import PERMISSIONS, read_secret
 from cli.settings import Settings
-from tests.private_servers import Servers
+from tests.private_servers import RUNNING, Servers
 
 Value = TypeVar("Value")
-DEADLINE_S = 20.0
+# Far beyond what anything takes on a slow machine: a wait that reaches it is a failure.
+DEADLINE_S = 90.0
 _numbers = itertools.count(1)
 
 
@@ -87,8 +88,8 @@ def broker_admin(servers: Servers) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         base_url=f"http://127.0.0.1:{servers.management_port}/api",
         auth=("ledger_admin", password),
-        timeout=10,
-        verify=False,  # it is plain HTTP: to load certificates would take longer than all else
+        timeout=DEADLINE_S,
+        verify=False,
     )
 
 
@@ -97,7 +98,12 @@ def rabbitmqctl(servers: Servers, *arguments: str) -> str:
     broker = servers.programs.broker
     command = [str(Path(broker.command[0]).with_name("rabbitmqctl")), *arguments]
     done = subprocess.run(
-        command, env=broker.environment, capture_output=True, text=True, timeout=60, check=False
+        command,
+        env=broker.environment,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -114,13 +120,14 @@ def environment(settings: Settings) -> dict[str, str]:
     return {f"LEDGER_{name.upper()}": str(value) for name, value in given.items()}
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
     """A ledger with its processes, which can be killed and started again one by one."""
 
     settings: Settings
+    # Whether processes are forks of one that has imported all: at once, but not from scratch.
+    warm: bool = True
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    logs: dict[str, IO[bytes]] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -130,29 +137,31 @@ class Stack:
     @cached_property
     def http(self) -> httpx.AsyncClient:
         """A client of the API."""
-        return httpx.AsyncClient(base_url=f"{self.url}/api/v1", timeout=30)
+        # It's plain HTTP: to load certificates would take longer than the first 20 requests.
+        return httpx.AsyncClient(base_url=f"{self.url}/api/v1", timeout=DEADLINE_S, verify=False)
 
     def start(self, name: str, more: Mapping[str, str] | None = None, **changes: object) -> None:
         """Start `ledger NAME` as a process, with `more` environment and with settings changed.
 
         What follows a dot in the name tells processes of one command apart.
         """
-        log = self.log_path(name).open("ab")
-        self.logs[name] = log
-        settings = self.settings.model_copy(update=changes)
-        self.processes[name] = subprocess.Popen(
-            [Path(sys.executable).with_name("ledger"), name.partition(".")[0]],
-            env={
-                **os.environ,
-                **environment(settings),
-                # They end with the servers of this home, at the latest.
-                MARK: str(self.settings.home),
-                **(more or {}),
-            },
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+        STACKS.add(self)
+        env = {
+            **os.environ,
+            **environment(self.settings.model_copy(update=changes)),
+            # They end with the servers of this home, at the latest.
+            MARK: str(self.settings.home),
+            **(more or {}),
+        }
+        command = name.partition(".")[0]
+        servers = next((pair for pair in RUNNING if pair.home == self.settings.home), None)
+        if servers and self.warm and sys.platform == "linux":
+            self.processes[name] = servers.warm_ledger.start((command,), env, self.log_path(name))
+            return
+        with self.log_path(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [LEDGER, command], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
 
     def log_path(self, name: str) -> Path:
         """Where a process writes what it has to say."""
@@ -170,36 +179,45 @@ class Stack:
 
     def wait(self, name: str) -> int:
         """The exit status of a process that is about to end."""
-        status = self.processes.pop(name).wait(timeout=15)
-        self.logs.pop(name).close()
+        process = self.processes[name]
+        try:
+            status = process.wait(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.kill(name)
+            raise
+        del self.processes[name]
         return status
 
     async def ready(self) -> None:
         """Wait until the API says that it is ready."""
-        async with httpx.AsyncClient(base_url=self.url) as http:
 
-            async def is_ready() -> bool:
-                assert self.processes["api"].poll() is None, self.log_path("api").read_text()
-                try:
-                    return (await http.get("/health/ready")).status_code == 200
-                except httpx.TransportError:
-                    return False
+        async def is_ready() -> bool:
+            assert self.processes["api"].poll() is None, self.log_path("api").read_text()
+            try:
+                return (await self.http.get(f"{self.url}/health/ready")).status_code == 200
+            except httpx.TransportError:
+                return False
 
-            await eventually(is_ready, "the API is ready")
+        await eventually(is_ready, "the API is ready")
 
     async def stop(self) -> None:
-        """End whatever still runs."""
+        """Kill whatever still runs; tests of an orderly end ask for that themselves."""
+        STACKS.discard(self)
         await self.http.aclose()
         for name in list(self.processes):
-            self.terminate(name)
+            self.kill(name)
+
+
+# Those that run; what they start during a test is no leak of that test.
+STACKS: set[Stack] = set()
 
 
 async def start_stack(servers: Servers, **changes: object) -> Stack:
     """An empty ledger with api, writer and projector running."""
     stack = Stack(await make_ledger(servers, **changes))
-    for name in ("writer", "projector", "api"):
-        stack.start(name)
     try:
+        for name in ("writer", "projector", "api"):
+            stack.start(name)
         await stack.ready()
     except BaseException:
         await stack.stop()

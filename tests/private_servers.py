@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +24,7 @@ from cli.localstack.secrets import (
     write_private,
 )
 from cli.localstack.servers import ServerPrograms, prepare_servers
+from tests.warm import WarmLedger
 
 ADMIN = "ledger_admin"
 MANAGEMENT_PORT = "LEDGER_MANAGEMENT_PORT"
@@ -88,8 +90,8 @@ class Servers:
 
     def start(self) -> None:
         """Start them and wait until each answers; on failure nothing is left running."""
-        RUNNING.add(self)
         self._watchdog = start_watchdog(self.home)
+        RUNNING.add(self)
         try:
             programs = self.programs
             self._spawn(programs.epmd)
@@ -101,6 +103,16 @@ class Servers:
         except BaseException:
             self.stop()
             raise
+
+    @cached_property
+    def warm_ledger(self) -> WarmLedger:
+        """Starts `ledger` processes at once."""
+        return WarmLedger(self.home)
+
+    def started(self) -> list[subprocess.Popen[bytes]]:
+        """The processes that run for as long as the servers do."""
+        warm = [self.warm_ledger.process] if "warm_ledger" in self.__dict__ else []
+        return [*self.processes.values(), self._watchdog, *warm]
 
     def signal(self, name: str, number: int) -> None:
         """Send a signal to a server and to all that it started."""
@@ -117,6 +129,8 @@ class Servers:
 
     def stop(self) -> None:
         """Kill them, as nobody needs their data, and end whatever else runs for their home."""
+        if "warm_ledger" in self.__dict__:
+            self.warm_ledger.close()
         for name in self.processes:
             self.signal(name, signal.SIGKILL)
         for process in self.processes.values():

@@ -39,9 +39,9 @@ app.add_typer(rebuild.commands)
 @app.command()
 def up() -> None:
     """Start the local stack and run it until Ctrl-C: RabbitMQ, MariaDB, api, writer, projector."""
-    from cli.commands.up import up as work
+    from cli.commands.up import run_stack
 
-    work(settings())
+    run_stack(settings())
 
 
 @app.command()

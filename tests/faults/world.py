@@ -50,7 +50,7 @@ class World:
         self.servers = servers
         self.history = history
         self.settings = settings
-        self.stack = Stack(settings)
+        self.stack = Stack(settings, warm=False)
         self.ledger = Ledger(settings)
         self.links: dict[str, Proxy] = {}
         self.ports: dict[str, int] = {}

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from dotenv import dotenv_values
 
-from cli.commands.up import up
+from cli.commands.up import run_stack
 from cli.localstack.leftovers import LEDGER, find_processes
 from cli.settings import Settings
 from tests.harness import free_port
@@ -94,7 +94,7 @@ def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path
 
 def refusal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as ended:
-        up(settings)
+        run_stack(settings)
     assert ended.value.code == 1
     return " ".join(capsys.readouterr().out.split())
 

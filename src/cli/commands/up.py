@@ -87,7 +87,7 @@ class Terminal:
             self._status.update(f"{escape(', '.join(self._under_way))} …")
 
 
-def up(settings: Settings) -> None:
+def run_stack(settings: Settings) -> None:
     """Start the stack and keep it running until Ctrl-C or SIGTERM; exits 1 where it's refused."""
     terminal = Terminal()
     try:
