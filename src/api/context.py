@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from api.as_of import AsOfReads, TrialBalanceReads
 from api.auth.guard import Guard
 from api.consistent_reads import ConsistentReads, Waiters
 from api.event_stream import EventStreams
-from api.idempotency import Keys
 from api.pending import Peers, PendingOrders
 from api.product_cache import ProductCache
+from api.submission import Submissions
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import QueueDepths
 from ledger.runtime.cache import SingleFlight
@@ -25,20 +27,23 @@ class Context:
 
     publisher: Publisher
     announcements: Announcements
-    views: Views
-    feed: Feed
-    as_of: AsOfReads
-    trial_balance: TrialBalanceReads
+    engine: AsyncEngine
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
     depths: QueueDepths | None = None
 
     def __post_init__(self) -> None:
+        self.views = Views(self.engine)
+        self.feed = Feed(self.engine)
+        self.as_of = AsOfReads(self.engine)
+        self.trial_balance = TrialBalanceReads(self.engine)
         self.waiters = Waiters()
         self.reads = ConsistentReads(self.waiters)
         self.pending = PendingOrders()
-        self.keys = Keys()
+        self.submissions = Submissions(
+            self.publisher, self.pending, self.peers, self.waiters, self.reads, self.engine
+        )
         self.product_cache = ProductCache(self.announcements, self.reads)
         self.product_reads: SingleFlight[UUID, tuple[StockRow | None, int]] = SingleFlight()
         self.streams = EventStreams(self.feed, self.reads)

@@ -1,41 +1,260 @@
-"""Submitting an event, waiting as long as the client likes, and telling how it went."""
+"""Submissions: the events of a request on their way to the ledger, and the answer about them.
+
+A submission is in one of four states:
+
+    new ──publish──> confirming ──ack──> confirmed ──commit──> decided
+     ^                   │
+     └──no ack in time───┘
+
+new         The handler has made the events; nothing has left this process. A check may still raise.
+confirming  The events are published. Without an ack in time the client is told 503, although they
+            may be in the inbox for all that: only with an Idempotency-Key is a retry safe then.
+confirmed   The broker has them on disk, so they will be decided, whatever happens. Who does not
+            wait, or not long enough, gets 202 and the Location where to look.
+decided     The ledger has them, with the outcome. A refusal of the fold is answered as a Problem.
+
+With an Idempotency-Key the same request makes events with the same ids, on every process and for
+ever, and the writer decides an event id once. So the ledger is what remembers; what a process
+remembers besides (`RememberedKey`) makes retries quick, and losing it loses no promise. The cases:
+
+replayed     This process confirmed the key's events, or the ledger has them. Nothing is published,
+             and the answer says `Idempotency-Replayed: true`.
+simultaneous One request publishes; the others share its confirm, or its failure.
+other body   The key's events, here or in the ledger, are not those of this body: 422.
+lost answer  The client never saw the answer, or got 503. If the events were confirmed, the retry
+             is replayed; if not, it publishes the same ids, and the writer leaves out what it has.
+elsewhere    Another process has the key, too. Both may be confirmed, with different bodies, and the
+             writer decides the first. So an outcome alone does not tell whose body was decided: who
+             waits reads it from the ledger, with the event, and is refused if it is another's.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from typing import Final
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+from uuid import UUID, uuid5
 
 from msgspec import Struct
+from msgspec.structs import replace
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
 from starlette.responses import Response
+from uuid_utils.compat import uuid7
 
-from api.consistent_reads import OutcomeFuture, Query, T
-from api.context import Context
-from api.idempotency import Draft, Kept, once
-from api.prefer import Preference
-from api.problems import Problem, refused
+from api.auth.guard import owner_of, submitter_of
+from api.consistent_reads import ConsistentReads, OutcomeFuture, Query, T, Waiters
+from api.middleware import traceparent_of
+from api.parameters import MAX_IDEMPOTENCY_KEY, MAX_WAIT_S
+from api.pending import Peers, PendingOrders
+from api.problems import Problem, invalid, refused
 from api.responses import position_header, reply
-from ledger.core.events import OrderPlaced
+from ledger.core.events import NO_NAME, CustomerRegistered, OrderPlaced, SubmittedPayload
+from ledger.eventlog.codec import recorded, submitted
+from ledger.eventlog.decisions import Decision
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
-from ledger.messaging.publisher import InboxUnavailable
-from projections.announcements import Outcome
-from projections.queries import ViewsUnavailable
+from ledger.messaging.publisher import InboxUnavailable, Publisher
+from ledger.runtime.cache import SingleFlight
+from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.timestamps import now_us
+from projections.announcements import Outcome, outcomes
+from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable
 
+DEFAULT_WAIT_S: Final = 2
+# Events of recent keys that one process remembers.
+MAX_REMEMBERED: Final = 10_000
+# Short, because the publish that follows has a deadline of its own.
 KEY_LOOKUP_TIMEOUT_S: Final = 0.4
-"""Short, because the submission that follows has a deadline of its own."""
+
+_VISIBLE: Final = re.compile(rb"[!-~]{1,%d}" % MAX_IDEMPOTENCY_KEY).fullmatch
+# Ids are derived in it for ever: with another one, a retry after an upgrade would be decided twice.
+_NAMESPACE: Final = UUID("5d0f4f0e-6f0c-5a6b-9a57-3f8f4e6c1d27")
+_REFUSALS: Final = frozenset({"submission.refused", "order.cancel-refused"})
 
 Check = Callable[[], Awaitable[None]]
 
-_REFUSED: Final = frozenset({"submission.refused", "order.cancel-refused"})
+
+class Preference(Struct, frozen=True):
+    """How long a client wants to wait for the decision, and whether it asked for that."""
+
+    wait_s: int
+    asked: bool
+
+    def applied(self, decided: bool) -> dict[str, str]:
+        """The header that says which preference was honoured."""
+        if not self.asked:
+            return {}
+        honoured = f"wait={self.wait_s}" if decided and self.wait_s else "respond-async"
+        return {"Preference-Applied": honoured}
+
+
+def preference_of(request: Request, default_wait_s: int) -> Preference:
+    """`Prefer: wait=N` (RFC 7240); what can't be read is passed over, as the RFC wants it."""
+    header = b",".join(value for name, value in request.scope["headers"] if name == b"prefer")
+    if not header:
+        return Preference(default_wait_s, False)
+    preferences: dict[str, str] = {}
+    for part in header.decode("latin-1").lower().split(","):
+        name, _, value = part.split(";")[0].partition("=")
+        # Of a name given twice the first counts.
+        preferences.setdefault(name.strip(), value.strip().strip('"'))
+    wait = preferences.get("wait", "")
+    if wait.isascii() and wait.isdigit():
+        return Preference(min(int(wait[:9]), MAX_WAIT_S), True)
+    if "respond-async" in preferences:
+        return Preference(0, True)
+    return Preference(default_wait_s, False)
+
+
+class IdempotencyKey(NamedTuple):
+    """The key of a request, with all that sets it apart: sender, route, stream, header.
+
+    `is_batch`: the request makes many events, which are numbered.
+    """
+
+    name: str
+    is_batch: bool
+
+    def derived_ids(self, index: int = 0) -> tuple[UUID, UUID]:
+        """The id of an event of the request, and that of a stream it may start."""
+        name = f"{self.name}{index}\n" if self.is_batch else self.name
+        return uuid5(_NAMESPACE, f"{name}event"), uuid5(_NAMESPACE, f"{name}resource")
+
+    def lookup_ids(self, events: Sequence[Submitted]) -> list[UUID]:
+        """The event ids by which the ledger tells what the key made before."""
+        ids = [event.event_id for event in events]
+        if self.is_batch:
+            # Where the ledger has one event more, the key came with a longer batch.
+            ids.append(self.derived_ids(len(events))[0])
+        return ids
+
+
+def idempotency_key(
+    request: Request, route: str, stream_id: UUID | None = None, *, is_batch: bool = False
+) -> IdempotencyKey | None:
+    """The `Idempotency-Key` of a request, if it has one; each submitter's keys are its own.
+
+    `route` and `stream_id` keep apart what one key is used for; they must not change. Raises
+    Problem for a key that can't be used.
+    """
+    value: bytes | None = dict(request.scope["headers"]).get(b"idempotency-key")
+    if value is None:
+        return None
+    if not _VISIBLE(value):
+        raise invalid(
+            "Idempotency-Key",
+            f"must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters",
+            MAX_IDEMPOTENCY_KEY,
+        )
+    name = f"{owner_of(request)}{route}\n{stream_id or ''}\n{value.decode('ascii')}\n"
+    return IdempotencyKey(name, is_batch)
+
+
+def new_ids(key: IdempotencyKey | None, index: int = 0) -> tuple[UUID, UUID]:
+    """Ids for an event and for a stream: derived from the key, or random without one."""
+    return key.derived_ids(index) if key else (uuid7(), uuid7())
+
+
+def new_event(
+    request: Request, event_id: UUID, stream_id: UUID, payload: SubmittedPayload
+) -> Submitted:
+    """The only event of a request, with who sent it, when, and in which trace."""
+    return Submitted(
+        event_id,
+        stream_id,
+        now_us(),
+        payload,
+        submitter=submitter_of(request),
+        traceparent=traceparent_of(request.scope),
+    )
+
+
+class RememberedKey:
+    """The events of an idempotency key and how far they are, as far as this process knows.
+
+    `confirmed`: the inbox has them. `outcome` is that of the last event, once the ledger told it.
+    """
+
+    def __init__(self, events: tuple[Submitted, ...]) -> None:
+        self.events = events
+        self.size = len(events)
+        self.confirmed = False
+        self.outcome: Outcome | None = None
+
+    def has_body_of(self, events: Sequence[Submitted]) -> bool:
+        """Whether a body that makes these events is the one that came with the key."""
+        return len(self.events) == len(events) and all(map(_same_body, self.events, events))
+
+    def learn(
+        self, decisions: Sequence[Decision], encryption_keys: Mapping[bytes, bytes | None]
+    ) -> None:
+        """Take over what the ledger has of the key: whatever came here, that is what counts."""
+        if decisions:
+            self.events = tuple(
+                submitted(decision.cause, encryption_keys.get(decision.cause.stream_id))
+                for decision in decisions
+            )
+            (self.outcome,) = outcomes([recorded(record) for record in decisions[-1].records])
+            self.confirmed = True
+
+
+def _same_body(remembered: Submitted, event: Submitted) -> bool:
+    payload = event.payload
+    if (
+        isinstance(payload, CustomerRegistered)
+        and isinstance(remembered.payload, CustomerRegistered)
+        and remembered.payload.username == NO_NAME
+    ):
+        # A name that was erased since can't be compared; the rest of the body decides.
+        payload = replace(payload, username=NO_NAME)
+    return (
+        remembered.stream_id == event.stream_id
+        and remembered.payload == payload
+        # Atomic ids are random; whether a batch is atomic is in its body.
+        and (remembered.atomic_id is None) == (event.atomic_id is None)
+    )
+
+
+class RememberedKeys:
+    """The idempotency keys of recent requests, the oldest forgotten first."""
+
+    def __init__(self) -> None:
+        self._by_first_id: dict[UUID, RememberedKey] = {}
+        self._event_count = 0
+
+    def remember(self, events: tuple[Submitted, ...]) -> RememberedKey:
+        """What is known of the key that these events were made by."""
+        remembered = self._by_first_id.get(events[0].event_id)
+        if remembered is None:
+            remembered = self._by_first_id[events[0].event_id] = RememberedKey(events)
+            # Bounded by events, not by keys: a key may have made a thousand.
+            self._event_count += remembered.size
+            while self._event_count > MAX_REMEMBERED and len(self._by_first_id) > 1:
+                self._forget(next(iter(self._by_first_id)))
+        return remembered
+
+    def refuse_other_body(self, remembered: RememberedKey, events: tuple[Submitted, ...]) -> None:
+        """Raises Problem where the key came with another body."""
+        if remembered.has_body_of(events):
+            return
+        first_id = events[0].event_id
+        if remembered.outcome and self._by_first_id.get(first_id) is remembered:
+            # A shorter batch looked up only a part of what the ledger has: the next must ask anew.
+            self._forget(first_id)
+        raise Problem("key-reused", "this Idempotency-Key came with another body: use a new one")
+
+    def _forget(self, first_id: UUID) -> None:
+        self._event_count -= self._by_first_id.pop(first_id).size
 
 
 class Submission(Struct, frozen=True):
-    """Events that are in the inbox, and the outcome of the last one as far as it is known."""
+    """Events that are confirmed, and the outcome of the last one if it is known to be decided."""
 
     events: tuple[Submitted, ...]
     outcome: Outcome | None
-    keyed: bool
-    replayed: bool
     preference: Preference
+    keyed: bool = False
+    replayed: bool = False
 
     @property
     def event(self) -> Submitted:
@@ -43,79 +262,168 @@ class Submission(Struct, frozen=True):
         return self.events[0]
 
     def headers(self, decided: bool) -> dict[str, str]:
-        """What the answer's headers say about key and preference."""
+        """The headers about key and preference."""
         headers = self.preference.applied(decided)
         if self.replayed:
             headers["Idempotency-Replayed"] = "true"
         return headers
 
 
-async def no_check() -> None:
-    """The check of a submission that may always be made."""
+class Submissions:
+    """The submissions of one API process."""
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        pending: PendingOrders,
+        peers: Peers | None,
+        waiters: Waiters,
+        reads: ConsistentReads,
+        engine: AsyncEngine,
+    ) -> None:
+        self._publisher = publisher
+        self._pending = pending
+        self._peers = peers
+        self._waiters = waiters
+        self._reads = reads
+        self._engine = engine
+        self._keys = RememberedKeys()
+        self._confirming = SingleFlight[RememberedKey, None]()
+
+    async def submit(
+        self,
+        events: tuple[Submitted, ...],
+        preference: Preference,
+        key: IdempotencyKey | None,
+        check: Check | None = None,
+    ) -> Submission:
+        """Have the events confirmed, and wait for their outcome as long as the client likes.
+
+        `check` raises what keeps new events from being submitted. Raises InboxUnavailable, and
+        Problem for a refusal or a reused key.
+        """
+        if key:
+            return await self._submit_keyed(events, preference, key, check)
+        if check:
+            await check()
+        if not preference.wait_s:
+            await self._publish(events)
+            return Submission(events, None, preference)
+        # Waiting starts before the publish: the outcome may be here before the confirm.
+        with self._waiters.outcome_of(events[-1].event_id) as decided:
+            await self._publish(events)
+            outcome = await _within(preference.wait_s, decided)
+        _raise_if_refused(outcome)
+        return Submission(events, outcome, preference)
+
+    async def _submit_keyed(
+        self,
+        events: tuple[Submitted, ...],
+        preference: Preference,
+        key: IdempotencyKey,
+        check: Check | None,
+    ) -> Submission:
+        remembered, ids = self._keys.remember(events), key.lookup_ids(events)
+        replayed = remembered.confirmed or remembered in self._confirming
+        with self._waiters.outcome_of(remembered.events[-1].event_id) as decided:
+            if remembered.outcome is None:
+                await self._confirming.join(
+                    remembered, lambda: self._confirm(remembered, events, ids, check)
+                )
+                replayed = replayed or remembered.outcome is not None
+            self._keys.refuse_other_body(remembered, events)
+            if preference.wait_s and remembered.outcome is None:
+                await _within(preference.wait_s, decided)
+                await self._look_up(remembered, ids, QUERY_TIMEOUT_S)
+                self._keys.refuse_other_body(remembered, events)
+        _raise_if_refused(remembered.outcome)
+        return Submission(
+            remembered.events, remembered.outcome, preference, keyed=True, replayed=replayed
+        )
+
+    async def _confirm(
+        self,
+        remembered: RememberedKey,
+        events: tuple[Submitted, ...],
+        ids: Sequence[UUID],
+        check: Check | None,
+    ) -> None:
+        """Bring the key's events from new to confirmed, or to decided if the ledger has them."""
+        await self._look_up(remembered, ids, KEY_LOOKUP_TIMEOUT_S)
+        # A request publishes no body but its own, even if the key came with another one before.
+        if remembered.confirmed or not remembered.has_body_of(events):
+            return
+        if check:
+            await check()
+        await self._publish(remembered.events)
+        remembered.confirmed = True
+
+    async def _look_up(
+        self, remembered: RememberedKey, ids: Sequence[UUID], timeout_s: float
+    ) -> None:
+        """Learn what the ledger has of a key; nothing while the database is away."""
+        try:
+            async with asyncio.timeout(timeout_s), self._engine.connect() as connection:
+                reader = EventReader(connection)
+                found, keys = await reader.decisions_by_id([event_id.bytes for event_id in ids])
+        except DATABASE_ERRORS:
+            return
+        by_id = {decision.cause.event_id: decision for decision in found}
+        remembered.learn([by_id[i.bytes] for i in ids if i.bytes in by_id], keys)
+
+    async def _publish(self, events: tuple[Submitted, ...]) -> None:
+        """Have the events in the inbox, and orders among them found by a GET from now on."""
+        orders = [event for event in events if isinstance(event.payload, OrderPlaced)]
+        try:
+            for event in orders:
+                self._pending.add(event, event.payload)  # type: ignore[arg-type]  # an OrderPlaced
+            await self._publisher.submit(events)
+        except InboxUnavailable:
+            for event in orders:
+                self._pending.remove(event.stream_id)
+            raise
+        if self._peers and orders:
+            await self._peers.tell(orders)
+
+    async def read_decided(
+        self, submission: Submission, query: Query[T | None]
+    ) -> tuple[T | None, int]:
+        """The answer of a view that has the decision; None if it is away or behind.
+
+        What was accepted is never answered with an error: the client would submit it again.
+        """
+        try:
+            position = submission.outcome.position if submission.outcome else 0
+            return await self._reads.read_at_least(position, query)
+        except (ViewsUnavailable, Problem):
+            return None, 0
+
+    async def response(
+        self,
+        submission: Submission,
+        query: Query[T | None],
+        render: Callable[[T], Struct],
+        *,
+        location: str,
+        accepted: Struct,
+        created: bool,
+    ) -> Response:
+        """The thing as the view shows it after the decision, else 202 and where to look for it.
+
+        `created`: the event creates the thing, so that the view showing it proves the decision; of
+        a keyed one only the ledger does, as the key may have come elsewhere with another body.
+        """
+        row, position = None, 0
+        proven = submission.outcome or (created and not submission.keyed)
+        if submission.preference.wait_s and proven:
+            row, position = await self.read_decided(submission, query)
+        headers = {"Location": location, **submission.headers(row is not None)}
+        if row is None:
+            return reply(202, accepted, headers)
+        return reply(201 if created else 200, render(row), {**headers, **position_header(position)})
 
 
-async def submit(
-    context: Context, draft: Draft, preference: Preference, check: Check = no_check
-) -> Submission:
-    """Submit and wait for the outcome; raises InboxUnavailable, or Problem if it was refused.
-
-    `check` raises what keeps the events from being submitted; what is in the ledger passed it.
-    """
-    if draft.ids:
-        return await _submit_keyed(context, draft, preference, check)
-    await check()
-    if preference.wait_s == 0:
-        await _append(context, draft.events)
-        return Submission(draft.events, None, False, False, preference)
-    # Listening starts before the submission: its outcome may be here before its confirm.
-    with context.waiters.outcome_of(draft.events[-1].event_id) as decided:
-        await _append(context, draft.events)
-        outcome = await _in_time(decided, preference.wait_s)
-    return Submission(draft.events, _effective(outcome), False, False, preference)
-
-
-async def _submit_keyed(
-    context: Context, draft: Draft, preference: Preference, check: Check
-) -> Submission:
-    """What the ledger has of the key is the answer; else submit, all who come at once together.
-
-    An outcome alone does not tell whose body was decided, as another process may have had the key
-    at the same moment; so it is read from the ledger, with the event.
-    """
-    kept, began = context.keys.claim(draft.events), True
-    replayed = kept.confirmed
-    with context.waiters.outcome_of(kept.events[-1].event_id) as decided:
-        if not kept.outcomes:
-            began = await once(kept, lambda: _attempt(context, kept, draft, check))
-            replayed = replayed or not began or bool(kept.outcomes)
-        context.keys.refuse_other(kept, draft.events)
-        if preference.wait_s and not kept.outcomes:
-            await _in_time(decided, preference.wait_s)
-            await _look_up(context, kept, draft)
-            context.keys.refuse_other(kept, draft.events)
-    outcome = kept.outcomes[-1] if kept.outcomes else None
-    return Submission(kept.events, _effective(outcome), True, replayed, preference)
-
-
-async def _attempt(context: Context, kept: Kept, draft: Draft, check: Check) -> None:
-    """Have the key's events in the inbox, if they are this body's: a request submits no other."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(KEY_LOOKUP_TIMEOUT_S):
-            await _look_up(context, kept, draft)
-    if kept.confirmed or not kept.are(draft.events):
-        return
-    await check()
-    await _append(context, kept.events)
-    kept.confirmed = True
-
-
-async def _look_up(context: Context, kept: Kept, draft: Draft) -> None:
-    """Learn what the ledger has of the key; nothing, if the database is away."""
-    with suppress(ViewsUnavailable):
-        kept.learn(draft.ids, await context.feed.submissions(draft.ids))
-
-
-async def _in_time(decided: OutcomeFuture, wait_s: int) -> Outcome | None:
+async def _within(wait_s: int, decided: OutcomeFuture) -> Outcome | None:
     try:
         async with asyncio.timeout(wait_s):
             return await decided
@@ -123,57 +431,7 @@ async def _in_time(decided: OutcomeFuture, wait_s: int) -> Outcome | None:
         return None
 
 
-async def _append(context: Context, events: tuple[Submitted, ...]) -> None:
-    """Have the events in the inbox, and orders among them found from now on."""
-    orders = [event for event in events if isinstance(event.payload, OrderPlaced)]
-    try:
-        for event in orders:
-            context.pending.add(event, event.payload)  # type: ignore[arg-type]  # an OrderPlaced
-        await context.publisher.submit(events)
-    except InboxUnavailable:
-        for event in orders:
-            context.pending.remove(event.stream_id)
-        raise
-    if context.peers and orders:
-        await context.peers.tell(orders)
-
-
-def _effective(outcome: Outcome | None) -> Outcome | None:
-    """The outcome, unless the fold refused the submission as a whole: then Problem is raised."""
-    if outcome is not None and outcome.type in _REFUSED:
+def _raise_if_refused(outcome: Outcome | None) -> None:
+    """Raises Problem where the fold refused the whole submission; a failed order is a result."""
+    if outcome is not None and outcome.type in _REFUSALS:
         raise refused(outcome.reason or "", f"{outcome.type} at position {outcome.position}")
-    return outcome
-
-
-async def shown(
-    context: Context, query: Query[T | None], outcome: Outcome | None
-) -> tuple[T | None, int]:
-    """What a view shows of something that was accepted: nothing, if it is away or behind."""
-    try:
-        return await context.reads.read_at_least(outcome.position if outcome else 0, query)
-    except (ViewsUnavailable, Problem):
-        return None, 0
-
-
-async def answer(
-    context: Context,
-    submission: Submission,
-    query: Query[T | None],
-    render: Callable[[T], Struct],
-    *,
-    location: str,
-    accepted: Struct,
-    created: bool,
-) -> Response:
-    """The thing as the view shows it after the decision, else 202 and where to look for it.
-
-    `created`: the event creates the thing, so that the view showing it proves the decision; of a
-    keyed one only the ledger does, as the key may have come elsewhere with another body.
-    """
-    row, position = None, 0
-    if submission.preference.wait_s and (submission.outcome or (created and not submission.keyed)):
-        row, position = await shown(context, query, submission.outcome)
-    headers: Mapping[str, str] = {"Location": location, **submission.headers(row is not None)}
-    if row is None:
-        return reply(202, accepted, headers)
-    return reply(201 if created else 200, render(row), {**headers, **position_header(position)})

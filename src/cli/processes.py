@@ -11,7 +11,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api import server
 from api.app import build_app
-from api.as_of import AsOfReads, TrialBalanceReads
 from api.context import Context
 from api.pending import Peers
 from cli.access import make_guard, origins
@@ -25,10 +24,8 @@ from ledger.runtime.metrics import WRITER, registry_of
 from ledger.runtime.reconnect import first_to_end
 from ledger.writer import Writer
 from projections.announcements import Announcements
-from projections.feed import Feed
 from projections.metrics import PROJECTOR, measure_lag
 from projections.projector import Projector, listen
-from projections.queries import Views
 from projections.views.registry import PROJECTIONS
 
 log = logging.getLogger(__name__)
@@ -60,10 +57,7 @@ async def _serve_api(settings: Settings) -> None:
     context = Context(
         Publisher(publishing, "/api", name),
         Announcements(consuming, name),
-        Views(engine),
-        Feed(engine),
-        AsOfReads(engine),
-        TrialBalanceReads(engine),
+        engine,
         peers=peers,
         cors_origins=origins(settings),
         guard=make_guard(settings, engine),

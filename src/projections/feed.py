@@ -1,16 +1,13 @@
-"""Reads of the ledger itself: its pages, one stream's history, and what became of a submission."""
+"""Reads of the ledger itself: its pages, and one stream's history."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from ledger.eventlog.codec import encode_recorded, recorded, submitted
-from ledger.eventlog.encryption import REGISTERED
-from ledger.eventlog.records import Record, Submitted
-from projections.announcements import Outcome, outcomes
+from ledger.eventlog.codec import encode_recorded
+from ledger.eventlog.records import Record
 from projections.queries import fetch
 
 MAX_SCAN: Final = 10_000
@@ -38,13 +35,6 @@ class FeedPage(Struct, frozen=True):
     def is_last(self) -> bool:
         """Whether there is nothing after it yet."""
         return self.scanned_to >= self.head
-
-
-class Earlier(Struct, frozen=True):
-    """A submitted event that the ledger has, and its outcome; with NO_NAME for an erased name."""
-
-    event: Submitted
-    outcome: Outcome
 
 
 class Feed:
@@ -83,20 +73,6 @@ class Feed:
         )
         return _feed_events(rows)
 
-    async def submissions(self, event_ids: Sequence[UUID]) -> dict[UUID, Earlier]:
-        """Those of the submitted events that the ledger has."""
-        marks = ", ".join(["%s"] * len(event_ids))
-        rows = await fetch(
-            self._engine,
-            f"SELECT k.sealing_key, {_columns('e')}, {_columns('d')} FROM events e"
-            " LEFT JOIN events d ON d.position = e.position + 1 AND d.cause_position = e.position"
-            " LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = %s"
-            f" WHERE e.event_id IN ({marks})",
-            (REGISTERED, *(event_id.bytes for event_id in event_ids)),
-        )
-        found = (_earlier(key, row) for key, *row in rows)
-        return {earlier.event.event_id: earlier for earlier in found}
-
 
 def _columns(alias: str) -> str:
     return ", ".join(f"{alias}.{name} AS {alias}_{name}" for name in _COLUMNS)
@@ -116,11 +92,3 @@ def _feed_events(rows: Any) -> list[FeedEvent]:
         for row in rows
         if row[0] is not None
     ]
-
-
-def _earlier(key: bytes | None, row: list[Any]) -> Earlier:
-    record = Record(*row[:_WIDTH])
-    events = [recorded(record)]
-    if row[_WIDTH] is not None:
-        events.append(recorded(Record(*row[_WIDTH:])))
-    return Earlier(submitted(record, key), outcomes(events)[0])

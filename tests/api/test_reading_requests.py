@@ -1,4 +1,4 @@
-"""What can be told of requests without a server: JSON, numbers, preferences, keys."""
+"""What can be told of requests without a server: JSON and numbers."""
 
 from contextlib import suppress
 from decimal import Decimal
@@ -8,26 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from starlette.requests import Request
 
-from api.idempotency import Keys, draft, draft_batch
-from api.parameters import MAX_WAIT_S, POSITION_FORM
-from api.prefer import Preference, preference
+from api.parameters import POSITION_FORM
 from api.problems import Problem
 from api.requests import invalid_fields, parse_json
 from api.responses import problem_response
 from api.schemas import Deposit, PlaceOrder, money
-from ledger.core.events import MAX_AMOUNT_MINOR, CustomerRegistered, OrderPlaced
-from ledger.eventlog.records import Submitted
+from ledger.core.events import MAX_AMOUNT_MINOR
 from ledger.runtime.timestamps import format_us
 
 NAME = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
-
-
-def request(**headers: str) -> Request:
-    """A request with these headers."""
-    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "headers": raw})
 
 
 @given(st.integers(1, MAX_AMOUNT_MINOR))
@@ -73,106 +63,6 @@ def test_a_problem_about_any_names_can_be_written_down(names: dict[str, object])
     with pytest.raises(ValidationError) as raised:
         PlaceOrder.model_validate(names)
     assert problem_response(invalid_fields(raised.value), "/x").status_code == 422
-
-
-@pytest.mark.parametrize(
-    ("header", "default", "expected"),
-    [
-        ("wait=5", 0, Preference(5, True)),
-        ("wait=0", 2, Preference(0, True)),
-        ("Wait=5", 0, Preference(5, True)),
-        ("respond-async, wait=10", 2, Preference(10, True)),
-        ("wait=10; foo=bar", 2, Preference(10, True)),
-        ('wait="7"', 2, Preference(7, True)),
-        ("respond-async", 2, Preference(0, True)),
-        ("wait=31", 0, Preference(MAX_WAIT_S, True)),
-        (f"wait={'9' * 500}", 0, Preference(MAX_WAIT_S, True)),
-        ("wait=3, wait=9", 0, Preference(3, True)),
-        ("wait=-1", 2, Preference(2, False)),
-        ("wait=soon", 2, Preference(2, False)),
-        ("wait", 2, Preference(2, False)),
-        ("return=minimal", 2, Preference(2, False)),
-        (",;=,", 0, Preference(0, False)),
-    ],
-)
-def test_what_a_client_prefers(header: str, default: int, expected: Preference) -> None:
-    assert preference(request(prefer=header), default) == expected
-
-
-def test_no_preference_is_none() -> None:
-    assert preference(request(), 2) == Preference(2, False)
-
-
-@pytest.mark.parametrize(
-    ("wish", "decided", "applied"),
-    [
-        (Preference(5, True), True, {"Preference-Applied": "wait=5"}),
-        (Preference(5, True), False, {"Preference-Applied": "respond-async"}),
-        (Preference(0, True), True, {"Preference-Applied": "respond-async"}),
-        (Preference(2, False), True, {}),
-        (Preference(2, False), False, {}),
-    ],
-)
-def test_which_preference_was_honoured(
-    wish: Preference, decided: bool, applied: dict[str, str]
-) -> None:
-    assert wish.applied(decided) == applied
-
-
-def test_a_key_makes_the_same_ids_on_every_process() -> None:
-    """Golden: ids that change would let a retry after an upgrade be decided twice."""
-    made = draft(request(idempotency_key="k-1"), "POST /customers", CustomerRegistered("ann"))
-    assert made.ids == (made.event.event_id,)
-    assert made.event.event_id == UUID("8d5082b3-0327-533f-b3f0-f61ff7666807")
-    assert made.event.stream_id == UUID("d3c59fd8-177e-56de-9a74-5f01e4295fab")
-
-
-def test_ids_differ_by_route_by_path_and_by_key() -> None:
-    ids = {
-        draft(request(idempotency_key=key), route, CustomerRegistered("ann"), stream).event.event_id
-        for key in ("a", "b")
-        for route in ("POST /customers", "POST /products")
-        for stream in (None, NAME, UUID(int=1))
-    }
-    assert len(ids) == 12
-
-
-def of_key(key: str) -> tuple[Submitted, ...]:
-    """The events of a request with this key."""
-    return draft(request(idempotency_key=key), "POST /customers", CustomerRegistered("ann")).events
-
-
-def test_the_oldest_keys_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.idempotency.MAX_KEPT", 2)
-    keys, kept = Keys(), {}
-    for key in "abc":
-        kept[key] = keys.claim(of_key(key))
-    assert [keys.claim(of_key(key)) is kept[key] for key in "cba"] == [True, True, False]
-
-
-def test_a_batch_counts_as_all_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("api.idempotency.MAX_KEPT", 10)
-    keys, small = Keys(), of_key("a")
-    kept = keys.claim(small)
-    payloads = [OrderPlaced(NAME, NAME)] * 10
-    keys.claim(draft_batch(request(idempotency_key="b"), "r", payloads, atomic=False).events)
-    assert keys.claim(small) is not kept
-
-
-def test_a_retry_gets_the_event_of_the_first_try() -> None:
-    keys, first = Keys(), of_key("a")
-    keys.claim(first)
-    assert keys.claim(of_key("a")).events is first
-
-
-def test_a_batch_asks_for_one_more_event_than_it_has() -> None:
-    """Where the ledger has that one, the key came with a longer batch."""
-    keyed = request(idempotency_key="b")
-    payloads = [OrderPlaced(NAME, NAME)] * 3
-    shorter = draft_batch(keyed, "r", payloads[:2], atomic=False)
-    longer = draft_batch(keyed, "r", payloads, atomic=False)
-    assert shorter.ids == longer.ids[:3]
-    assert longer.ids[2] == longer.events[2].event_id
 
 
 @pytest.mark.parametrize(

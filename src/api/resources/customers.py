@@ -10,7 +10,6 @@ from api.as_of import as_of
 from api.auth.guard import unknown_customer
 from api.auth.principal import Scope
 from api.context import Context
-from api.idempotency import Draft, draft
 from api.operation import PREFIX, operation
 from api.parameters import (
     AFTER_ORDER,
@@ -23,11 +22,18 @@ from api.parameters import (
     SUBMIT,
     Call,
 )
-from api.prefer import DEFAULT_WAIT_S, preference
 from api.resources import orders
 from api.responses import position_header, reply
-from api.submission import answer, submit
+from api.submission import (
+    DEFAULT_WAIT_S,
+    IdempotencyKey,
+    idempotency_key,
+    new_event,
+    new_ids,
+    preference_of,
+)
 from ledger.core.events import CustomerRegistered, WalletCredited
+from ledger.eventlog.records import Submitted
 
 
 @operation(
@@ -39,8 +45,10 @@ from ledger.core.events import CustomerRegistered, WalletCredited
 )
 async def register(context: Context, call: Call[schemas.RegisterCustomer]) -> Response:
     """Open a wallet for a new customer."""
-    new = draft(call.request, "POST /customers", CustomerRegistered(call.body.username))
-    return await _submit(context, call.request, new, created=True)
+    key = idempotency_key(call.request, "POST /customers")
+    registered = CustomerRegistered(call.body.username)
+    event = new_event(call.request, *new_ids(key), registered)
+    return await _submit(context, call.request, event, key, created=True)
 
 
 @operation(
@@ -59,16 +67,25 @@ async def register(context: Context, call: Call[schemas.RegisterCustomer]) -> Re
 )
 async def deposit(context: Context, call: Call[schemas.Deposit]) -> Response:
     """Pay money into the wallet."""
-    credited = WalletCredited(call.body.amount)
-    new = draft(call.request, "POST /customers/deposits", credited, call[CUSTOMER_ID])
-    return await _submit(context, call.request, new, created=False)
+    customer_id = call[CUSTOMER_ID]
+    key = idempotency_key(call.request, "POST /customers/deposits", customer_id)
+    event_id, _ = new_ids(key)
+    event = new_event(call.request, event_id, customer_id, WalletCredited(call.body.amount))
+    return await _submit(context, call.request, event, key, created=False)
 
 
-async def _submit(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
-    submission = await submit(context, new, preference(request, DEFAULT_WAIT_S))
-    customer_id = new.event.stream_id
-    return await answer(
-        context,
+async def _submit(
+    context: Context,
+    request: Request,
+    event: Submitted,
+    key: IdempotencyKey | None,
+    *,
+    created: bool,
+) -> Response:
+    preference = preference_of(request, DEFAULT_WAIT_S)
+    submission = await context.submissions.submit((event,), preference, key)
+    customer_id = event.stream_id
+    return await context.submissions.response(
         submission,
         lambda: context.views.wallet(customer_id),
         schemas.customer,

@@ -5,13 +5,14 @@ from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
+from uuid_utils.compat import uuid7
 
 from api import schemas
 from api.as_of import as_of
-from api.auth.guard import bound_to, may_see, require_customer
+from api.auth.guard import bound_to, may_see, require_customer, submitter_of
 from api.auth.principal import Scope
 from api.context import Context
-from api.idempotency import draft, draft_batch
+from api.middleware import traceparent_of
 from api.operation import PREFIX, operation
 from api.parameters import (
     AFTER_ORDER,
@@ -27,14 +28,14 @@ from api.parameters import (
     SUBMIT,
     Call,
 )
-from api.prefer import preference
 from api.problems import FieldError, Problem
 from api.responses import next_link, position_header, reply
-from api.submission import answer, shown, submit
+from api.submission import idempotency_key, new_event, new_ids, preference_of
 from ledger.core.decider import decide
 from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
 from ledger.core.state import State, Status
 from ledger.eventlog.records import Submitted
+from ledger.runtime.timestamps import now_us
 from projections.views.orders import OrderRow
 
 MAX_BATCH_BODY: Final = 256 * 1024
@@ -68,16 +69,15 @@ async def place(context: Context, call: Call[schemas.PlaceOrder]) -> Response:
     With `dry_run` say what would be decided now, and append nothing.
     """
     request, body = call.request, call.body
-    preferred = preference(request, default_wait_s=0)
     require_customer(request, body.customer_id)
+    key = idempotency_key(request, "POST /orders")
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
-    new = draft(request, "POST /orders", placed)
     if call[DRY_RUN]:
         return await dry_run(context, placed)
-    order_id = new.event.stream_id
-    submission = await submit(context, new, preferred)
-    return await answer(
-        context,
+    event_id, order_id = new_ids(key)
+    event = new_event(request, event_id, order_id, placed)
+    submission = await context.submissions.submit((event,), preference_of(request, 0), key)
+    return await context.submissions.response(
         submission,
         lambda: context.views.order(order_id),
         schemas.order,
@@ -132,9 +132,22 @@ async def place_batch(context: Context, call: Call[schemas.PlaceOrders]) -> Resp
             detail = f"there is no customer {order.customer_id}"
             errors = [FieldError(field, detail)]
             raise Problem("unknown-customer", f"{field}: {detail}", errors)
-    placed = [OrderPlaced(o.customer_id, o.product_id, o.quantity) for o in body.orders]
-    new = draft_batch(request, "POST /orders/batch", placed, atomic=body.atomic)
-    submission = await submit(context, new, preference(request, default_wait_s=0))
+    key = idempotency_key(request, "POST /orders/batch", is_batch=True)
+    # Looked up once: what a batch has in common would cost a thousand times otherwise.
+    occurred_at_us, atomic_id = now_us(), uuid7() if body.atomic else None
+    submitter, traceparent = submitter_of(request), traceparent_of(request.scope)
+    events = tuple(
+        Submitted(
+            *new_ids(key, i),
+            occurred_at_us,
+            OrderPlaced(order.customer_id, order.product_id, order.quantity),
+            submitter=submitter,
+            traceparent=traceparent,
+            atomic_id=atomic_id,
+        )
+        for i, order in enumerate(body.orders)
+    )
+    submission = await context.submissions.submit(events, preference_of(request, 0), key)
     ids = [event.stream_id for event in submission.events]
 
     async def query() -> tuple[dict[UUID, OrderRow] | None, int]:
@@ -142,7 +155,7 @@ async def place_batch(context: Context, call: Call[schemas.PlaceOrders]) -> Resp
 
     rows, position = None, 0
     if submission.preference.wait_s and submission.outcome:
-        rows, position = await shown(context, query, submission.outcome)
+        rows, position = await context.submissions.read_decided(submission, query)
     headers = submission.headers(decided=rows is not None)
     if rows is None:
         accepted = [_pending(event) for event in submission.events]
@@ -234,8 +247,9 @@ async def _find(
 async def cancel(context: Context, call: Call[schemas.Nothing]) -> Response:
     """Ask to undo an order; a refusal that is certain already is told at once."""
     order_id, request = call[ORDER_ID], call.request
-    preferred = preference(request, default_wait_s=0)
-    new = draft(request, "POST /orders/cancel", OrderCancelRequested(), order_id)
+    key = idempotency_key(request, "POST /orders/cancel", order_id)
+    event_id, _ = new_ids(key)
+    event = new_event(request, event_id, order_id, OrderCancelRequested())
 
     async def refuse_final() -> None:
         order, _ = await visible_order(context, request, order_id)
@@ -246,9 +260,10 @@ async def cancel(context: Context, call: Call[schemas.Nothing]) -> Response:
                 reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
             )
 
-    submission = await submit(context, new, preferred, refuse_final)
-    return await answer(
-        context,
+    submission = await context.submissions.submit(
+        (event,), preference_of(request, 0), key, refuse_final
+    )
+    return await context.submissions.response(
         submission,
         lambda: context.views.order(order_id),
         schemas.order,

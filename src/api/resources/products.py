@@ -12,7 +12,6 @@ from api import schemas
 from api.as_of import as_of
 from api.auth.principal import Scope
 from api.context import Context
-from api.idempotency import Draft, draft
 from api.operation import PREFIX, operation
 from api.parameters import (
     AFTER_PRODUCT,
@@ -25,12 +24,19 @@ from api.parameters import (
     SUBMIT,
     Call,
 )
-from api.prefer import DEFAULT_WAIT_S, preference
 from api.problems import Problem
 from api.product_cache import MAX_AGE_S, ProductPage
 from api.responses import JSON, encode, etag_matches, next_link, position_header, reply
-from api.submission import answer, submit
+from api.submission import (
+    DEFAULT_WAIT_S,
+    IdempotencyKey,
+    idempotency_key,
+    new_event,
+    new_ids,
+    preference_of,
+)
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
+from ledger.eventlog.records import Submitted
 from projections.views.stock import ProductAsOf, StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
@@ -49,8 +55,9 @@ async def create(context: Context, call: Call[schemas.ListProduct]) -> Response:
     """Put a product on sale."""
     body = call.body
     listed = ProductListed(body.name, body.description, body.base_price, body.stock)
-    new = draft(call.request, "POST /products", listed)
-    return await _submit(context, call.request, new, created=True)
+    key = idempotency_key(call.request, "POST /products")
+    event = new_event(call.request, *new_ids(key), listed)
+    return await _submit(context, call.request, event, key, created=True)
 
 
 @operation(
@@ -68,9 +75,11 @@ async def create(context: Context, call: Call[schemas.ListProduct]) -> Response:
 )
 async def receive(context: Context, call: Call[schemas.ReceiveStock]) -> Response:
     """Take units into stock."""
-    received = StockReceived(call.body.quantity)
-    new = draft(call.request, "POST /products/receipts", received, call[PRODUCT_ID])
-    return await _submit(context, call.request, new, created=False)
+    product_id = call[PRODUCT_ID]
+    key = idempotency_key(call.request, "POST /products/receipts", product_id)
+    event_id, _ = new_ids(key)
+    event = new_event(call.request, event_id, product_id, StockReceived(call.body.quantity))
+    return await _submit(context, call.request, event, key, created=False)
 
 
 @operation(
@@ -83,16 +92,25 @@ async def receive(context: Context, call: Call[schemas.ReceiveStock]) -> Respons
 )
 async def change(context: Context, call: Call[schemas.ChangePrice]) -> Response:
     """Set a new base price."""
-    changed = PriceChanged(call.body.base_price)
-    new = draft(call.request, "PATCH /products", changed, call[PRODUCT_ID])
-    return await _submit(context, call.request, new, created=False)
+    product_id = call[PRODUCT_ID]
+    key = idempotency_key(call.request, "PATCH /products", product_id)
+    event_id, _ = new_ids(key)
+    event = new_event(call.request, event_id, product_id, PriceChanged(call.body.base_price))
+    return await _submit(context, call.request, event, key, created=False)
 
 
-async def _submit(context: Context, request: Request, new: Draft, *, created: bool) -> Response:
-    submission = await submit(context, new, preference(request, DEFAULT_WAIT_S))
-    product_id = new.event.stream_id
-    return await answer(
-        context,
+async def _submit(
+    context: Context,
+    request: Request,
+    event: Submitted,
+    key: IdempotencyKey | None,
+    *,
+    created: bool,
+) -> Response:
+    preference = preference_of(request, DEFAULT_WAIT_S)
+    submission = await context.submissions.submit((event,), preference, key)
+    product_id = event.stream_id
+    return await context.submissions.response(
         submission,
         lambda: context.views.product(product_id),
         schemas.product,

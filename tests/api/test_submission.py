@@ -1,0 +1,154 @@
+"""Idempotency keys and preferences, as far as they can be tested without a server."""
+
+from uuid import UUID
+
+import pytest
+from starlette.requests import Request
+
+from api.submission import (
+    MAX_WAIT_S,
+    IdempotencyKey,
+    Preference,
+    RememberedKeys,
+    idempotency_key,
+    new_event,
+    new_ids,
+    preference_of,
+)
+from ledger.core.events import CustomerRegistered, OrderPlaced
+from ledger.eventlog.records import Submitted
+
+SOME_ID = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
+
+
+def request(**headers: str) -> Request:
+    """A request with these headers."""
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return Request({"type": "http", "headers": raw})
+
+
+@pytest.mark.parametrize(
+    ("header", "default", "expected"),
+    [
+        ("wait=5", 0, Preference(5, True)),
+        ("wait=0", 2, Preference(0, True)),
+        ("Wait=5", 0, Preference(5, True)),
+        ("respond-async, wait=10", 2, Preference(10, True)),
+        ("wait=10; foo=bar", 2, Preference(10, True)),
+        ('wait="7"', 2, Preference(7, True)),
+        ("respond-async", 2, Preference(0, True)),
+        ("wait=31", 0, Preference(MAX_WAIT_S, True)),
+        (f"wait={'9' * 500}", 0, Preference(MAX_WAIT_S, True)),
+        ("wait=3, wait=9", 0, Preference(3, True)),
+        ("wait=-1", 2, Preference(2, False)),
+        ("wait=soon", 2, Preference(2, False)),
+        ("wait", 2, Preference(2, False)),
+        ("return=minimal", 2, Preference(2, False)),
+        (",;=,", 0, Preference(0, False)),
+    ],
+)
+def test_a_preference_is_read_and_what_is_no_preference_is_passed_over(
+    header: str, default: int, expected: Preference
+) -> None:
+    assert preference_of(request(prefer=header), default) == expected
+
+
+def test_without_a_preference_the_default_counts() -> None:
+    assert preference_of(request(), 2) == Preference(2, False)
+
+
+@pytest.mark.parametrize(
+    ("preference", "decided", "applied"),
+    [
+        (Preference(5, True), True, {"Preference-Applied": "wait=5"}),
+        (Preference(5, True), False, {"Preference-Applied": "respond-async"}),
+        (Preference(0, True), True, {"Preference-Applied": "respond-async"}),
+        (Preference(2, False), True, {}),
+        (Preference(2, False), False, {}),
+    ],
+)
+def test_the_answer_says_which_preference_was_honoured(
+    preference: Preference, decided: bool, applied: dict[str, str]
+) -> None:
+    assert preference.applied(decided) == applied
+
+
+def key_of(
+    value: str, route: str = "POST /customers", stream_id: UUID | None = None
+) -> IdempotencyKey:
+    """The idempotency key of a request for one event."""
+    key = idempotency_key(request(idempotency_key=value), route, stream_id)
+    assert key
+    return key
+
+
+def registered(value: str) -> tuple[Submitted, ...]:
+    """The events of a registration with this key."""
+    return (new_event(request(), *new_ids(key_of(value)), CustomerRegistered("ann")),)
+
+
+def batch_key() -> IdempotencyKey:
+    """The idempotency key of a batch."""
+    key = idempotency_key(request(idempotency_key="b"), "POST /orders/batch", is_batch=True)
+    assert key
+    return key
+
+
+def batch(count: int) -> tuple[Submitted, ...]:
+    """The events of a batch of orders with one key, whatever their number."""
+    placed = OrderPlaced(SOME_ID, SOME_ID)
+    return tuple(new_event(request(), *new_ids(batch_key(), i), placed) for i in range(count))
+
+
+def test_a_key_derives_the_same_ids_on_every_process_and_for_ever() -> None:
+    """Golden: ids that change would let a retry after an upgrade be decided twice."""
+    event_id, stream_id = new_ids(key_of("k-1"))
+    assert event_id == UUID("8d5082b3-0327-533f-b3f0-f61ff7666807")
+    assert stream_id == UUID("d3c59fd8-177e-56de-9a74-5f01e4295fab")
+
+
+def test_derived_ids_differ_by_route_by_stream_and_by_key() -> None:
+    ids = {
+        new_ids(key_of(value, route, stream_id))[0]
+        for value in ("a", "b")
+        for route in ("POST /customers", "POST /products")
+        for stream_id in (None, SOME_ID, UUID(int=1))
+    }
+    assert len(ids) == 12
+
+
+def test_without_a_key_ids_are_new_each_time() -> None:
+    assert idempotency_key(request(), "POST /customers") is None
+    assert len({*new_ids(None), *new_ids(None)}) == 4
+
+
+def test_a_request_is_looked_up_by_its_event() -> None:
+    events = registered("k-1")
+    assert key_of("k-1").lookup_ids(events) == [events[0].event_id]
+
+
+def test_a_batch_is_looked_up_by_one_event_more_than_it_has() -> None:
+    """Where the ledger has that one, the key came with a longer batch."""
+    shorter, longer = batch(2), batch(3)
+    assert batch_key().lookup_ids(shorter) == [event.event_id for event in longer]
+
+
+def test_a_retry_gets_the_events_of_the_first_try() -> None:
+    keys, first = RememberedKeys(), registered("a")
+    keys.remember(first)
+    assert keys.remember(registered("a")).events is first
+
+
+def test_the_oldest_keys_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.submission.MAX_REMEMBERED", 2)
+    keys = RememberedKeys()
+    remembered = {value: keys.remember(registered(value)) for value in "abc"}
+    assert [keys.remember(registered(v)) is remembered[v] for v in "cba"] == [True, True, False]
+
+
+def test_a_batch_counts_as_all_its_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.submission.MAX_REMEMBERED", 10)
+    keys, small = RememberedKeys(), registered("a")
+    remembered = keys.remember(small)
+    keys.remember(batch(10))
+    assert keys.remember(small) is not remembered
