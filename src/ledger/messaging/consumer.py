@@ -1,4 +1,4 @@
-"""The writer's end of the inbox: deliveries in queue order, acked only after COMMIT."""
+"""Consuming the inbox: deliveries in queue order, acked only after COMMIT."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,15 +14,19 @@ from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import INBOX
 from ledger.runtime.metrics import MESSAGE_EVENTS
 
+# The broker sends no more messages until one is acked.
 PREFETCH: Final = 128
 
 
 class InboxLost(ConnectionError):
-    """The broker no longer delivers to this consumer: its queue or its channel is gone."""
+    """The broker has cancelled this consumer, so nothing more will be delivered to it."""
 
 
 class Batch(Struct, frozen=True):
-    """What was waiting in the inbox: its events in order, what could not be read, what to ack."""
+    """Deliveries decoded: their events in order, what could not be decoded, and the last one.
+
+    `messages` is their number. Acking `last` acks all of them.
+    """
 
     events: list[Submitted]
     rejected: list[Rejected]
@@ -31,55 +35,57 @@ class Batch(Struct, frozen=True):
 
 
 class Inbox:
-    """One consumer of the inbox, on a channel of its own."""
+    """A consumer of the inbox, on a channel of its own."""
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
-        # Bounded by the prefetch: the broker sends no more until something is acked.
-        self._arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(PREFETCH)
+        self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(PREFETCH)
 
     async def enqueue(self, message: AbstractIncomingMessage) -> None:
-        """The consumer's callback. It only enqueues, so that messages keep their order."""
-        self._arrived.put_nowait(message)
+        """The consumer's callback."""
+        # It never awaits: the client runs each callback as a task, and one could overtake another.
+        self._deliveries.put_nowait(message)
 
     async def batch(self, max_events: int, timeout_s: float) -> Batch | None:
-        """What is waiting, up to about `max_events`; None when nothing came in `timeout_s`."""
+        """The deliveries at hand, until they have `max_events`; None after `timeout_s` without one.
+
+        A batch has at least one message and ends with a whole one, so it may exceed `max_events`.
+        """
         try:
             async with asyncio.timeout(timeout_s):
-                message = await self._arrived.get()
+                message = await self._deliveries.get()
         except TimeoutError:
             return None
-        events, rejected = self._decode(message)
-        messages = 1
-        while len(events) < max_events and not self._arrived.empty():
-            message = self._arrived.get_nowait()
-            more, bad = self._decode(message)
-            events += more
-            rejected += bad
+        events: list[Submitted] = []
+        rejected: list[Rejected] = []
+        messages = 0
+        while True:
             messages += 1
+            message_events, message_rejected = decode_group(message.body)
+            MESSAGE_EVENTS.observe(len(message_events) + len(message_rejected))
+            events += message_events
+            rejected += message_rejected
+            if len(events) >= max_events or self._deliveries.empty():
+                break
+            message = self._deliveries.get_nowait()
         return Batch(events, rejected, message, messages)
 
-    def _decode(self, message: AbstractIncomingMessage) -> tuple[list[Submitted], list[Rejected]]:
-        events, rejected = decode_group(message.body)
-        MESSAGE_EVENTS.observe(len(events) + len(rejected))
-        return events, rejected
-
     async def ack(self, batch: Batch) -> None:
-        """Ack the batch and all before it. Call it after COMMIT and at no other time."""
+        """Ack the batch and all before it; only after its COMMIT may this be called."""
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await batch.last.ack(multiple=True)
 
     async def check(self) -> None:
-        """Raises InboxLost, or what aio-pika raises, when nothing can come any more."""
+        """Raise InboxLost, or one of BROKER_ERRORS, when nothing will be delivered any more."""
         async with asyncio.timeout(CALL_TIMEOUT_S):
             queue = await self._channel.declare_queue(INBOX, passive=True)
         if not queue.declaration_result.consumer_count:
-            raise InboxLost("the inbox has no consumer: this one was cancelled by the broker")
+            raise InboxLost("the inbox has no consumer: the broker cancelled this one")
 
 
 @asynccontextmanager
 async def open_inbox(connection: Connection) -> AsyncIterator[Inbox]:
-    """Consume the inbox; leaving it returns to the queue what was not acked."""
+    """Consume the inbox; closing it returns messages without an ack to the queue, in order."""
     async with connection.channel(confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await channel.set_qos(prefetch_count=PREFETCH)

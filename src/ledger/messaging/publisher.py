@@ -1,7 +1,7 @@
-"""The client's end of the inbox: grouped, confirmed publishing.
+"""Publishing to the inbox, in groups and with confirms.
 
-What arrives while a confirm is under way leaves as one message. A publish costs some hundred
-microseconds of Python, an event in a group a few: grouping is where the throughput comes from.
+Events that arrive while a confirm is under way leave together as one message. A publish costs some
+hundred microseconds of Python, an event in a group a few: grouping gives the throughput.
 """
 
 import asyncio
@@ -29,15 +29,15 @@ from ledger.runtime.reconnect import first_to_end
 log = logging.getLogger(__name__)
 
 SUBMIT_TIMEOUT_S: Final = 1.5
+# A broker that neither confirms nor says that it blocks for so long gets a new connection.
 CONFIRM_TIMEOUT_S: Final = 10.0
-"""A broker that says nothing for so long, not even that it is in need, is asked anew."""
-
-PATIENCE_CHECK_S: Final = 1.0
+CONFIRM_CHECK_S: Final = 1.0
 GROUP_MAX_EVENTS: Final = 256
 GROUP_MAX_BYTES: Final = 256 * 1024
 IN_FLIGHT: Final = 2
+# Fewer events wait for the confirm of the message under way, and leave together: a second small
+# message would cost more than the wait.
 SECOND_FROM_EVENTS: Final = 16
-"""Fewer wait for the confirm of the message that is under way, and leave together."""
 MAX_WAITING: Final = 20_000
 
 
@@ -48,13 +48,13 @@ class InboxUnavailable(Exception):
 
 
 class InboxFull(InboxUnavailable):
-    """The inbox, or the line before it, is full; the events were not appended."""
+    """The inbox, or the queue of waiting events before it, is full; nothing was appended."""
 
     reason = "full"
 
 
 class _Submission:
-    """Events that one caller wants in the inbox together, and the word that they are."""
+    """The encoded events of one caller, and a future that ends with their confirm."""
 
     __slots__ = ("bodies", "confirmed", "size")
 
@@ -73,10 +73,10 @@ class _Submission:
 
 
 class Publisher:
-    """Appends submitted events to the inbox; one instance a process, kept alive by `run`.
+    """Appends submitted events to the inbox, or publishes them to another `exchange`.
 
-    On another `exchange` it tells whoever listens there, by the same rules. Without a `source` each
-    event keeps the one that it came from before.
+    `run` keeps its channel open. `source` is the CloudEvents source of the events; without it each
+    event keeps the source that it was recorded with.
     """
 
     def __init__(
@@ -86,53 +86,30 @@ class Publisher:
         instance: str,
         exchange: str = SUBMITTED_EXCHANGE,
     ) -> None:
-        self._exchange_name = exchange
         self._connection = connection
         self._source = source
+        self._exchange_name = exchange
         self.name = instance
         self._exchange: AbstractExchange | None = None
         self._channel: AbstractChannel | None = None
-        self._sent_s: list[float] = []
+        self._sent_s: list[float] = []  # when each message without a confirm was sent
         self._waiting: deque[_Submission] = deque()
         self._waiting_events = 0
-        self._arrived = asyncio.Event()
+        self._sendable = asyncio.Event()
         self.metrics = PublisherMetrics()
 
     @property
     def connected(self) -> bool:
-        """Whether the broker takes events now, as far as is known: none while one is overdue."""
-        return self._exchange is not None and self._awaited_s() < SUBMIT_TIMEOUT_S
+        """True while the broker takes events as far as is known: no confirm is overdue."""
+        return self._exchange is not None and self._unconfirmed_s() < SUBMIT_TIMEOUT_S
 
-    async def run(self) -> None:
-        """Hold the connection, for as long as the process runs."""
-        await self._connection.keep_channel(
-            f"publisher of {self._exchange_name}", self._publish_groups, confirms=True
-        )
-
-    async def submit(self, events: Sequence[Submitted]) -> None:
-        """Append events, contiguous and in order; returns when the broker has confirmed them.
-
-        Raises InboxFull or InboxUnavailable within SUBMIT_TIMEOUT_S. A caller that is cancelled
-        does not take back a publish that is under way.
-        """
-        began_ns = time.time_ns()
-        try:
-            submission = self._enqueue(events)
-            try:
-                async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                    await asyncio.shield(submission.confirmed)
-            except TimeoutError:
-                submission.settle(InboxUnavailable("given up"))
-                submission.confirmed.exception()
-                raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
-        except InboxUnavailable as error:
-            self.metrics.not_accepted.labels(error.reason).inc(len(events))
-            raise
-        if tracing.enabled() or log.isEnabledFor(logging.DEBUG):
-            self._tell(events, began_ns)
+    @property
+    def waiting(self) -> int:
+        """The number of events waiting to be published."""
+        return self._waiting_events
 
     async def blocked(self) -> bool:
-        """Whether the broker, in need of memory or disk, did not read what was published last."""
+        """True while the broker, short of memory or disk, does not read what is published."""
         if self._channel is None:
             return False
         transport = await self._channel.get_underlay_channel()
@@ -143,10 +120,37 @@ class Publisher:
             return True
         return False
 
-    @property
-    def waiting(self) -> int:
-        """How many events wait to be published."""
-        return self._waiting_events
+    async def submit(self, events: Sequence[Submitted]) -> None:
+        """Append events, contiguous and in order; returns when the broker has confirmed them.
+
+        Raises InboxFull or InboxUnavailable within SUBMIT_TIMEOUT_S. Cancelling a caller does not
+        take back a publish that is under way.
+        """
+        began_ns = time.time_ns()
+        try:
+            submission = self._enqueue(events)
+            try:
+                async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+                    await asyncio.shield(submission.confirmed)
+            except TimeoutError:
+                # Settled, so that it is not published later if it still waits; the exception is
+                # retrieved, so that asyncio does not log it.
+                submission.settle(InboxUnavailable("given up"))
+                submission.confirmed.exception()
+                raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
+        except InboxUnavailable as error:
+            self.metrics.not_accepted.labels(error.reason).inc(len(events))
+            raise
+        if log.isEnabledFor(logging.DEBUG):
+            for event in events:
+                fields = {
+                    "event_id": str(event.event_id),
+                    "stream_id": str(event.stream_id),
+                    "traceparent": event.traceparent,
+                }
+                log.debug("%s: confirmed", self._exchange_name, extra=fields)
+        if tracing.enabled() and (traceparent := events[0].traceparent):
+            tracing.record_span("publish", traceparent, {"ledger.events": len(events)}, began_ns)
 
     def _enqueue(self, events: Sequence[Submitted]) -> _Submission:
         if not self.connected:
@@ -157,80 +161,69 @@ class Publisher:
         submission = _Submission([encode_submitted(event, self._source) for event in events])
         self._waiting.append(submission)
         self._waiting_events += len(events)
-        if self._may_leave():
-            self._arrived.set()
+        if self._may_send():
+            self._sendable.set()
         return submission
 
-    def _tell(self, events: Sequence[Submitted], began_ns: int) -> None:
-        for event in events:
-            log.debug("%s: confirmed", self._exchange_name, extra=_ids(event))
-        if tracing.enabled() and (traceparent := events[0].traceparent):
-            tracing.record_span("publish", traceparent, {"ledger.events": len(events)}, began_ns)
+    async def run(self) -> None:
+        """Publish for as long as the process runs."""
+        await self._connection.keep_channel(
+            f"publisher of {self._exchange_name}", self._publish_on, confirms=True
+        )
 
-    async def _publish_groups(self, channel: AbstractChannel) -> None:
+    async def _publish_on(self, channel: AbstractChannel) -> None:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             exchange = await channel.get_exchange(self._exchange_name)
         self._exchange, self._channel = exchange, channel
         try:
             senders = (self._send_groups(exchange) for _ in range(IN_FLIGHT))
-            await first_to_end(*senders, self._lose_patience(), until_closed(channel))
+            await first_to_end(*senders, self._check_confirms(), until_closed(channel))
         finally:
             self._exchange = self._channel = None
-            self._refuse_waiting()
+            while self._waiting:
+                self._waiting.popleft().settle(InboxUnavailable("the broker is away"))
+            self._waiting_events = 0
 
     async def _send_groups(self, exchange: AbstractExchange) -> None:
+        """Publish one group after the other as one message each, and settle its submissions."""
         while True:
             group = await self._next_group()
+            body = join(body for submission in group for body in submission.bodies)
+            began_s = time.monotonic()
+            self._sent_s.append(began_s)
             error: InboxUnavailable | None = InboxUnavailable("the broker went away")
             try:
-                error = await self._publish(exchange, group)
+                # No deadline: `submit` answers the callers in time. To close the channel now would
+                # lose the confirms of the others, and the broker's word that it blocks, which a new
+                # connection gets only once it publishes.
+                error = await publish(exchange, body, self.name, timeout_s=None)
             finally:
+                self._sent_s.remove(began_s)
                 for submission in group:
                     submission.settle(error)
-
-    async def _publish(
-        self, exchange: AbstractExchange, group: list[_Submission]
-    ) -> InboxUnavailable | None:
-        """Publish a group as one message; None when confirmed, else what to tell the callers."""
-        body = join(body for submission in group for body in submission.bodies)
-        began = time.monotonic()
-        self._sent_s.append(began)
-        try:
-            # Its callers are told in time. To hang up now would cost the others their confirms,
-            # and what a broker in need said: a new connection learns it only by publishing.
-            error = await publish(exchange, body, self.name, timeout_s=None)
-        finally:
-            self._sent_s.remove(began)
-        if error:
-            return error
-        events = sum(len(submission.bodies) for submission in group)
-        self.metrics.publish_s.observe(time.monotonic() - began)
-        self.metrics.group_events.observe(events)
-        self.metrics.accepted.inc(events)
-        return None
-
-    def _awaited_s(self) -> float:
-        """How long ago the oldest message left of those that the broker did not confirm yet."""
-        now_s = time.monotonic()
-        return now_s - min(self._sent_s, default=now_s)
-
-    async def _lose_patience(self) -> None:
-        """Raises TimeoutError when a confirm is long overdue and the broker did not say why."""
-        while True:
-            await asyncio.sleep(PATIENCE_CHECK_S)
-            if self._awaited_s() >= CONFIRM_TIMEOUT_S and not await self.blocked():
-                raise TimeoutError(f"no confirm within {CONFIRM_TIMEOUT_S:g} s")
+            if error is None:
+                events = sum(len(submission.bodies) for submission in group)
+                self.metrics.publish_s.observe(time.monotonic() - began_s)
+                self.metrics.group_events.observe(events)
+                self.metrics.accepted.inc(events)
 
     async def _next_group(self) -> list[_Submission]:
-        """All that is waiting, up to the limits of a group; callers who gave up are left out."""
+        """Waiting submissions up to the limits of a group, without those whose caller gave up."""
         group: list[_Submission] = []
         while not group:
-            while not self._may_leave():
-                self._arrived.clear()
-                await self._arrived.wait()
+            while not self._may_send():
+                self._sendable.clear()
+                await self._sendable.wait()
             events = size = 0
-            while self._waiting and (not group or _fits(self._waiting[0], events, size)):
-                submission = self._waiting.popleft()
+            while self._waiting:
+                submission = self._waiting[0]
+                # A submission that is larger than a group leaves alone: it is never split.
+                if group and (
+                    events + len(submission.bodies) > GROUP_MAX_EVENTS
+                    or size + submission.size > GROUP_MAX_BYTES
+                ):
+                    break
+                self._waiting.popleft()
                 self._waiting_events -= len(submission.bodies)
                 if not submission.confirmed.done():
                     group.append(submission)
@@ -238,14 +231,21 @@ class Publisher:
                     size += submission.size
         return group
 
-    def _may_leave(self) -> bool:
+    def _may_send(self) -> bool:
         enough = self._waiting_events >= SECOND_FROM_EVENTS or not self._sent_s
         return enough and bool(self._waiting)
 
-    def _refuse_waiting(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().settle(InboxUnavailable("the broker is away"))
-        self._waiting_events = 0
+    def _unconfirmed_s(self) -> float:
+        """The age of the oldest message that the broker has not confirmed yet."""
+        now_s = time.monotonic()
+        return now_s - min(self._sent_s, default=now_s)
+
+    async def _check_confirms(self) -> None:
+        """Raise TimeoutError once a confirm is long overdue and the broker does not block."""
+        while True:
+            await asyncio.sleep(CONFIRM_CHECK_S)
+            if self._unconfirmed_s() >= CONFIRM_TIMEOUT_S and not await self.blocked():
+                raise TimeoutError(f"no confirm within {CONFIRM_TIMEOUT_S:g} s")
 
 
 async def publish(
@@ -254,9 +254,9 @@ async def publish(
     instance: str,
     timeout_s: float | None = SUBMIT_TIMEOUT_S,
 ) -> InboxUnavailable | None:
-    """Publish one message; None when the broker confirmed it, else what to tell who submitted it.
+    """Publish one message; returns None when the broker confirmed it, else the error.
 
-    Raises TimeoutError when there was no word in time; without a `timeout_s` the caller sees to it.
+    Raises TimeoutError after `timeout_s`; None is for a caller that has a deadline of its own.
     """
     message = Message(
         body,
@@ -278,18 +278,3 @@ async def publish(
         return InboxUnavailable("the broker did not confirm")
     await failpoint("publisher.after-confirm")
     return None
-
-
-def _ids(event: Submitted) -> dict[str, str | None]:
-    return {
-        "event_id": str(event.event_id),
-        "stream_id": str(event.stream_id),
-        "traceparent": event.traceparent,
-    }
-
-
-def _fits(submission: _Submission, events: int, size: int) -> bool:
-    return (
-        events + len(submission.bodies) <= GROUP_MAX_EVENTS
-        and size + submission.size <= GROUP_MAX_BYTES
-    )

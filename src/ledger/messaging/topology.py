@@ -1,4 +1,4 @@
-"""The broker's topology as data, declared by one command and nowhere else."""
+"""Exchanges and queues of RabbitMQ, declared by `ledger migrate` and nowhere else."""
 
 from typing import Final
 
@@ -12,8 +12,8 @@ ANNOUNCED_EXCHANGE: Final = "ledger.announced"
 ACCEPTED_EXCHANGE: Final = "ledger.accepted"
 INBOX: Final = "ledger.inbox"
 PARKING: Final = "ledger.parking"
+# A lock: an exclusive queue of the connection that reads the parking queue, gone with it.
 PARKING_LOCK: Final = "ledger.parking.lock"
-"""A queue that exists while somebody reads the parking queue, and belongs to their connection."""
 
 EXCHANGES: Final = (
     SUBMITTED_EXCHANGE,
@@ -22,18 +22,20 @@ EXCHANGES: Final = (
     ANNOUNCED_EXCHANGE,
     ACCEPTED_EXCHANGE,
 )
-NEVER_DROPPED: Final = 1_000_000
+# Without an explicit limit RabbitMQ 4 drops a message after 20 deliveries, and 3.10 puts one that
+# is delivered again at the end of the queue.
+DELIVERY_LIMIT: Final = 1_000_000
 INBOX_MAX_BYTES: Final = 2**30
 
 
 class OldParkingInUse(Exception):
-    """The parking queue of an earlier version can't be replaced yet."""
+    """The parking queue of an earlier version is in use, so it can't be replaced."""
 
 
 async def declare(channel: AbstractChannel, inbox_max_length: int) -> None:
-    """Declare every exchange, queue and binding; twice is the same as once.
+    """Declare every exchange, queue and binding. Declaring twice changes nothing.
 
-    Raises aio_pika.exceptions.ChannelPreconditionFailed where a queue stands with other arguments.
+    Raises aio_pika.exceptions.ChannelPreconditionFailed if a queue exists with other arguments.
     """
     for name in EXCHANGES:
         await channel.declare_exchange(name, ExchangeType.FANOUT, durable=True)
@@ -43,34 +45,36 @@ async def declare(channel: AbstractChannel, inbox_max_length: int) -> None:
         arguments={
             "x-queue-type": "quorum",
             "x-single-active-consumer": True,
+            # A full inbox refuses what is published, rather than drop its oldest events.
             "x-overflow": "reject-publish",
             "x-max-length": inbox_max_length,
             "x-max-length-bytes": INBOX_MAX_BYTES,
-            "x-delivery-limit": NEVER_DROPPED,
+            "x-delivery-limit": DELIVERY_LIMIT,
             "x-dead-letter-exchange": PARKING_EXCHANGE,
         },
     )
     parking = await channel.declare_queue(
         PARKING,
         durable=True,
-        # To read a parked message is to take it and give it back, which counts as a delivery.
-        arguments={"x-queue-type": "quorum", "x-delivery-limit": NEVER_DROPPED},
+        # Reading a parked message takes it and gives it back, which counts as a delivery.
+        arguments={"x-queue-type": "quorum", "x-delivery-limit": DELIVERY_LIMIT},
     )
     await inbox.bind(SUBMITTED_EXCHANGE)
     await parking.bind(PARKING_EXCHANGE)
 
 
 async def remove_old_parking(channel: AbstractChannel) -> None:
-    """Remove the empty parking queue of a version that declared it without a delivery limit.
+    """Delete the parking queue of a version that declared it without a delivery limit.
 
-    It's unbound first, so that nothing is parked there meanwhile: the writer tries again. Raises
-    OldParkingInUse, with everything as it was, when something is parked or somebody reads it.
+    Raises OldParkingInUse, with everything as before, if it holds messages or has a consumer.
     """
+    # Unbound first, so that nothing is parked there before it is deleted. The writer, whose publish
+    # is then returned, tries again.
     exchange = await channel.get_exchange(PARKING_EXCHANGE)
     queue = await channel.declare_queue(PARKING, passive=True)
     await queue.unbind(exchange)
-    found = (await queue.declare()).message_count, queue.declaration_result.consumer_count
-    if found != (0, 0):
+    declared = await queue.declare()
+    if declared.message_count or declared.consumer_count:
         await queue.bind(exchange)
         raise OldParkingInUse(
             f"the queue {PARKING} has to be made anew with a delivery limit, but messages are in"
