@@ -49,7 +49,7 @@ from api.pending import Peers, PendingOrders
 from api.problems import Problem, invalid, refused
 from api.responses import position_header, reply
 from ledger.core.events import NO_NAME, CustomerRegistered, OrderPlaced, SubmittedPayload
-from ledger.eventlog.codec import recorded, submitted
+from ledger.eventlog.codec import submitted
 from ledger.eventlog.decisions import Decision
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
@@ -57,7 +57,7 @@ from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.runtime.cache import SingleFlight
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.timestamps import now_us
-from projections.announcements import Outcome, outcomes
+from projections.announcements import Outcome, outcome_of
 from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable
 
 DEFAULT_WAIT_S: Final = 2
@@ -194,7 +194,7 @@ class RememberedKey:
                 submitted(decision.cause, encryption_keys.get(decision.cause.stream_id))
                 for decision in decisions
             )
-            (self.outcome,) = outcomes([recorded(record) for record in decisions[-1].records])
+            self.outcome = outcome_of(decisions[-1])
             self.confirmed = True
 
 

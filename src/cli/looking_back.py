@@ -1,6 +1,6 @@
 """What `ledger asof` reads and prints."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -18,8 +18,9 @@ from cli.running import out
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from ledger.runtime.timestamps import format_rfc3339
-from projections import as_of_views
-from projections.as_of import AsOfPosition, AsOfReader, open_as_of
+from projections.as_of import AsOfPosition, AsOfReader, open_as_of, view_as_of
+from projections.views.projection import KeyedProjection
+from projections.views.registry import PROJECTIONS
 
 TIMEOUT_S: Final = 60.0
 """For one thing; a whole view takes as long as it takes."""
@@ -38,19 +39,7 @@ class When(Struct, frozen=True):
         return await history.at_time(self.time_us or 0)
 
 
-One = Callable[[AsOfReader, UUID, int], Awaitable[Struct | None]]
-All = Callable[[AsyncConnection, int, as_of_views.Moved], AsyncIterator[Struct]]
-
-ONE: Final[dict[PastView, One]] = {
-    PastView.ORDERS: AsOfReader.order,
-    PastView.WALLETS: AsOfReader.wallet,
-    PastView.STOCK: AsOfReader.product,
-}
-ALL: Final[dict[PastView, All]] = {
-    PastView.ORDERS: as_of_views.orders,
-    PastView.WALLETS: as_of_views.wallets,
-    PastView.STOCK: as_of_views.stock,
-}
+VIEWS: Final = {view.name: view for view in PROJECTIONS if isinstance(view, KeyedProjection)}
 ID: Final = "<36"
 NUMBER: Final = ">14"
 REST: Final = ""
@@ -83,7 +72,7 @@ async def show_one(
     """Print one order, customer or product; whether there was such a one."""
     async with reading_engine(settings) as engine, open_as_of(engine, TIMEOUT_S) as history:
         moment = await when.moment(history)
-        row = await ONE[view](history, thing_id, moment.position)
+        row = await history.row(VIEWS[view], thing_id, moment.position)
     if row is None:
         return False
     if as_json:
@@ -111,7 +100,7 @@ async def _print(connection: AsyncConnection, view: PastView, position: int, as_
         titles = (f"{_title(name):{width}}" for name, width in columns.items())
         lines.add(" ".join(titles).rstrip().encode())
     with progress("reading", position) as moved:
-        async for row in ALL[view](connection, position, moved):
+        async for row in view_as_of(connection, VIEWS[view], position, moved):
             lines.add(msgspec.json.encode(row) if as_json else _cells(row, columns))
     lines.flush()
 

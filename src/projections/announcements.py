@@ -1,8 +1,7 @@
 """Announcements: what the projector says after each commit, and the listener of the API."""
 
 import logging
-from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -10,7 +9,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from msgspec import DecodeError, Struct
 from msgspec.json import Decoder, Encoder
 
-from ledger.core.events import TYPE_OF, OrderCancelRefused, OrderFailed, Recorded, SubmissionRefused
+from ledger.core.events import TYPE_OF, OrderCancelRefused, OrderFailed, SubmissionRefused
+from ledger.eventlog.codec import payload_of, uuid_of
+from ledger.eventlog.decisions import Decision
 from ledger.messaging.rabbitmq import Connection, subscribe, until_closed
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
 
@@ -20,7 +21,7 @@ MAX_WAITING: Final = 10_000
 
 
 class Outcome(Struct, frozen=True):
-    """What came of one submitted event, now that the views show it.
+    """The outcome of one submitted event, which the views show now.
 
     `event_id` is the submitted event's. `type` is that of the decided event, or the submitted
     one's own where nothing had to be decided; `reason` says why it was refused, if it was.
@@ -34,10 +35,10 @@ class Outcome(Struct, frozen=True):
 
 
 class Announcement(Struct, frozen=True):
-    """The views went from `after` to `position`, with these outcomes and changed products.
+    """The views went from `after` to `position`, with these outcomes.
 
-    An idle projector repeats where it is (`after` equal to `position`), so that whoever missed
-    something learns of it.
+    `products` are the keys of the rows that changed in announced views. An idle projector repeats
+    where it is (`after` equal to `position`), so that a listener notices what it missed.
     """
 
     after: int
@@ -46,36 +47,29 @@ class Announcement(Struct, frozen=True):
     products: list[UUID] = []
 
 
+_WITH_REASON: Final = tuple(
+    TYPE_OF[payload] for payload in (OrderFailed, OrderCancelRefused, SubmissionRefused)
+)
 encode: Final = Encoder().encode
 _decode = Decoder(Announcement).decode
 
 
-def outcomes(events: Sequence[Recorded]) -> list[Outcome]:
-    """The outcome of each submission among contiguous events, the first of which is one."""
-    found: list[Outcome] = []
-    for event, following in zip_longest(events, events[1:]):
-        if not event.cause_position:
-            event_id = event.event_id
-        if following is None or not following.cause_position:
-            found.append(_outcome(event, event_id))
-    return found
-
-
-def _outcome(event: Recorded, event_id: UUID) -> Outcome:
-    refused = isinstance(event.payload, OrderFailed | OrderCancelRefused | SubmissionRefused)
+def outcome_of(decision: Decision) -> Outcome:
+    """The outcome of a decision."""
+    record = decision.outcome
     return Outcome(
-        event_id,
-        event.stream_id,
-        event.position,
-        TYPE_OF[type(event.payload)],
-        event.payload.reason.value if refused else None,  # type: ignore[union-attr]
+        uuid_of(decision.cause.event_id),
+        uuid_of(record.stream_id),
+        record.position,
+        record.type,
+        payload_of(record).reason.value if record.type in _WITH_REASON else None,  # type: ignore[union-attr]
     )
 
 
 class Announcements:
     """Listens to the projector, on an exclusive queue of its own.
 
-    An announcement may be lost, here or on the way; `on_reset` tells that one may have been.
+    An announcement may get lost, here or on the way: then the callbacks of `on_reset` are called.
     """
 
     def __init__(self, connection: Connection, instance: str) -> None:
@@ -91,7 +85,7 @@ class Announcements:
         self._subscribers.append(callback)
 
     def on_reset(self, callback: Callable[[], None]) -> None:
-        """Call this whenever something may have been missed: what was built from it is stale."""
+        """Call this whenever an announcement may have been missed: caches are stale then."""
         self._resets.append(callback)
 
     async def run(self) -> None:
@@ -100,7 +94,7 @@ class Announcements:
 
     async def _listen(self, channel: AbstractChannel) -> None:
         name = f"ledger.api.{self._instance}"
-        await subscribe(channel, name, ANNOUNCED_EXCHANGE, self._hear, MAX_WAITING)
+        await subscribe(channel, name, ANNOUNCED_EXCHANGE, self._receive, MAX_WAITING)
         self._reset(connected=True)
         try:
             await until_closed(channel)
@@ -112,7 +106,7 @@ class Announcements:
         for callback in self._resets:
             callback()
 
-    async def _hear(self, message: AbstractIncomingMessage) -> None:
+    async def _receive(self, message: AbstractIncomingMessage) -> None:
         try:
             announcement = _decode(message.body)
         except DecodeError:

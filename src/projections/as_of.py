@@ -1,53 +1,42 @@
-"""The past: a customer, a product or an order as it was at a position, from the ledger alone.
+"""Views as of a position: a row, or all rows, as they were there, from the ledger alone.
 
-Little is read for it: the event that made the thing, its entry in the nearest snapshot, and of what
-came between that and the position only the events that concern it.
+For one row little is read: the event that created it, its entry of the nearest snapshot, and only
+those later events that concern it. Answers never change, but for a name that is erased later.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.core.events import (
-    TYPE_OF,
-    OrderCancelled,
-    OrderCompleted,
-    OrderFailed,
-    OrderPlaced,
-    Recorded,
-    SubmissionRefused,
-)
-from ledger.core.pricing import CURRENT_RULES, RULES, Rules, unit_price_minor
-from ledger.core.state import Customer, Product
+from ledger.core.events import TYPE_OF, Recorded
+from ledger.core.fold import Fold
+from ledger.core.pricing import CURRENT_RULES, RULES, Rules
+from ledger.core.state import Customer
 from ledger.eventlog import snapshots
-from ledger.eventlog.codec import origin_of, recorded
-from ledger.eventlog.encryption import REGISTERED
-from ledger.eventlog.reader import MAX_POSITION
-from ledger.eventlog.records import Record
+from ledger.eventlog.codec import origin_of
+from ledger.eventlog.reader import EventPage, EventReader
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.timestamps import now_us
 from projections.queries import ViewsUnavailable
-from projections.views.orders import ORDERS, OrderRow
-from projections.views.projection import KeyedProjection, Row
-from projections.views.stock import STOCK, ProductAsOf, StockRow
-from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
+from projections.tables import OnProgress, chunks
+from projections.views.projection import STREAM, KeyedProjection
 
+# Positions that one statement looks at, so that none takes long or returns much.
 WINDOW: Final = 5_000
-"""Positions that one statement looks at: so none takes long, nor does what it finds."""
-_COLUMNS: Final = Record.__struct_fields__
-_OF_ORDERS: Final = tuple(
-    TYPE_OF[payload] for payload in (OrderPlaced, OrderCompleted, OrderFailed, OrderCancelled)
-)
-_MOVES: Final = f"'{TYPE_OF[OrderCompleted]}', '{TYPE_OF[OrderCancelled]}'"
+# Streams that one statement names: of 1,000 and more MariaDB makes a temporary table.
+STREAMS: Final = 500
+_BYTES: Final = attrgetter("bytes")
 
 
 class PositionBeyondHead(Exception):
-    """What is asked of the ledger lies after its end."""
+    """A position or time that lies after the end of the ledger."""
 
     def __init__(self, what: str, head: int) -> None:
         super().__init__(f"{what} lies ahead: the ledger ends at position {head}")
@@ -55,7 +44,7 @@ class PositionBeyondHead(Exception):
 
 
 class AsOfPosition(Struct, frozen=True):
-    """A place in the ledger; unless it is `final`, more may yet be recorded for the time asked."""
+    """The position to read at; unless `final`, more may yet be recorded for the time asked for."""
 
     position: int
     final: bool
@@ -63,7 +52,7 @@ class AsOfPosition(Struct, frozen=True):
 
 @asynccontextmanager
 async def open_as_of(engine: AsyncEngine, timeout_s: float) -> AsyncIterator["AsOfReader"]:
-    """The history on a connection of its own; raises ViewsUnavailable, after `timeout_s` too."""
+    """A reader on a connection of its own; raises ViewsUnavailable, after `timeout_s` too."""
     try:
         async with asyncio.timeout(timeout_s), engine.connect() as connection:
             yield AsOfReader(connection)
@@ -72,14 +61,15 @@ async def open_as_of(engine: AsyncEngine, timeout_s: float) -> AsyncIterator["As
 
 
 class AsOfReader:
-    """What was, as far as the ledger tells; every answer stays true for ever."""
+    """Finds positions, and rows of keyed views as of a position."""
 
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
+        self._reader = EventReader(connection)
 
     async def at(self, position: int) -> AsOfPosition:
         """This very position; raises PositionBeyondHead."""
-        head, _ = await self._before(MAX_POSITION)
+        head, _ = await self._reader.last_recorded()
         if position > head:
             raise PositionBeyondHead(f"position {position}", head)
         return AsOfPosition(position, final=True)
@@ -87,150 +77,165 @@ class AsOfReader:
     async def at_time(self, time_us: int) -> AsOfPosition:
         """The last position that was recorded at a time or before it, 0 if there is none.
 
-        Recorded times never fall, so the time of the head tells whether that can still change.
-        Raises PositionBeyondHead for a time that has not come yet.
+        Raises PositionBeyondHead for a time in the future.
         """
-        head, head_us = await self._before(MAX_POSITION)
+        head, head_us = await self._reader.last_recorded()
         if time_us > max(head_us, now_us()):
             raise PositionBeyondHead("that time", head)
+        # Recorded times never fall: what comes next may still be recorded at the head's time.
         if head_us <= time_us:
             return AsOfPosition(head, final=False)
         low, high = 0, head
         while high - low > 1:
             middle = (low + high) // 2
-            _, recorded_at_us = await self._before(middle)
+            _, recorded_at_us = await self._reader.last_recorded(middle)
             low, high = (middle, high) if recorded_at_us <= time_us else (low, middle)
         return AsOfPosition(low, final=True)
 
-    async def _before(self, position: int) -> tuple[int, int]:
-        """The last position up to another one, with its recorded time."""
-        rows = await self._rows(
-            "SELECT position, recorded_at_us FROM events WHERE position <= %s"
-            " ORDER BY position DESC LIMIT 1",
-            position,
-        )
-        return rows[0] if rows else (0, 0)
-
-    async def wallet(self, customer_id: UUID, position: int) -> WalletAsOf | None:
-        """A customer, if there was one by then."""
-        made = await self._made(WALLETS, customer_id, position)
-        if made is None:
+    async def row(self, view: KeyedProjection[Any], key: UUID, position: int) -> Any:
+        """The row with a key as of a position, of the view's `as_of_row`; None if not there yet."""
+        row: Any = None
+        if view.own_stream:
+            types = [TYPE_OF[payload] for payload in view.keyed_by]
+            for event in await self._reader.effective_of_streams([key], types, up_to=position):
+                row = view.apply(row, event)
+        else:
+            after = 0
+            if view.keyed_by[view.creates] is STREAM:
+                creates = [TYPE_OF[view.creates]]
+                events = await self._reader.effective_of_streams([key], creates, up_to=position)
+                if not events:
+                    return None
+                row, after = view.apply(None, events[0]), events[0].position
+            if row and view.snapshot_entry:
+                saved = await snapshots.entry(self._connection, key, after, position)
+                if saved and isinstance(saved[1], view.snapshot_entry):
+                    row, after = structs.replace(row, **structs.asdict(saved[1])), saved[0]
+            row = await self._apply_changes(view, row, key, after, position)
+        if row is None:
             return None
-        row, after = WALLETS.apply(None, made), made.position
-        saved = await snapshots.entry(self._connection, customer_id, after, position)
-        if saved and isinstance(saved[1], Customer):
-            row, after = structs.replace(row, balance_minor=saved[1].balance_minor), saved[0]
-        row = await self._changed(WALLETS, row, customer_id, after, position)
-        return wallet_then(row, position)
+        rules = await rules_at(self._reader, position) if view.by_rules else CURRENT_RULES
+        return as_of_row(view, row, position, rules)
 
-    async def product(self, product_id: UUID, position: int) -> ProductAsOf | None:
-        """A product with its price, if it was listed by then."""
-        made = await self._made(STOCK, product_id, position)
-        if made is None:
-            return None
-        row, after = STOCK.apply(None, made), made.position
-        saved = await snapshots.entry(self._connection, product_id, after, position)
-        if saved and isinstance(saved[1], Product):
-            row, after = structs.replace(row, **structs.asdict(saved[1])), saved[0]
-        row = await self._changed(STOCK, row, product_id, after, position)
-        return product_then(row, position, await self.rules(position))
-
-    async def order(self, order_id: UUID, position: int) -> OrderRow | None:
-        """An order, if it was placed by then; PENDING if that was not decided yet."""
-        marks = ", ".join(["%s"] * len(_OF_ORDERS))
-        events = await self._effective(
-            "events e",
-            f"e.stream_id = %s AND e.position <= %s AND e.type IN ({marks}) ORDER BY e.version",
-            order_id.bytes,
-            position,
-            *_OF_ORDERS,
-        )
-        row: OrderRow | None = None
-        for event in events:
-            row = ORDERS.apply(row, event)
-        return row and structs.replace(row, position=position)
-
-    async def rules(self, position: int) -> Rules:
-        """The rules in force at a position: those that the last decision up to it was made by."""
-        rows = await self._rows(
-            f"SELECT {', '.join(_COLUMNS)} FROM events WHERE position <= %s AND position > %s"
-            " AND cause_position > 0 ORDER BY position DESC LIMIT 1",
-            position,
-            position - WINDOW,
-        )
-        return RULES[origin_of(Record(*rows[0])).rules] if rows else CURRENT_RULES
-
-    async def _made(self, view: KeyedProjection[Row], key: UUID, position: int) -> Recorded | None:
-        """The event that made a row of a view, if it was there by then."""
-        events = await self._effective(
-            "events e",
-            "e.stream_id = %s AND e.position <= %s AND e.type = %s ORDER BY e.version LIMIT 1",
-            key.bytes,
-            position,
-            TYPE_OF[view.creates],
-        )
-        return events[0] if events else None
-
-    async def _changed(
-        self, view: KeyedProjection[Row], row: Row, key: UUID, after: int, position: int
-    ) -> Row:
-        """The row after what happened to it between two positions."""
+    async def _apply_changes(
+        self, view: KeyedProjection[Any], row: Any, key: UUID, after: int, position: int
+    ) -> Any:
+        others = [TYPE_OF[payload] for payload, of in view.keyed_by.items() if of is not STREAM]
         for start in range(after, position, WINDOW):
-            events = await self._effective(
-                "events e FORCE INDEX (PRIMARY)",
-                "e.position > %s AND e.position <= %s AND (e.stream_id = %s"
-                f" OR (e.type IN ({_MOVES}) AND INSTR(e.data, %s) > 0)) ORDER BY e.position",
-                start,
-                min(start + WINDOW, position),
-                key.bytes,
-                str(key).encode(),
-            )
-            for event in events:
+            end = min(start + WINDOW, position)
+            for event in await self._reader.effective_about(key, others, start, end):
                 if view.key(event) == key:
                     row = view.apply(row, event)
         return row
 
-    async def _effective(self, table: str, where: str, *parameters: object) -> list[Recorded]:
-        """The events of a condition, but for submissions that were refused right after it."""
-        return events_of(await self._rows(effective_events(table, where), *parameters))
 
-    async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
-        return (await self._connection.exec_driver_sql(statement, parameters)).all()
-
-
-def effective_events(table: str, where: str) -> str:
-    """The query of events, of a table that is called `e`, which no refusal follows."""
-    columns = ", ".join(f"e.{name}" for name in _COLUMNS)
-    return (
-        f"SELECT k.sealing_key, {columns} FROM {table} LEFT JOIN events r"
-        " ON r.position = e.position + 1 AND r.cause_position = e.position"
-        f" AND r.type = '{TYPE_OF[SubmissionRefused]}'"
-        f" LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
-        f" WHERE r.position IS NULL AND {where}"
-    )
+async def rules_at(reader: EventReader, position: int) -> Rules:
+    """The rules in force at a position: those by which the last decision up to it was made."""
+    decided = await reader.last_decided(position, WINDOW)
+    return RULES[origin_of(decided).rules] if decided else CURRENT_RULES
 
 
-def events_of(rows: Sequence[Any]) -> list[Recorded]:
-    """The events of the rows of such a query; a name that was erased since is not in them."""
-    records = [(key, Record(*columns)) for key, *columns in rows]
-    return [recorded(record, {record.stream_id: key}) for key, record in records]
+def as_of_row(view: KeyedProjection[Any], row: Any, position: int, rules: Rules) -> Any:
+    """The answer for a row of a view at a position, by the rules that were in force there."""
+    if view.by_rules:
+        row = view.by_rules(row, rules)
+    if view.as_of_row is None:
+        return structs.replace(row, position=position)
+    fields = {name: getattr(row, name) for name in view.as_of_row.__struct_fields__}
+    return view.as_of_row(**fields | {"position": position})
 
 
-def wallet_then(row: WalletRow, position: int) -> WalletAsOf:
-    """The row without what is known of now only."""
-    return WalletAsOf(row.customer_id, row.username, row.balance_minor, row.created_at, position)
+async def view_as_of(
+    connection: AsyncConnection,
+    view: KeyedProjection[Any],
+    position: int,
+    on_progress: OnProgress,
+) -> AsyncIterator[Any]:
+    """All rows of a view as of a position: by key, but those of `own_stream` as they were created.
+
+    `on_progress` is called with numbers of positions. Memory: a page of events for `own_stream`;
+    the customers and products, as in the writer, with `snapshot_entry`; else all rows of the view.
+    """
+    reader = EventReader(connection)
+    rules = await rules_at(reader, position) if view.by_rules else CURRENT_RULES
+    if view.own_stream:
+        rows = _own_stream_rows(reader, view, position, on_progress)
+    elif view.snapshot_entry:
+        rows = _rows_by_snapshot(connection, view, position, on_progress)
+    else:
+        rows = _all_rows(reader, view, position, on_progress)
+    async for row in rows:
+        yield as_of_row(view, row, position, rules)
 
 
-def product_then(row: StockRow, position: int, rules: Rules) -> ProductAsOf:
-    """The row without what is known of now only, and with the price of then."""
-    price_minor = unit_price_minor(row.base_price_minor, row.stock, row.initial_stock, rules)
-    return ProductAsOf(
-        row.product_id,
-        row.name,
-        row.description,
-        row.base_price_minor,
-        price_minor,
-        row.stock,
-        row.initial_stock,
-        position,
-    )
+async def _own_stream_rows(
+    reader: EventReader, view: KeyedProjection[Any], position: int, on_progress: OnProgress
+) -> AsyncIterator[Any]:
+    """Rows are created by a page, and changed by it and by later events of their own streams."""
+    changes = [TYPE_OF[payload] for payload in view.keyed_by if payload is not view.creates]
+    async for page, events in _pages(reader, 0, position, on_progress):
+        rows: dict[Any, Any] = {}
+        for event in events:
+            if isinstance(event.payload, view.creates) or view.key(event) in rows:
+                view.project(rows, event)
+        # Most orders have no event after those of this page. Their versions tell it, which the
+        # index has, while the condition on positions makes the server read the records.
+        versions = Counter(record.stream_id for record in page.records)
+        for keys in chunks(list(rows), STREAMS):
+            version = min(versions[key.bytes] for key in keys)
+            for event in await reader.effective_of_streams(
+                keys, changes, after=page.position, up_to=position, beyond_version=version
+            ):
+                view.project(rows, event)
+        for row in rows.values():
+            yield row
+
+
+async def _rows_by_snapshot(
+    connection: AsyncConnection,
+    view: KeyedProjection[Any],
+    position: int,
+    on_progress: OnProgress,
+) -> AsyncIterator[Any]:
+    """Rows as they were created, with the fields of a fold that begins at the nearest snapshot."""
+    reader = EventReader(connection)
+    snapshot = await snapshots.nearest(connection, position)
+    fold = Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
+    after = snapshot.position if snapshot else 0
+    on_progress(after)
+    async for _, events in _pages(reader, after, position, on_progress):
+        for event in events:
+            fold.apply(event.stream_id, event.payload)
+        fold.orders.clear()
+    entries: Any = fold.customers if view.snapshot_entry is Customer else fold.products
+    for keys in chunks(sorted(entries, key=_BYTES), STREAMS):
+        creates = [TYPE_OF[view.creates]]
+        events = await reader.effective_of_streams(keys, creates, up_to=position)
+        created = {event.stream_id: event for event in events}
+        for key in keys:
+            row = view.apply(None, created[key])
+            yield structs.replace(row, **structs.asdict(entries[key]))
+
+
+async def _all_rows(
+    reader: EventReader, view: KeyedProjection[Any], position: int, on_progress: OnProgress
+) -> AsyncIterator[Any]:
+    rows: dict[Any, Any] = {}
+    async for _, events in _pages(reader, 0, position, on_progress):
+        for event in events:
+            view.project(rows, event)
+    for key in sorted(rows, key=_BYTES):
+        yield rows[key]
+
+
+async def _pages(
+    reader: EventReader, after: int, position: int, on_progress: OnProgress
+) -> AsyncIterator[tuple[EventPage, list[Recorded]]]:
+    """Pages between two positions, with those of their events that took effect."""
+    # One more is read: it may be the refusal of the submission at the position.
+    up_to = min(position + 1, (await reader.head()).position)
+    async for page in reader.pages(after, up_to, with_keys=True):
+        events = [event for event in page.effective_events() if event.position <= position]
+        if events:
+            yield page, events
+        on_progress(len(page.records))

@@ -1,32 +1,69 @@
-"""Views compared with the ledger: each row must be what the events up to the checkpoint make.
+"""Views compared with what they must be, row by row.
 
-Memory is bounded: lines, and rows that only events of their own stream change, are compared page
-by page of the ledger. The rows of other views, of customers and products, are held to the end.
+`verify` compares them with rows made from the ledger up to their checkpoints, `rebuild` with the
+rebuilt tables. Either names the first difference in the same words.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from msgspec import Struct
+from msgspec.structs import astuple
+from sqlalchemy import Column, String
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.core.events import Recorded
-from ledger.core.fold import effective
+from ledger.core.events import TYPE_OF, CustomerErased, Recorded
 from ledger.eventlog.chain import VerificationFailed
-from ledger.eventlog.codec import recorded
-from ledger.eventlog.encryption import WrongKey, is_sealed, sealed_customers
-from ledger.eventlog.records import Record
-from ledger.eventlog.store import Store
-from projections.check_views import Comparison, Stretch, comparison
-from projections.tables import Checkpoint, pin
-from projections.views.projection import Projection
+from ledger.eventlog.encryption import WrongKey, is_sealed
+from ledger.eventlog.reader import PAGE, EventReader
+from projections.tables import Checkpoint, OnProgress, chunks, marks, pin
+from projections.views.projection import KeyedProjection, LineProjection, Projection
 
-Moved = Callable[[int], None]
+# Keys that one statement names: of 1,000 and more MariaDB makes a temporary table.
+KEYS: Final = 500
+# Rows of two tables that one statement compares.
+RANGE_ROWS: Final = 20_000
+# Longer texts are not quoted: one sentence should stay one.
+MAX_QUOTED: Final = 40
+
+# A row, and its primary key, as the database gives them: ids as bytes, times without a zone.
+Values = tuple[Any, ...]
+RowKey = Any
 
 
-class Compared(Struct, frozen=True):
+class Difference(Struct, frozen=True):
+    """A row that the view lacks, should not have, or has with other values.
+
+    `columns` has what the view shows and what it must show, in each column that differs; for a row
+    that is missing or extra these are all columns, with None on the side without the row. Personal
+    and long values are not told: None on both sides. `position` is that of the event that last
+    changed the row.
+    """
+
+    view: str
+    key: dict[str, str]
+    columns: dict[str, tuple[str | None, str | None]]
+    kind: Literal["missing", "extra", "changed"]
+    position: int
+
+    def __str__(self) -> str:
+        key = ", ".join(f"{name} {value}" for name, value in self.key.items())
+        if self.kind == "missing":
+            return f"{self.view} lacks the row of {key}"
+        if self.kind == "extra":
+            return f"{self.view} should not have the row of {key}"
+        columns = "; ".join(
+            f"another {name}" if shown is expected else f"{name} is {shown}, must be {expected}"
+            for name, (shown, expected) in self.columns.items()
+        )
+        return f"{self.view} differs in the row of {key}: {columns}"
+
+
+class CheckedView(Struct, frozen=True):
     """A view that is right: its checkpoint, and how many rows it has there."""
 
     name: str
@@ -34,94 +71,432 @@ class Compared(Struct, frozen=True):
     rows: int
 
 
-async def compare(
-    connection: AsyncConnection, projections: Sequence[Projection[Any]], moved: Moved
-) -> list[Compared]:
-    """Compare views at their checkpoints, while they and the ledger go on.
+class EventRange(Struct, frozen=True):
+    """The events after a position and up to another that took effect.
 
-    The ledger must be right. Each page of it is one transaction, which only reads. `moved` is
-    called with how many positions more were gone through.
-
-    Raises VerificationFailed, for the first position.
+    `nameless` are the customers registered in it whose encryption key is destroyed.
     """
-    left: list[Comparison] = [comparison(projection) for projection in projections]
-    compared: dict[str, Compared | VerificationFailed] = {}
+
+    after: int
+    up_to: int
+    events: Sequence[Recorded]
+    nameless: Collection[UUID] = ()
+
+    def before(self, checkpoint: int) -> "EventRange":
+        """The part of it that a view at a checkpoint shows."""
+        if self.up_to <= checkpoint:
+            return self
+        events = [event for event in self.events if event.position <= checkpoint]
+        return EventRange(self.after, max(self.after, checkpoint), events, self.nameless)
+
+
+async def check_views(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]], on_progress: OnProgress
+) -> list[CheckedView]:
+    """Compare views with the ledger at their checkpoints, while they and the ledger go on.
+
+    The ledger must be right. It is read once, a page in each transaction, and only read.
+    `on_progress` is called with numbers of positions. Raises VerificationFailed, for the first
+    position where one of the views differs.
+    """
+    checks = [_check_for(projection) for projection in projections]
+    checked: dict[str, CheckedView] = {}
+    failures: list[VerificationFailed] = []
     position = 0
     await connection.rollback()
-    while left:
-        checkpoints = await pin(connection, [each.view for each in left])
-        stretch = await _next(connection, position, _furthest(left, checkpoints))
-        for each in left:
-            checkpoint = checkpoints[each.view.name].position
-            if result := await _step(connection, each, stretch.until(checkpoint)):
-                compared[each.view.name] = result
+    while checks:
+        checkpoints = await pin(connection, [check.view for check in checks])
+        for check in checks:
+            _refuse_checkpoint(check.view, checkpoints.get(check.view.name))
+        furthest = max(checkpoint.position for checkpoint in checkpoints.values())
+        events = await _read_range(connection, position, furthest)
+        unfinished = []
+        for check in checks:
+            name, checkpoint = check.view.name, checkpoints[check.view.name].position
+            try:
+                await check.compare(connection, events.before(checkpoint), checkpoint)
+                if events.up_to < checkpoint:
+                    unfinished.append(check)
+                else:
+                    rows = await check.finish(connection, checkpoint)
+                    checked[name] = CheckedView(name, checkpoint, rows)
+            except VerificationFailed as failure:
+                # Another view may differ at an earlier position.
+                failures.append(failure)
         await connection.rollback()
-        moved(stretch.up_to - position)
-        position = stretch.up_to
-        left = [each for each in left if each.view.name not in compared]
-    return _right([compared[projection.name] for projection in projections])
+        on_progress(events.up_to - position)
+        position, checks = events.up_to, unfinished
+    if failures:
+        raise min(failures, key=attrgetter("position"))
+    return [checked[projection.name] for projection in projections]
 
 
-async def _step(
-    connection: AsyncConnection, comparison: Comparison, stretch: Stretch
-) -> Compared | VerificationFailed | None:
-    """Compare one view further; what came of it, if that was the end."""
-    try:
-        await comparison.take(connection, stretch)
-        if stretch.up_to < stretch.checkpoint:
-            return None
-        rows = await comparison.finish(connection, stretch.checkpoint)
-    except VerificationFailed as wrong:
-        return wrong
-    return Compared(comparison.view.name, stretch.checkpoint, rows)
+def _refuse_checkpoint(view: Projection[Any], checkpoint: Checkpoint | None) -> None:
+    if checkpoint is None:
+        raise VerificationFailed(1, f"view {view.name} has no checkpoint")
+    if checkpoint.version != view.version:
+        raise VerificationFailed(
+            1,
+            f"view {view.name} was made by version {checkpoint.version} of its code, which is now"
+            f" {view.version}: run `ledger rebuild {view.name}`",
+        )
 
 
-def _right(results: Sequence[Compared | VerificationFailed]) -> list[Compared]:
-    if wrong := [result for result in results if isinstance(result, VerificationFailed)]:
-        raise min(wrong, key=attrgetter("position"))
-    return [result for result in results if isinstance(result, Compared)]
-
-
-def _furthest(left: Iterable[Comparison], checkpoints: Mapping[str, Checkpoint]) -> int:
-    """The furthest checkpoint.
-
-    Raises VerificationFailed where a view has none, or other code made it.
-    """
-    for view in (each.view for each in left):
-        checkpoint = checkpoints.get(view.name)
-        if checkpoint is None:
-            raise VerificationFailed(1, f"view {view.name} has no checkpoint")
-        if checkpoint.version != view.version:
-            raise VerificationFailed(
-                1,
-                f"view {view.name} was made by version {checkpoint.version} of its code, which is"
-                f" now {view.version}: run `ledger rebuild {view.name}`",
-            )
-    return max(checkpoint.position for checkpoint in checkpoints.values())
-
-
-async def _next(connection: AsyncConnection, after: int, checkpoint: int) -> Stretch:
-    """The next page of the ledger."""
+async def _read_range(connection: AsyncConnection, after: int, checkpoint: int) -> EventRange:
+    """The next page of the ledger, which may end after the checkpoint."""
     if checkpoint <= after:
-        return Stretch(after, after, checkpoint, (), ())
-    store = Store(connection)
-    records = await store.read(after)
-    if not records:
+        return EventRange(after, after, ())
+    page = await EventReader(connection).page(after, with_keys=True)
+    if not page.records:
         raise VerificationFailed(
             after + 1, f"a view shows the ledger up to {checkpoint}, but it ends here"
         )
-    keys = await store.keys(sealed_customers(records))
-    events = list(effective([_recorded(record, keys) for record in records]))
-    nameless = [
-        UUID(bytes=r.stream_id) for r in records if is_sealed(r) and not keys.get(r.stream_id)
-    ]
-    return Stretch(after, records[-1].position, checkpoint, events, nameless)
-
-
-def _recorded(record: Record, keys: Mapping[bytes, bytes | None]) -> Recorded:
+    nameless = {
+        UUID(bytes=record.stream_id)
+        for record in page.records
+        if is_sealed(record) and not page.keys.get(record.stream_id)
+    }
     try:
-        return recorded(record, keys)
+        events = page.effective_events()
     except WrongKey as error:
+        raise VerificationFailed(after + 1, f"a customer's name can't be read: {error}") from error
+    return EventRange(after, page.position, events, nameless)
+
+
+class ViewCheck(ABC):
+    """Compares one view with the ledger, range after range; raises VerificationFailed.
+
+    Each call reads the view in the caller's transaction, at the checkpoint that it is given.
+    """
+
+    view: Projection[Any]
+
+    @abstractmethod
+    async def compare(
+        self, connection: AsyncConnection, events: EventRange, checkpoint: int
+    ) -> None:
+        """Compare what the next range of events allows to compare."""
+
+    @abstractmethod
+    async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
+        """Compare the rest, after all ranges up to the checkpoint; returns the number of rows."""
+
+
+def _check_for(view: Projection[Any]) -> ViewCheck:
+    match view:
+        case LineProjection():
+            return LineCheck(view)
+        case KeyedProjection(own_stream=True):
+            return OwnStreamCheck(view)
+        case KeyedProjection():
+            return KeyedCheck(view)
+    raise TypeError(f"{type(view).__name__} can't be compared")
+
+
+class LineCheck(ViewCheck):
+    """Each event has its lines and no others."""
+
+    def __init__(self, view: LineProjection[Any]) -> None:
+        self.view = view
+        self._lines = view.lines
+        self._rows = 0
+
+    async def compare(
+        self, connection: AsyncConnection, events: EventRange, checkpoint: int
+    ) -> None:
+        """Compare the lines of the events."""
+        expected = [_values(line) for event in events.events for line in self._lines(event)]
+        # One more than there may be is enough to see that there are too many.
+        shown = await _select(
+            connection,
+            self.view,
+            f"position > %s AND position <= %s ORDER BY {', '.join(self.view.key_columns)}"
+            f" LIMIT {len(expected) + 1}",
+            (events.after, events.up_to),
+        )
+        if shown != expected:  # both are in the order of the key
+            _refuse(differences(self.view, _by_key(self.view, shown), _by_key(self.view, expected)))
+        self._rows += len(expected)
+
+    async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
+        """Refuse lines after the checkpoint."""
+        found = await connection.exec_driver_sql(
+            f"SELECT MIN(position) FROM {self.view.name} WHERE position > %s", (checkpoint,)
+        )
+        if position := found.scalar():
+            raise VerificationFailed(
+                position, f"{self.view.name} has lines beyond its checkpoint {checkpoint}"
+            )
+        return self._rows
+
+
+class OwnStreamCheck(ViewCheck):
+    """Rows that only events of their own stream change, so that memory is bounded by a page.
+
+    Each row is compared with the range that creates it: its later events are looked up.
+    """
+
+    def __init__(self, view: KeyedProjection[Any]) -> None:
+        self.view = self._view = view
+        self._rows = 0
+
+    async def compare(
+        self, connection: AsyncConnection, events: EventRange, checkpoint: int
+    ) -> None:
+        """Compare the rows that the events create."""
+        view = self._view
+        created = view.keys(e for e in events.events if isinstance(e.payload, view.creates))
+        rows: dict[Any, Any] = {}
+        for event in events.events:
+            if view.key(event) in created:
+                view.project(rows, event)
+        erased = _erased(events.events)
+        found: list[Difference] = []
+        for keys in chunks(created, KEYS):
+            later = await EventReader(connection).effective_of_streams(
+                keys, after=events.up_to, up_to=checkpoint
+            )
+            for event in later:
+                view.project(rows, event)
+            shown = await _rows_by_key(connection, view, keys)
+            nameless = set(events.nameless) - erased - _erased(later)
+            found += differences(view, shown, _expected(view, rows, keys, shown, nameless))
+        _refuse(found)
+        self._rows += len(created)
+
+    async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
+        """Refuse rows that no event created."""
+        view = self._view
+        count = (await connection.exec_driver_sql(f"SELECT COUNT(*) FROM {view.name}")).scalar_one()
+        if count == self._rows:
+            return self._rows
+        extra: dict[RowKey, Values] = {}
+        async for shown in _key_pages(connection, view, KEYS):
+            keys = [UUID(bytes=key) for key in shown]
+            created = view.keys(
+                await EventReader(connection).effective_of_streams(
+                    keys, [TYPE_OF[view.creates]], up_to=checkpoint
+                )
+            )
+            extra |= {k: row for k, row in shown.items() if UUID(bytes=k) not in created}
+        _refuse(differences(view, extra, {}))
         raise VerificationFailed(
-            record.position, "the customer's key does not open the name"
-        ) from error
+            checkpoint, f"{view.name} has {count} rows, and the ledger makes {self._rows}"
+        )
+
+
+class KeyedCheck(ViewCheck):
+    """Rows that events of other streams change, too: all are kept in memory to the checkpoint."""
+
+    def __init__(self, view: KeyedProjection[Any]) -> None:
+        self.view = view
+        self._rows: dict[Any, Any] = {}
+        self._nameless: set[UUID] = set()
+
+    async def compare(
+        self, connection: AsyncConnection, events: EventRange, checkpoint: int
+    ) -> None:
+        """Project the events."""
+        for event in events.events:
+            self.view.project(self._rows, event)
+        self._nameless |= set(events.nameless)
+        self._nameless -= _erased(events.events)
+
+    async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
+        """Compare all rows."""
+        missing = set(self._rows)
+        found: list[Difference] = []
+        async for shown in _key_pages(connection, self.view, PAGE):
+            keys = [key for key in map(_uuid, shown) if key in missing]
+            expected = _expected(self.view, self._rows, keys, shown, self._nameless)
+            found += differences(self.view, shown, expected)
+            missing.difference_update(keys)
+        found += differences(self.view, {}, _expected(self.view, self._rows, missing, {}, ()))
+        _refuse(found)
+        return len(self._rows)
+
+
+def _uuid(key: bytes) -> UUID:
+    return UUID(bytes=key)
+
+
+def _erased(events: Iterable[Recorded]) -> set[UUID]:
+    return {event.stream_id for event in events if isinstance(event.payload, CustomerErased)}
+
+
+def _expected(
+    view: Projection[Any],
+    rows: Mapping[Any, Struct],
+    keys: Iterable[UUID],
+    shown: Mapping[RowKey, Values],
+    nameless: Collection[UUID],
+) -> dict[RowKey, Values]:
+    """The rows with these keys, as the view must show them."""
+    expected = {key.bytes: _values(rows[key]) for key in keys}
+    if view.personal:
+        # A name was erased from the ledger, and the view is not there yet: nobody can tell any more
+        # what it must show, so what it shows counts as right.
+        place = view.columns.index(view.personal)
+        for key in {customer.bytes for customer in nameless} & expected.keys() & shown.keys():
+            row = expected[key]
+            expected[key] = (*row[:place], shown[key][place], *row[place + 1 :])
+    return expected
+
+
+def _values(row: Struct) -> Values:
+    """A row as the database gives it."""
+    return tuple(
+        value.bytes
+        if type(value) is UUID
+        else value.replace(tzinfo=None)
+        if type(value) is datetime
+        else value
+        for value in astuple(row)
+    )
+
+
+def _by_key(view: Projection[Any], rows: Iterable[Values]) -> dict[RowKey, Values]:
+    width = len(view.key_columns)
+    return {row[0] if width == 1 else row[:width]: row for row in rows}
+
+
+async def _select(
+    connection: AsyncConnection, view: Projection[Any], where: str, parameters: Values
+) -> list[Values]:
+    found = await connection.exec_driver_sql(
+        f"SELECT {', '.join(view.columns)} FROM {view.name} WHERE {where}", parameters
+    )
+    return [tuple(row) for row in found]
+
+
+async def _rows_by_key(
+    connection: AsyncConnection, view: KeyedProjection[Any], keys: Collection[UUID]
+) -> dict[RowKey, Values]:
+    where = f"{view.key_column} IN ({marks(keys)})"
+    return _by_key(view, await _select(connection, view, where, tuple(key.bytes for key in keys)))
+
+
+async def _key_pages(
+    connection: AsyncConnection, view: Projection[Any], limit: int
+) -> AsyncIterator[dict[RowKey, Values]]:
+    """All rows of a view with one key column, in the order of the key."""
+    (key,) = view.key_columns
+    after = b""
+    while rows := await _select(
+        connection, view, f"{key} > %s ORDER BY {key} LIMIT {limit}", (after,)
+    ):
+        yield _by_key(view, rows)
+        after = rows[-1][0]
+
+
+def differences(
+    view: Projection[Any], shown: Mapping[RowKey, Values], expected: Mapping[RowKey, Values]
+) -> list[Difference]:
+    """The differences between the rows that a view shows and those it must show, by key."""
+    if shown == expected:
+        return []
+    return [
+        _difference(view, shown.get(key), expected.get(key))
+        for key in shown.keys() | expected.keys()
+        if shown.get(key) != expected.get(key)
+    ]
+
+
+def _difference(view: Projection[Any], shown: Values | None, expected: Values | None) -> Difference:
+    row = expected or shown or ()
+    without_row = (None,) * len(view.columns)
+    columns: dict[str, tuple[str | None, str | None]] = {}
+    for name, is_, must_be in zip(
+        view.columns, shown or without_row, expected or without_row, strict=True
+    ):
+        if is_ != must_be:
+            texts = _text(is_), _text(must_be)
+            too_long = max(len(text or "") for text in texts) > MAX_QUOTED
+            columns[name] = (None, None) if too_long or name == view.personal else texts
+    return Difference(
+        view.name,
+        {name: str(_text(value)) for name, value in zip(view.key_columns, row, strict=False)},
+        columns,
+        "missing" if shown is None else "extra" if expected is None else "changed",
+        row[view.columns.index("position")],
+    )
+
+
+def _text(value: Any) -> str | None:
+    match value:
+        case None:
+            return None
+        case bytes():
+            return str(UUID(bytes=value))
+        case datetime():
+            return f"{value.isoformat()}Z"
+        case _:
+            return str(value)
+
+
+def _refuse(found: Sequence[Difference]) -> None:
+    if found:
+        first = min(found, key=attrgetter("position"))
+        raise VerificationFailed(first.position, str(first))
+
+
+async def first_difference(
+    connection: AsyncConnection,
+    live: Projection[Any],
+    rebuilt: Projection[Any],
+    on_progress: OnProgress,
+) -> Difference | None:
+    """The first difference between a live view and its rebuilt table, in the order of the key.
+
+    The server looks for it, in ranges of the key: so no row that is right has to be fetched.
+    Neither table may change meanwhile. `on_progress` is called with numbers of rows.
+    """
+    first_key, keys = live.key_columns[0], ", ".join(f"t.{name}" for name in live.key_columns)
+    same_key = " AND ".join(f"o.{name} = t.{name}" for name in live.key_columns)
+    same = " AND ".join(_same(column) for column in live.table.columns)
+    after: Any = None
+    while True:
+        from_after, parameters = (
+            ("TRUE", ()) if after is None else (f"t.{first_key} > %s", (after,))
+        )
+        found = await connection.exec_driver_sql(
+            f"SELECT t.{first_key} FROM {live.name} t WHERE {from_after}"
+            f" ORDER BY t.{first_key} LIMIT 1 OFFSET {RANGE_ROWS}",
+            parameters,
+        )
+        up_to = found.scalar_one_or_none()
+        where = from_after
+        if up_to is not None:
+            where, parameters = f"{from_after} AND t.{first_key} <= %s", (*parameters, up_to)
+        differing: list[Values] = []
+        # The second statement finds the rows that the view lacks.
+        for table, other, differs in (
+            (live.name, rebuilt.name, f"NOT ({same})"),
+            (rebuilt.name, live.name, f"o.{first_key} IS NULL"),
+        ):
+            rows = await connection.exec_driver_sql(
+                f"SELECT {keys} FROM {table} t LEFT JOIN {other} o ON {same_key}"
+                f" WHERE {where} AND {differs} ORDER BY {keys} LIMIT 1",
+                parameters,
+            )
+            differing += [tuple(row) for row in rows]
+        if differing:
+            key = min(differing)
+            this_row = " AND ".join(f"{name} = %s" for name in live.key_columns)
+            shown, expected = [
+                next(iter(await _select(connection, table, this_row, key)), None)
+                for table in (live, rebuilt)
+            ]
+            return _difference(live, shown, expected)
+        on_progress(RANGE_ROWS)
+        if up_to is None:
+            return None
+        after = up_to
+
+
+def _same(column: Column[Any]) -> str:
+    """Compares a column of both tables, to the byte: `=` would ignore spaces at the end."""
+    one, other = f"t.{column.name}", f"o.{column.name}"
+    if isinstance(column.type, String):
+        one, other = f"CAST({one} AS BINARY)", f"CAST({other} AS BINARY)"
+    return f"{one} <=> {other}"

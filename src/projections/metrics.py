@@ -1,10 +1,11 @@
-"""What the projector measures, and how far its views are behind the ledger."""
+"""The projector's metrics, and the lag of its views behind the ledger."""
 
 from typing import Any, Final
 
 from prometheus_client import Gauge, Histogram
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from ledger.eventlog.reader import EventReader
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.metrics import LATENCY_S, SIZES
 from ledger.runtime.timestamps import SECOND_US, now_us
@@ -33,17 +34,18 @@ LAG_KNOWN: Final = Gauge(
 )
 PROJECTOR: Final = (BATCH_EVENTS, BATCH_S, POSITION, LAG_POSITIONS, LAG_S, LAG_KNOWN)
 
-_LAGS = (
-    "SELECT c.name, c.position, h.position, e.recorded_at_us FROM checkpoints c"
-    " JOIN ledger_head h ON h.id = 1 LEFT JOIN events e ON e.position = c.position + 1"
-)
-
 
 async def measure_lag(engine: AsyncEngine) -> None:
     """Ask the database where head and views are. While it's away, the views have no samples."""
     try:
         async with engine.connect() as connection:
-            found: Any = (await connection.exec_driver_sql(_LAGS)).all()
+            found = await connection.exec_driver_sql(
+                "SELECT c.name, c.position, h.position FROM checkpoints c"
+                " JOIN ledger_head h ON h.id = 1"
+            )
+            positions: Any = found.all()
+            oldest = {position + 1 for _, position, _ in positions}
+            not_shown = await EventReader(connection).records_at(oldest)
     except DATABASE_ERRORS:
         for gauge in (POSITION, LAG_POSITIONS, LAG_S):
             gauge.clear()
@@ -51,8 +53,10 @@ async def measure_lag(engine: AsyncEngine) -> None:
         return
     LAG_KNOWN.set(1)
     now = now_us()
-    for view, position, head, next_recorded_at_us in found:
+    for view, position, head in positions:
+        record = not_shown.get(position + 1)
+        # One that was recorded after the head was read is not behind it yet.
+        behind_us = now - record.recorded_at_us if record and position < head else 0
         POSITION.labels(view).set(position)
         LAG_POSITIONS.labels(view).set(head - position)
-        behind_us = 0 if next_recorded_at_us is None else max(now - next_recorded_at_us, 0)
-        LAG_S.labels(view).set(behind_us / SECOND_US)
+        LAG_S.labels(view).set(max(behind_us, 0) / SECOND_US)

@@ -4,17 +4,19 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
-from ledger.eventlog.codec import origin_of
+from ledger.eventlog.chain import LedgerDamaged
+from ledger.eventlog.codec import origin_of, recorded
+from ledger.eventlog.reader import EventReader, Prefetch
 from ledger.eventlog.records import Record
-from ledger.eventlog.store import LedgerDamaged, Store
 from ledger.messaging.rabbitmq import Connection, Notifier, subscribe, until_closed
 from ledger.messaging.topology import RECORDED_EXCHANGE
 from ledger.runtime import tracing
@@ -22,21 +24,83 @@ from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.reconnect import keep_alive
 from projections import metrics
-from projections.announcements import Announcement, encode
-from projections.pages import Page, ReadAhead, read_page
+from projections.announcements import Announcement, Outcome, encode, outcome_of
 from projections.tables import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 from projections.views.projection import Projection
 
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.5
+# A small batch makes the next one wait until so long after its own beginning, as in the writer:
+# a commit costs the same for one event as for a hundred.
 LINGER_S: Final = 0.02
-"""A small batch makes the next one wait until so long after its own beginning, as in the writer."""
 LARGE_BATCH: Final = 500
+# A row that many events of a page change is written once; and a page takes half a second at most.
 PAGE: Final = 10_000
-"""A row that many events of a page change is written once; and it takes half a second at most."""
+# After a page that is more than a quarter full the projector is behind, and reads ahead.
 BEHIND: Final = 4
-"""A page that is this part full is hardly the last one."""
+
+
+class Batch(Struct, frozen=True):
+    """A page of the ledger, decoded: its events that took effect, and the outcomes."""
+
+    records: Sequence[Record]
+    events: list[Recorded]
+    outcomes: list[Outcome]
+
+
+async def read_batch(reader: EventReader, after: int, limit: int) -> Batch:
+    """The batch after a position, empty at the end; raises LedgerDamaged at a gap."""
+    page = await reader.page(after, limit, with_keys=True)
+    decisions = page.decisions()
+    return Batch(
+        page.records,
+        [recorded(record, page.keys) for d in decisions for record in d.effective_records],
+        [outcome_of(decision) for decision in decisions],
+    )
+
+
+class ReadAhead:
+    """Reads and decodes the next batch on a second connection while the last one is written.
+
+    That takes no lock: the ledger is only added to, so what was read stays as it is.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._batches: Prefetch[Batch] | None = None
+
+    def start(self, after: int) -> None:
+        """Begin to read after a position, unless batches are read already."""
+        if self._batches is None:
+            self._batches = Prefetch(self._read(after))
+
+    async def next(self, after: int) -> Batch | None:
+        """The batch after a position, if it was read ahead; raises LedgerDamaged at a gap."""
+        if self._batches is None:
+            return None
+        batch = await anext(self._batches, None)
+        # It may have come to the end too early, or another projector has gone on meanwhile.
+        if batch is None or batch.records[0].position != after + 1:
+            await self.aclose()
+            return None
+        return batch
+
+    async def aclose(self) -> None:
+        """Wait for the batch that nobody takes any more, whatever comes of it."""
+        batches, self._batches = self._batches, None
+        if batches:
+            await batches.aclose()
+
+    async def _read(self, after: int) -> AsyncGenerator[Batch, None]:
+        while True:
+            # A connection for each batch: one that goes on would see the ledger as of its begin.
+            async with self._engine.connect() as connection:
+                batch = await read_batch(EventReader(connection), after, PAGE)
+            if not batch.records:
+                return
+            yield batch
+            after = batch.records[-1].position
 
 
 class Projector:
@@ -100,82 +164,62 @@ async def advance(
     """Bring the views one batch further, rows and checkpoints in one transaction.
 
     Views at the same checkpoint advance together; one that lags catches up with the others first.
-    While there is much to do, `ahead` reads the next page meanwhile. With nothing left to project
-    it says where the views are. Raises LedgerDamaged at a gap, and where the ledger ends before a
-    checkpoint or before its head.
+    While there is much to do, `ahead` reads the next batch meanwhile. With nothing left to project
+    the announcement says where the views are. Raises LedgerDamaged at a gap, and where the ledger
+    ends before a checkpoint or before its head.
     """
     checkpoints = await lock_checkpoints(connection, projections)
-    after = min(checkpoints.values())
-    store = Store(connection)
+    after, furthest = min(checkpoints.values()), max(checkpoints.values())
+    reader = EventReader(connection)
     began_ns, began = time.time_ns(), time.perf_counter()
-    page = await _page(store, checkpoints, ahead)
-    if not page.records:
-        await _refuse_other_end(store, after, max(checkpoints.values()))
+    # A batch doesn't go beyond the next checkpoint, so that views which meet go on together.
+    limit = min((end - after for end in checkpoints.values() if end > after), default=PAGE)
+    batch = await ahead.next(after) if ahead else None
+    if batch is None or len(batch.records) > limit:
+        batch = await read_batch(reader, after, min(limit, PAGE))
+    if not batch.records:
+        await _refuse_lost_end(reader, after, furthest)
         await connection.rollback()
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
-    last = page.records[-1].position
-    if ahead and len(page.records) > PAGE // BEHIND:
-        ahead.begin(last, PAGE)
-    await _project(connection, behind, page.taking_effect)
+    last = batch.records[-1].position
+    if ahead and len(batch.records) > PAGE // BEHIND:
+        ahead.start(last)
+    # The last views have the most rows; they go first, so that the database is busy with them while
+    # the others' rows are made.
+    rows = [
+        (view, await fetch_rows(connection, view, view.needs(batch.events)))
+        for view in reversed(behind)
+    ]
+    await write_rows(
+        connection, ((view, view.changed(at_hand, batch.events)) for view, at_hand in rows)
+    )
     await move_checkpoints(connection, behind, last)
     await failpoint("projector.before-commit")
     await connection.commit()
     await failpoint("projector.after-commit")
     metrics.BATCH_S.observe(time.perf_counter() - began)
-    metrics.BATCH_EVENTS.observe(len(page.records))
-    _tell(page.records, began_ns)
-    keys = [key for view in behind for key in view.announced_keys(page.taking_effect)]
-    return Announcement(after, last, page.outcomes, keys)
-
-
-async def _page(store: Store, checkpoints: dict[str, int], ahead: ReadAhead | None) -> Page:
-    """The page after the checkpoint that is furthest behind; it doesn't go beyond another."""
-    after = min(checkpoints.values())
-    limit = min((end - after for end in checkpoints.values() if end > after), default=PAGE)
-    page = await ahead.take(after) if ahead else None
-    if page and 0 < len(page.records) <= limit:  # an empty one may have come too early
-        return page
-    return await read_page(store, after, min(limit, PAGE))
-
-
-def _tell(records: Sequence[Record], began_ns: int) -> None:
-    """Log lines and spans of a batch that the views show now."""
-    first, last = records[0].position, records[-1].position
-    log.debug("projector: shown", extra={"first_position": first, "position": last})
+    metrics.BATCH_EVENTS.observe(len(batch.records))
+    log.debug("projector: shown", extra={"first_position": after + 1, "position": last})
     if tracing.enabled():
-        for record in records:
+        for record in batch.records:
             if traceparent := origin_of(record).traceparent:
-                about = {"ledger.position": record.position}
-                tracing.record_span("project", traceparent, about, began_ns)
+                attributes = {"ledger.position": record.position}
+                tracing.record_span("project", traceparent, attributes, began_ns)
+    keys = [key for view in behind for key in view.announced_keys(batch.events)]
+    return Announcement(after, last, batch.outcomes, keys)
 
 
-async def _refuse_other_end(store: Store, end: int, furthest: int) -> None:
+async def _refuse_lost_end(reader: EventReader, end: int, furthest: int) -> None:
     """Raises LedgerDamaged unless the ledger, found to end at `end`, ends where its head says."""
-    head = await store.head()
+    head = await reader.head()
     if head.position < furthest:
         raise LedgerDamaged(
             furthest, f"the views are there, ahead of the ledger at {head.position}"
         )
     # What was committed since is there by now; what is not there is lost.
-    if head.position > end and not await store.read(end, 2):
+    if head.position > end and not (await reader.page(end, 2)).records:
         raise LedgerDamaged(end + 1, f"the head names position {head.position}, and this is gone")
-
-
-async def _project(
-    connection: AsyncConnection, projections: Sequence[Projection[Any]], events: Sequence[Recorded]
-) -> None:
-    """Write the rows that events, which took effect, change.
-
-    The last views have the most rows; they go first, so that the database is busy with them while
-    the others' rows are made.
-    """
-    at_hand = [
-        (view, await fetch_rows(connection, view, view.needs(events)))
-        for view in reversed(projections)
-    ]
-    changed = ((view, view.changed(rows, events)) for view, rows in at_hand)
-    await write_rows(connection, changed)
 
 
 async def listen(connection: Connection, projector: Projector) -> None:

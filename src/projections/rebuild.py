@@ -16,10 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
 from ledger.core.events import Recorded
-from ledger.core.fold import effective
-from ledger.eventlog.store import Store
+from ledger.eventlog.reader import EventPage, EventReader, Prefetch
 from ledger.runtime.failpoints import failpoint
-from projections.table_diff import Difference, first_difference
+from projections.check import Difference, first_difference
 from projections.table_swap import (
     BUSY_S,
     OLD,
@@ -192,7 +191,7 @@ class Rebuild:
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())
         if furthest or len(self._views) < len(self._all_views):
             return furthest
-        return (await Store(self._reading).head()).position
+        return (await EventReader(self._reading).head()).position
 
     async def _catch_up(self, shadows: Sequence[Shadow]) -> None:
         """Load until at most NEAR_EVENTS are missing, while projectors go on."""
@@ -220,15 +219,15 @@ class Rebuild:
         """Load shadows that are at one position, in one reading of the ledger."""
         loaders = [Loader(shadow.table) for shadow in shadows]
         uncommitted_events = 0
-        pages = read_ahead(Store(self._reading), shadows[0].position, up_to)
+        # One page more is read and decoded while the database is at work on the last.
+        pages = Prefetch(_read_events(EventReader(self._reading), shadows[0].position, up_to))
         async with aclosing(pages):
-            async for events in pages:
-                taking_effect = list(effective(events))
+            async for page, events in pages:
                 for loader in loaders:
-                    await loader.add(self._writing, taking_effect)
-                position = events[-1].position
-                on_progress(len(events))
-                uncommitted_events += len(events)
+                    await loader.add(self._writing, events)
+                position = page.position
+                on_progress(len(page.records))
+                uncommitted_events += len(page.records)
                 if uncommitted_events < STEP_EVENTS and position < up_to:
                     continue
                 for loader, shadow in zip(loaders, shadows, strict=True):
@@ -325,22 +324,9 @@ async def open_rebuild(
         yield Rebuild(writing, reading, all_views, views, show_progress)
 
 
-async def read_ahead(store: Store, after: int, up_to: int) -> AsyncGenerator[list[Recorded], None]:
-    """Pages of events; one more is read and decoded while the database is at work on the last.
-
-    Raises what Store.pages does.
-    """
-    pages = store.pages(after, up_to)
-    coming = asyncio.create_task(_next_page(store, pages))
-    try:
-        while events := await coming:
-            coming = asyncio.create_task(_next_page(store, pages))
-            yield events
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-
-
-async def _next_page(store: Store, pages: AsyncIterator[Any]) -> list[Recorded]:
-    records = await anext(pages, None)
-    return await store.events(records) if records else []
+async def _read_events(
+    reader: EventReader, after: int, up_to: int
+) -> AsyncGenerator[tuple[EventPage, list[Recorded]], None]:
+    """Pages between two positions, with those of their events that took effect."""
+    async for page in reader.pages(after, up_to, with_keys=True):
+        yield page, page.effective_events()

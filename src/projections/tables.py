@@ -1,7 +1,8 @@
 """The views in the database: their checkpoints, and their rows as the projector writes them."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from msgspec import Struct
@@ -19,6 +20,8 @@ from projections.views.projection import (
     from_columns,
     position_column,
 )
+
+T = TypeVar("T")
 
 CHECKPOINTS: Final = Table(
     "checkpoints",
@@ -212,3 +215,9 @@ async def _scalar(connection: AsyncConnection, statement: str) -> Any:
 def marks(values: Collection[object]) -> str:
     """Placeholders for values."""
     return ", ".join(["%s"] * len(values))
+
+
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The values in lists of at most `size`."""
+    left = iter(values)
+    return iter(lambda: list(islice(left, size)), [])

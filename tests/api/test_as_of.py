@@ -14,6 +14,7 @@ from api import as_of
 from api.as_of import MAX_READS, AsOf, AsOfReads
 from api.problems import Problem
 from projections.as_of import AsOfPosition, AsOfReader
+from projections.views.wallets import WALLETS
 from tests.harness import Stack, make_ledger
 from tests.ledger.running import running_ledger
 from tests.private_servers import Servers
@@ -250,5 +251,5 @@ async def test_a_read_that_fails_gives_its_turn_to_the_next(reads: AsOfReads) ->
             await reads.read(AsOf(0, None), fail)
         with pytest.raises(Problem, match="at most 0"):
             await reads.read(AsOf(1, None), fail)
-    wallet, moment = await reads.read(AsOf(None, 0), lambda h, p: h.wallet(UUID(int=1), p))
+    wallet, moment = await reads.read(AsOf(None, 0), lambda h, p: h.row(WALLETS, UUID(int=1), p))
     assert (wallet, moment) == (None, AsOfPosition(0, final=False))

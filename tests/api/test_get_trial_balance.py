@@ -16,7 +16,7 @@ from projections import trial_balance
 from projections.queries import ViewsUnavailable
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.views import advance_to_the_end
+from tests.projections.view_rows import advance_to_the_end
 
 from .client import balance, cancel, exact, limit, list_product, order, problem, register, stock
 

@@ -19,7 +19,7 @@ from ledger.eventlog.records import Record
 from projections.views.registry import PROJECTIONS
 from tests.ledger.events import history
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.views import advance_to_the_end
+from tests.projections.view_rows import advance_to_the_end
 
 EVERYTHING = ("events", *(projection.name for projection in PROJECTIONS))
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -21,7 +21,7 @@ from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers
-from tests.projections.past import Then, write_history
+from tests.projections.as_of_states import Then, write_history
 from tests.proxy import open_proxy
 
 from .conftest import LEDGER, Run, shell

@@ -15,7 +15,7 @@ from projections.views.journal import lines
 from tests.harness import free_port
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.views import advance_to_the_end
+from tests.projections.view_rows import advance_to_the_end
 
 from .conftest import Run, typed
 

@@ -26,7 +26,7 @@ from tests.harness import environment, free_port
 from tests.ledger.audit import audit
 from tests.ledger.events import asked, opening, orders
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.views import all_live, all_replayed, until_projected
+from tests.projections.view_rows import all_live, all_replayed, until_projected
 
 from .conftest import Run, typed
 

@@ -28,7 +28,7 @@ from tests.ledger.audit import audit
 from tests.ledger.events import opening, orders
 from tests.ledger.running import running_ledger
 from tests.private_servers import Servers
-from tests.projections.views import all_live
+from tests.projections.view_rows import all_live
 from tests.proxy import open_proxy
 
 from .conftest import Run

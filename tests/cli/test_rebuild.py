@@ -18,8 +18,8 @@ from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.rebuilds import rebuilt, tables
-from tests.projections.views import (
+from tests.projections.rebuilding import rebuilt, tables
+from tests.projections.view_rows import (
     advance_to_the_end,
     all_live,
     all_replayed,

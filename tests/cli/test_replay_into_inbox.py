@@ -29,7 +29,7 @@ from tests.harness import environment, make_ledger
 from tests.ledger.events import asked, history, opening, orders
 from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers
-from tests.projections.views import advance_to_the_end, live
+from tests.projections.view_rows import advance_to_the_end, live
 from tests.proxy import open_proxy
 
 from .conftest import Run

@@ -12,7 +12,7 @@ from tests.harness import Stack, eventually
 from tests.ledger.audit import audit, causes, ids
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.views import all_live, all_replayed, checkpoints, until_projected
+from tests.projections.view_rows import all_live, all_replayed, checkpoints, until_projected
 
 STOP_S = 10
 

@@ -234,8 +234,8 @@ async def test_a_finding_is_one_sentence_and_status_1_and_json_if_wanted(
         done = await run("verify")
         assert (done.status, done.out) == (1, "")
         said = done.said_one_sentence()
-        assert f"position {position}: row " in said
-        assert "has another username, balance_minor 7 instead of" in said
+        assert f"position {position}: wallets differs in the row of customer_id " in said
+        assert "another username; balance_minor is 7, must be" in said
         assert "Ann" not in said
         shown = await run("verify", "--json")
         assert (shown.status, shown.json["wrong"]["position"]) == (1, position)

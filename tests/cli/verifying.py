@@ -16,7 +16,7 @@ from projections.views.registry import PROJECTIONS
 from tests.core.story import INK, cancel, credit, order, product
 from tests.ledger.events import asked, history, opening
 from tests.ledger.running import Ledger, running_ledger
-from tests.projections.views import advance_to_the_end
+from tests.projections.view_rows import advance_to_the_end
 
 TABLES = ("events", "ledger_head", "checkpoints", *(view.name for view in PROJECTIONS))
 

@@ -4,7 +4,7 @@ from bench.fill import fill
 from bench.history import Shop
 from cli.settings import Settings
 from tests.ledger.running import running_ledger
-from tests.projections.views import advance_to_the_end
+from tests.projections.view_rows import advance_to_the_end
 
 EVENTS = 120
 SPAN_US = 3 * 3_600_000_000

@@ -8,7 +8,7 @@ from ledger.core.fold import effective
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.records import Record
 from tests.faults.history import History
-from tests.projections.views import View
+from tests.projections.view_rows import View
 
 Views = Mapping[str, View]
 

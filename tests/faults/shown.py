@@ -16,7 +16,7 @@ from projections.views.projection import KeyedProjection
 from projections.views.registry import PROJECTIONS
 from tests.faults.evidence import Evidence, Views
 from tests.faults.history import Read
-from tests.projections.views import View
+from tests.projections.view_rows import View
 
 SHOWS: Final = (200, 201)
 """Statuses of answers that show what was decided."""

@@ -36,7 +36,7 @@ from projections.views.registry import PROJECTIONS
 from tests.faults.checker import check
 from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Attempt, Expected, History, Operation, Outcome, Read
-from tests.projections.views import replayed
+from tests.projections.view_rows import replayed
 
 ANN, PEN = UUID(int=0xA1), UUID(int=0xB1)
 ORDERS = [UUID(int=0xC1 + n) for n in range(6)]

@@ -13,7 +13,7 @@ from ledger.eventlog.codec import recorded
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually
-from tests.projections.views import all_live, all_replayed, until_projected
+from tests.projections.view_rows import all_live, all_replayed, until_projected
 
 from .audit import audit
 from .events import opening, orders

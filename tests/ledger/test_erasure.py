@@ -22,7 +22,7 @@ from ledger.eventlog.store import Fenced, Store
 from ledger.runtime import failpoints
 from tests.core.story import ANN, BOB, PEN, cancel, credit, erasure, order, product
 from tests.harness import eventually
-from tests.projections.views import (
+from tests.projections.view_rows import (
     advance_to_the_end,
     all_live,
     all_replayed,

@@ -25,7 +25,7 @@ from ledger.runtime.failpoints import (
     failpoint_after_send,
 )
 from tests.harness import environment, eventually
-from tests.projections.views import all_live, all_replayed, until_projected
+from tests.projections.view_rows import all_live, all_replayed, until_projected
 
 from .audit import audit, causes, ids
 from .events import opening, orders

@@ -20,7 +20,7 @@ from tests.ledger.events import asked, opening, orders
 from tests.ledger.running import Ledger, beside
 from tests.proxy import open_proxy
 
-from .views import until_projected
+from .view_rows import until_projected
 
 
 class Listener:

@@ -10,7 +10,7 @@ from projections.views.registry import PROJECTIONS
 from tests.ledger.events import opening, orders
 from tests.ledger.running import Ledger
 
-from .views import advance_to_the_end, all_live, checkpoints, set_checkpoint
+from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 
 
 async def without(ledger: Ledger, condition: str) -> None:

@@ -16,7 +16,7 @@ from tests.harness import eventually
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger
 
-from .views import (
+from .view_rows import (
     View,
     advance_to_the_end,
     all_live,

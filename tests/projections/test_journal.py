@@ -32,7 +32,7 @@ from tests.core.story import (
 from tests.ledger.events import asked, history
 from tests.ledger.running import Ledger
 
-from .views import advance_to_the_end, all_live, checkpoints, set_checkpoint
+from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 
 
 def recorded_of(*submissions: Submission) -> list[Recorded]:

@@ -14,7 +14,7 @@ from projections.views.projection import ViewDamaged
 from projections.views.stock import STOCK, StockRow
 from tests.ledger.running import Ledger
 
-from .views import live
+from .view_rows import live
 
 NASTY = (
     "",

@@ -16,7 +16,7 @@ from tests.ledger.events import asked, history, opening
 from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers
 
-from .views import advance_to_the_end, live, replayed
+from .view_rows import advance_to_the_end, live, replayed
 
 
 @pytest.fixture(scope="module")

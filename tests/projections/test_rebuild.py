@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from projections import projector, rebuild, table_diff, table_swap
+from projections import check, projector, rebuild, table_swap
 from projections.projector import advance
 from projections.queries import Views
 from projections.rebuild import Loader
@@ -20,8 +20,8 @@ from tests.harness import engine_of, eventually
 from tests.ledger.events import PRODUCTS, history, opening, orders
 from tests.ledger.running import Ledger
 
-from .rebuilds import NEXT, opened, rebuilt, tables
-from .views import (
+from .rebuilding import NEXT, opened, rebuilt, tables
+from .view_rows import (
     advance_to_the_end,
     all_live,
     all_replayed,
@@ -159,7 +159,7 @@ async def test_a_difference_is_named_and_nothing_is_swapped_but_by_a_repair(
 async def test_a_difference_is_found_in_whatever_range_it_is(
     projected: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table_diff, "RANGE_ROWS", 10)
+    monkeypatch.setattr(check, "RANGE_ROWS", 10)
     assert len(await live(projected, ORDERS)) > 30
     for what in ("changed", "missing", "added"):
         key = await damage(projected, ORDERS, what)

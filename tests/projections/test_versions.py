@@ -15,7 +15,7 @@ from tests.harness import Stack, engine_of, eventually
 from tests.ledger.events import orders
 from tests.ledger.running import Ledger
 
-from .views import advance_to_the_end, all_live, all_replayed, checkpoints, until_projected
+from .view_rows import advance_to_the_end, all_live, all_replayed, checkpoints, until_projected
 
 NEXT = tuple(
     replace(view, version=view.version + 1) if view is ORDERS else view for view in PROJECTIONS

@@ -34,6 +34,7 @@ from api.submission import (
 )
 from ledger.core.events import CustomerRegistered, WalletCredited
 from ledger.eventlog.records import Submitted
+from projections.views.wallets import WALLETS
 
 
 @operation(
@@ -108,7 +109,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     customer_id = call[CUSTOMER_ID]
     if when := as_of(call):
         then, moment = await context.as_of.read(
-            when, lambda reader, position: reader.wallet(customer_id, position)
+            when, lambda reader, position: reader.row(WALLETS, customer_id, position)
         )
         customer, position = schemas.customer(then) if then else None, moment.position
     else:

@@ -36,7 +36,7 @@ from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed
 from ledger.core.state import State, Status
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
-from projections.views.orders import OrderRow
+from projections.views.orders import ORDERS, OrderRow
 
 MAX_BATCH_BODY: Final = 256 * 1024
 
@@ -188,7 +188,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     order_id = call[ORDER_ID]
     if when := as_of(call):
         row, moment = await context.as_of.read(
-            when, lambda reader, position: reader.order(order_id, position)
+            when, lambda reader, position: reader.row(ORDERS, order_id, position)
         )
         order, position = schemas.order(row) if row else None, moment.position
     else:

@@ -37,7 +37,7 @@ from api.submission import (
 )
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
 from ledger.eventlog.records import Submitted
-from projections.views.stock import ProductAsOf, StockRow
+from projections.views.stock import STOCK, ProductAsOf, StockRow
 
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
@@ -140,7 +140,7 @@ async def show(context: Context, call: Call[None]) -> Response:
             return _page(call.request, *cached)
     if when := as_of(call):
         then, moment = await context.as_of.read(
-            when, lambda reader, position: reader.product(product_id, position)
+            when, lambda reader, position: reader.row(STOCK, product_id, position)
         )
         page = _render(then, product_id, moment.position)
         # What is not final yet may still change: a later event can be of the same time.

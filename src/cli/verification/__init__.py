@@ -5,7 +5,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from ledger.audit.signatures import KeptHead
-from projections.check import Compared
+from projections.check import CheckedView
 
 
 class Wish(Struct, frozen=True):
@@ -34,7 +34,7 @@ class Verified(Struct, frozen=True):
     """What was found right, and how long each part took."""
 
     ledger: Audited | None
-    views: list[Compared]
+    views: list[CheckedView]
     ledger_s: float
     views_s: float
 

@@ -14,7 +14,7 @@ from msgspec.json import Decoder
 from cli.settings import Settings
 from cli.verification import Audited, Finding
 from ledger.eventlog.chain import VerificationFailed
-from projections.check import Compared
+from projections.check import CheckedView
 
 COMMAND: Final = ("-c", "from cli.main import app; app()", "verify", "--json")
 HELPS: Final = "LEDGER_VERIFY_HELPS"
@@ -30,7 +30,7 @@ class Answer(Struct, frozen=True):
     """What the other process prints: what it found right, or the first thing that is wrong."""
 
     ledger: Audited | None = None
-    views: list[Compared] = []
+    views: list[CheckedView] = []
     wrong: Finding | None = None
 
 

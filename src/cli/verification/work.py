@@ -20,7 +20,7 @@ from cli.verification.helper_process import Helper, HelperFailed, end_with, help
 from cli.verification.ledger import HELP_FROM, audit
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.store import Store
-from projections.check import Compared, compare
+from projections.check import CheckedView, check_views
 from projections.views.projection import KeyedProjection, Projection
 from projections.views.registry import PROJECTIONS
 
@@ -42,14 +42,16 @@ async def _verify(settings: Settings, wish: Wish) -> Verified:
         began = time.perf_counter()
         audited = None if wish.views else await audit(settings, connection, wish)
         ended = time.perf_counter()
-        views: list[Compared] = []
+        views: list[CheckedView] = []
         if not wish.quick and not wish.since_position:
             views = await _compare(settings, connection, wish)
         took_s = time.perf_counter() - ended
     return Verified(audited, views, round(ended - began, 3), round(took_s, 3))
 
 
-async def _compare(settings: Settings, connection: AsyncConnection, wish: Wish) -> list[Compared]:
+async def _compare(
+    settings: Settings, connection: AsyncConnection, wish: Wish
+) -> list[CheckedView]:
     """Compare the views; of a long ledger some of them in another process."""
     views = [view for view in PROJECTIONS if not wish.views or view.name in wish.views]
     apart = [view for view in views if isinstance(view, KeyedProjection) and view.own_stream]
@@ -67,24 +69,26 @@ async def _compare(settings: Settings, connection: AsyncConnection, wish: Wish) 
     return _right(here, there)
 
 
-async def _alone(connection: AsyncConnection, views: Sequence[Projection[Any]]) -> list[Compared]:
+async def _alone(
+    connection: AsyncConnection, views: Sequence[Projection[Any]]
+) -> list[CheckedView]:
     events = (await Store(connection).head()).position
     with progress("views", events) as moved:
-        return await compare(connection, views, moved)
+        return await check_views(connection, views, moved)
 
 
-async def _views_of(helper: Helper) -> list[Compared]:
+async def _views_of(helper: Helper) -> list[CheckedView]:
     return (await helper.answer()).views
 
 
-async def _result(work: Awaitable[list[Compared]]) -> list[Compared] | VerificationFailed:
+async def _result(work: Awaitable[list[CheckedView]]) -> list[CheckedView] | VerificationFailed:
     try:
         return await work
     except VerificationFailed as wrong:
         return wrong
 
 
-def _right(*results: list[Compared] | VerificationFailed) -> list[Compared]:
+def _right(*results: list[CheckedView] | VerificationFailed) -> list[CheckedView]:
     """All that was compared; raises VerificationFailed for the first position that is wrong."""
     if wrong := [result for result in results if isinstance(result, VerificationFailed)]:
         raise min(wrong, key=attrgetter("position"))

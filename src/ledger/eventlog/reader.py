@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.core.events import TYPE_OF, OrderCancelled, OrderCompleted, Recorded
+from ledger.core.events import Recorded
 from ledger.eventlog.chain import (
     GENESIS_HASH,
     ChainCheck,
@@ -31,7 +31,6 @@ PAGE: Final = 5_000
 MAX_POSITION: Final = 2**63 - 1
 _FIELDS: Final = Record.__struct_fields__
 _WIDTH: Final = len(_FIELDS)
-_MOVES: Final = f"'{TYPE_OF[OrderCompleted]}', '{TYPE_OF[OrderCancelled]}'"
 
 Keys = Mapping[bytes, bytes | None]
 """Encryption keys by customer; None for one that was destroyed."""
@@ -290,18 +289,21 @@ class EventReader:
         )
         return sorted(events, key=_position)
 
-    async def effective_about(self, key: UUID, after: int, up_to: int) -> list[Recorded]:
-        """The events after a position and up to another that may concern a customer or product.
+    async def effective_about(
+        self, key: UUID, types: Sequence[str], after: int, up_to: int
+    ) -> list[Recorded]:
+        """The events after a position and up to another that may concern an id.
 
-        They are those of its stream, and those of orders that name it. The caller keeps the window
-        small: every record in it is looked at.
+        They are those of its stream, and those of some types with the id in their data. The caller
+        keeps the window small: every record in it is looked at.
         """
         return await self._effective(
             "e.position > %s AND e.position <= %s"
-            f" AND (e.stream_id = %s OR (e.type IN ({_MOVES}) AND INSTR(e.data, %s) > 0))",
+            f" AND (e.stream_id = %s OR (e.type IN ({_marks(types)}) AND INSTR(e.data, %s) > 0))",
             after,
             up_to,
             key.bytes,
+            *types,
             str(key).encode(),
             # Without the hint the optimiser may walk through the whole index of streams for the OR.
             hint="FORCE INDEX (PRIMARY)",

@@ -4,13 +4,12 @@ import pytest
 
 from ledger.eventlog.store import LedgerDamaged
 from projections import projector
-from projections.pages import ReadAhead
-from projections.projector import advance
+from projections.projector import ReadAhead, advance
 from projections.views.registry import PROJECTIONS
 from tests.ledger.events import history, opening
 from tests.ledger.running import Ledger
 
-from .views import all_live, all_replayed, checkpoints
+from .view_rows import all_live, all_replayed, checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +27,11 @@ async def test_a_page_that_was_read_ahead_is_the_next_one(ledger: Ledger) -> Non
     ahead = ReadAhead(ledger.engine("projector"))
     async with ledger.connection("projector") as connection:
         position = (await advance(connection, PROJECTIONS, ahead)).position
-        page = await ahead.take(position)
-    assert page
-    assert page.records[0].position == position + 1
-    assert await ahead.take(position) is None, "it is given once"
+        batch = await ahead.next(position)
+        assert batch
+        assert batch.records[0].position == position + 1
+        assert await ahead.next(position) is None, "it is given once"
+    await ahead.aclose()
 
 
 async def test_projectors_that_take_turns_and_read_ahead_project_each_event_once(

@@ -19,7 +19,7 @@ from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
 from tests.ledger.events import history, opening
 from tests.ledger.running import Ledger
 
-from .views import Keys
+from .view_rows import Keys
 
 
 async def write_history(ledger: Ledger, every: int = 40) -> list[Record]:

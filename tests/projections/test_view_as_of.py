@@ -1,28 +1,26 @@
 """Whole views of the past: at every position what a fold of the ledger, cut there, says."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.eventlog.records import Record
-from projections import as_of_views
+from projections import as_of
+from projections.as_of import view_as_of
+from projections.views.orders import ORDERS
+from projections.views.stock import STOCK
+from projections.views.wallets import WALLETS
 from tests.core.story import cancel, order
 from tests.harness import make_ledger
 from tests.ledger.events import asked, opening
 from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers
 
-from .past import Then, moments, write_history
+from .as_of_states import Then, moments, write_history
 
-View = Callable[[AsyncConnection, int, as_of_views.Moved], AsyncIterator[Any]]
-VIEWS: dict[str, View] = {
-    "orders": as_of_views.orders,
-    "wallets": as_of_views.wallets,
-    "stock": as_of_views.stock,
-}
+VIEWS = {view.name: view for view in (ORDERS, WALLETS, STOCK)}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,9 @@ async def told(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
 
 async def listed(ledger: Ledger, name: str, position: int) -> list[Any]:
     async with ledger.connection("projector") as connection:
-        return [row async for row in VIEWS[name](connection, position, lambda more: None)]
+        return [
+            row async for row in view_as_of(connection, VIEWS[name], position, lambda more: None)
+        ]
 
 
 @pytest.mark.parametrize("page", [9, 5_000])
@@ -43,7 +43,7 @@ async def test_a_whole_view_is_what_a_fold_cut_there_says(
     told: tuple[Ledger, list[Record]], name: str, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ledger.eventlog.reader.PAGE", page)
-    monkeypatch.setattr(as_of_views, "AT_ONCE", 4)
+    monkeypatch.setattr(as_of, "STREAMS", 4)
     ledger, records = told
     keys = await ledger.keys()
     for position in moments(records, 12):
@@ -86,6 +86,6 @@ async def test_progress_ends_where_the_work_does(
         seen += more
 
     async with ledger.connection("projector") as connection:
-        async for _ in VIEWS[name](connection, len(records), moved):
+        async for _ in view_as_of(connection, VIEWS[name], len(records), moved):
             pass
     assert seen == len(records)

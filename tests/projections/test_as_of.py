@@ -20,6 +20,9 @@ from ledger.writer import load, take_over
 from projections import as_of as module
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.queries import ViewsUnavailable
+from projections.views.orders import ORDERS
+from projections.views.stock import STOCK
+from projections.views.wallets import WALLETS
 from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, erasure, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.events import asked, opening, orders
@@ -27,7 +30,7 @@ from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
-from .past import Then, moments, write_history
+from .as_of_states import Then, moments, write_history
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +64,9 @@ async def test_whatever_is_asked_by_id_is_what_a_fold_cut_there_says(
         then = Then(records, position, await ledger.keys())
         wallets, stock, placed = then.wallets(), then.stock(), then.orders()
         for key in (*random.Random(position).sample(sorted(ids), 25), uuid4()):
-            assert await past.wallet(key, position) == wallets.get(key), position
-            assert await past.product(key, position) == stock.get(key), position
-            assert await past.order(key, position) == placed.get(key), position
+            assert await past.row(WALLETS, key, position) == wallets.get(key), position
+            assert await past.row(STOCK, key, position) == stock.get(key), position
+            assert await past.row(ORDERS, key, position) == placed.get(key), position
 
 
 async def test_without_any_snapshot_the_past_is_the_same(ledger: Ledger) -> None:
@@ -72,16 +75,16 @@ async def test_without_any_snapshot_the_past_is_the_same(ledger: Ledger) -> None
         for position in moments(records, 3):
             then = Then(records, position, await ledger.keys())
             for key, row in then.wallets().items():
-                assert await past.wallet(key, position) == row
+                assert await past.row(WALLETS, key, position) == row
             for key, product in then.stock().items():
-                assert await past.product(key, position) == product
+                assert await past.row(STOCK, key, position) == product
 
 
 async def test_an_order_is_pending_between_its_placing_and_its_decision(ledger: Ledger) -> None:
     records = await ledger.write(opening(), [asked(order()), asked(cancel())])
     placed = next(r.position for r in records if r.type == TYPE_OF[OrderPlaced])
     async with open_as_of(ledger.engine("api"), 60) as past:
-        found = [await past.order(ORDER, placed + later) for later in (-1, 0, 1, 2, 3)]
+        found = [await past.row(ORDERS, ORDER, placed + later) for later in (-1, 0, 1, 2, 3)]
     statuses = [row and row.status for row in found]
     assert statuses == [None, "PENDING", "COMPLETED", "COMPLETED", "CANCELLED"]
 
@@ -91,8 +94,8 @@ async def test_a_submission_that_was_refused_never_had_an_effect(ledger: Ledger)
     records = await ledger.write(opening(), [asked(customer(1, PEN)), asked(customer(1, ANN))])
     async with open_as_of(ledger.engine("api"), 60) as past:
         for position in range(3, len(records) + 1):
-            assert await past.wallet(PEN, position) is None
-            found = await past.wallet(ANN, position)
+            assert await past.row(WALLETS, PEN, position) is None
+            found = await past.row(WALLETS, ANN, position)
             assert found
             assert found.balance_minor == 10**9
 
@@ -136,7 +139,7 @@ async def test_an_empty_ledger_has_an_empty_past(ledger: Ledger) -> None:
     async with open_as_of(ledger.engine("api"), 60) as past:
         assert await past.at(0) == AsOfPosition(0, final=True)
         assert await past.at_time(now_us()) == AsOfPosition(0, final=False)
-        assert await past.wallet(ANN, 0) is None
+        assert await past.row(WALLETS, ANN, 0) is None
         with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
             await past.at(1)
 
@@ -149,9 +152,9 @@ async def test_while_it_is_read_the_past_grows_and_snapshots_come_and_go(ledger:
     async def look() -> None:
         async with open_as_of(ledger.engine("api"), 60) as past:
             for key, row in then.wallets().items():
-                assert await past.wallet(key, position) == row
+                assert await past.row(WALLETS, key, position) == row
             for key, product in then.stock().items():
-                assert await past.product(key, position) == product
+                assert await past.row(STOCK, key, position) == product
 
     async def disturb() -> None:
         for _ in range(5):
@@ -193,7 +196,7 @@ async def test_what_takes_too_long_is_unavailable(ledger: Ledger) -> None:
 async def test_a_name_that_was_erased_is_erased_from_the_past_as_well(ledger: Ledger) -> None:
     await ledger.write(opening(), [asked(order()), asked(erasure())])
     async with open_as_of(ledger.engine("api"), 60) as past:
-        found = [await past.wallet(ANN, position) for position in range(1, 6)]
+        found = [await past.row(WALLETS, ANN, position) for position in range(1, 6)]
     assert [row and row.username for row in found] == ["erased"] * 5
     assert [row and row.balance_minor for row in found] == [10**9] * 3 + [10**9 - 1000] * 2
 
@@ -214,6 +217,6 @@ async def test_a_price_is_by_the_rules_of_then(
         composer.add([asked(order(1, OTHER_ORDER))])
         await Store(connection).append(known.head, composer.records)
     async with open_as_of(ledger.engine("api"), 60) as past:
-        found = [await past.product(PEN, position) for position in range(2, len(first) + 3)]
+        found = [await past.row(STOCK, PEN, position) for position in range(2, len(first) + 3)]
     # Listed; ordered and, by the first rules, decided; ordered and, by the second, decided.
     assert [row and row.current_price_minor for row in found] == [1000, 1000, 1200, 1200, 4000]
