@@ -52,4 +52,4 @@ class Context:
         for part in (self.product_cache, self.pending):
             self.announcements.on_reset(part.reset)
         if self.peers:
-            self.peers.hear_for(self.pending)
+            self.peers.deliver_to(self.pending)

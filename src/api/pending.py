@@ -1,7 +1,7 @@
 """Accepted orders that no view shows yet, so that a GET finds each at once, on any API process.
 
-`PendingOrders` remembers what this process accepted. Where several processes serve one ledger,
-`Peers` tells the others of each accepted order and hears of theirs.
+`PendingOrders` remembers the orders that this process accepted. Where several processes serve one
+ledger, `Peers` publishes each to the others and receives theirs.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ MAX_PENDING: Final = 1_000_000
 CHUNK: Final = 500
 SWEEP_S: Final = 30.0
 SWEEP_MAX: Final = 1_000
-MAX_UNHEARD: Final = 100_000
+MAX_QUEUED: Final = 100_000
 CATCH_UP_TIMEOUT_S: Final = 1.0
 # occurred_at_us, quantity, customer_id, product_id
 _LAYOUT: Final = Layout(">QI16s16s")
@@ -115,11 +115,11 @@ class PendingOrders:
 
 
 class Peers:
-    """Tells other API processes of accepted orders, and hears of theirs.
+    """Publishes accepted orders to the other API processes, and receives theirs.
 
-    An order is told after the inbox has it and before its client is answered. All that this process
-    hears comes through one queue, so a mark that it sends itself comes after all that was told
-    before.
+    An order is published after the inbox has it and before its client is answered. A process
+    receives all through one queue, so a mark that it publishes itself comes after all orders that
+    were published before.
     """
 
     def __init__(self, consuming: Connection, publishing: Connection, instance: str) -> None:
@@ -129,11 +129,11 @@ class Peers:
         self._marks: dict[UUID, asyncio.Future[None]] = {}
         self._pending: PendingOrders | None = None
 
-    def hear_for(self, pending: PendingOrders) -> None:
-        """Add to these pending orders what others accept."""
+    def deliver_to(self, pending: PendingOrders) -> None:
+        """Add the orders that others accept to these pending orders."""
         self._pending = pending
 
-    async def tell(self, events: Sequence[Submitted]) -> None:
+    async def publish(self, events: Sequence[Submitted]) -> None:
         """Tell the others. The events are accepted by now, so a failure is only logged."""
         try:
             await self._publisher.submit(events)
@@ -141,16 +141,16 @@ class Peers:
             log.warning("other API processes were not told of %d orders: %s", len(events), error)
 
     async def catch_up(self) -> None:
-        """Return when this process has heard of every order that was answered until now.
+        """Return when this process has received every order that was answered until now.
 
         Raises InboxUnavailable when that can't be known in time.
         """
         mark = Submitted(uuid4(), uuid4(), 0, OrderCancelRequested())
-        heard = self._marks[mark.event_id] = asyncio.get_running_loop().create_future()
+        received = self._marks[mark.event_id] = asyncio.get_running_loop().create_future()
         try:
             await self._publisher.submit((mark,))
             async with asyncio.timeout(CATCH_UP_TIMEOUT_S):
-                await heard
+                await received
         except TimeoutError as error:
             raise InboxUnavailable("other API processes can't be asked for the order") from error
         finally:
@@ -158,15 +158,15 @@ class Peers:
 
     def works(self) -> Sequence[Coroutine[Any, Any, None]]:
         """What must run for as long as the process serves."""
-        return self._publisher.run(), self._consuming.keep_channel("peers", self._listen)
+        return self._publisher.run(), self._consuming.keep_channel("peers", self._receive_orders)
 
-    async def _listen(self, channel: AbstractChannel) -> None:
+    async def _receive_orders(self, channel: AbstractChannel) -> None:
         name = f"ledger.api.{self._instance}-peers"
-        await subscribe(channel, name, ACCEPTED_EXCHANGE, self._hear, MAX_UNHEARD)
-        log.info("hears from now on of orders that other API processes accept")
+        await subscribe(channel, name, ACCEPTED_EXCHANGE, self._receive, MAX_QUEUED)
+        log.info("receiving the orders that other API processes accept")
         await until_closed(channel)
 
-    async def _hear(self, message: AbstractIncomingMessage) -> None:
+    async def _receive(self, message: AbstractIncomingMessage) -> None:
         events, _ = decode_group(message.body)
         for event in events:
             if (mark := self._marks.get(event.event_id)) and not mark.done():

@@ -36,21 +36,27 @@ KINDS: Final[dict[str, Kind]] = {
     "key-reused": Kind(
         422,
         "Idempotency-Key used with another body",
-        "Take a new key for a new request, or send the first body again",
+        "Take a new Idempotency-Key for a new request, or send the first body again",
     ),
     "no-key": Kind(
         401,
-        "A key is needed",
-        "Send `Authorization: Bearer` with a key of `ledger keys create`, or a token",
+        "An API key is needed",
+        "Send `Authorization: Bearer` with an API key of `ledger keys create`, or a token",
     ),
     "bad-key": Kind(
-        401, "The key can't be used", "Ask for a new key, or take a new token from the issuer"
+        401,
+        "The API key or token can't be used",
+        "Ask for a new API key, or take a new token from the issuer",
     ),
     "missing-scope": Kind(
-        403, "The key is not for this", "Use a key with the scope that `detail` names"
+        403,
+        "The API key or token lacks a scope",
+        "Use one with the scope that `detail` names",
     ),
     "bound-key": Kind(
-        403, "The key is for one customer only", "Use a key that is not bound to a customer"
+        403,
+        "The API key or token is for one customer only",
+        "Use one that is not bound to a customer",
     ),
     "no-such-path": Kind(404, "Nothing lives at this path", "Look the path up in `/openapi.json`"),
     "unknown-order": Kind(
@@ -111,12 +117,12 @@ KINDS: Final[dict[str, Kind]] = {
         "Too much is waiting to be decided",
         "Retry after `Retry-After` with the same `Idempotency-Key`",
     ),
-    "keys-unavailable": Kind(503, "Keys can't be checked", "Retry after `Retry-After`"),
+    "keys-unavailable": Kind(503, "API keys can't be checked", "Retry after `Retry-After`"),
     "views-unavailable": Kind(503, "The views can't be read", "Retry after `Retry-After`"),
     "too-many-streams": Kind(
         503, "Too many streams are open", "Retry after `Retry-After`, or read the feed in pages"
     ),
-    "past-busy": Kind(503, "Too many look at the past", "Retry after `Retry-After`"),
+    "past-busy": Kind(503, "Too many read earlier state", "Retry after `Retry-After`"),
     "views-behind": Kind(
         503,
         "The views are not there yet",

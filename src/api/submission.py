@@ -383,7 +383,7 @@ class Submissions:
                 self._pending.remove(event.stream_id)
             raise
         if self._peers and orders:
-            await self._peers.tell(orders)
+            await self._peers.publish(orders)
 
     async def read_decided(
         self, submission: Submission, query: Query[T | None]

@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 _ORIGIN: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
 
 OPEN: Final = {
-    "off": "LEDGER_AUTH=off: requests are taken without a key, from this machine only",
-    "outside": "LEDGER_AUTH=outside: requests are taken without a key, from whoever gets through",
+    "off": "LEDGER_AUTH=off: requests need no API key, from this machine only",
+    "outside": "LEDGER_AUTH=outside: requests need no API key, from whoever gets through",
 }
 
 

@@ -174,7 +174,7 @@ async def test_another_secret_with_the_prefix_of_a_key_is_refused(
     detail = refused(
         await site.call(method, path, operation, headers), 401, "bad-key", "invalid_token"
     )
-    assert detail == "there is no such key"
+    assert detail == "there is no such API key"
 
 
 @pytest.fixture(scope="module")

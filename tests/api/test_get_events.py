@@ -89,7 +89,7 @@ async def head_of(http: httpx.AsyncClient) -> int:
     return int(response.headers["ledger-position"])
 
 
-async def test_the_whole_ledger_can_be_paged_and_no_position_is_missing(
+async def test_the_pages_hold_the_whole_ledger_and_no_position_is_missing(
     http: httpx.AsyncClient,
 ) -> None:
     customer_id, product_id = await register(http), await list_product(http)
@@ -122,7 +122,7 @@ async def test_the_whole_ledger_can_be_paged_and_no_position_is_missing(
         versions[event["subject"]] = event["version"]
 
 
-async def test_an_event_is_a_whole_cloud_event(http: httpx.AsyncClient) -> None:
+async def test_an_event_is_a_complete_cloud_event(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     placed = await order(http, customer_id, product_id, 2)
     (event,), _ = await page(http, after=placed["position"] - 1, limit=1)
@@ -150,7 +150,9 @@ async def test_an_event_is_a_whole_cloud_event(http: httpx.AsyncClient) -> None:
     }
 
 
-async def test_the_end_says_where_to_go_on(http: httpx.AsyncClient) -> None:
+async def test_the_last_page_has_no_next_link_but_a_position_to_go_on_from(
+    http: httpx.AsyncClient,
+) -> None:
     await register(http)
     _, last = await page(http, after=await head_of(http))
     assert next_of(last) is None
@@ -211,7 +213,7 @@ async def test_a_bad_parameter_is_named(http: httpx.AsyncClient, query: str, fie
         problem(response, 422, "invalid-fields", field)
 
 
-async def test_a_page_comes_packed(http: httpx.AsyncClient) -> None:
+async def test_a_page_is_gzipped(http: httpx.AsyncClient) -> None:
     await list_product(http)
     url = "/events?limit=100"
     async with http.stream("GET", url, headers={"Accept-Encoding": "gzip"}) as response:
@@ -232,14 +234,14 @@ async def test_a_stream_goes_on_as_the_ledger_grows(http: httpx.AsyncClient) -> 
             assert heard.position == heard.event["position"]
 
 
-async def test_a_stream_says_what_the_pages_say(http: httpx.AsyncClient) -> None:
+async def test_a_stream_sends_the_events_of_the_pages(http: httpx.AsyncClient) -> None:
     await order(http, await register(http), await list_product(http))
     found, _ = await page(http, after=0, limit=500)
     async with asyncio.timeout(20), listen(http, 0) as stream:
         assert [(await anext(stream)).event for _ in found] == found
 
 
-async def test_the_last_id_wins_over_the_address(http: httpx.AsyncClient) -> None:
+async def test_last_event_id_wins_over_the_parameter_after(http: httpx.AsyncClient) -> None:
     await register(http)
     start = await head_of(http)
     async with asyncio.timeout(20), listen(http, 0, last=start - 1) as stream:
@@ -248,7 +250,7 @@ async def test_the_last_id_wins_over_the_address(http: httpx.AsyncClient) -> Non
     problem(bad, 422, "invalid-fields", "Last-Event-ID")
 
 
-async def test_a_filtered_stream_tells_how_far_it_looked(http: httpx.AsyncClient) -> None:
+async def test_a_filtered_stream_sends_how_far_it_has_looked(http: httpx.AsyncClient) -> None:
     start = await head_of(http)
     await register(http)
     async with asyncio.timeout(20), listen(http, start, type="product.listed") as stream:
@@ -262,7 +264,7 @@ async def test_a_filtered_stream_tells_how_far_it_looked(http: httpx.AsyncClient
         assert heard[-1].event["subject"] == product_id
 
 
-async def test_head_of_a_stream_ends(http: httpx.AsyncClient) -> None:
+async def test_a_head_request_for_a_stream_ends(http: httpx.AsyncClient) -> None:
     response = await http.head("/events", headers=STREAM)
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream"
@@ -276,7 +278,7 @@ async def running(servers: Servers) -> AsyncIterator[Stack]:
     await stack.stop()
 
 
-async def test_without_database_there_are_no_pages_and_a_stream_waits_for_it(
+async def test_without_database_pages_are_refused_and_a_stream_waits_for_it(
     running: Stack, servers: Servers
 ) -> None:
     first = await register(running.http)
@@ -298,7 +300,7 @@ async def test_without_database_there_are_no_pages_and_a_stream_waits_for_it(
         await other.stop()
 
 
-async def test_through_restarts_a_stream_misses_nothing_and_says_nothing_twice(
+async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
     running: Stack,
 ) -> None:
     """A client that comes back with the last id, as every EventSource does."""
@@ -425,7 +427,7 @@ def make_streams(ledger: Ledger) -> EventStreams:
     return EventStreams(ledger, ConsistentReads(Waiters()))  # type: ignore[arg-type]
 
 
-async def test_for_a_client_that_takes_nothing_one_page_is_read_and_it_is_cut_off(
+async def test_a_client_that_reads_nothing_costs_one_page_and_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(event_stream, "WRITE_TIMEOUT_S", 0.2)
@@ -440,7 +442,9 @@ async def test_for_a_client_that_takes_nothing_one_page_is_read_and_it_is_cut_of
     assert max(len(message.get("body", b"")) for message in client.sent) < 2 * event_stream.CHUNK
 
 
-async def test_who_waits_costs_no_query_and_one_wakes_all(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_streams_cost_no_query_and_one_announcement_wakes_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.05)
     ledger, clients = Ledger(10), [Client(takes=10_000) for _ in range(50)]
     opened = make_streams(ledger)
@@ -464,7 +468,7 @@ async def test_who_waits_costs_no_query_and_one_wakes_all(monkeypatch: pytest.Mo
     assert all(not client.sent[-1].get("more_body", False) for client in clients)
 
 
-async def test_beyond_its_number_a_stream_is_refused(
+async def test_a_stream_beyond_the_limit_is_refused(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_stream, "MAX_STREAMS", 1)
@@ -474,7 +478,9 @@ async def test_beyond_its_number_a_stream_is_refused(
     await opened.open(0, None, 0, head_only=False)
 
 
-async def test_silence_is_not_believed_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_ledger_is_looked_at_when_no_announcement_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The projector may be away; the ledger may grow."""
     monkeypatch.setattr(event_stream, "SILENCE_S", 0.05)
     ledger, client = Ledger(10), Client(takes=10_000)

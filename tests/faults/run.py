@@ -21,7 +21,7 @@ from tests.faults.world import APIS, World, open_world
 from tests.ledger.running import beside
 
 INJECTED_WITHIN_S: Final = 240.0
-HEARS: Final = "hears from now on of orders"
+HEARS: Final = "receiving the orders that other API processes accept"
 NOT_TOLD: Final = "were not told of"
 """What an API process logs that has missed, or has others miss, what was accepted."""
 

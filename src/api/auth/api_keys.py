@@ -207,7 +207,7 @@ class ApiKeyCache:
 
     async def _look_up(self, prefix: str) -> Lookup:
         if prefix not in self._lookups and len(self._lookups) >= MAX_QUEUE:
-            raise KeysUnavailable("too many keys are being looked up")
+            raise KeysUnavailable("too many API keys are being looked up")
         return await self._lookups.join(prefix, lambda: self._query(prefix))
 
     async def _query(self, prefix: str) -> Lookup:
@@ -229,6 +229,6 @@ def api_key_cache(engine: AsyncEngine) -> ApiKeyCache:
             async with asyncio.timeout(LOOKUP_TIMEOUT_S), engine.connect() as connection:
                 return await find_api_key(connection, prefix)
         except DATABASE_ERRORS as error:
-            raise KeysUnavailable("the key can't be checked: the database is away") from error
+            raise KeysUnavailable("the API key can't be checked: the database is away") from error
 
     return ApiKeyCache(find)

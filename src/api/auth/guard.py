@@ -41,7 +41,7 @@ def refuse_exposed(host: str, auth: str) -> None:
     if not is_loopback:
         raise Exposed(
             f"LEDGER_AUTH is off and LEDGER_API_HOST is {host}, so anybody there could order and"
-            " pay in: set LEDGER_AUTH=required and make a key with `ledger keys create`, or"
+            " pay in: set LEDGER_AUTH=required and make an API key with `ledger keys create`, or"
             " LEDGER_API_HOST=127.0.0.1"
         )
 
@@ -66,7 +66,7 @@ class Guard:
         if not principal.may(required):
             raise Problem(
                 "missing-scope",
-                f"the key lacks the scope {required}",
+                f"the API key or token lacks the scope {required}",
                 headers={
                     "WWW-Authenticate": f'{REALM}, error="insufficient_scope", scope="{required}"',
                 },
@@ -92,7 +92,7 @@ class Guard:
         if credential.startswith(START):
             return await self._principal_of_api_key(credential)
         if self._tokens is None:
-            raise _bad_credential("this is not a key")
+            raise _bad_credential("this is not an API key")
         try:
             return self._tokens.principal(credential)
         except BadToken as error:
@@ -106,9 +106,9 @@ class Guard:
             raise Problem("keys-unavailable", str(error)) from error
         # One answer for an unknown prefix and a wrong secret: prefixes stand in logs.
         if parts is None or api_key is None or not api_key.has_secret(parts.secret):
-            raise _bad_credential("there is no such key")
+            raise _bad_credential("there is no such API key")
         if reason := api_key.ended(now_us()):
-            raise _bad_credential(f"the key {api_key.prefix} is {reason}")
+            raise _bad_credential(f"the API key {api_key.prefix} is {reason}")
         return Principal(f"key:{api_key.client}", known_scopes(api_key.scopes), api_key.customer_id)
 
 
@@ -118,12 +118,12 @@ def _bearer(scope: HttpScope) -> str:
     if not headers:
         raise Problem(
             "no-key",
-            "send a key as `Authorization: Bearer lk_…`",
+            "send an API key as `Authorization: Bearer lk_…`",
             headers={"WWW-Authenticate": REALM},
         )
     scheme, _, credential = headers[0].partition(b" ")
     if len(headers) > 1 or scheme.lower() != b"bearer" or not credential.isascii():
-        raise _bad_credential("send one key, as `Authorization: Bearer lk_…`")
+        raise _bad_credential("send one API key, as `Authorization: Bearer lk_…`")
     return credential.decode().strip()
 
 
@@ -138,7 +138,7 @@ def _refuse_other_customers(scope: HttpScope, customer_id: UUID, *, own: bool) -
     if not own:
         raise Problem(
             "bound-key",
-            "this is not for a key of one customer",
+            "this is not for an API key or token of one customer",
             headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope"'},
         )
     path_customer_id: str | None = scope["path_params"].get("customer_id")
