@@ -16,11 +16,11 @@ from cli.progress import progress
 from cli.running import run, settings
 from ledger.eventlog import snapshots
 from ledger.eventlog.composer import Composer, order_streams, recall_orders
-from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, named_customers
+from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, customers_needing_keys
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
-from ledger.writer import Known, load, take_over
+from ledger.writer import LedgerState, load, take_over
 
 BATCH_EVENTS = 2_000
 DELAY_US = 5_000
@@ -59,7 +59,7 @@ async def fill(
     return known.head.position
 
 
-async def _record(store: Store, known: Known, events: list[Submitted]) -> None:
+async def _record(store: Store, known: LedgerState, events: list[Submitted]) -> None:
     event_ids = [event.event_id.bytes for event in events]
     _, versions = await store.known(event_ids, {event.stream_id.bytes for event in events})
     histories = await store.streams(order_streams(known.fold, versions))
@@ -67,7 +67,7 @@ async def _record(store: Store, known: Known, events: list[Submitted]) -> None:
     known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US
     head = known.head
     made = Random(head.position)
-    stored = await store.keys(named_customers(events))
+    stored = await store.keys(customers_needing_keys(events))
     keys = CustomerKeys(stored, lambda: made.randbytes(KEY_BYTES))
     composer = Composer(known.fold, head.position, head.hash, versions, at_us, keys)
     composer.add(events)
@@ -75,9 +75,9 @@ async def _record(store: Store, known: Known, events: list[Submitted]) -> None:
     known.fold.orders.clear()
 
 
-async def _snapshot(engine: AsyncEngine, known: Known) -> None:
+async def _snapshot(engine: AsyncEngine, known: LedgerState) -> None:
     head = known.head
-    taken = snapshots.take(known.fold, head.position, head.hash, known.recorded_at_us)
+    taken = snapshots.snapshot_of(known.fold, head.position, head.hash, known.recorded_at_us)
     await snapshots.save(engine, taken)
     known.snapshot_position = head.position
 

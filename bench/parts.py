@@ -116,7 +116,7 @@ async def populous(system: System, customers: int, products: int) -> int:
         held.products.update((uuid4(), Product(1 + n, n, n)) for n in range(products))
         at = known.head
         await snapshots.save(
-            engine, snapshots.take(held, at.position, at.hash, known.recorded_at_us)
+            engine, snapshots.snapshot_of(held, at.position, at.hash, known.recorded_at_us)
         )
         await fill_inbox(system, SOME_EVENTS)
         system.stack.start("writer")

@@ -8,27 +8,36 @@ from the ledger.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.batch_report import tell_commit
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
 from ledger.eventlog.composer import Composer, order_streams, recall_orders, without_repeats
-from ledger.eventlog.encryption import CustomerKeys, named_customers
+from ledger.eventlog.encryption import CustomerKeys, customers_needing_keys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Submitted
 from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.consumer import Batch, Inbox, open_inbox
 from ledger.messaging.parking import park
 from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, Notifier
+from ledger.runtime import tracing
 from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.runtime.failpoints import failpoint
-from ledger.runtime.metrics import CONNECTED, EPOCH, HEAD_POSITION, PARKED, REPEATS
+from ledger.runtime.metrics import (
+    COMMIT_EVENTS,
+    COMMIT_S,
+    CONNECTED,
+    DECIDED,
+    EPOCH,
+    HEAD_POSITION,
+    PARKED,
+    REPEATS,
+)
 from ledger.runtime.reconnect import keep_alive
 from ledger.runtime.timestamps import now_us
 
@@ -36,10 +45,84 @@ log = logging.getLogger(__name__)
 
 BATCH_EVENTS: Final = 1_000
 IDLE_CHECK_S: Final = 1.0
+# After a small batch the next one begins so long after it at the earliest: a commit costs the same
+# for one event as for a hundred, and the processor that it takes is wanted elsewhere.
 LINGER_S: Final = 0.02
-"""A small batch makes the next one wait until so long after its own beginning: a commit costs the
-same for one event as for a hundred, and the processor it takes is wanted elsewhere."""
 LARGE_BATCH: Final = 250
+
+
+class LedgerState(Struct):
+    """The state of the ledger up to its head, as far as it was read or written."""
+
+    fold: Fold
+    head: Head
+    recorded_at_us: int
+    snapshot_position: int
+
+
+AfterPage = Callable[[LedgerState], None]
+
+
+async def load(
+    connection: AsyncConnection, after_page: AfterPage = lambda state: None
+) -> LedgerState:
+    """Read the state of the ledger: from the newest snapshot, and from what came after it.
+
+    `after_page` is called after each page: where no snapshot can be used, new ones may be made
+    then.
+    """
+    snapshot = await snapshots.newest(connection)
+    if snapshot:
+        state = LedgerState(
+            Fold(snapshot.customers, snapshot.products),
+            Head(snapshot.position, snapshot.hash, 0),
+            snapshot.recorded_at_us,
+            snapshot.position,
+        )
+    else:
+        state = LedgerState(Fold(), Head(0, GENESIS_HASH, 0), 0, 0)
+    await catch_up(connection, state, after_page)
+    return state
+
+
+async def catch_up(
+    connection: AsyncConnection, state: LedgerState, after_page: AfterPage = lambda state: None
+) -> None:
+    """Apply what the ledger has beyond the state; raises LedgerDamaged if the chain breaks."""
+    chain = ChainCheck(state.head.position, state.head.hash, state.recorded_at_us)
+    async for page in EventReader(connection).pages(state.head.position, chain=chain):
+        for event in page.effective_events():
+            state.fold.apply(event.stream_id, event.payload)
+        state.fold.orders.clear()
+        state.head = Head(chain.position, chain.hash, state.head.epoch)
+        state.recorded_at_us = chain.recorded_at_us
+        after_page(state)
+    await connection.rollback()
+
+
+async def take_over(connection: AsyncConnection, state: LedgerState) -> None:
+    """Fence off every older writer, then read what it wrote until then.
+
+    Raises LedgerDamaged when the ledger does not end where its head says, and Fenced where the
+    reason is that yet another writer took over and appended meanwhile.
+    """
+    store = Store(connection)
+    head = await store.raise_epoch()
+    await catch_up(connection, state)
+    if (state.head.position, state.head.hash) != (head.position, head.hash):
+        if (await store.head()).epoch != head.epoch:
+            raise Fenced(f"epoch {head.epoch} ended while it began")
+        raise LedgerDamaged(
+            state.head.position,
+            f"the head names position {head.position}, and the ledger ends here",
+        )
+    state.head = head
+    log.info(
+        "writer: leads from position %s in epoch %s",
+        head.position,
+        head.epoch,
+        extra={"position": head.position, "epoch": head.epoch},
+    )
 
 
 class Progress(Struct):
@@ -91,68 +174,72 @@ class Writer:
     async def _session(self) -> None:
         async with self._engine.connect() as connection:
             await refuse_unsafe(connection)
-            known = await load(connection, self._snapshot_when_due)
-            HEAD_POSITION.set(known.head.position)
+            state = await load(connection, self._snapshot_when_due)
+            HEAD_POSITION.set(state.head.position)
             async with open_inbox(self._consuming) as inbox:
                 CONNECTED.set(1)
                 try:
-                    await self._write(connection, known, inbox)
+                    await self._write(connection, state, inbox)
                 finally:
                     CONNECTED.set(0)
                     EPOCH.set(0)
 
-    async def _write(self, connection: AsyncConnection, known: "Known", inbox: Inbox) -> None:
-        """Append batch after batch. The head is taken over at the first delivery, no sooner:
+    async def _write(self, connection: AsyncConnection, state: LedgerState, inbox: Inbox) -> None:
+        """Append batch after batch, until stopped.
 
-        a writer that stands by must not fence off the one that the broker feeds. It follows the
-        ledger instead, so that it can take over at once.
+        The head is taken over at the first delivery, no sooner: a writer that stands by must not
+        fence off the one that the broker feeds. It follows the ledger instead, so that it can take
+        over at once.
         """
         leading = False
         while not self._stopping.is_set():
             batch = await inbox.batch(BATCH_EVENTS, IDLE_CHECK_S)
             if batch is None:
                 await inbox.check()
-                await catch_up(connection, known)
-                HEAD_POSITION.set(known.head.position)
+                await catch_up(connection, state)
+                HEAD_POSITION.set(state.head.position)
                 continue
             if not leading:
-                await take_over(connection, known)
+                await take_over(connection, state)
                 await failpoint("writer.after-fence")
-                EPOCH.set(known.head.epoch)
+                EPOCH.set(state.head.epoch)
                 leading = True
             began = time.monotonic()
-            await self._append(connection, known, batch, inbox)
+            await self._append(connection, state, batch, inbox)
             if len(batch.events) < LARGE_BATCH:
                 await asyncio.sleep(began + LINGER_S - time.monotonic())
-        about = {"position": known.head.position, "epoch": known.head.epoch}
-        log.info("writer: stopped at position %s", known.head.position, extra=about)
+        log.info(
+            "writer: stopped at position %s",
+            state.head.position,
+            extra={"position": state.head.position, "epoch": state.head.epoch},
+        )
 
     async def _append(
-        self, connection: AsyncConnection, known: "Known", batch: Batch, inbox: Inbox
+        self, connection: AsyncConnection, state: LedgerState, batch: Batch, inbox: Inbox
     ) -> None:
         await park(self._publishing, batch.rejected)
-        before = known.head.position
-        events = await self._decide_and_commit(connection, known, batch.events)
+        before = state.head.position
+        events = await self._decide_and_commit(connection, state, batch.events)
         await failpoint("writer.after-commit")
         await inbox.ack(batch)
         await failpoint("writer.after-ack")
-        if known.head.position > before:
-            self._notifier.notify(str(known.head.position).encode())
+        if state.head.position > before:
+            self._notifier.notify(str(state.head.position).encode())
         self.progress.messages += batch.messages
         self.progress.repeats += len(batch.events) - events
         self.progress.parked += len(batch.rejected)
         REPEATS.inc(len(batch.events) - events)
         PARKED.inc(len(batch.rejected))
-        self._snapshot_when_due(known)
+        self._snapshot_when_due(state)
 
     async def _decide_and_commit(
-        self, connection: AsyncConnection, known: "Known", submitted: list[Submitted]
+        self, connection: AsyncConnection, state: LedgerState, submitted: list[Submitted]
     ) -> int:
-        """Append what is new of a batch and return how many events that was."""
+        """Append the events of a batch that are new; return how many those are."""
         if not submitted:
             return 0
         began_ns = time.time_ns()
-        store = Store(connection)
+        reader, store = EventReader(connection), Store(connection)
         repeats, versions = await store.known(
             [event.event_id.bytes for event in submitted],
             {event.stream_id.bytes for event in submitted},
@@ -161,39 +248,35 @@ class Writer:
         if not events:
             await connection.rollback()
             return 0
-        histories = await EventReader(connection).streams(order_streams(known.fold, versions))
-        recall_orders(known.fold, histories.values())
-        keys = CustomerKeys(await store.keys(named_customers(events)))
-        composer = self._decide(known, events, versions, keys)
+        histories = await reader.streams(order_streams(state.fold, versions))
+        recall_orders(state.fold, histories.values())
+        keys = CustomerKeys(await reader.keys(customers_needing_keys(events)))
+        composer = Composer(
+            state.fold,
+            state.head.position,
+            state.head.hash,
+            versions,
+            max(self._now_us(), state.recorded_at_us),
+            keys,
+        )
+        composer.add(events)
         append_began = time.perf_counter()
-        known.head = await store.append(known.head, composer.records, keys)
-        commit_s = time.perf_counter() - append_began
-        known.recorded_at_us = composer.records[-1].recorded_at_us
-        known.fold.orders.clear()
+        state.head = await store.append(state.head, composer.records, keys)
+        COMMIT_S.observe(time.perf_counter() - append_began)
+        state.recorded_at_us = composer.records[-1].recorded_at_us
+        # Orders are looked up again when a batch needs them: so the memory has a bound.
+        state.fold.orders.clear()
         self.progress.commits += 1
-        tell_commit(events, composer, known.head, began_ns, commit_s)
+        _report_commit(events, composer, state.head, began_ns)
         return len(events)
 
-    def _decide(
-        self,
-        known: "Known",
-        events: list[Submitted],
-        versions: dict[bytes, int],
-        keys: CustomerKeys,
-    ) -> Composer:
-        recorded_at_us = max(self._now_us(), known.recorded_at_us)
-        head = known.head
-        composer = Composer(known.fold, head.position, head.hash, versions, recorded_at_us, keys)
-        composer.add(events)
-        return composer
-
-    def _snapshot_when_due(self, known: "Known") -> None:
+    def _snapshot_when_due(self, state: LedgerState) -> None:
         saving = self._snapshot_task is not None and not self._snapshot_task.done()
-        if saving or known.head.position - known.snapshot_position < self._snapshot_every:
+        if saving or state.head.position - state.snapshot_position < self._snapshot_every:
             return
-        known.snapshot_position = known.head.position
-        snapshot = snapshots.take(
-            known.fold, known.head.position, known.head.hash, known.recorded_at_us
+        state.snapshot_position = state.head.position
+        snapshot = snapshots.snapshot_of(
+            state.fold, state.head.position, state.head.hash, state.recorded_at_us
         )
         self._snapshot_task = asyncio.create_task(self._save(snapshot))
 
@@ -205,65 +288,26 @@ class Writer:
             log.warning("writer: no snapshot at position %s: %s", snapshot.position, error)
 
 
-class Known(Struct):
-    """All that the writer knows of the ledger, up to its head."""
-
-    fold: Fold
-    head: Head
-    recorded_at_us: int
-    snapshot_position: int
-
-
-Folded = Callable[[Known], None]
-
-
-async def load(connection: AsyncConnection, folded: Folded = lambda known: None) -> Known:
-    """The fold of the ledger as it is: the newest snapshot and what came after it.
-
-    `folded` is called after each page: where no snapshot can be used, new ones may be taken then.
-    """
-    snapshot = await snapshots.newest(connection)
-    known = Known(Fold(), Head(0, GENESIS_HASH, 0), 0, 0)
-    if snapshot:
-        known.fold = Fold(snapshot.customers, snapshot.products)
-        known.head = Head(snapshot.position, snapshot.hash, 0)
-        known.recorded_at_us = snapshot.recorded_at_us
-        known.snapshot_position = snapshot.position
-    await catch_up(connection, known, folded)
-    return known
-
-
-async def catch_up(
-    connection: AsyncConnection, known: Known, folded: Folded = lambda known: None
+def _report_commit(
+    events: Sequence[Submitted], composer: Composer, head: Head, began_ns: int
 ) -> None:
-    """Fold what the ledger has beyond what is known; raises LedgerDamaged if the chain breaks."""
-    chain = ChainCheck(known.head.position, known.head.hash, known.recorded_at_us)
-    async for page in EventReader(connection).pages(known.head.position, chain=chain):
-        for event in page.effective_events():
-            known.fold.apply(event.stream_id, event.payload)
-        known.fold.orders.clear()
-        known.head = Head(chain.position, chain.hash, known.head.epoch)
-        known.recorded_at_us = chain.recorded_at_us
-        folded(known)
-    await connection.rollback()
-
-
-async def take_over(connection: AsyncConnection, known: Known) -> None:
-    """Fence off every older writer, then learn what it wrote until then.
-
-    Raises LedgerDamaged when the ledger does not end where its head says, and Fenced where the
-    reason is that yet another writer took over and appended meanwhile.
-    """
-    store = Store(connection)
-    head = await store.raise_epoch()
-    await catch_up(connection, known)
-    if (known.head.position, known.head.hash) != (head.position, head.hash):
-        if (await store.head()).epoch != head.epoch:
-            raise Fenced(f"epoch {head.epoch} ended while it began")
-        raise LedgerDamaged(
-            known.head.position,
-            f"the head names position {head.position}, and the ledger ends here",
+    """Count, log and trace the events of a batch that began at `began_ns` and is committed."""
+    COMMIT_EVENTS.observe(len(composer.records))
+    HEAD_POSITION.set(head.position)
+    for labels, count in composer.outcomes.items():
+        DECIDED.labels(*labels).inc(count)
+    if not tracing.enabled() and not log.isEnabledFor(logging.DEBUG):
+        return
+    causes = (record for record in composer.records if not record.cause_position)
+    for event, record in zip(events, causes, strict=True):
+        event_id = str(event.event_id)
+        log.debug(
+            "writer: recorded",
+            extra={"event_id": event_id, "position": record.position, "epoch": head.epoch},
         )
-    known.head = head
-    about = {"position": head.position, "epoch": head.epoch}
-    log.info("writer: leads from position %s in epoch %s", *about.values(), extra=about)
+        if event.traceparent:
+            attributes: tracing.Attributes = {
+                "ledger.event_id": event_id,
+                "ledger.position": record.position,
+            }
+            tracing.record_span("decide and commit", event.traceparent, attributes, began_ns)

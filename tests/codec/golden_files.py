@@ -33,7 +33,7 @@ from ledger.core.events import (
 )
 from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import CURRENT, encode_payload, encode_submitted
-from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION, sealed_data
+from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION, seal
 from ledger.eventlog.records import Record, Submitted, decided_id
 
 FOLDER = Path(__file__).parent / "golden"
@@ -144,7 +144,7 @@ def sealed_golden() -> Golden:
     """What today's writer records of a registration, with KEY as the customer's key."""
     golden = golden_of(REGISTERED)
     del golden["wire"]
-    data = sealed_data(CAUSE.bytes, CustomerRegistered(NAME, 500_000), KEY)
+    data = seal(CAUSE.bytes, CustomerRegistered(NAME, 500_000), KEY)
     golden["record"].update(schema_version=SEALED_VERSION, data=data.decode())
     golden["hash"] = next_hash(GENESIS_HASH, record_of(golden)).hex()
     return golden

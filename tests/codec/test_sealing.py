@@ -16,7 +16,7 @@ from ledger.eventlog.encryption import (
     KeyRow,
     WrongKey,
     new_key,
-    sealed_data,
+    seal,
 )
 from ledger.eventlog.records import Record
 
@@ -27,7 +27,7 @@ KEY = bytes(range(KEY_BYTES))
 
 
 def record(name: str, key: bytes = KEY) -> Record:
-    data = sealed_data(EVENT, CustomerRegistered(name, 700), key)
+    data = seal(EVENT, CustomerRegistered(name, 700), key)
     return Record(1, EVENT, ANN, 1, REGISTERED, SEALED_VERSION, 0, 5, 6, b"{}", data)
 
 
@@ -51,7 +51,7 @@ def test_what_is_recorded_tells_a_name_only_by_steps_of_its_length(name: str) ->
 
 def test_the_same_name_of_two_customers_or_in_two_events_looks_different() -> None:
     ann = CustomerRegistered("ann")
-    sealed = {sealed_data(event, ann, key) for event in (EVENT, OTHER) for key in (KEY, new_key())}
+    sealed = {seal(event, ann, key) for event in (EVENT, OTHER) for key in (KEY, new_key())}
     assert len(sealed) == 4
 
 
@@ -90,11 +90,11 @@ def test_nobody_can_submit_a_name_under_a_seal_of_his_own() -> None:
 
 def test_a_key_that_is_made_is_stored_and_one_that_is_only_used_is_not() -> None:
     keys = CustomerKeys({ANN: None})
-    assert keys.at_hand(ANN) != keys.at_hand(ANN)
-    assert keys.at_hand(OTHER) != keys.at_hand(OTHER)
+    assert keys.get_or_discarded(ANN) != keys.get_or_discarded(ANN)
+    assert keys.get_or_discarded(OTHER) != keys.get_or_discarded(OTHER)
     assert (keys.made, keys.destroyed) == ({}, {})
-    key = keys.make(OTHER, 5)
-    assert keys.at_hand(OTHER) == key
+    key = keys.create(OTHER, 5)
+    assert keys.get_or_discarded(OTHER) == key
     assert keys.made == {OTHER: KeyRow(OTHER, key, 5)}
 
 
@@ -103,18 +103,18 @@ def test_a_key_that_came_before_its_customer_is_neither_doubled_nor_brought_back
     stored: bytes | None,
 ) -> None:
     keys = CustomerKeys({ANN: stored})
-    key = keys.make(ANN, 5)
+    key = keys.create(ANN, 5)
     assert (key == KEY) == (stored is not None)
     assert (keys.made, keys.destroyed) == ({}, {})
 
 
 def test_a_key_made_and_destroyed_in_one_batch_is_never_stored() -> None:
     keys = CustomerKeys({})
-    key = keys.make(ANN, 5)
+    key = keys.create(ANN, 5)
     keys.destroy(ANN, 6)
     assert keys.made == {ANN: KeyRow(ANN, None, 5, 6)}
     assert keys.destroyed == {}
-    assert keys.at_hand(ANN) != key
+    assert keys.get_or_discarded(ANN) != key
 
 
 def test_only_a_key_that_is_there_is_destroyed_and_only_once() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.snapshots import KEPT, NEWEST, spread
-from ledger.writer import Known, load
+from ledger.writer import LedgerState, load
 from tests.harness import eventually
 
 from .audit import audit
@@ -54,12 +54,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "PART_ENTRIES", 1)
 
 
-async def loaded(ledger: Ledger) -> Known:
+async def loaded(ledger: Ledger) -> LedgerState:
     async with ledger.connection() as connection:
         return await load(connection)
 
 
-def same(known: Known, whole: Fold) -> bool:
+def same(known: LedgerState, whole: Fold) -> bool:
     fold = known.fold
     return (fold.customers, fold.products) == (whole.customers, whole.products)
 

@@ -16,7 +16,7 @@ from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
-from ledger.writer import Known
+from ledger.writer import LedgerState
 from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
 
@@ -128,7 +128,7 @@ async def test_a_writer_that_is_overtaken_while_it_takes_over_calls_no_ledger_da
     async with ledger.connection() as slow, ledger.connection() as quick:
         ours, theirs = await writer.load(slow), await writer.load(quick)
 
-        async def after_the_other(connection: AsyncConnection, known: Known) -> None:
+        async def after_the_other(connection: AsyncConnection, known: LedgerState) -> None:
             monkeypatch.setattr(writer, "catch_up", catch_up)
             await writer.take_over(quick, theirs)
             composer = Composer(theirs.fold, 0, theirs.head.hash, {}, 1, CustomerKeys({}))

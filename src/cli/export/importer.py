@@ -29,7 +29,7 @@ from ledger.eventlog.snapshots import Snapshot
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime.bulk_insert import insert_rows
 from ledger.runtime.database import DATABASE_ERRORS, make_engine, refuse_unsafe
-from ledger.writer import Known, load
+from ledger.writer import LedgerState, load
 
 # The server may take this long to end the session of an import that was killed.
 SESSION_END_S: Final = 3.0
@@ -189,7 +189,7 @@ async def _append_all(
     engine: AsyncEngine,
     connection: AsyncConnection,
     export: EventsExport,
-    ledger: Known,
+    ledger: LedgerState,
     snapshot_every: int,
 ) -> None:
     """Append batch after batch; the next one is read and checked while one is written."""
@@ -209,7 +209,7 @@ async def _append_all(
             batch = following
 
 
-def _new_batches(export: EventsExport, ledger: Known, snapshot_every: int) -> Iterator[Batch]:
+def _new_batches(export: EventsExport, ledger: LedgerState, snapshot_every: int) -> Iterator[Batch]:
     """The records that the ledger does not have, with the snapshots that a writer would take."""
     # The head as it is now: `ledger.head` moves while this runs.
     head = ledger.head
@@ -238,11 +238,13 @@ def _new_batches(export: EventsExport, ledger: Known, snapshot_every: int) -> It
         snapshot = None
         if last.position - snapshot_position >= snapshot_every:
             snapshot_position = last.position
-            snapshot = snapshots.take(ledger.fold, last.position, last.hash, last.recorded_at_us)
+            snapshot = snapshots.snapshot_of(
+                ledger.fold, last.position, last.hash, last.recorded_at_us
+            )
         yield Batch(records, snapshot)
 
 
-async def _append(connection: AsyncConnection, ledger: Known, records: list[Record]) -> None:
+async def _append(connection: AsyncConnection, ledger: LedgerState, records: list[Record]) -> None:
     try:
         ledger.head = await Store(connection).append(ledger.head, records)
     except Fenced as error:

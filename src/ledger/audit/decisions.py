@@ -28,7 +28,7 @@ from ledger.eventlog.codec import (
 from ledger.eventlog.composer import recall_orders
 from ledger.eventlog.decisions import (
     Decision,
-    decide_again,
+    decide_together,
     decided_together,
     group,
     last_start,
@@ -113,7 +113,7 @@ class DecisionAudit:
         first = next((decision.decided[0] for decision, _ in batch if decision.decided), None)
         if first and first.meta != decided_meta(self.fold.rules.version):
             self.fold.rules = _rules_of(first)
-        verdicts = decide_again(self.fold, [event for _, event in batch])
+        verdicts = decide_together(self.fold, [event for _, event in batch])
         for (decision, event), verdict in zip(batch, verdicts, strict=True):
             self._check_cause(decision.cause)
             if not isinstance(event.payload, _OF_ORDERS):

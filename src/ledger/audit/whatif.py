@@ -20,7 +20,7 @@ from ledger.core.events import (
 from ledger.core.fold import Fold
 from ledger.core.pricing import Rules
 from ledger.eventlog.codec import payload_of
-from ledger.eventlog.decisions import decide_again, decided_together, group
+from ledger.eventlog.decisions import decide_together, decided_together, group
 from ledger.eventlog.records import Record, Submitted
 
 Counted = OrderCompleted | OrderCancelled | OrderFailed
@@ -93,7 +93,7 @@ class WhatIf:
         Raises VerificationFailed for what can't be read.
         """
         for batch in decided_together(group(records)):
-            verdicts = decide_again(self._fold, [event for _, event in batch])
+            verdicts = decide_together(self._fold, [event for _, event in batch])
             for (decision, event), verdict in zip(batch, verdicts, strict=True):
                 if isinstance(event.payload, ProductListed) and (
                     event.stream_id in self._fold.products

@@ -13,7 +13,7 @@ from msgspec import DecodeError, Meta, Raw, Struct, convert
 from msgspec.json import Decoder, Encoder
 
 from ledger.core.events import DECIDED, SUBMITTED, TYPE_OF, AnyPayload, Recorded
-from ledger.eventlog.encryption import is_sealed, opened
+from ledger.eventlog.encryption import is_sealed, unseal
 from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted
 from ledger.runtime.timestamps import MAX_US, from_us, to_us
 
@@ -289,7 +289,7 @@ def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> 
     Raises READ_ERRORS, and WrongKey for a key of something else.
     """
     if is_sealed(record):
-        return opened(record, keys.get(record.stream_id))
+        return unseal(record, keys.get(record.stream_id))
     return decode_payload(record.type, record.schema_version, record.data)
 
 

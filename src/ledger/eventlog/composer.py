@@ -15,22 +15,21 @@ from ledger.core.events import (
     CustomerErased,
     CustomerRegistered,
     DecidedPayload,
-    OrderPlaced,
-    SubmittedPayload,
 )
-from ledger.core.fold import Fold, effective, is_refusal
+from ledger.core.fold import Fold, is_refusal
 from ledger.core.state import Order
 from ledger.eventlog.chain import next_hash
-from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload, recorded
-from ledger.eventlog.encryption import KEYED, SEALED_VERSION, CustomerKeys, sealed_data
-from ledger.eventlog.records import Record, Submitted, decided_id
+from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload, payload_of, uuid_of
+from ledger.eventlog.decisions import decide_together, group
+from ledger.eventlog.encryption import NEEDS_KEY, SEALED_VERSION, CustomerKeys, seal
+from ledger.eventlog.records import Record, Submitted, decided_id_bytes
 
 
 class Composer:
     """Decides submitted events after `position` and makes their records, chained and versioned.
 
-    `keys` makes and destroys the keys of the customers that are registered and erased on the way.
-    `outcomes` counts the submitted events by what came of them and why.
+    `keys` makes and destroys the encryption keys of the customers that are registered and erased
+    on the way. `outcomes` counts the submitted events by the type of their outcome and its reason.
     """
 
     def __init__(
@@ -53,45 +52,43 @@ class Composer:
 
     def add(self, events: Iterable[Submitted]) -> None:
         """Record submitted events, each with what is decided of it right after it."""
-        for atomic_id, group in groupby(events, key=attrgetter("atomic_id")):
-            if atomic_id is None:
-                for event in group:
-                    self._record_both(event, self._fold.submit(event.stream_id, event.payload))
-            else:
-                self._add_atomic(list(group))
+        for _, batch in groupby(events, key=attrgetter("atomic_id")):
+            together = list(batch)
+            verdicts = decide_together(self._fold, together)
+            for event, verdict in zip(together, verdicts, strict=True):
+                self._add_decision(event, verdict)
 
-    def _add_atomic(self, events: Sequence[Submitted]) -> None:
-        orders = [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
-        decided = self._fold.submit_atomic(orders)
-        for event, payloads in zip(events, decided, strict=True):
-            self._record_both(event, payloads)
-
-    def _record_both(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> None:
-        sealed = self._sealed(event, decided) if isinstance(event.payload, KEYED) else None
-        self._record(event, event.event_id, event.payload, event.meta, 0, sealed)
-        self.outcomes[_outcome(event.payload, decided)] += 1
+    def _add_decision(self, event: Submitted, verdict: tuple[DecidedPayload, ...]) -> None:
+        sealed = self._use_key(event, verdict) if isinstance(event.payload, NEEDS_KEY) else None
+        event_id = event.event_id.bytes
+        self._add_record(event, event_id, event.payload, event.meta, 0, sealed)
+        outcome = verdict[-1] if verdict else event.payload
+        self.outcomes[TYPE_OF[type(outcome)], getattr(outcome, "reason", "")] += 1
         cause_position = self._position
         meta = decided_meta(self._fold.rules.version)
-        for index, payload in enumerate(decided):
-            event_id = decided_id(event.event_id, index)
-            self._record(event, event_id, payload, meta, cause_position)
+        for index, payload in enumerate(verdict):
+            decided_id = decided_id_bytes(event_id, index)
+            self._add_record(event, decided_id, payload, meta, cause_position)
 
-    def _sealed(self, event: Submitted, decided: tuple[DecidedPayload, ...]) -> bytes | None:
-        """The data under seal of a registration; an erasure, which has none, destroys the key."""
+    def _use_key(self, event: Submitted, verdict: tuple[DecidedPayload, ...]) -> bytes | None:
+        """The sealed data of a registration; an erasure, which has none, destroys the key."""
         customer_id, at_us, keys = event.stream_id.bytes, self._recorded_at_us, self._keys
-        takes_effect = not is_refusal(decided)
+        takes_effect = not is_refusal(verdict)
         match event.payload:
             case CustomerRegistered() as registration:
-                key = keys.make(customer_id, at_us) if takes_effect else keys.at_hand(customer_id)
-                return sealed_data(event.event_id.bytes, registration, key)
+                if takes_effect:
+                    key = keys.create(customer_id, at_us)
+                else:
+                    key = keys.get_or_discarded(customer_id)
+                return seal(event.event_id.bytes, registration, key)
             case CustomerErased() if takes_effect:
                 keys.destroy(customer_id, at_us)
         return None
 
-    def _record(
+    def _add_record(
         self,
         cause: Submitted,
-        event_id: UUID,
+        event_id: bytes,
         payload: AnyPayload,
         meta: bytes,
         cause_position: int,
@@ -103,7 +100,7 @@ class Composer:
         self._versions[stream_id] += 1
         record = Record(
             self._position,
-            event_id.bytes,
+            event_id,
             stream_id,
             self._versions[stream_id],
             name,
@@ -118,23 +115,17 @@ class Composer:
         self.records.append(structs.replace(record, hash=self._hash))
 
 
-def _outcome(submitted: SubmittedPayload, decided: Sequence[DecidedPayload]) -> tuple[str, str]:
-    """The type that tells what came of it, and why it was refused, if it was."""
-    last = decided[-1] if decided else submitted
-    return TYPE_OF[type(last)], getattr(last, "reason", "")
-
-
-def without_repeats(events: Iterable[Submitted], known: set[bytes]) -> list[Submitted]:
+def without_repeats(events: Iterable[Submitted], recorded_ids: set[bytes]) -> list[Submitted]:
     """The events that are neither in the ledger nor earlier in the batch; the first one counts.
 
-    Orders that are decided all or none are new together or not at all: what is left of them after
-    a repeat would be decided without the others.
+    An atomic batch is new as a whole or not at all: what is left of it after a repeat would be
+    decided without the others.
     """
     first: dict[UUID, Submitted] = {}
     torn: set[UUID | None] = set()
     for event in events:
         if (
-            event.event_id.bytes in known
+            event.event_id.bytes in recorded_ids
             or first.setdefault(event.event_id, event).atomic_id != event.atomic_id
         ):
             torn.add(event.atomic_id)
@@ -142,9 +133,9 @@ def without_repeats(events: Iterable[Submitted], known: set[bytes]) -> list[Subm
 
 
 def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:
-    """Those of the streams with a history that may hold an order, which must be at hand to decide.
+    """The streams with a history that may be an order's, which is needed to decide.
 
-    Whatever is asked of such a stream: else an id would count as new once its order was forgotten.
+    Any event on such a stream needs it: else an id would count as new once its order was forgotten.
     """
     return [
         stream_id
@@ -154,11 +145,11 @@ def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:
 
 
 def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
-    """Bring orders back to hand from their histories."""
+    """Load orders into the fold from the histories of their streams."""
     for history in histories:
         order: Order | None = None
-        events = list(effective([recorded(record) for record in history]))
-        for event in events:
-            order = evolve_order(order, event.payload)
+        for decision in group(history):
+            for record in decision.effective_records:
+                order = evolve_order(order, payload_of(record))
         if order:
-            fold.orders[events[0].stream_id] = order
+            fold.orders[uuid_of(history[0].stream_id)] = order

@@ -143,8 +143,11 @@ def _submitted_event(cause: Record) -> Submitted:
     return event
 
 
-def decide_again(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedPayload, ...]]:
-    """What the fold, to which it is applied, decides of events that were decided together."""
+def decide_together(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedPayload, ...]]:
+    """Decide the events of an atomic batch, or others one by one, and apply them to the fold.
+
+    They all have the same `atomic_id`, or none.
+    """
     if events[0].atomic_id is None:
         return [fold.submit(event.stream_id, event.payload) for event in events]
     return fold.submit_atomic(

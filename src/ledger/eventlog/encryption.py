@@ -1,8 +1,8 @@
-"""Names under seal: what the ledger keeps of a name, and the key that one customer's name opens to.
+"""Encryption of customers' names, each with a key of its own that erasure destroys.
 
-A destroyed key makes the name unreadable for ever, and leaves every byte of the ledger as it was.
-Deterministic AES-SIV (RFC 5297), bound to the event; the length shows no more than steps of 64
-bytes.
+Without its key a name is unreadable for ever, while every byte of the ledger stays as it was
+(crypto-shredding). The cipher is deterministic AES-SIV (RFC 5297), bound to the event; the length
+of a name shows in steps of 64 bytes only. An encrypted name is called sealed, as it is stored.
 """
 
 from base64 import b64decode, urlsafe_b64encode
@@ -20,18 +20,18 @@ from ledger.core.events import MAX_AMOUNT_MINOR, NO_NAME, CustomerErased, Custom
 from ledger.eventlog.records import Record, Submitted
 
 REGISTERED: Final = "customer.registered"
+# The schema_version of a sealed registration. Submitted ones are of version 1, in the clear.
 SEALED_VERSION: Final = 2
-"""The schema_version of a sealed registration. What is submitted is of version 1, in the clear."""
 
-KEYED: Final = (CustomerRegistered, CustomerErased)
-"""What can't be recorded without the keys of its customer."""
+# The events that can't be recorded without the encryption key of their customer.
+NEEDS_KEY: Final = (CustomerRegistered, CustomerErased)
 
 KEY_BYTES: Final = 64
 _PADDING: Final = PKCS7(512)
 
 
 class WrongKey(Exception):
-    """A key does not open what it should: one of the two was changed, or is of another ledger."""
+    """A key does not decrypt its name: one of the two was changed, or is of another ledger."""
 
 
 class SealedRegistration(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -42,7 +42,7 @@ class SealedRegistration(Struct, frozen=True, forbid_unknown_fields=True, gc=Fal
 
 
 class KeyRow(Struct, frozen=True):
-    """A customer's key; None once it was destroyed. Times are those of the records."""
+    """A customer's encryption key, None once it was destroyed. Times are those of the records."""
 
     customer_id: bytes
     sealing_key: bytes | None
@@ -59,53 +59,52 @@ def new_key() -> bytes:
     return token_bytes(KEY_BYTES)
 
 
-def sealed_data(event_id: bytes, registration: CustomerRegistered, key: bytes) -> bytes:
-    """The canonical data of a registration with its name under seal."""
+def seal(event_id: bytes, registration: CustomerRegistered, key: bytes) -> bytes:
+    """The canonical data of a registration with its name encrypted."""
     padder = _PADDING.padder()
     name = padder.update(registration.username.encode()) + padder.finalize()
     sealed = urlsafe_b64encode(AESSIV(key).encrypt(name, [event_id])).decode()
     return _encode(SealedRegistration(registration.opening_balance_minor, sealed))
 
 
-def opened(record: Record, key: bytes | None) -> CustomerRegistered:
-    """The registration of a sealed record; with NO_NAME where there is no key.
+def unseal(record: Record, key: bytes | None) -> CustomerRegistered:
+    """The registration of a sealed record, with NO_NAME if there is no key.
 
     Raises WrongKey, and msgspec.DecodeError for bad data.
     """
     sealed = _decode(record.data)
-    name = NO_NAME if key is None else _unseal(record, sealed.sealed_username, key)
+    if key is None:
+        return CustomerRegistered(NO_NAME, sealed.opening_balance_minor)
+    try:
+        encrypted = b64decode(sealed.sealed_username, b"-_", validate=True)
+        unpadder = _PADDING.unpadder()
+        padded = AESSIV(key).decrypt(encrypted, [record.event_id])
+        name = (unpadder.update(padded) + unpadder.finalize()).decode()
+    except (InvalidTag, ValueError) as error:
+        raise WrongKey(f"the name at position {record.position} can't be decrypted") from error
     return CustomerRegistered(name, sealed.opening_balance_minor)
 
 
-def _unseal(record: Record, sealed: str, key: bytes) -> str:
-    try:
-        padded = AESSIV(key).decrypt(b64decode(sealed, b"-_", validate=True), [record.event_id])
-        unpadder = _PADDING.unpadder()
-        return (unpadder.update(padded) + unpadder.finalize()).decode()
-    except (InvalidTag, ValueError) as error:
-        raise WrongKey(f"the name at position {record.position} does not open") from error
-
-
 def is_sealed(record: Record) -> bool:
-    """Whether a record holds a name under seal."""
+    """True for a registration with an encrypted name."""
     return record.schema_version == SEALED_VERSION and record.type == REGISTERED
 
 
 def sealed_customers(records: Iterable[Record]) -> list[bytes]:
-    """The customers whose keys it takes to read the names in these records."""
+    """The customers whose encryption keys are needed to read the names in these records."""
     return [record.stream_id for record in records if is_sealed(record)]
 
 
-def named_customers(events: Iterable[Submitted]) -> set[bytes]:
-    """The customers whose keys it takes to record these events."""
-    return {event.stream_id.bytes for event in events if isinstance(event.payload, KEYED)}
+def customers_needing_keys(events: Iterable[Submitted]) -> set[bytes]:
+    """The customers whose encryption keys are needed to record these events."""
+    return {event.stream_id.bytes for event in events if isinstance(event.payload, NEEDS_KEY)}
 
 
 class CustomerKeys:
-    """The keys that one batch needs: as they are `stored`, and what it makes and destroys.
+    """The encryption keys that one batch needs: those that are `stored`, made and destroyed.
 
     Only a registration that takes effect makes a key that is stored. A refused one is sealed with
-    the customer's key or, where there is none any more, with one that is thrown away.
+    the customer's key or, if there is none any more, with a key that nobody keeps.
     """
 
     def __init__(
@@ -116,20 +115,20 @@ class CustomerKeys:
         self.made: dict[bytes, KeyRow] = {}
         self.destroyed: dict[bytes, int] = {}
 
-    def make(self, customer_id: bytes, at_us: int) -> bytes:
-        """A new customer's key; the one that is there already, from a younger backup, if any."""
+    def create(self, customer_id: bytes, at_us: int) -> bytes:
+        """A new customer's key: the one that is stored, from a younger backup, or a new one."""
         if customer_id in self._keys:
-            return self.at_hand(customer_id)
+            return self.get_or_discarded(customer_id)
         key = self._keys[customer_id] = self._make_key()
         self.made[customer_id] = KeyRow(customer_id, key, at_us)
         return key
 
-    def at_hand(self, customer_id: bytes) -> bytes:
-        """The customer's key; one that nobody keeps where there is none."""
+    def get_or_discarded(self, customer_id: bytes) -> bytes:
+        """The customer's key, or if there is none a new one that is not kept."""
         return self._keys.get(customer_id) or self._make_key()
 
     def destroy(self, customer_id: bytes, at_us: int) -> None:
-        """Forget the customer's key; nothing happens where there is none."""
+        """Destroy the customer's key, if there is one."""
         if self._keys.get(customer_id) is None:
             return
         self._keys[customer_id] = None

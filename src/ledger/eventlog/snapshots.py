@@ -56,7 +56,7 @@ _encode = Encoder().encode
 _decode = Decoder(_Part).decode
 
 
-def take(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) -> Snapshot:
+def snapshot_of(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) -> Snapshot:
     """The fold as it is now; its records are frozen, so two shallow copies are all it takes."""
     return Snapshot(position, hash_, recorded_at_us, dict(fold.customers), dict(fold.products))
 
