@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults load bench bench-growth check format clean
+.PHONY: help setup run test faults load bench bench-compare bench-growth check format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ load: setup ## run the three load tests of the contract against a running `make 
 	@.venv/bin/python tests/req-3-2-1_test_race_condition.py
 	@.venv/bin/k6 run tests/req-3-2-2_test_high_volume_test.js
 
-bench: setup ## measure the ledger, its ceilings and the design it replaces (10 min); ARGS=--quick
+bench: setup ## measure the ledger, its ceilings and its peer (10 min); ARGS=--quick, ARGS=--resume
 	@.venv/bin/python -m bench $(ARGS)
+
+bench-compare: setup ## measure two commits in turns: OLD=commit NEW=commit, ROUNDS=5 in MINUTES=15
+	@.venv/bin/python -m bench.compare $(OLD) $(NEW) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 bench-growth: setup ## the same with 5,000,000 events in the ledger, instead of 1,000,000
 	@.venv/bin/python -m bench --growth $(ARGS)

@@ -26,7 +26,7 @@ class Load(Struct, frozen=True):
 
     `orders` is how many the ledger has more than before and `duration_s` the time until the views
     showed all of them; `lags_s` is how far the views were behind at each look, `rates` the
-    ledger's events a second over time.
+    ledger's events a second over time. `late` orders of the probe were not decided in its wait.
     """
 
     took: Took
@@ -37,6 +37,7 @@ class Load(Struct, frozen=True):
     spent: dict[str, Spent]
     network_bytes: int
     decided_ms: list[float] = []
+    late: int = 0
 
     @property
     def orders_per_s(self) -> float:
@@ -74,12 +75,14 @@ async def steady(
         load = asyncio.create_task(
             opened(system.url, "orders", per_s // size, duration_s, others, size)
         )
-        decided_ms = await _probe(system, parties, load)
-        took = await load
+        try:
+            decided_ms, late = await _probe(system, parties, load)
+        finally:
+            took = await load  # also where the probe fails: it must not run on beside the next
         accepted = took.requests * size + len(decided_ms)
         await system.settled(before.position + EVENTS_OF_AN_ORDER * accepted)
     recorded = await _checked(system, took, before, accepted, 0)
-    return _load(took, recorded, watch, sampler, decided_ms)
+    return _load(took, recorded, watch, sampler, decided_ms, late)
 
 
 @asynccontextmanager
@@ -91,7 +94,12 @@ async def watching(system: System) -> AsyncIterator[tuple[Watch, Sampler]]:
 
 
 def _load(
-    took: Took, recorded: int, watch: Watch, sampler: Sampler, decided_ms: Sequence[float] = ()
+    took: Took,
+    recorded: int,
+    watch: Watch,
+    sampler: Sampler,
+    decided_ms: Sequence[float] = (),
+    late: int = 0,
 ) -> Load:
     return Load(
         took,
@@ -102,22 +110,32 @@ def _load(
         sampler.spent(),
         sampler.network_bytes(),
         list(decided_ms),
+        late,
     )
 
 
-async def _probe(system: System, parties: Parties, beside: asyncio.Task[Took]) -> list[float]:
-    """How long orders of one more client took until the view showed them COMPLETED, in ms."""
+async def _probe(
+    system: System, parties: Parties, beside: asyncio.Task[Took]
+) -> tuple[list[float], int]:
+    """How long orders of one more client took until the view showed them COMPLETED, in ms.
+
+    And how many of them were not COMPLETED within the wait.
+    """
     body = {"customer_id": parties.customers[-1], "product_id": parties.products[-1]}
     took: list[float] = []
+    late = 0
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", timeout=30) as http:
         while not beside.done():
             began = time.perf_counter()
             answer = await http.post("/orders", json=body, headers=PROBE_WAIT)
-            if answer.json()["status"] != "COMPLETED":
+            status = answer.json()["status"]
+            # Still PENDING after the wait is slow, not wrong: it counts with the time it was given.
+            if status not in ("COMPLETED", "PENDING"):
                 raise WrongResult(f"the probe's order was not completed: {answer.text}")
             took.append(1e3 * (time.perf_counter() - began))
+            late += status == "PENDING"
             await asyncio.sleep(PROBE_EVERY_S)
-    return took
+    return took, late
 
 
 class _Standing(Struct, frozen=True):

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from bench.running import Results
 from bench.tables import Table, tables
+from ledger.runtime.files import write_atomically
 
 mpl.use("svg")
 
@@ -25,18 +26,40 @@ svg { max-width: 100%; height: auto }
 """
 
 
-def write(results: Results, about: dict[str, str], directory: Path) -> tuple[Path, Path]:
-    """Write `results.json` and `report.html`; where they are."""
+class Saved(msgspec.Struct):
+    """The content of `results.json`."""
+
+    about: dict[str, str]
+    results: Results
+
+
+def save(saved: Saved, directory: Path) -> Path:
+    """Write `results.json`, whole even if the run is killed just then; its path."""
     directory.mkdir(parents=True, exist_ok=True)
-    data, page = directory / "results.json", directory / "report.html"
-    data.write_bytes(msgspec.json.format(msgspec.json.encode({"about": about, "results": results})))
-    page.write_text(_page(results, about))
-    return data, page
+    path = directory / "results.json"
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(saved)))
+    return path
+
+
+def load(directory: Path) -> Saved | None:
+    """The results of an earlier run, if there are any that this version reads."""
+    try:
+        return msgspec.json.decode((directory / "results.json").read_bytes(), type=Saved)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def write_page(saved: Saved, directory: Path) -> Path:
+    """Write `report.html`; its path."""
+    path = directory / "report.html"
+    path.write_text(_page(saved.results, saved.about))
+    return path
 
 
 def _page(results: Results, about: dict[str, str]) -> str:
     facts = "".join(f"<li>{html.escape(k)}: {html.escape(v)}</li>" for k, v in about.items())
-    plots = "".join(_svg(title, draw, results) for title, draw in PLOTS.items())
+    drawn = PLOTS if results.long else {}
+    plots = "".join(_svg(title, draw, results) for title, draw in drawn.items())
     body = "".join(_table(table) for table in tables(results))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Order Ledger: benchmark'
@@ -78,7 +101,7 @@ def _lag(axes: Axes, results: Results) -> None:
 
 
 def _decided(axes: Axes, results: Results) -> None:
-    values = sorted(ms for load in results.steady for ms in load.decided_ms)
+    values = sorted(ms for load in results.steady for ms in load.decided_ms) or [0.0]
     shares = [100 * (n + 1) / len(values) for n in range(len(values))]
     axes.step(values, shares, where="post")
     axes.set(xlabel="ms", ylabel="% of orders", xlim=(0, None), ylim=(0, 100))

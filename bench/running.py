@@ -1,9 +1,16 @@
-"""The order of the measurements. Everything is measured in one run, so that ratios hold."""
+"""The order of the measurements. Everything is measured in one run, so that ratios hold.
+
+A run is a list of stages, and a stage a few steps on one ledger. Each is guarded: its error becomes
+a row of the report and costs no other step its figures. Results are saved after each step, and a
+run that ended early can be resumed, stage by stage.
+"""
 
 import asyncio
+import math
 import statistics
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from msgspec import Struct, field
@@ -51,11 +58,15 @@ QUICK: Final = Times(1, 3, 4, 4, 20_000, 30_000, 10_000, 1_000)
 
 
 class Results(Struct):
-    """All that a run measured. A figure that was measured more than once is a list.
+    """All figures of a run. A figure that was measured more than once is a list.
 
+    `done` names the stages without errors, `errors` has the message of each step that failed.
     `customers` is how many the populous writer held.
     """
 
+    times: Times
+    done: list[str] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
     singles: list[Load] = field(default_factory=list)
     long: Load | None = None
     batches: list[Load] = field(default_factory=list)
@@ -71,44 +82,171 @@ class Results(Struct):
     customers: int = 0
 
     def add(self, name: str, value: float) -> None:
-        """One more measurement of a figure."""
+        """Add a measurement of a figure."""
         self.figures.setdefault(name, []).append(value)
 
     def median(self, name: str) -> float:
-        """The median of a figure."""
-        return statistics.median(self.figures[name])
+        """The median of a figure; NaN if it was not measured."""
+        return median(self.figures.get(name, ()))
 
 
-async def run(servers: Servers, times: Times, say: Say) -> Results:
-    """Measure everything; raises WrongResult where a load's numbers don't add up."""
-    results = Results()
-    await _rounds(servers, times, results, say)
-    await _long(servers, times, results, say)
-    await _parts(servers, times, results, say)
-    await _memory(servers, times, results, say)
-    await _growth(servers, times, results, say)
-    return results
+def median(values: Iterable[float]) -> float:
+    """The median; NaN of no values, which a report shows as not measured."""
+    known = list(values)
+    return statistics.median(known) if known else math.nan
 
 
-async def _rounds(servers: Servers, times: Times, results: Results, say: Say) -> None:
-    for number in range(1, times.rounds + 1):
-        about = f"round {number} of {times.rounds}"
-        say(f"{about}: the ledger")
-        async with system(servers, *PROCESSES) as ledger:
+class Run:
+    """One run: the servers it measures on, and its results so far."""
+
+    def __init__(
+        self, servers: Servers, results: Results, save: Callable[[], object], say: Say
+    ) -> None:
+        self.servers = servers
+        self.results = results
+        self.times = results.times
+        self._save = save
+        self._say = say
+        self._failures = 0
+
+    @contextmanager
+    def guarded(self, step: str) -> Iterator[None]:
+        """Say which step begins; keep its error, if it fails, as a row; save the results."""
+        self._say(step)
+        self.results.errors.pop(step, None)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # whatever it is, the other figures stay
+            self.results.errors[step] = f"{type(error).__name__}: {error}"
+            self._failures += 1
+            self._say(f"not reached: {step}: {self.results.errors[step]}")
+        self._save()
+
+    async def all(self) -> None:
+        """Measure every stage that is not done yet."""
+        stages: dict[str, Callable[[], Awaitable[None]]] = {}
+        for number in range(1, self.times.rounds + 1):
+            round_ = f"round {number} of {self.times.rounds}"
+            stages[f"{round_}, the ledger"] = partial(self._ledger, f"{round_}, the ledger")
+            stages[f"{round_}, the peer"] = self._peer
+            stages[f"{round_}, the ceilings"] = self._ceilings
+        stages |= {
+            "the long loads": self._long,
+            "the writer alone, and the fold": self._writer,
+            f"a ledger of {self.times.filled_events:,} events": self._filled,
+            f"a writer with {self.times.customers:,} customers": self._populous,
+            "an empty ledger": self._small,
+            f"a ledger of {self.times.grown_events:,} events under load": self._grown,
+        }
+        for stage, measure in stages.items():
+            if stage in self.results.done:
+                continue
+            failures_before = self._failures
+            with self.guarded(stage):
+                await measure()
+            if self._failures == failures_before:
+                self.results.done.append(stage)
+                self._save()
+
+    async def _ledger(self, stage: str) -> None:
+        results, times = self.results, self.times
+        async with system(self.servers, *PROCESSES) as ledger:
             parties = await ledger.parties(CUSTOMERS, PRODUCTS)
             if not results.idle:
                 results.idle = await _idle(ledger)
-            results.singles.append(await saturate(ledger, parties, times.round_s))
-            batch_s = max(2, times.round_s // 2)
-            results.batches.append(await saturate(ledger, parties, batch_s, BATCH_ORDERS))
-            await _reads(ledger, parties, results)
-        say(f"{about}: the peer")
-        async with peering.peer(servers) as peer:
+            with self.guarded(f"{stage}, single orders"):
+                results.singles.append(await saturate(ledger, parties, times.round_s))
+            with self.guarded(f"{stage}, batches"):
+                batch_s = max(2, times.round_s // 2)
+                results.batches.append(await saturate(ledger, parties, batch_s, BATCH_ORDERS))
+            with self.guarded(f"{stage}, reads"):
+                await _reads(ledger, parties, results)
+
+    async def _peer(self) -> None:
+        async with peering.peer(self.servers) as peer:
             await peer.race()
-            them = await peer.parties(CUSTOMERS, PRODUCTS)
-            results.peer.append(await peering.saturate(peer, them, max(2, times.round_s // 2)))
-        say(f"{about}: the ceilings")
-        await _ceilings(servers, results)
+            parties = await peer.parties(CUSTOMERS, PRODUCTS)
+            duration_s = max(2, self.times.round_s // 2)
+            self.results.peer.append(await peering.saturate(peer, parties, duration_s))
+
+    async def _ceilings(self) -> None:
+        results = self.results
+        results.add("http requests/s, no work behind", await ceilings.answering())
+        async with system(self.servers) as ledger:
+            for size in (44, 256):
+                rate = await ceilings.publishing(ledger, size)
+                results.add(f"events/s published and confirmed, groups of {size}", rate)
+            rate = await ceilings.appending(ledger, 150)
+            results.add("events/s inserted, batches of 150", rate)
+        async with system(self.servers) as ledger:
+            rate = await ceilings.appending(ledger, 1_000)
+            results.add("events/s inserted, batches of 1,000", rate)
+
+    async def _long(self) -> None:
+        results, times = self.results, self.times
+        async with system(self.servers, *PROCESSES) as ledger:
+            parties = await ledger.parties(CUSTOMERS, PRODUCTS)
+            with self.guarded(f"{times.long_s} s of single orders as fast as they are taken"):
+                results.long = await saturate(ledger, parties, times.long_s)
+            for number in (1, 2):
+                with self.guarded(f"{times.steady_s} s at {STEADY_PER_S:,} orders/s, {number}"):
+                    load = await steady(ledger, parties, STEADY_PER_S, times.steady_s)
+                    results.steady.append(load)
+            with self.guarded(f"{times.steady_s} s at {PACED_PER_S:,} orders/s in batches"):
+                load = await steady(ledger, parties, PACED_PER_S, times.steady_s, BATCH_ORDERS)
+                results.paced.append(load)
+
+    async def _writer(self) -> None:
+        submitted = self.times.filled_events // 2
+        self.results.add("submitted events/s, the pure fold", parts.fold(submitted))
+        async with system(self.servers) as ledger:
+            rate = await parts.writing(ledger, submitted)
+            self.results.add("events/s, writer alone", rate)
+
+    async def _filled(self) -> None:
+        results = self.results
+        async with system(self.servers) as ledger:
+            events = await parts.filled(ledger, self.times.filled_events)
+            with self.guarded("paging"):
+                async with ledger.engine() as engine, engine.connect() as connection:
+                    results.add("events/s, paging", await ceilings.paging(connection))
+            with self.guarded("the projector alone"):
+                results.add("events/s, projector alone", await parts.projecting(ledger, events))
+            with self.guarded("verify"):
+                await _verified(ledger, events, results)
+            with self.guarded("rebuild of all views"):
+                duration_s, _ = await parts.command(ledger, "rebuild", "--all")
+                results.add("events/s, rebuild of all", events / duration_s)
+            with self.guarded("start of the writer"):
+                results.add("start of the writer, s", await parts.starting(ledger))
+
+    async def _populous(self) -> None:
+        async with system(self.servers) as ledger:
+            used = await parts.populous(ledger, self.times.customers, self.times.products)
+            self.results.add(POPULOUS, used / 2**20)
+            self.results.customers = self.times.customers
+
+    async def _small(self) -> None:
+        self.results.small = await self._loads_on(0)
+
+    async def _grown(self) -> None:
+        self.results.grown = await self._loads_on(self.times.grown_events)
+
+    async def _loads_on(self, events: int) -> list[Load]:
+        """Single orders, and batches of them, on a ledger of so many events."""
+        duration_s = self.times.round_s
+        async with system(self.servers) as ledger:
+            if events:
+                await parts.filled(ledger, events)
+            for name in PROCESSES:
+                ledger.stack.start(name)
+            await ledger.stack.ready()
+            await ledger.settled(events, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
+            parties = await ledger.parties(CUSTOMERS, PRODUCTS)
+            singles = await saturate(ledger, parties, duration_s)
+            used = {name: spent.memory_bytes for name, spent in singles.spent.items()}
+            self.results.memory[f"{events:,} events"] = used
+            return [singles, await saturate(ledger, parties, duration_s // 4 or 1, BATCH_ORDERS)]
 
 
 async def _idle(ledger: System) -> dict[str, Spent]:
@@ -141,85 +279,9 @@ async def _reads_of_a_seller(ledger: System, parties: Parties) -> Took:
     return took
 
 
-async def _ceilings(servers: Servers, results: Results) -> None:
-    results.add("http requests/s, no work behind", await ceilings.answering())
-    async with system(servers) as ledger:
-        for size in (44, 256):
-            rate = await ceilings.publishing(ledger, size)
-            results.add(f"events/s published and confirmed, groups of {size}", rate)
-        rate = await ceilings.appending(ledger, 150)
-        results.add("events/s inserted, batches of 150", rate)
-    async with system(servers) as ledger:
-        rate = await ceilings.appending(ledger, 1_000)
-        results.add("events/s inserted, batches of 1,000", rate)
-
-
-async def _long(servers: Servers, times: Times, results: Results, say: Say) -> None:
-    async with system(servers, *PROCESSES) as ledger:
-        parties = await ledger.parties(CUSTOMERS, PRODUCTS)
-        say(f"{times.long_s} s as fast as it goes")
-        results.long = await saturate(ledger, parties, times.long_s)
-        for _ in range(2):
-            say(f"{times.steady_s} s at {STEADY_PER_S:,} orders/s")
-            results.steady.append(await steady(ledger, parties, STEADY_PER_S, times.steady_s))
-        say(f"{times.steady_s} s at {PACED_PER_S:,} orders/s, batches of {BATCH_ORDERS}")
-        paced = await steady(ledger, parties, PACED_PER_S, times.steady_s, BATCH_ORDERS)
-        results.paced.append(paced)
-
-
-async def _parts(servers: Servers, times: Times, results: Results, say: Say) -> None:
-    say("the writer alone, and the fold")
-    results.add("submitted events/s, the pure fold", parts.fold(times.filled_events // 2))
-    async with system(servers) as ledger:
-        rate = await parts.writing(ledger, times.filled_events // 2)
-        results.add("events/s, writer alone", rate)
-    say(f"a ledger of {times.filled_events:,} events: paging, projector, rebuild, verify, start")
-    async with system(servers) as ledger:
-        events = await parts.filled(ledger, times.filled_events)
-        async with ledger.engine() as engine, engine.connect() as connection:
-            results.add("events/s, paging", await ceilings.paging(connection))
-        results.add("events/s, projector alone", await parts.projecting(ledger, events))
-        await _verified(ledger, events, results)
-        took_s, _ = await parts.command(ledger, "rebuild", "--all")
-        results.add("events/s, rebuild of all", events / took_s)
-        results.add("start of the writer, s", await parts.starting(ledger))
-
-
 async def _verified(ledger: System, events: int, results: Results) -> None:
     took_s, said = await parts.command(ledger, "verify", "--json")
     verified = decode(said, type=Verified)
     results.add("events/s, verify", events / took_s)
     results.add("events/s, verify: the ledger alone", events / verified.ledger_s)
     results.add("events/s, verify: the views alone", events / verified.views_s)
-
-
-async def _memory(servers: Servers, times: Times, results: Results, say: Say) -> None:
-    say(f"a writer with {times.customers:,} customers and {times.products:,} products")
-    async with system(servers) as ledger:
-        used = await parts.populous(ledger, times.customers, times.products)
-        results.add(POPULOUS, used / 2**20)
-        results.customers = times.customers
-
-
-async def _growth(servers: Servers, times: Times, results: Results, say: Say) -> None:
-    say("as fast as it goes on an empty ledger")
-    results.small = await _grown(servers, 0, times.round_s, results)
-    say(f"as fast as it goes on a ledger of {times.grown_events:,} events")
-    results.grown = await _grown(servers, times.grown_events, times.round_s, results)
-
-
-async def _grown(servers: Servers, events: int, duration_s: int, results: Results) -> list[Load]:
-    """Single orders, and batches of them, on a ledger of so many events."""
-    async with AsyncExitStack() as held:
-        ledger = await held.enter_async_context(system(servers))
-        if events:
-            await parts.filled(ledger, events)
-        for name in PROCESSES:
-            ledger.stack.start(name)
-        await ledger.stack.ready()
-        await ledger.settled(events, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
-        parties = await ledger.parties(CUSTOMERS, PRODUCTS)
-        singles = await saturate(ledger, parties, duration_s)
-        used = {name: spent.memory_bytes for name, spent in singles.spent.items()}
-        results.memory[f"{events:,} events"] = used
-        return [singles, await saturate(ledger, parties, duration_s // 4 or 1, BATCH_ORDERS)]

@@ -1,6 +1,6 @@
 """The figures of a run as tables: the headline, the ceilings, the targets, the resources."""
 
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from bench.loads import Took
 from bench.measuring import EVENTS_OF_AN_ORDER, Load
-from bench.running import BATCH_ORDERS, PACED_PER_S, POPULOUS, Results
+from bench.running import BATCH_ORDERS, PACED_PER_S, POPULOUS, STEADY_PER_S, Results, median
 from bench.sampling import Spent
 
 MIB: Final = 2**20
@@ -39,7 +39,8 @@ class Target(Struct, frozen=True):
 
 def tables(results: Results) -> list[Table]:
     """Every table of the report, the most important first."""
-    return [
+    measured = [
+        _not_reached(results),
         _headline(results),
         _targets(results),
         _latencies(results),
@@ -47,26 +48,53 @@ def tables(results: Results) -> list[Table]:
         _ceilings(results),
         _parts(results),
         _used("Resources, idle", results.idle),
-        _loaded(_long(results)),
+        *([_loaded(results.long)] if results.long else []),
         _memory(results),
     ]
+    return [table for table in measured if table.rows]
+
+
+def not_reached(results: Results) -> dict[str, str]:
+    """What fell short: the steps that failed, and orders that were not decided in their wait."""
+    rows = dict(results.errors)
+    loads = {
+        f"{STEADY_PER_S:,} orders/s": results.steady,
+        f"{PACED_PER_S:,} orders/s": results.paced,
+    }
+    for name, measured in loads.items():
+        late = sum(load.late for load in measured)
+        if late:
+            orders = sum(len(load.decided_ms) for load in measured)
+            rows[f"COMPLETED in the wait, at {name}"] = f"{late} of {orders} orders were PENDING"
+    return rows
+
+
+def _not_reached(results: Results) -> Table:
+    rows = [(f"not reached: {step}", reason) for step, reason in not_reached(results).items()]
+    return Table("Not reached", ("step", "reason"), rows)
+
+
+def _number(value: float, digits: int = 0) -> str:
+    return "not measured" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def ratio(results: Results) -> float:
     """How many times the peer's orders a second, from the medians of the rounds."""
-    ours = statistics.median(load.orders_per_s for load in results.singles)
-    theirs = statistics.median(load.orders_per_s for load in results.peer)
+    ours = median(load.orders_per_s for load in results.singles)
+    theirs = median(load.orders_per_s for load in results.peer)
     return ours / theirs
 
 
 def targets(results: Results) -> list[Target]:
     """The targets of the project's two-core machines."""
-    long, steady = _long(results), results.steady
+    long, steady = [results.long] if results.long else [], results.steady
     decided = sorted(ms for load in steady for ms in load.decided_ms)
     return [
-        Target("orders/s, single, views shown", 4_000, long.orders_per_s, "/s"),
+        Target(
+            "orders/s, single, views shown", 4_000, median(load.orders_per_s for load in long), "/s"
+        ),
         Target("the same, times the peer", 30, ratio(results), "×"),
-        Target("views behind the head, at most", 1, _furthest_s([long]), "s", at_least=False),
+        Target("views behind the head, at most", 1, _furthest_s(long), "s", at_least=False),
         Target(
             f"orders/s, batches of {BATCH_ORDERS}",
             12_000,
@@ -86,17 +114,23 @@ def targets(results: Results) -> list[Target]:
         Target(
             "product reads/s",
             8_000,
-            statistics.median(took.per_s for took in results.reads["product"]),
+            median(took.per_s for took in results.reads.get("product", ())),
             "/s",
         ),
         Target(
             "product reads at 1,000/s, p99",
             10,
-            statistics.median(took.p99 for took in results.reads["product, 1,000/s"]) / 1e3,
+            median(took.p99 for took in results.reads.get("product, 1,000/s", ())) / 1e3,
             "ms",
             at_least=False,
         ),
-        Target("CPU an order at saturation", 0.5, long.cpu_ms_per_order, "ms", at_least=False),
+        Target(
+            "CPU an order at saturation",
+            0.5,
+            median(load.cpu_ms_per_order for load in long),
+            "ms",
+            at_least=False,
+        ),
         Target("writer alone", 20_000, results.median("events/s, writer alone"), "events/s"),
         Target("projector alone", 30_000, results.median("events/s, projector alone"), "events/s"),
         Target("verify", 120_000, results.median("events/s, verify"), "events/s"),
@@ -115,34 +149,31 @@ def targets(results: Results) -> list[Target]:
 
 
 def percentile(sorted_values: Sequence[float], percent: int) -> float:
-    """The value that `percent` of the values don't exceed; 0 where there is none."""
+    """The value that `percent` of the values don't exceed; NaN where there is none."""
     if not sorted_values:
-        return 0.0
+        return math.nan
     return sorted_values[min(len(sorted_values) - 1, len(sorted_values) * percent // 100)]
 
 
-def _long(results: Results) -> Load:
-    assert results.long
-    return results.long
-
-
 def _growth(results: Results) -> list[float]:
-    """How much of the orders a second on an empty ledger is left on a full one."""
+    """The share of the orders a second on an empty ledger that is left on a full one."""
+    if not (results.small and results.grown):
+        return [math.nan, math.nan]
     both = zip(results.small, results.grown, strict=True)
     return [grown.orders_per_s / small.orders_per_s for small, grown in both]
 
 
 def _furthest_s(loads: Sequence[Load]) -> float:
     """How far the views were behind at most, the median of the loads."""
-    return statistics.median(max(load.lags_s) for load in loads)
+    return median(max(load.lags_s) for load in loads)
 
 
 def _batches_per_s(results: Results) -> float:
-    return statistics.median(load.orders_per_s for load in results.batches)
+    return median(load.orders_per_s for load in results.batches)
 
 
 def _median_ms(loads: Sequence[Load], name: str) -> float:
-    return statistics.median(float(getattr(load.took, name)) for load in loads) / 1e3
+    return median(float(getattr(load.took, name)) for load in loads) / 1e3
 
 
 def _headline(results: Results) -> Table:
@@ -154,26 +185,28 @@ def _headline(results: Results) -> Table:
         ),
         ("peer: FastAPI, Celery, Redis", *_spread([load.orders_per_s for load in results.peer])),
     ]
-    title = f"Orders a second, decided and shown: {ratio(results):.0f} times the peer"
+    title = f"Orders a second, decided and shown: {_number(ratio(results))} times the peer"
     return Table(title, ("system", "median", "lowest", "highest"), rows)
 
 
 def _spread(values: Sequence[float]) -> tuple[str, str, str]:
-    return tuple(  # type: ignore[return-value]
-        f"{value:,.0f}" for value in (statistics.median(values), min(values), max(values))
-    )
+    spread = (median(values), min(values, default=math.nan), max(values, default=math.nan))
+    return tuple(map(_number, spread))  # type: ignore[return-value]
 
 
 def _targets(results: Results) -> Table:
-    rows = [
-        (
-            target.what,
-            f"{target.wanted:,g} {target.unit}",
-            f"{target.reached:,.{0 if target.reached >= 100 else 2}f} {target.unit}",
-            "reached" if target.met else "missed",
+    rows = []
+    for target in targets(results):
+        reached = _number(target.reached, 0 if target.reached >= 100 else 2)
+        is_measured = not math.isnan(target.reached)
+        rows.append(
+            (
+                target.what,
+                f"{target.wanted:,g} {target.unit}",
+                f"{reached} {target.unit}" if is_measured else reached,
+                "reached" if target.met else "missed" if is_measured else "not reached",
+            )
         )
-        for target in targets(results)
-    ]
     return Table("Targets, on two cores", ("what", "to reach", "measured", ""), rows)
 
 
@@ -191,9 +224,9 @@ def _latencies(results: Results) -> Table:
 
 
 def _latency(took: Sequence[Took]) -> tuple[str, ...]:
-    times = (statistics.median(float(getattr(one, n)) for one in took) for n in _PERCENTILES)
-    per_s = statistics.median(one.per_s for one in took)
-    return (f"{per_s:,.0f}", *(f"{us / 1e3:,.1f}" for us in times))
+    times = (median(float(getattr(one, n)) for one in took) for n in _PERCENTILES)
+    per_s = median(one.per_s for one in took)
+    return (_number(per_s), *(_number(us / 1e3, 1) for us in times))
 
 
 _PERCENTILES: Final = ("p50", "p90", "p99", "max")
@@ -201,7 +234,7 @@ _PERCENTILES: Final = ("p50", "p90", "p99", "max")
 
 def _lags(results: Results) -> Table:
     loads: dict[str, Sequence[Load]] = {
-        "single orders, saturated": [_long(results)],
+        "single orders, saturated": [results.long] if results.long else [],
         "single orders, 1,000/s": results.steady,
         f"batches of {BATCH_ORDERS}, {PACED_PER_S:,} orders/s": results.paced,
         f"batches of {BATCH_ORDERS}, saturated": results.batches,
@@ -212,23 +245,30 @@ def _lags(results: Results) -> Table:
 
 
 def _lag(loads: Sequence[Load]) -> tuple[str, str, str]:
-    typical = statistics.median(statistics.median(load.lags_s) for load in loads)
-    per_s = statistics.median(load.orders_per_s for load in loads)
-    return (f"{per_s:,.0f}", f"{1e3 * typical:,.0f}", f"{1e3 * _furthest_s(loads):,.0f}")
+    typical = median(median(load.lags_s) for load in loads)
+    per_s = median(load.orders_per_s for load in loads)
+    return (_number(per_s), _number(1e3 * typical), _number(1e3 * _furthest_s(loads)))
 
 
 def _ceilings(results: Results) -> Table:
-    singles, batches = _long(results), _batches_per_s(results)
+    long, batches = [results.long] if results.long else [], _batches_per_s(results)
+    requests_per_s = median(load.took.per_s for load in long)
+    orders_per_s = median(load.orders_per_s for load in long)
     compared: dict[str, float] = {
-        "http requests/s, no work behind": singles.took.per_s,
-        "events/s published and confirmed, groups of 44": singles.orders_per_s,
+        "http requests/s, no work behind": requests_per_s,
+        "events/s published and confirmed, groups of 44": orders_per_s,
         "events/s published and confirmed, groups of 256": batches,
-        "events/s inserted, batches of 150": EVENTS_OF_AN_ORDER * singles.orders_per_s,
+        "events/s inserted, batches of 150": EVENTS_OF_AN_ORDER * orders_per_s,
         "events/s inserted, batches of 1,000": EVENTS_OF_AN_ORDER * batches,
         "events/s, paging": EVENTS_OF_AN_ORDER * batches,
     }
     rows = [
-        (name, f"{results.median(name):,.0f}", f"{ours:,.0f}", f"{ours / results.median(name):.0%}")
+        (
+            name,
+            _number(results.median(name)),
+            _number(ours),
+            f"{_number(100 * ours / results.median(name))} %",
+        )
         for name, ours in compared.items()
     ]
     columns = ("ceiling, alone on the machine", "a second", "end to end", "share")
@@ -270,7 +310,7 @@ def _use(spent: Spent) -> tuple[str, ...]:
 
 
 def _memory(results: Results) -> Table:
-    names = list(next(iter(results.memory.values())))
+    names = list(next(iter(results.memory.values()), {}))
     rows = [
         (ledger, *(f"{used.get(name, 0) / MIB:,.0f}" for name in names))
         for ledger, used in results.memory.items()
