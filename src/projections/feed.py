@@ -1,20 +1,17 @@
-"""Reads of the ledger itself: its pages, and one stream's history."""
+"""The feed: the events of the ledger as CloudEvents, page after page, or of one stream."""
 
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.eventlog.codec import encode_recorded
-from ledger.eventlog.records import Record
-from projections.queries import fetch
+from ledger.eventlog.reader import EventReader, RecordWithCause
+from projections.queries import connected
 
+# Positions that one page looks at, however few of them its filter lets through.
 MAX_SCAN: Final = 10_000
-"""Positions that one page looks at, however few of them its filter lets through."""
-
-_COLUMNS: Final = Record.__struct_fields__
-_WIDTH: Final = len(_COLUMNS)
 
 
 class FeedEvent(Struct, frozen=True, gc=False):
@@ -33,7 +30,7 @@ class FeedPage(Struct, frozen=True):
 
     @property
     def is_last(self) -> bool:
-        """Whether there is nothing after it yet."""
+        """True if the ledger has nothing after it yet."""
         return self.scanned_to >= self.head
 
 
@@ -44,51 +41,29 @@ class Feed:
         self._engine = engine
 
     async def page(self, after: int, limit: int, type_: str | None = None) -> FeedPage:
-        """At most `limit` events after a position, of one type if given, in one statement."""
-        wanted = "e.position > %s AND e.position <= %s" + (" AND e.type = %s" if type_ else "")
-        rows = await fetch(
-            self._engine,
-            f"SELECT h.head, p.* FROM (SELECT COALESCE(MAX(position), 0) AS head FROM events) h"
-            f" LEFT JOIN ({_events(wanted)} ORDER BY e.position LIMIT %s) p ON TRUE",
-            (after, after + MAX_SCAN, *((type_,) if type_ else ()), limit),
-        )
-        head = int(rows[0][0])
-        events = sorted(_feed_events(row[1:] for row in rows), key=lambda event: event.position)
-        full = len(events) == limit
-        scanned_to = events[-1].position if full else max(after, min(after + MAX_SCAN, head))
+        """At most `limit` events after a position, of one type if given."""
+        up_to = after + MAX_SCAN
+        async with connected(self._engine) as connection:
+            head, found = await EventReader(connection).head_with_causes(after, up_to, limit, type_)
+        events = [_feed_event(record) for record in found]
+        is_full = len(events) == limit
+        scanned_to = events[-1].position if is_full else max(after, min(up_to, head))
         return FeedPage(events, scanned_to, head)
 
     async def head(self) -> int:
         """The position at which the ledger ends."""
-        rows = await fetch(self._engine, "SELECT COALESCE(MAX(position), 0) FROM events", ())
-        return int(rows[0][0])
+        async with connected(self._engine) as connection:
+            position, _ = await EventReader(connection).last_recorded()
+        return position
 
     async def history(self, stream_id: UUID, after: int, up_to: int, limit: int) -> list[FeedEvent]:
         """At most `limit` events of one stream, after a position and up to another."""
-        wanted = "e.stream_id = %s AND e.position > %s AND e.position <= %s"
-        rows = await fetch(
-            self._engine,
-            f"{_events(wanted)} ORDER BY e.version LIMIT %s",
-            (stream_id.bytes, after, up_to, limit),
-        )
-        return _feed_events(rows)
+        async with connected(self._engine) as connection:
+            found = await EventReader(connection).with_causes(
+                after, up_to, limit, stream_id=stream_id
+            )
+        return [_feed_event(record) for record in found]
 
 
-def _columns(alias: str) -> str:
-    return ", ".join(f"{alias}.{name} AS {alias}_{name}" for name in _COLUMNS)
-
-
-def _events(where: str) -> str:
-    """Rows of events, each with the id of the event that it was decided of."""
-    return (
-        f"SELECT {_columns('e')}, c.event_id AS cause_id FROM events e"
-        f" LEFT JOIN events c ON c.position = e.cause_position WHERE {where}"
-    )
-
-
-def _feed_events(rows: Any) -> list[FeedEvent]:
-    return [
-        FeedEvent(row[0], encode_recorded(Record(*row[:_WIDTH]), row[_WIDTH]))
-        for row in rows
-        if row[0] is not None
-    ]
+def _feed_event(found: RecordWithCause) -> FeedEvent:
+    return FeedEvent(found.record.position, encode_recorded(found.record, found.cause_id))

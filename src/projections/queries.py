@@ -1,11 +1,12 @@
 """Reads of the views. Each answer comes with the position at which all of it was true."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.state import Customer, Product
 from ledger.runtime.database import DATABASE_ERRORS
@@ -157,9 +158,18 @@ async def fetch(
     timeout_s: float = QUERY_TIMEOUT_S,
 ) -> list[tuple[Any, ...]]:
     """The rows of one statement; raises ViewsUnavailable within about `timeout_s`."""
+    async with connected(engine, timeout_s) as connection:
+        found = await connection.exec_driver_sql(statement, parameters)
+        return [tuple(row) for row in found]
+
+
+@asynccontextmanager
+async def connected(
+    engine: AsyncEngine, timeout_s: float = QUERY_TIMEOUT_S
+) -> AsyncIterator[AsyncConnection]:
+    """A connection; raises ViewsUnavailable if the database fails or the block takes longer."""
     try:
         async with asyncio.timeout(timeout_s), engine.connect() as connection:
-            found = await connection.exec_driver_sql(statement, parameters)
-            return [tuple(row) for row in found]
+            yield connection
     except DATABASE_ERRORS as error:
         raise ViewsUnavailable(f"the database did not answer: {error}") from error
