@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from api.context import Context
 from api.middleware import middleware
 from api.openapi import document as openapi
-from api.operation import PREFIX, Operation, operation
+from api.operation import PREFIX, Operation
 from api.parameters import IF_NONE_MATCH, Call
 from api.problems import CLOSE, Problem
 from api.requests import invalid_fields
@@ -27,9 +27,9 @@ from projections.queries import ViewsUnavailable
 log = logging.getLogger(__name__)
 
 
-@operation(None, "The API as OpenAPI 3.1", {200: JSON, 304: None}, IF_NONE_MATCH)
+@Operation(None, "The API as an OpenAPI 3.1 document", {200: JSON, 304: None}, (IF_NONE_MATCH,))
 async def describe(context: Context, call: Call[None]) -> Response:
-    """This document."""
+    """Describe the API as an OpenAPI 3.1 document."""
     return document(guarded=context.guard is not None).response(call.request)
 
 
@@ -70,9 +70,9 @@ ERRORS: Final[Mapping[type[Exception], Callable[[Any], Problem]]] = {
 
 
 @cache
-def document(*, guarded: bool) -> docs.Fixed:
+def document(*, guarded: bool) -> docs.StaticDocument:
     """ROUTES as an OpenAPI document, as it is where keys are asked for or where they are not."""
-    return docs.fixed(JSON, openapi.document(ROUTES, guarded=guarded))
+    return docs.static_document(JSON, openapi.document(ROUTES, guarded=guarded))
 
 
 def problem_of(error: Exception) -> Problem:
@@ -152,7 +152,7 @@ class Endpoint:
 
 async def no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a request for a path that is not in ROUTES."""
-    raise Problem("no-such-path", f"nothing lives at {scope['path'][:200]}")
+    raise Problem("no-such-path", f"there is no path {scope['path'][:200]}")
 
 
 def build_app(context: Context) -> App:

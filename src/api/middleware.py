@@ -19,8 +19,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.metrics import PROBLEMS, REQUEST_S, REQUESTS
+from api.parameters import HEADERS
 from api.problems import Problem
-from api.responses import problem_response
+from api.responses import ANSWER_HEADERS, problem_response
 from ledger.runtime import logs, tracing
 
 access: Final = logging.getLogger(logs.ACCESS)
@@ -42,45 +43,23 @@ _VARY: Final = (b"vary", b"accept-encoding")
 _METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 )
+_CORS_HEADERS: Final = ("Authorization", "Content-Type", "traceparent")
 _TRACEPARENT: Final = "ledger.traceparent"
 _STATUS: Final = "ledger.status"
-
-CORS_METHODS: Final = ("GET", "HEAD", "POST", "PATCH")
-CORS_REQUEST_HEADERS: Final = (
-    "Authorization",
-    "Content-Type",
-    "Idempotency-Key",
-    "If-None-Match",
-    "Last-Event-ID",
-    "Prefer",
-    "X-Request-Id",
-    "traceparent",
-)
-CORS_ANSWER_HEADERS: Final = (
-    "ETag",
-    "Idempotency-Replayed",
-    "Ledger-Position",
-    "Link",
-    "Location",
-    "Preference-Applied",
-    "Retry-After",
-    "WWW-Authenticate",
-    "X-Request-Id",
-)
 
 
 def middleware(
     cors_origins: Sequence[str], problem_of: Callable[[Exception], Problem]
 ) -> list[Middleware]:
     """All of it, in order. `cors_origins`: which web origins' pages may call the API."""
-    # API keys stand in a header that a page sets itself: cookies and the like are never allowed.
     cors = Middleware(
         CORSMiddleware,
         cors_origins,
-        CORS_METHODS,
-        CORS_REQUEST_HEADERS,
+        allow_methods=("GET", "HEAD", "POST", "PATCH"),
+        allow_headers=(*_CORS_HEADERS, *(header.name for header in HEADERS)),
+        # API keys stand in a header that a page sets itself, so cookies are never needed.
         allow_credentials=False,
-        expose_headers=CORS_ANSWER_HEADERS,
+        expose_headers=tuple(ANSWER_HEADERS),
     )
     return [
         Middleware(RequestId),

@@ -21,45 +21,42 @@ from api.requests import MAX_BODY, read_body, read_query
 
 PREFIX: Final = "/api/v1"
 
-# A JSON body by its shape, the kinds of problem, media types with commas between, or no body.
-Answer = type[Struct] | tuple[str, ...] | str | None
+# A JSON body by its shape, media types with commas between, or no body.
+Answer = type[Struct] | str | None
 
 
 Handler = Callable[[Context, Call[Any]], Awaitable[Response]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Operation:
-    """The declaration; `scope` is None where everybody may.
+    """The declaration, which decorates its handler; `scope` is None where everybody may.
 
-    `own`: a key bound to one customer may, too, because path or handler keep it to that customer.
-    `answers` has every answer by status, except the problems that all operations of its sort have.
+    `answers` has every answer by status. `problems` are the kinds that not all operations of its
+    sort can answer with. `own`: a key bound to one customer may, too, because path or handler keep
+    it to that customer.
     """
 
-    handler: Handler
     scope: Scope | None
     summary: str
     answers: Mapping[int, Answer]
     parameters: tuple[Parameter[Any], ...] = ()
+    problems: tuple[str, ...] = ()
     body: type[BaseModel] | None = None
     max_body: int = MAX_BODY
     own: bool = False
     id: str = ""
-    path: tuple[Parameter[Any], ...] = field(init=False)
-    query: Mapping[str, Parameter[Any]] = field(init=False)
-    headers: tuple[Parameter[Any], ...] = field(init=False)
+    handler: Handler = field(init=False)
 
     def __post_init__(self) -> None:
-        places: dict[str, list[Parameter[Any]]] = {"path": [], "query": [], "header": []}
-        for parameter in self.parameters:
-            places[parameter.place].append(parameter)
-        derived = {
-            "path": tuple(places["path"]),
-            "query": {parameter.name: parameter for parameter in places["query"]},
-            "headers": tuple(places["header"]),
-        }
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
+        self.path = [p for p in self.parameters if p.place == "path"]
+        self.query = {p.name: p for p in self.parameters if p.place == "query"}
+        self.headers = [p for p in self.parameters if p.place == "header"]
+
+    def __call__(self, handler: Handler) -> "Operation":
+        """This operation, done by the handler that follows."""
+        self.handler = handler
+        return self
 
     async def read_call(self, request: Request) -> Call[Any]:
         """The request as the declaration says; raises Problem or pydantic's ValidationError."""
@@ -123,22 +120,4 @@ class Operation:
             yield "keys-unavailable"
             if not self.own:
                 yield "bound-key"
-        for answer in self.answers.values():
-            if isinstance(answer, tuple):
-                yield from answer
-
-
-def operation(
-    scope: Scope | None,
-    summary: str,
-    answers: Mapping[int, Answer],
-    *parameters: Parameter[Any],
-    body: type[BaseModel] | None = None,
-    max_body: int = MAX_BODY,
-    own: bool = False,
-    id: str = "",  # as the field is called
-) -> Callable[[Handler], Operation]:
-    """Declare the handler that follows as an operation."""
-    return lambda handler: Operation(
-        handler, scope, summary, answers, parameters, body, max_body, own, id
-    )
+        yield from self.problems

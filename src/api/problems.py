@@ -30,13 +30,13 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "invalid-fields": Kind(
         422,
-        "Some fields can't be used",
+        "Some fields are not valid",
         "Change what `errors` names; `limit` is the nearest value that is allowed",
     ),
     "key-reused": Kind(
         422,
         "Idempotency-Key used with another body",
-        "Take a new Idempotency-Key for a new request, or send the first body again",
+        "Use a new Idempotency-Key for a new request, or send the first body again",
     ),
     "no-key": Kind(
         401,
@@ -45,20 +45,18 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "bad-key": Kind(
         401,
-        "The API key or token can't be used",
-        "Ask for a new API key, or take a new token from the issuer",
+        "The API key or token is not valid",
+        "Ask for a new API key, or get a new token from the issuer",
     ),
     "missing-scope": Kind(
-        403,
-        "The API key or token lacks a scope",
-        "Use one with the scope that `detail` names",
+        403, "The API key or token lacks a scope", "Use one with the scope that `detail` names"
     ),
     "bound-key": Kind(
         403,
         "The API key or token is for one customer only",
         "Use one that is not bound to a customer",
     ),
-    "no-such-path": Kind(404, "Nothing lives at this path", "Look the path up in `/openapi.json`"),
+    "no-such-path": Kind(404, "No such path", "Look the path up in `/openapi.json`"),
     "unknown-order": Kind(
         404, "No such order", "Check the id; an order that was accepted is never unknown"
     ),
@@ -76,10 +74,12 @@ KINDS: Final[dict[str, Kind]] = {
         408, "The body took too long to arrive", "Send the body in one go; nothing was appended"
     ),
     "duplicate": Kind(409, "It exists already", "Nothing needs to be done: the first one stands"),
-    "balance-limit": Kind(409, "The wallet would hold more than it can", "Pay in less"),
-    "stock-limit": Kind(409, "The stock would be more than it can", "Take in fewer units"),
+    "balance-limit": Kind(409, "The wallet's balance would exceed its limit", "Deposit less"),
+    "stock-limit": Kind(409, "The stock would exceed its limit", "Receive fewer units"),
     "out-of-stock": Kind(409, "Not enough in stock", "Order fewer units, or wait for a receipt"),
-    "out-of-money": Kind(409, "Not enough in the wallet", "Order fewer units, or pay in first"),
+    "out-of-money": Kind(
+        409, "Not enough in the wallet", "Order fewer units, or deposit money first"
+    ),
     "batch-failed": Kind(
         409,
         "Another order of the batch can't be completed",
@@ -122,10 +122,10 @@ KINDS: Final[dict[str, Kind]] = {
     "too-many-streams": Kind(
         503, "Too many streams are open", "Retry after `Retry-After`, or read the feed in pages"
     ),
-    "past-busy": Kind(503, "Too many read earlier state", "Retry after `Retry-After`"),
+    "past-busy": Kind(503, "Too many as-of reads at once", "Retry after `Retry-After`"),
     "views-behind": Kind(
         503,
-        "The views are not there yet",
+        "The views are behind",
         "Retry after `Retry-After`, or ask for a lower `min_position`",
     ),
 }

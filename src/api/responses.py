@@ -10,11 +10,32 @@ from msgspec.json import Encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.parameters import TEXT_SCHEMA, Json
 from api.problems import KINDS, Problem, ProblemDetails
 
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
 RETRY_AFTER_S: Final = 1
+
+# Every header that an answer can have besides those of HTTP itself, as the documentation says it.
+ANSWER_HEADERS: Final[Mapping[str, Json]] = {
+    name: {"description": description, "schema": schema}
+    for name, schema, description in (
+        ("X-Request-Id", TEXT_SCHEMA, "the request's id, as it came or a new one"),
+        ("Ledger-Position", {"type": "integer", "minimum": 0}, "the answer holds at this position"),
+        (
+            "Location",
+            {**TEXT_SCHEMA, "format": "uri-reference"},
+            "where the thing can be followed",
+        ),
+        ("Preference-Applied", TEXT_SCHEMA, "which preference was honoured, if one came"),
+        ("Idempotency-Replayed", {"const": "true"}, "the same key came before"),
+        ("Link", TEXT_SCHEMA, 'the next page, `rel="next"` (RFC 8288); none on the last one'),
+        ("ETag", TEXT_SCHEMA, "the version of the body"),
+        ("Retry-After", {"type": "integer", "minimum": 1}, "seconds to wait before a retry"),
+        ("WWW-Authenticate", TEXT_SCHEMA, "what was wrong with the key (RFC 6750)"),
+    )
+}
 
 encode: Final = Encoder(decimal_format="number").encode
 

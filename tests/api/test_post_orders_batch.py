@@ -145,6 +145,9 @@ async def test_a_batch_has_no_get(http: httpx.AsyncClient) -> None:
     problem(await http.get("/orders/batch"), 405, "method-not-allowed")
 
 
+MAX_CUTS = 40
+
+
 async def test_ten_thousand_orders_in_batches_with_cut_connections_make_no_duplicate(
     http: httpx.AsyncClient, stack: Stack
 ) -> None:
@@ -171,11 +174,12 @@ async def test_ten_thousand_orders_in_batches_with_cut_connections_make_no_dupli
             await place(client, waiting.pop())
 
     text = json.dumps({"orders": [body] * 250})
-    async with asyncio.timeout(40), open_proxy(stack.settings.api_port) as way:
+    async with asyncio.timeout(120), open_proxy(stack.settings.api_port) as way:
         url = f"http://127.0.0.1:{way.port}/api/v1"
         async with httpx.AsyncClient(base_url=url, timeout=10) as client:
             workers = asyncio.gather(*(work(client) for _ in range(8)))
-            while not workers.done():
+            # On a busy machine no batch may fit between two cuts: they come to an end.
+            while not workers.done() and cuts < MAX_CUTS:
                 way.cut()
                 await way.heal()
                 cuts += 1

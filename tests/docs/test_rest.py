@@ -119,7 +119,7 @@ def test_every_limit_is_documented_as_it_is() -> None:
         "min_position": [f"waited for {consistent_reads.MIN_POSITION_WAIT_S:g} s", "503"],
         "Idempotency-Key": [f"{parameters.MAX_IDEMPOTENCY_KEY} visible ASCII characters", "422"],
         "streams of a process": [f"{event_stream.MAX_STREAMS}", "503"],
-        "reads of the past at once": [
+        "as-of reads at once": [
             f"{as_of.MAX_READS} of a process, others wait for {as_of.TURN_TIMEOUT_S:g} s",
             "503",
         ],

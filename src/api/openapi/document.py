@@ -14,49 +14,32 @@ from api.operation import PREFIX, Operation
 from api.parameters import HEADERS, TEXT_SCHEMA, X_REQUEST_ID, Json, Parameter
 from api.problems import KINDS, ProblemDetails
 from api.requests import is_required
-from api.responses import JSON, PROBLEM_JSON, encode
+from api.responses import ANSWER_HEADERS, JSON, PROBLEM_JSON, encode
 
 Routes = Mapping[str, Mapping[str, Operation]]
 ABOUT: Final = """\
 Orders go into a durable inbox and are decided by one writer in one order. A 202 means: it can't be
 lost any more, and will be decided. Money is a number with two decimals, times are RFC 3339 in UTC.
 Every path may end with a slash, GET answers HEAD, and every error is a problem (RFC 9457) whose
-`type` leads to its remedy. An answer of more than 2 KiB comes in gzip to who takes it.\
+`type` leads to its remedy. Answers of more than 2 KiB are compressed with gzip where the client
+accepts it.\
 """
 TAGS: Final = {
     "orders": "Place, follow, list and cancel orders",
-    "products": "The catalogue: list, restock, price",
+    "products": "The catalogue: list products, receive stock, change prices",
     "customers": "Customers, their wallets and their orders",
     "events": "The ledger as a feed",
-    "reports": "What the whole ledger comes to",
-    "metrics": "What is measured",
-    "health": "Whether the process lives and can work",
-    "docs": "This document, and what is behind a problem",
+    "reports": "Reports on the whole ledger",
+    "metrics": "Metrics for Prometheus",
+    "health": "Liveness and readiness of the process",
+    "docs": "This document, and explanations of problems",
 }
 
 
 KEY: Final[Json] = {
     "type": "http",
     "scheme": "bearer",
-    "description": "a key of `ledger keys create`, or a JWT of the configured issuer",
-}
-ANSWER_HEADERS: Final[Mapping[str, Json]] = {
-    name: {"description": description, "schema": schema}
-    for name, schema, description in (
-        ("X-Request-Id", TEXT_SCHEMA, "the request's id, as it came or a new one"),
-        ("Ledger-Position", {"type": "integer", "minimum": 0}, "the answer holds at this position"),
-        (
-            "Location",
-            {**TEXT_SCHEMA, "format": "uri-reference"},
-            "where the thing can be followed",
-        ),
-        ("Preference-Applied", TEXT_SCHEMA, "which preference was honoured, if one came"),
-        ("Idempotency-Replayed", {"const": "true"}, "the same key came before"),
-        ("Link", TEXT_SCHEMA, 'the next page, `rel="next"` (RFC 8288); none on the last one'),
-        ("ETag", TEXT_SCHEMA, "the version of the body"),
-        ("Retry-After", {"type": "integer", "minimum": 1}, "seconds to wait before a retry"),
-        ("WWW-Authenticate", TEXT_SCHEMA, "what was wrong with the key (RFC 6750)"),
-    )
+    "description": "an API key of `ledger keys create`, or a JWT of the configured issuer",
 }
 
 
@@ -93,7 +76,7 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
                             "type": f"/problems/{name}",
                             "title": kind.title,
                             "status": kind.status,
-                            "detail": f"in words: {kind.title.lower()}",
+                            "detail": kind.title,
                             "instance": f"{PREFIX}/orders",
                         },
                     }

@@ -1,16 +1,16 @@
-"""/customers: register, show, pay in, and a customer's orders."""
+"""/customers: register a customer, show the wallet, deposit money, list the orders."""
 
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import schemas
+from api import schemas as s
 from api.as_of import as_of
 from api.auth.guard import unknown_customer
 from api.auth.principal import Scope
 from api.context import Context
-from api.operation import PREFIX, operation
+from api.operation import PREFIX, Operation
 from api.parameters import (
     AFTER_ORDER,
     AS_OF,
@@ -37,37 +37,32 @@ from ledger.eventlog.records import Submitted
 from projections.views.wallets import WALLETS
 
 
-@operation(
+@Operation(
     Scope.WALLETS_WRITE,
-    "Register",
-    {201: schemas.Customer, 202: schemas.AcceptedCustomer},
-    *SUBMIT,
-    body=schemas.RegisterCustomer,
+    "Register a customer",
+    {201: s.Customer, 202: s.AcceptedCustomer},
+    SUBMIT,
+    body=s.RegisterCustomer,
 )
-async def register(context: Context, call: Call[schemas.RegisterCustomer]) -> Response:
-    """Open a wallet for a new customer."""
+async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response:
+    """Register a customer and open the wallet."""
     key = idempotency_key(call.request, "POST /customers")
     registered = CustomerRegistered(call.body.username)
     event = new_event(call.request, *new_ids(key), registered)
     return await _submit(context, call.request, event, key, created=True)
 
 
-@operation(
+@Operation(
     Scope.WALLETS_WRITE,
-    "Pay in",
-    {
-        200: schemas.Customer,
-        202: schemas.AcceptedCustomer,
-        404: ("unknown-customer",),
-        409: ("balance-limit",),
-    },
-    CUSTOMER_ID,
-    *SUBMIT,
-    body=schemas.Deposit,
+    "Deposit money",
+    {200: s.Customer, 202: s.AcceptedCustomer},
+    (CUSTOMER_ID, *SUBMIT),
+    problems=("unknown-customer", "balance-limit"),
+    body=s.Deposit,
     own=True,
 )
-async def deposit(context: Context, call: Call[schemas.Deposit]) -> Response:
-    """Pay money into the wallet."""
+async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
+    """Deposit money into a customer's wallet."""
     customer_id = call[CUSTOMER_ID]
     key = idempotency_key(call.request, "POST /customers/deposits", customer_id)
     event_id, _ = new_ids(key)
@@ -89,29 +84,29 @@ async def _submit(
     return await context.submissions.response(
         submission,
         lambda: context.views.wallet(customer_id),
-        schemas.customer,
+        s.customer,
         location=f"{PREFIX}/customers/{customer_id}",
-        accepted=schemas.AcceptedCustomer(customer_id, schemas.ACCEPTED),
+        accepted=s.AcceptedCustomer(customer_id, s.ACCEPTED),
         created=created,
     )
 
 
-@operation(
+@Operation(
     Scope.ORDERS_READ,
-    "Show a wallet",
-    {200: schemas.Customer, 404: ("unknown-customer",)},
-    CUSTOMER_ID,
-    *AS_OF,
+    "Show a customer's wallet",
+    {200: s.Customer},
+    (CUSTOMER_ID, *AS_OF),
+    problems=("unknown-customer",),
     own=True,
 )
 async def show(context: Context, call: Call[None]) -> Response:
-    """One customer with the wallet; with `as_of_position` or `as_of_time` as it was then."""
+    """Show a customer and the wallet; with `as_of_position` or `as_of_time`, as they were then."""
     customer_id = call[CUSTOMER_ID]
     if when := as_of(call):
         then, moment = await context.as_of.read(
             when, lambda reader, position: reader.row(WALLETS, customer_id, position)
         )
-        customer, position = schemas.customer(then) if then else None, moment.position
+        customer, position = s.customer(then) if then else None, moment.position
     else:
         customer, position = await _find(context, customer_id, call[MIN_POSITION])
     if customer is None:
@@ -121,26 +116,23 @@ async def show(context: Context, call: Call[None]) -> Response:
 
 async def _find(
     context: Context, customer_id: UUID, min_position: int
-) -> tuple[schemas.Customer | None, int]:
+) -> tuple[s.Customer | None, int]:
     row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.wallet(customer_id)
     )
-    return schemas.customer(row) if row else None, position
+    return s.customer(row) if row else None, position
 
 
-@operation(
+@Operation(
     Scope.ORDERS_READ,
-    "List their orders",
-    {200: schemas.Orders, 404: ("unknown-customer",)},
-    CUSTOMER_ID,
-    OF_PRODUCT,
-    IN_STATUS,
-    AFTER_ORDER,
-    *PAGE,
+    "List a customer's orders",
+    {200: s.Orders},
+    (CUSTOMER_ID, OF_PRODUCT, IN_STATUS, AFTER_ORDER, *PAGE),
+    problems=("unknown-customer",),
     own=True,
 )
 async def browse_orders(context: Context, call: Call[None]) -> Response:
-    """A page of one customer's orders, newest first."""
+    """List a customer's orders, newest first."""
     customer_id = call[CUSTOMER_ID]
     page = await orders.page(context, call, customer_id)
     customer, _ = await _find(context, customer_id, 0)

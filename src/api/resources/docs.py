@@ -1,4 +1,4 @@
-"""/docs and /problems: what the API says of itself. Nothing comes from elsewhere."""
+"""/docs and /problems: the documentation that the API serves. It needs no internet access."""
 
 import asyncio
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from api import schemas
 from api.context import Context
 from api.middleware import pack, takes_gzip
-from api.operation import operation
+from api.operation import Operation
 from api.parameters import IF_NONE_MATCH, Call, Form, path
 from api.problems import KINDS, Problem
 from api.responses import etag_matches, reply
@@ -45,15 +45,15 @@ def _existing(names: Iterable[str], what: str) -> Form[str]:
 
 ASSET: Final = path("asset", _existing(ASSETS, "the page has no file"), "a file")
 KIND: Final = path("kind", _existing(KINDS, "there is no kind of problem"), "a kind of problem")
-# Nothing of others is loaded or told.
+# The page loads nothing from other sites, and tells them nothing.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
-class Fixed(Struct, frozen=True):
-    """A body that stays as it is while the process runs, also in gzip."""
+class StaticDocument(Struct, frozen=True):
+    """A document that does not change while the process runs, ready in gzip as well."""
 
     media_type: str
     body: bytes
@@ -61,7 +61,7 @@ class Fixed(Struct, frozen=True):
     etag: str
 
     def response(self, request: Request) -> Response:
-        """The body as the client takes it, or 304 if it has it already."""
+        """The document, in gzip if the client accepts that; 304 if its version is current."""
         headers = {"ETag": self.etag, "Cache-Control": "no-cache", "Vary": "accept-encoding"}
         if etag_matches(request, self.etag.encode()):
             return Response(None, 304, headers)
@@ -72,39 +72,41 @@ class Fixed(Struct, frozen=True):
         return Response(self.body, 200, headers, self.media_type)
 
 
-def fixed(media_type: str, body: bytes) -> Fixed:
-    """The body with its gzip and its ETag, which is weak, as both forms have it."""
-    return Fixed(media_type, body, pack(body, 9), f'W/"{sha256(body).hexdigest()[:32]}"')
+def static_document(media_type: str, body: bytes) -> StaticDocument:
+    """A document with its ETag, which is weak because body and gzip share it."""
+    return StaticDocument(media_type, body, pack(body, 9), f'W/"{sha256(body).hexdigest()[:32]}"')
 
 
 @cache
-def _file(name: str) -> Fixed:
+def _file(name: str) -> StaticDocument:
     # Packing takes a while, so a file is read and packed at its first request, in a thread.
     file, media_type = ASSETS[name] if name in ASSETS else (_OURS / name, HTML)
-    return fixed(media_type, file.read_bytes())
+    return static_document(media_type, file.read_bytes())
 
 
-@operation(None, "The API to try out", {200: HTML, 304: None}, IF_NONE_MATCH)
+@Operation(None, "The API's documentation, to try out", {200: HTML, 304: None}, (IF_NONE_MATCH,))
 async def show_page(context: Context, call: Call[None]) -> Response:
-    """The API to read and to try out."""
+    """Show the documentation of the API, to read and to try out."""
     return (await asyncio.to_thread(_file, "docs.html")).response(call.request)
 
 
-@operation(
+@Operation(
     None,
-    "What the page is made of",
-    {200: "*/*", 304: None, 404: ("no-such-path",)},
-    ASSET,
-    IF_NONE_MATCH,
+    "A file of the documentation page",
+    {200: "*/*", 304: None},
+    (ASSET, IF_NONE_MATCH),
+    problems=("no-such-path",),
 )
 async def show_asset(context: Context, call: Call[None]) -> Response:
-    """A file that the page is made of."""
+    """Send a file that the documentation page is made of."""
     return (await asyncio.to_thread(_file, call[ASSET])).response(call.request)
 
 
-@operation(None, "Explain a problem", {200: schemas.Explained, 404: ("no-such-path",)}, KIND)
+@Operation(
+    None, "Explain a kind of problem", {200: schemas.Explained}, (KIND,), problems=("no-such-path",)
+)
 async def explain(context: Context, call: Call[None]) -> Response:
-    """What a kind of problem means, and what to do about it."""
+    """Explain what a kind of problem means, and what to do about it."""
     kind = call[KIND]
     status, title, remedy = KINDS[kind]
     explained = schemas.Explained(f"/problems/{kind}", title, status, remedy)

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.context import Context
 from api.event_stream import EVENT_STREAM
-from api.operation import operation
+from api.operation import Operation
 from api.parameters import (
     AFTER_EVENT,
     LAST_EVENT_ID,
@@ -28,20 +28,18 @@ from projections.feed import FeedEvent, FeedPage
 _VARY: Final = {"Vary": "Accept"}
 
 
-@operation(
+@Operation(
     Scope.LEDGER_READ,
-    "The ledger",
-    {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}", 503: ("too-many-streams",)},
-    OF_TYPE,
-    AFTER_EVENT,
-    *PAGE,
-    LAST_EVENT_ID,
+    "List the ledger's events, or stream them",
+    {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}"},
+    (OF_TYPE, AFTER_EVENT, *PAGE, LAST_EVENT_ID),
+    problems=("too-many-streams",),
 )
 async def browse(context: Context, call: Call[None]) -> Response:
-    """A page of the ledger after a position, in order; without `next` it ends where the ledger did.
+    """List the events of the ledger after a position; a page without `next` reached the end.
 
-    With `Accept: text/event-stream` the same as server-sent events, which goes on as the ledger
-    grows: the id of each is its position, and `Last-Event-ID` wins over `after`.
+    With `Accept: text/event-stream`, stream them as server-sent events, as the ledger grows: the
+    id of each is its position, and `Last-Event-ID` takes precedence over `after`.
     """
     request, after, type_ = call.request, call[AFTER_EVENT], call[OF_TYPE]
     if _wants_stream(request):
@@ -61,17 +59,16 @@ async def browse(context: Context, call: Call[None]) -> Response:
     return _reply(page.events, {**position_header(page.head), **links, **_VARY})
 
 
-@operation(
+@Operation(
     Scope.ORDERS_READ,
-    "Its own history",
-    {200: BATCH_CONTENT_TYPE, 404: ("unknown-order",)},
-    ORDER_ID,
-    AFTER_EVENT,
-    *PAGE,
+    "List an order's events",
+    {200: BATCH_CONTENT_TYPE},
+    (ORDER_ID, AFTER_EVENT, *PAGE),
+    problems=("unknown-order",),
     own=True,
 )
 async def browse_order(context: Context, call: Call[None]) -> Response:
-    """An order's own history up to `Ledger-Position`; empty while it is only accepted."""
+    """List the events of an order up to `Ledger-Position`; none while it is only accepted."""
     order_id, limit = call[ORDER_ID], call[LIMIT]
     _, position = await visible_order(context, call.request, order_id, call[MIN_POSITION])
     events = await context.feed.history(order_id, call[AFTER_EVENT], position, limit + 1)

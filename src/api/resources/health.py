@@ -1,4 +1,4 @@
-"""/health and /metrics: whether the process lives and can work, and what it measures."""
+"""/health and /metrics: liveness, readiness, and metrics for Prometheus."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ from starlette.responses import Response
 from api import metrics, schemas
 from api.auth.principal import Scope
 from api.context import Context
-from api.operation import operation
+from api.operation import Operation
 from api.parameters import Call
 from api.responses import RETRY_AFTER_S, position_header, reply
 from ledger.runtime.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
@@ -18,15 +18,15 @@ from projections.queries import ViewsUnavailable
 BESIDES: Final = (*metrics.API, INBOX_MESSAGES, PARKING_MESSAGES)
 
 
-@operation(None, "Whether it lives", {200: schemas.Live})
+@Operation(None, "Liveness", {200: schemas.Live})
 async def live(context: Context, call: Call[None]) -> Response:
-    """That the process answers at all."""
+    """Answer, which shows that the process lives."""
     return reply(200, schemas.Live())
 
 
-@operation(None, "Whether it can work", {200: schemas.Ready, 503: schemas.Ready})
+@Operation(None, "Readiness", {200: schemas.Ready, 503: schemas.Ready})
 async def ready(context: Context, call: Call[None]) -> Response:
-    """Whether orders can be taken, followed and read."""
+    """Say whether orders can be accepted, followed and read."""
     inbox, announcements = context.publisher.connected, context.announcements.connected
     try:
         position = await context.views.position()
@@ -48,9 +48,9 @@ async def ready(context: Context, call: Call[None]) -> Response:
     return reply(503, content, {**headers, "Retry-After": str(RETRY_AFTER_S)})
 
 
-@operation(Scope.LEDGER_READ, "Metrics for Prometheus", {200: "text/plain"}, id="scrape_show")
+@Operation(Scope.LEDGER_READ, "Metrics for Prometheus", {200: "text/plain"}, id="scrape_show")
 async def show_metrics(context: Context, call: Call[None]) -> Response:
-    """Counts, times and states of this API process, in the format that Prometheus asks for."""
+    """Show the metrics of this API process, in the format that Prometheus asks for."""
     publisher = context.publisher
     CONNECTED.set(publisher.connected)
     publisher.metrics.blocked.set(await publisher.blocked())

@@ -1,4 +1,4 @@
-"""/orders: place one or many, try out, follow, list, cancel."""
+"""/orders: place one or many, dry runs, show, list, cancel."""
 
 from typing import Final
 from uuid import UUID
@@ -7,13 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
-from api import schemas
+from api import schemas as s
 from api.as_of import as_of
 from api.auth.guard import bound_to, may_see, require_customer, submitter_of
 from api.auth.principal import Scope
 from api.context import Context
 from api.middleware import traceparent_of
-from api.operation import PREFIX, operation
+from api.operation import PREFIX, Operation
 from api.parameters import (
     AFTER_ORDER,
     AS_OF,
@@ -44,29 +44,23 @@ WRITE, READ = Scope.ORDERS_WRITE, Scope.ORDERS_READ
 
 
 def order_path(order_id: UUID) -> str:
-    """Where an order can be followed."""
+    """The path of an order."""
     return f"{PREFIX}/orders/{order_id}"
 
 
-@operation(
+@Operation(
     WRITE,
     "Place an order",
-    {
-        200: schemas.DryRun,
-        201: schemas.Order,
-        202: schemas.AcceptedOrder,
-        404: ("unknown-customer",),
-        503: ("views-unavailable",),
-    },
-    DRY_RUN,
-    *SUBMIT,
-    body=schemas.PlaceOrder,
+    {200: s.DryRun, 201: s.Order, 202: s.AcceptedOrder},
+    (DRY_RUN, *SUBMIT),
+    problems=("unknown-customer", "views-unavailable"),
+    body=s.PlaceOrder,
     own=True,
 )
-async def place(context: Context, call: Call[schemas.PlaceOrder]) -> Response:
-    """Accept an order without looking anything up; only a retry by key is looked up.
+async def place(context: Context, call: Call[s.PlaceOrder]) -> Response:
+    """Accept an order, to be decided in its turn; nothing but its form is checked before.
 
-    With `dry_run` say what would be decided now, and append nothing.
+    With `dry_run`, say what would be decided of it now, and append nothing.
     """
     request, body = call.request, call.body
     require_customer(request, body.customer_id)
@@ -80,48 +74,49 @@ async def place(context: Context, call: Call[schemas.PlaceOrder]) -> Response:
     return await context.submissions.response(
         submission,
         lambda: context.views.order(order_id),
-        schemas.order,
+        s.order,
         location=order_path(order_id),
-        accepted=schemas.pending_order(
-            schemas.AcceptedOrder, order_id, placed, submission.event.occurred_at_us
+        accepted=s.pending_order(
+            s.AcceptedOrder, order_id, placed, submission.event.occurred_at_us
         ),
         created=True,
     )
 
 
 async def dry_run(context: Context, placed: OrderPlaced) -> Response:
-    """Decide an order, by the same `decide`, on what the views hold at one position."""
+    """Decide an order as the writer would, on what the views hold at one position."""
     (customer, product), position = await context.reads.read(
         lambda: context.views.party(placed.customer_id, placed.product_id)
     )
     (decided,) = decide(State(None, customer, product), placed)
     completed = decided if isinstance(decided, OrderCompleted) else None
     failed = decided if isinstance(decided, OrderFailed) else None
-    content = schemas.DryRun(
+    content = s.DryRun(
         placed.product_id,
         placed.customer_id,
         placed.quantity,
         (Status.FAILED if failed else Status.COMPLETED).value,
-        schemas.money(completed.unit_price_minor) if completed else None,
-        schemas.money(completed.total_minor) if completed else None,
+        s.money(completed.unit_price_minor) if completed else None,
+        s.money(completed.total_minor) if completed else None,
         failed.reason.value if failed else None,
         position,
     )
     return reply(200, content, position_header(position))
 
 
-@operation(
+@Operation(
     WRITE,
     "Place many orders",
-    {201: schemas.PlacedOrders, 202: schemas.PlacedOrders, 404: ("unknown-customer",)},
-    *SUBMIT,
-    body=schemas.PlaceOrders,
+    {201: s.PlacedOrders, 202: s.PlacedOrders},
+    SUBMIT,
+    problems=("unknown-customer",),
+    body=s.PlaceOrders,
     max_body=MAX_BATCH_BODY,
     own=True,
     id="order_batches_place",
 )
-async def place_batch(context: Context, call: Call[schemas.PlaceOrders]) -> Response:
-    """Accept up to 1,000 orders as one: all of them are in the inbox, in this order, or none.
+async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
+    """Accept up to 1,000 orders as one: all are appended to the inbox, in this order, or none is.
 
     With `atomic` they are also completed together, or none of them is.
     """
@@ -159,38 +154,38 @@ async def place_batch(context: Context, call: Call[schemas.PlaceOrders]) -> Resp
     headers = submission.headers(decided=rows is not None)
     if rows is None:
         accepted = [_pending(event) for event in submission.events]
-        return reply(202, schemas.PlacedOrders(accepted), headers)
+        return reply(202, s.PlacedOrders(accepted), headers)
     orders = [
-        schemas.order(rows[event.stream_id]) if event.stream_id in rows else _pending(event)
+        s.order(rows[event.stream_id]) if event.stream_id in rows else _pending(event)
         for event in submission.events
     ]
-    return reply(201, schemas.PlacedOrders(orders), {**headers, **position_header(position)})
+    return reply(201, s.PlacedOrders(orders), {**headers, **position_header(position)})
 
 
-def _pending(event: Submitted) -> schemas.Order:
+def _pending(event: Submitted) -> s.Order:
     placed: OrderPlaced = event.payload  # type: ignore[assignment]  # a batch holds nothing else
-    return schemas.pending_order(schemas.Order, event.stream_id, placed, event.occurred_at_us)
+    return s.pending_order(s.Order, event.stream_id, placed, event.occurred_at_us)
 
 
-@operation(
+@Operation(
     READ,
-    "Follow an order",
-    {200: schemas.Order, 404: ("unknown-order",)},
-    ORDER_ID,
-    *AS_OF,
+    "Show an order",
+    {200: s.Order},
+    (ORDER_ID, *AS_OF),
+    problems=("unknown-order",),
     own=True,
 )
 async def show(context: Context, call: Call[None]) -> Response:
-    """One order: as the view has it, else as it was accepted here.
+    """Show an order: as the view has it, or as PENDING if it is accepted and not decided yet.
 
-    With `as_of_position` or `as_of_time`: as the ledger had it then.
+    With `as_of_position` or `as_of_time`, as it was then.
     """
     order_id = call[ORDER_ID]
     if when := as_of(call):
         row, moment = await context.as_of.read(
             when, lambda reader, position: reader.row(ORDERS, order_id, position)
         )
-        order, position = schemas.order(row) if row else None, moment.position
+        order, position = s.order(row) if row else None, moment.position
     else:
         order, position = await _find(context, order_id, call[MIN_POSITION])
     return reply(200, _visible(call.request, order, order_id), position_header(position))
@@ -198,21 +193,19 @@ async def show(context: Context, call: Call[None]) -> Response:
 
 async def visible_order(
     context: Context, request: Request, order_id: UUID, min_position: int = 0
-) -> tuple[schemas.Order, int]:
+) -> tuple[s.Order, int]:
     """The order and the position it was read at; raises Problem unless the sender may see it."""
     order, position = await _find(context, order_id, min_position)
     return _visible(request, order, order_id), position
 
 
-def _visible(request: Request, order: schemas.Order | None, order_id: UUID) -> schemas.Order:
+def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order:
     if order is None or not may_see(request, order.customer_id):
         raise Problem("unknown-order", f"there is no order {order_id}")
     return order
 
 
-async def _find(
-    context: Context, order_id: UUID, min_position: int
-) -> tuple[schemas.Order | None, int]:
+async def _find(context: Context, order_id: UUID, min_position: int) -> tuple[s.Order | None, int]:
     row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.order(order_id)
     )
@@ -223,29 +216,23 @@ async def _find(
             await context.peers.catch_up()
             pending = context.pending.get(order_id)
         if pending:
-            return schemas.pending_order(schemas.Order, order_id, *pending), position
+            return s.pending_order(s.Order, order_id, *pending), position
         # It may have passed from the pending ones to the view between the two looks.
         row, position = await context.reads.read(lambda: context.views.order(order_id))
-    return schemas.order(row) if row else None, position
+    return s.order(row) if row else None, position
 
 
-@operation(
+@Operation(
     WRITE,
     "Cancel an order",
-    {
-        200: schemas.Order,
-        202: schemas.AcceptedCancel,
-        404: ("unknown-order",),
-        409: ("not-cancellable",),
-        503: ("views-unavailable",),
-    },
-    ORDER_ID,
-    *SUBMIT,
-    body=schemas.Nothing,
+    {200: s.Order, 202: s.AcceptedCancel},
+    (ORDER_ID, *SUBMIT),
+    problems=("unknown-order", "not-cancellable", "views-unavailable"),
+    body=s.Nothing,
     own=True,
 )
-async def cancel(context: Context, call: Call[schemas.Nothing]) -> Response:
-    """Ask to undo an order; a refusal that is certain already is told at once."""
+async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
+    """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once."""
     order_id, request = call[ORDER_ID], call.request
     key = idempotency_key(request, "POST /orders/cancel", order_id)
     event_id, _ = new_ids(key)
@@ -266,26 +253,23 @@ async def cancel(context: Context, call: Call[schemas.Nothing]) -> Response:
     return await context.submissions.response(
         submission,
         lambda: context.views.order(order_id),
-        schemas.order,
+        s.order,
         location=order_path(order_id),
-        accepted=schemas.AcceptedCancel(order_id, schemas.ACCEPTED),
+        accepted=s.AcceptedCancel(order_id, s.ACCEPTED),
         created=False,
     )
 
 
-@operation(
+@Operation(
     READ,
     "List orders",
-    {200: schemas.Orders, 404: ("unknown-customer",)},
-    OF_CUSTOMER,
-    OF_PRODUCT,
-    IN_STATUS,
-    AFTER_ORDER,
-    *PAGE,
+    {200: s.Orders},
+    (OF_CUSTOMER, OF_PRODUCT, IN_STATUS, AFTER_ORDER, *PAGE),
+    problems=("unknown-customer",),
     own=True,
 )
 async def browse(context: Context, call: Call[None]) -> Response:
-    """A page of orders, newest first, filtered by customer, product and status."""
+    """List orders, newest first, filtered by customer, product and status."""
     customer_id = call[OF_CUSTOMER]
     if customer_id is None:
         customer_id = bound_to(call.request)
@@ -295,7 +279,7 @@ async def browse(context: Context, call: Call[None]) -> Response:
 
 
 async def page(context: Context, call: Call[None], customer_id: UUID | None) -> Response:
-    """The page of a customer's orders, or of all, that the parameters ask for."""
+    """The page of orders that the parameters ask for, of one customer or of all."""
     limit = call[LIMIT]
     rows, position = await context.reads.read_at_least(
         call[MIN_POSITION],
@@ -308,6 +292,6 @@ async def page(context: Context, call: Call[None], customer_id: UUID | None) -> 
         ),
     )
     next_after = rows[limit - 1].placed_position if len(rows) > limit else None
-    orders = schemas.Orders([schemas.order(row) for row in rows[:limit]], next_after)
+    orders = s.Orders([s.order(row) for row in rows[:limit]], next_after)
     headers = {**position_header(position), **next_link(call.request, call.query, next_after)}
     return reply(200, orders, headers)

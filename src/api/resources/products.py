@@ -1,4 +1,4 @@
-"""/products: list, show, restock, price."""
+"""/products: put on sale, show, list, receive stock, change the price."""
 
 import asyncio
 from typing import Final
@@ -8,11 +8,11 @@ from zlib import crc32
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import schemas
+from api import schemas as s
 from api.as_of import as_of
 from api.auth.principal import Scope
 from api.context import Context
-from api.operation import PREFIX, operation
+from api.operation import PREFIX, Operation
 from api.parameters import (
     AFTER_PRODUCT,
     AS_OF,
@@ -39,20 +39,21 @@ from ledger.core.events import PriceChanged, ProductListed, StockReceived
 from ledger.eventlog.records import Submitted
 from projections.views.stock import STOCK, ProductAsOf, StockRow
 
+CATALOGUE: Final = Scope.CATALOGUE_WRITE
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
 _IMMUTABLE: Final = (b"cache-control", b"public, max-age=31536000, immutable")
 
 
-@operation(
-    Scope.CATALOGUE_WRITE,
+@Operation(
+    CATALOGUE,
     "List a product",
-    {201: schemas.Product, 202: schemas.AcceptedProduct},
-    *SUBMIT,
-    body=schemas.ListProduct,
+    {201: s.Product, 202: s.AcceptedProduct},
+    SUBMIT,
+    body=s.ListProduct,
 )
-async def create(context: Context, call: Call[schemas.ListProduct]) -> Response:
-    """Put a product on sale."""
+async def create(context: Context, call: Call[s.ListProduct]) -> Response:
+    """List a product: put it on sale."""
     body = call.body
     listed = ProductListed(body.name, body.description, body.base_price, body.stock)
     key = idempotency_key(call.request, "POST /products")
@@ -60,21 +61,16 @@ async def create(context: Context, call: Call[schemas.ListProduct]) -> Response:
     return await _submit(context, call.request, event, key, created=True)
 
 
-@operation(
-    Scope.CATALOGUE_WRITE,
-    "Take units in",
-    {
-        200: schemas.Product,
-        202: schemas.AcceptedProduct,
-        404: ("unknown-product",),
-        409: ("stock-limit",),
-    },
-    PRODUCT_ID,
-    *SUBMIT,
-    body=schemas.ReceiveStock,
+@Operation(
+    CATALOGUE,
+    "Receive stock",
+    {200: s.Product, 202: s.AcceptedProduct},
+    (PRODUCT_ID, *SUBMIT),
+    problems=("unknown-product", "stock-limit"),
+    body=s.ReceiveStock,
 )
-async def receive(context: Context, call: Call[schemas.ReceiveStock]) -> Response:
-    """Take units into stock."""
+async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
+    """Receive units of a product into stock."""
     product_id = call[PRODUCT_ID]
     key = idempotency_key(call.request, "POST /products/receipts", product_id)
     event_id, _ = new_ids(key)
@@ -82,16 +78,16 @@ async def receive(context: Context, call: Call[schemas.ReceiveStock]) -> Respons
     return await _submit(context, call.request, event, key, created=False)
 
 
-@operation(
-    Scope.CATALOGUE_WRITE,
+@Operation(
+    CATALOGUE,
     "Change a price",
-    {200: schemas.Product, 202: schemas.AcceptedProduct, 404: ("unknown-product",)},
-    PRODUCT_ID,
-    *SUBMIT,
-    body=schemas.ChangePrice,
+    {200: s.Product, 202: s.AcceptedProduct},
+    (PRODUCT_ID, *SUBMIT),
+    problems=("unknown-product",),
+    body=s.ChangePrice,
 )
-async def change(context: Context, call: Call[schemas.ChangePrice]) -> Response:
-    """Set a new base price."""
+async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
+    """Change the base price of a product."""
     product_id = call[PRODUCT_ID]
     key = idempotency_key(call.request, "PATCH /products", product_id)
     event_id, _ = new_ids(key)
@@ -113,25 +109,24 @@ async def _submit(
     return await context.submissions.response(
         submission,
         lambda: context.views.product(product_id),
-        schemas.product,
+        s.product,
         location=f"{PREFIX}/products/{product_id}",
-        accepted=schemas.AcceptedProduct(product_id, schemas.ACCEPTED),
+        accepted=s.AcceptedProduct(product_id, s.ACCEPTED),
         created=created,
     )
 
 
-@operation(
+@Operation(
     None,
     "Show a product",
-    {200: schemas.Product, 304: None, 404: ("unknown-product",)},
-    PRODUCT_ID,
-    *AS_OF,
-    IF_NONE_MATCH,
+    {200: s.Product, 304: None},
+    (PRODUCT_ID, *AS_OF, IF_NONE_MATCH),
+    problems=("unknown-product",),
 )
 async def show(context: Context, call: Call[None]) -> Response:
-    """One product, from the cache where that is known to be right.
+    """Show a product with what a unit costs now.
 
-    With `as_of_position` or `as_of_time`: as the ledger had it then, with the price of then.
+    With `as_of_position` or `as_of_time`, as it was then, with the price it had then.
     """
     product_id = call[PRODUCT_ID]
     if not call.query:
@@ -161,7 +156,7 @@ async def show(context: Context, call: Call[None]) -> Response:
 def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> ProductPage:
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")
-    body = encode(schemas.product(row))
+    body = encode(s.product(row))
     # A rebuilt view may have another row at the same position: the checksum tells them apart.
     etag = f'"{row.position}-{crc32(body):08x}"'
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
@@ -181,14 +176,14 @@ def _page(
     return response
 
 
-@operation(None, "Show the catalogue", {200: schemas.Products}, AFTER_PRODUCT, *PAGE)
+@Operation(None, "List products", {200: s.Products}, (AFTER_PRODUCT, *PAGE))
 async def browse(context: Context, call: Call[None]) -> Response:
-    """A page of the catalogue, by id."""
+    """List the products on sale, by id."""
     limit = call[LIMIT]
     rows, position = await context.reads.read_at_least(
         call[MIN_POSITION], lambda: context.views.products(call[AFTER_PRODUCT], limit + 1)
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
-    products = schemas.Products([schemas.product(row) for row in rows[:limit]], next_after)
+    products = s.Products([s.product(row) for row in rows[:limit]], next_after)
     headers = {**position_header(position), **next_link(call.request, call.query, next_after)}
     return reply(200, products, headers)

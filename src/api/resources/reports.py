@@ -1,4 +1,4 @@
-"""/reports: what the whole ledger comes to."""
+"""/reports: the trial balance."""
 
 from starlette.responses import Response
 
@@ -6,14 +6,14 @@ from api import schemas
 from api.as_of import as_of
 from api.auth.principal import Scope
 from api.context import Context
-from api.operation import operation
+from api.operation import Operation
 from api.parameters import AS_OF, MAX_POSITION, MIN_POSITION, Call
 from api.responses import position_header, reply
 
 
-@operation(Scope.LEDGER_READ, "The trial balance", {200: schemas.TrialBalance}, *AS_OF)
+@Operation(Scope.LEDGER_READ, "Show the trial balance", {200: schemas.TrialBalance}, AS_OF)
 async def show_trial_balance(context: Context, call: Call[None]) -> Response:
-    """What every account was debited and credited; as of a moment of the past, if one is given.
+    """Add up the debits and credits of every account, as of a position or time if one is given.
 
     Money is in accounts of wallets, deposits, revenue and refunds, units in those of stock,
     received and sold.
