@@ -1,8 +1,8 @@
-"""The parking queue: what could not be read, kept with its reason until an operator decides.
+"""The parking queue: messages that could not be decoded, each with its reason (dead letters).
 
-A quorum queue can't be looked into, only consumed. So a message is read by taking it without an
-ack: it goes back when the channel closes. RabbitMQ then lines up what was taken behind what was
-returned before, so only who reads all of it leaves the order as it was. All of it is read, then.
+A quorum queue can't be browsed, only consumed. So a message is read by taking it without an ack; it
+goes back when the channel closes. RabbitMQ puts it behind messages that were returned before, so
+only a reader who takes all of them leaves their order as it was.
 """
 
 import asyncio
@@ -35,27 +35,27 @@ IN_FLIGHT: Final = 100
 NO_REASON: Final = "no reason was given"
 
 MOST_READ: Final = 100_000
+# AMQP counts what one consumer may hold in 16 bits.
 MAX_PREFETCH: Final = 65_535
-"""What one consumer may hold: AMQP counts it in 16 bits."""
 
 SILENCE_S: Final = 5.0
 LOCK_WAIT_S: Final = 5.0
 RETURN_WAIT_S: Final = 5.0
 
 
-class NotTaken(ConnectionError):
-    """The broker did not take a message for the parking queue."""
+class ParkingFailed(ConnectionError):
+    """The broker did not confirm a message for the parking queue."""
 
 
 class ParkingBusy(Exception):
-    """Somebody else reads the parking queue."""
+    """Another reader holds the parking queue or some of its messages."""
 
 
 class Parked(Struct, frozen=True):
-    """A parked message without its body, whose SHA-256 is the id.
+    """A parked message without its body, whose SHA-256 is the id; `size` is in bytes.
 
-    It was a `whole` message of the inbox, or one event of a group whose others went their way.
-    `trouble` is why today's code can't read it either, None when it can.
+    It was a `whole` message of the inbox, or one event of a group whose others were decoded.
+    `trouble` is why today's code can't decode it either, None when it can.
     """
 
     id: str
@@ -67,61 +67,37 @@ class Parked(Struct, frozen=True):
 
 
 async def park(connection: Connection, rejected: Sequence[Rejected]) -> None:
-    """Keep what could not be read, with its reason; returns when the broker has it.
+    """Publish to the parking queue what could not be decoded; returns when the broker has it.
 
-    The connection must not be the consumer's: see `ledger.messaging.rabbitmq`.
+    Raises ParkingFailed or another of BROKER_ERRORS; a retry may then park a message twice.
     """
     if not rejected:
         return
     async with connection.channel(confirms=True) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             exchange = await channel.get_exchange(PARKING_EXCHANGE)
-        for begun in range(0, len(rejected), IN_FLIGHT):
-            # A deadline for a few at a time: one for all could never be kept if they are many.
-            messages = map(_message, rejected[begun : begun + IN_FLIGHT])
+        for begin in range(0, len(rejected), IN_FLIGHT):
+            messages = [
+                Message(
+                    item.body,
+                    content_type=BATCH_CONTENT_TYPE if item.whole else EVENT_CONTENT_TYPE,
+                    delivery_mode=DeliveryMode.PERSISTENT,
+                    message_id=id_of(item.body),
+                    timestamp=datetime.now(UTC),
+                    headers={"x-reason": item.reason[:MAX_REASON]},
+                )
+                for item in rejected[begin : begin + IN_FLIGHT]
+            ]
+            # A deadline for each hundred: a single one could never be met by very many.
             async with asyncio.timeout(CALL_TIMEOUT_S):
-                answers = await asyncio.gather(*[exchange.publish(m, "") for m in messages])
-            if not all(isinstance(answer, Basic.Ack) for answer in answers):
-                raise NotTaken("the broker did not take a message for the parking queue")
-
-
-def _message(item: Rejected) -> Message:
-    return Message(
-        item.body,
-        content_type=BATCH_CONTENT_TYPE if item.whole else EVENT_CONTENT_TYPE,
-        delivery_mode=DeliveryMode.PERSISTENT,
-        message_id=id_of(item.body),
-        timestamp=datetime.now(UTC),
-        headers={"x-reason": item.reason[:MAX_REASON]},
-    )
+                confirms = await asyncio.gather(*[exchange.publish(m, "") for m in messages])
+            if not all(isinstance(confirm, Basic.Ack) for confirm in confirms):
+                raise ParkingFailed("the broker did not confirm a message for the parking queue")
 
 
 def id_of(body: bytes) -> str:
-    """The id of a parked message: the same bytes have the same one, however often they come."""
+    """The id of a parked message, the same for every copy of the same bytes."""
     return sha256(body).hexdigest()
-
-
-def parked(message: AbstractIncomingMessage) -> Parked:
-    """What a delivered message of the parking queue is."""
-    whole = message.content_type != EVENT_CONTENT_TYPE
-    return Parked(
-        id_of(message.body),
-        _reason(message.headers),
-        message.timestamp,
-        whole,
-        message.body_size or len(message.body),
-        read_again(message.body, whole)[1],
-    )
-
-
-def _reason(headers: dict[str, Any]) -> str:
-    """Why it's here: the writer's word, or the broker's if it was the one who gave it up."""
-    if reason := headers.get("x-reason"):
-        return str(reason)[:MAX_REASON]
-    match headers.get("x-death"):
-        case [{"reason": reason, "queue": queue}, *_]:
-            return f"given up by the broker: {reason} from {queue}"
-    return NO_REASON
 
 
 def for_inbox(body: bytes, whole: bool) -> bytes:
@@ -130,9 +106,9 @@ def for_inbox(body: bytes, whole: bool) -> bytes:
 
 
 def read_again(body: bytes, whole: bool) -> tuple[list[Submitted], str | None]:
-    """The events that today's code reads there; or none, and why not.
+    """The events that today's code decodes; or none, and the reason.
 
-    Of a group one event is enough: what can't be read of it will be parked on its own.
+    One event of a group is enough: those that can't be decoded will be parked on their own.
     """
     events, rejected = decode_group(for_inbox(body, whole))
     if events:
@@ -140,8 +116,33 @@ def read_again(body: bytes, whole: bool) -> tuple[list[Submitted], str | None]:
     return [], rejected[0].reason[:MAX_REASON] if rejected else "there is no event in it"
 
 
+def parked(message: AbstractIncomingMessage) -> Parked:
+    """Describe a delivery from the parking queue."""
+    headers: dict[str, Any] = dict(message.headers)
+    match headers:
+        case {"x-reason": str(reason)} if reason:
+            pass
+        case {"x-death": [{"reason": cause, "queue": queue}, *_]}:
+            # The broker dead-letters by itself, for instance at the delivery limit.
+            reason = f"given up by the broker: {cause} from {queue}"
+        case _:
+            reason = NO_REASON
+    whole = message.content_type != EVENT_CONTENT_TYPE
+    return Parked(
+        id_of(message.body),
+        reason[:MAX_REASON],
+        message.timestamp,
+        whole,
+        message.body_size or len(message.body),
+        read_again(message.body, whole)[1],
+    )
+
+
 class Parking:
-    """The parking queue in the hands of one reader; what is not acked goes back to its place."""
+    """The parking queue while one reader holds it; messages without an ack go back to their place.
+
+    `count` is the number of messages when it was opened.
+    """
 
     def __init__(self, channel: AbstractChannel, count: int) -> None:
         self._channel = channel
@@ -150,57 +151,58 @@ class Parking:
         self.acked = 0
 
     async def messages(self) -> AsyncIterator[AbstractIncomingMessage]:
-        """Every message once, in order, but no more than MOST_READ; the reader holds all of them.
+        """Every message once, in order, up to MOST_READ; all of them stay held by this reader.
 
-        Raises ParkingBusy when somebody without the lock holds some of them.
+        Raises ParkingBusy when a consumer that does not take the lock holds some of them.
         """
         left = min(self.count, MOST_READ)
         while left:
-            some = min(left, MAX_PREFETCH)
-            async for message in self._some(some):
-                yield message
-            left -= some
+            count = min(left, MAX_PREFETCH)
+            deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(count)
+            queue = await self._consume(count, deliveries)
+            for _ in range(count):
+                yield await self._next(deliveries, queue)
+            left -= count
 
     async def ack(self, messages: Iterable[AbstractIncomingMessage]) -> None:
-        """Take messages off the queue for ever.
-
-        In a transaction, of which RabbitMQ makes one command for each consumer: of many single acks
-        it loses some when the channel closes soon after.
-        """
+        """Take messages off the queue for ever."""
+        # In a transaction, which RabbitMQ carries out as one command for each consumer. Of many
+        # single acks it loses some when the channel closes soon after.
         async with asyncio.timeout(CALL_TIMEOUT_S), self._channel.transaction():
             for message in messages:
                 await message.ack()
                 self.acked += 1
 
     async def settle(self) -> None:
-        """Return when the queue has carried out the acks: to cancel a consumer waits for that."""
+        """Return when the queue has carried out the acks: cancelling a consumer waits for that."""
         for queue, tag in self._consumers:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await queue.cancel(tag)
 
-    async def _some(self, count: int) -> AsyncIterator[AbstractIncomingMessage]:
-        """The next `count` messages, through one more consumer, which may hold just as many."""
-        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(count)
+    async def _consume(
+        self, count: int, deliveries: asyncio.Queue[AbstractIncomingMessage]
+    ) -> AbstractQueue:
+        """Let one more consumer take exactly `count` messages into `deliveries`."""
 
-        async def enqueue(message: AbstractIncomingMessage) -> None:
-            arrived.put_nowait(message)
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            deliveries.put_nowait(message)
 
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await self._channel.set_qos(prefetch_count=count)
             queue = await self._channel.declare_queue(PARKING, passive=True)
-            # What they hold goes back in the order of their tags.
+            # The queue takes back what consumers hold in the order of their tags.
             tag = f"{len(self._consumers):03}"
-            self._consumers.append((queue, await queue.consume(enqueue, consumer_tag=tag)))
-        for _ in range(count):
-            yield await self._next(arrived, queue)
+            self._consumers.append((queue, await queue.consume(on_message, consumer_tag=tag)))
+        return queue
 
     async def _next(
-        self, arrived: asyncio.Queue[AbstractIncomingMessage], queue: AbstractQueue
+        self, deliveries: asyncio.Queue[AbstractIncomingMessage], queue: AbstractQueue
     ) -> AbstractIncomingMessage:
         try:
             async with asyncio.timeout(SILENCE_S):
-                return await arrived.get()
+                return await deliveries.get()
         except TimeoutError:
+            # If the broker is away, that is the error to raise.
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await queue.declare()
             raise ParkingBusy(
@@ -211,9 +213,9 @@ class Parking:
 
 @asynccontextmanager
 async def open_parking(url: str, name: str) -> AsyncIterator[Parking]:
-    """The parking queue, for one reader at a time; raises ParkingBusy when another does not end.
+    """The parking queue for one reader at a time; raises ParkingBusy if another one does not end.
 
-    It's left when the broker has put back what was not acked, so that the next reader sees it.
+    Closing it waits until the broker has put back what was not acked, for the next reader to see.
     """
     connection = Connection(url, name)
     async with AsyncExitStack() as stack:

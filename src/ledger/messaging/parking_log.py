@@ -1,4 +1,4 @@
-"""The record of what operators did with parked messages: append-only, with the bytes."""
+"""The log of what operators did with parked messages: append-only, with the messages' bytes."""
 
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -14,16 +14,16 @@ _INSERT: Final = (
     f"INSERT INTO parking_log ({_COLUMNS}, body) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
 )
 PART_BYTES: Final = 4 * 2**20
-_OVERHEAD: Final = 16 * 1024
-"""What a row needs besides its body, with room to spare."""
+# More than a row needs besides its body.
+_ROW_OVERHEAD_BYTES: Final = 16 * 1024
 
 
 class MessageTooLarge(Exception):
-    """The database does not take a statement that a message would fit into."""
+    """The message does not fit into a statement that the database takes."""
 
 
 class Entry(Struct, frozen=True):
-    """What was done with a parked message and its copies; the id is the SHA-256 of its bytes."""
+    """An action on a parked message and its copies; the id is the SHA-256 of the message."""
 
     at_us: int
     action: Action
@@ -36,7 +36,7 @@ class Entry(Struct, frozen=True):
 
 
 async def append(connection: AsyncConnection, entries: Sequence[tuple[Entry, bytes]]) -> None:
-    """Record what is about to be done, in a transaction of the caller's."""
+    """Insert entries with the messages' bytes, in the caller's transaction."""
     rows = [
         (
             entry.at_us,
@@ -56,51 +56,47 @@ async def append(connection: AsyncConnection, entries: Sequence[tuple[Entry, byt
 
 async def newest(connection: AsyncConnection, limit: int) -> list[Entry]:
     """The last entries, the oldest of them first."""
-    found = await connection.exec_driver_sql(f"{_SELECT} ORDER BY id DESC LIMIT %s", (limit,))
-    return [_entry(row) for row in reversed(found.all())]
+    rows = await connection.exec_driver_sql(f"{_SELECT} ORDER BY id DESC LIMIT %s", (limit,))
+    return [_entry(row) for row in reversed(rows.all())]
 
 
 async def find(connection: AsyncConnection, prefix: str) -> list[Entry]:
-    """The entries of messages whose id begins so, the oldest first."""
-    found = await connection.exec_driver_sql(
+    """The entries of messages whose id begins with a prefix in hex, the oldest first."""
+    rows = await connection.exec_driver_sql(
         f"{_SELECT} WHERE HEX(message_id) LIKE %s ORDER BY id", (f"{prefix.upper()}%",)
     )
-    return [_entry(row) for row in found.all()]
+    return [_entry(row) for row in rows.all()]
 
 
 async def body_of(connection: AsyncConnection, id_: str) -> bytes | None:
-    """The bytes of a message that was recorded; None once they were erased.
-
-    Part by part: asyncmy 0.2.18 loses its place behind a row of 16 MiB.
-    """
-    found = await connection.exec_driver_sql(
+    """The bytes of a message in the log; None if they were erased."""
+    rows = await connection.exec_driver_sql(
         "SELECT id, size FROM parking_log WHERE message_id = %s AND body IS NOT NULL LIMIT 1",
         (bytes.fromhex(id_),),
     )
-    row = found.one_or_none()
+    row = rows.one_or_none()
     if row is None:
         return None
+    # Part by part: asyncmy 0.2.18 loses its place in the stream behind a row of 16 MiB.
     parts = []
-    for begun in range(0, row.size, PART_BYTES):
-        found = await connection.exec_driver_sql(
+    for offset in range(0, row.size, PART_BYTES):
+        part = await connection.exec_driver_sql(
             "SELECT SUBSTRING(body, %s, %s) FROM parking_log WHERE id = %s",
-            (begun + 1, PART_BYTES, row.id),
+            (offset + 1, PART_BYTES, row.id),
         )
-        parts.append(bytes(found.scalar_one()))
+        parts.append(bytes(part.scalar_one()))
     return b"".join(parts)
 
 
 async def refuse_too_large(connection: AsyncConnection, size: int) -> None:
-    """Raises MessageTooLarge where a body of this size might not go into the record.
-
-    It goes there in one statement, in which every byte may take two.
-    """
-    found = await connection.exec_driver_sql("SELECT @@max_allowed_packet")
-    most = int(found.scalar_one())
-    if 2 * size + _OVERHEAD > most:
+    """Raise MessageTooLarge if a body of `size` bytes might not fit into one INSERT."""
+    setting = await connection.exec_driver_sql("SELECT @@max_allowed_packet")
+    max_bytes = int(setting.scalar_one())
+    # The driver may escape every byte of the body with a second one.
+    if 2 * size + _ROW_OVERHEAD_BYTES > max_bytes:
         raise MessageTooLarge(
             f"a message of {size} bytes may not go into the record: set the database's"
-            f" max_allowed_packet, which is {most}, to 64M and try again"
+            f" max_allowed_packet, which is {max_bytes}, to 64M and try again"
         )
 
 

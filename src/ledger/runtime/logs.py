@@ -16,8 +16,8 @@ from ledger.runtime.timestamps import SECOND_US, format_us
 
 OURS: Final = ("ledger", "projections", "api", "cli")
 ACCESS: Final = "api.access"
-# aiormq and asyncmy report each broken connection, as `keep_alive` does in one line; alembic
-# reports each migration.
+# aiormq reports each broken connection, which `keep_alive` does in one line; asyncmy each note of
+# the server; alembic each migration.
 _LIBRARY_LEVELS: Final = {"aiormq": "CRITICAL", "asyncmy": "ERROR", "alembic": "WARNING"}
 _SECRETS: Final = (
     (re.compile(r"(\w://[^\s:/@\"]*:)[^\s\"]+(?=@)"), r"\1***"),
