@@ -1,4 +1,4 @@
-"""What the API measures, besides what its publisher does."""
+"""The metrics of the API, besides those of its publisher."""
 
 from typing import Final
 
@@ -42,7 +42,7 @@ ANNOUNCEMENTS_CONNECTED: Final = Gauge(
 FEED_STREAMS: Final = Gauge(
     "ledger_feed_streams", "Clients that follow the ledger as server-sent events", registry=None
 )
-API: Final = (
+COLLECTORS: Final = (
     REQUESTS,
     REQUEST_S,
     PROBLEMS,

@@ -17,15 +17,16 @@ With an Idempotency-Key the same request makes events with the same ids, on ever
 ever, and the writer decides an event id once. So the ledger is what remembers; what a process
 remembers besides (`RememberedKey`) makes retries quick, and losing it loses no promise. The cases:
 
-replayed     This process confirmed the key's events, or the ledger has them. Nothing is published,
-             and the answer says `Idempotency-Replayed: true`.
-simultaneous One request publishes; the others share its confirm, or its failure.
-other body   The key's events, here or in the ledger, are not those of this body: 422.
-lost answer  The client never saw the answer, or got 503. If the events were confirmed, the retry
-             is replayed; if not, it publishes the same ids, and the writer leaves out what it has.
-elsewhere    Another process has the key, too. Both may be confirmed, with different bodies, and the
-             writer decides the first. So an outcome alone does not tell whose body was decided: who
-             waits reads it from the ledger, with the event, and is refused if it is another's.
+replayed      This process confirmed the key's events, or the ledger has them. Nothing is published,
+              and the answer says `Idempotency-Replayed: true`.
+simultaneous  One request publishes; the others share its confirm, or its failure.
+other body    The key's events, here or in the ledger, are not those of this body: 422.
+lost answer   The client never saw the answer, or got 503. If the events were confirmed, the retry
+              is replayed; if not, it publishes the same ids, and the writer leaves out repeats.
+elsewhere     Another process has the key, too. Both may be confirmed, with different bodies, and
+              the writer decides the first. So an outcome alone does not tell whose body was
+              decided: who waits reads it from the ledger, with the event, and is refused if it is
+              another's.
 """
 
 import asyncio
@@ -188,7 +189,7 @@ class RememberedKey:
     def learn(
         self, decisions: Sequence[Decision], encryption_keys: Mapping[bytes, bytes | None]
     ) -> None:
-        """Take over what the ledger has of the key: whatever came here, that is what counts."""
+        """Replace what came here by what the ledger has of the key: that is what was decided."""
         if decisions:
             self.events = tuple(
                 submitted(decision.cause, encryption_keys.get(decision.cause.stream_id))
@@ -223,7 +224,7 @@ class RememberedKeys:
         self._event_count = 0
 
     def remember(self, events: tuple[Submitted, ...]) -> RememberedKey:
-        """What is known of the key that these events were made by."""
+        """The entry of the key that these events were made by, a new one if there is none."""
         remembered = self._by_first_id.get(events[0].event_id)
         if remembered is None:
             remembered = self._by_first_id[events[0].event_id] = RememberedKey(events)

@@ -1,15 +1,22 @@
 """Idempotency keys and preferences, as far as they can be tested without a server."""
 
+import asyncio
+from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
 from starlette.requests import Request
 
+from api.consistent_reads import ConsistentReads, Waiters
+from api.parameters import MAX_WAIT_S
+from api.pending import PendingOrders
+from api.problems import Problem
 from api.submission import (
-    MAX_WAIT_S,
     IdempotencyKey,
     Preference,
     RememberedKeys,
+    Submission,
+    Submissions,
     idempotency_key,
     new_event,
     new_ids,
@@ -17,6 +24,7 @@ from api.submission import (
 )
 from ledger.core.events import CustomerRegistered, OrderPlaced
 from ledger.eventlog.records import Submitted
+from ledger.messaging.publisher import InboxUnavailable
 
 SOME_ID = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 
@@ -152,3 +160,101 @@ def test_a_batch_counts_as_all_its_events(monkeypatch: pytest.MonkeyPatch) -> No
     remembered = keys.remember(small)
     keys.remember(batch(10))
     assert keys.remember(small) is not remembered
+
+
+class StubPublisher:
+    """An inbox that confirms when the test lets it, or is away."""
+
+    def __init__(self) -> None:
+        self.published: list[Sequence[Submitted]] = []
+        self.begun, self.answers = asyncio.Event(), asyncio.Event()
+        self.away = False
+
+    async def submit(self, events: Sequence[Submitted]) -> None:
+        self.published.append(events)
+        self.begun.set()
+        await self.answers.wait()
+        if self.away:
+            raise InboxUnavailable("away")
+
+
+class TestStates:
+    """A keyed submission whose decision nobody waits for, and of which the ledger knows nothing."""
+
+    @pytest.fixture
+    def publisher(self) -> StubPublisher:
+        return StubPublisher()
+
+    @pytest.fixture
+    def submissions(self, publisher: StubPublisher, monkeypatch: pytest.MonkeyPatch) -> Submissions:
+        async def nothing_found(*_: object) -> None:
+            pass
+
+        monkeypatch.setattr(Submissions, "_look_up", nothing_found)
+        waiters = Waiters()
+        return Submissions(
+            publisher,  # type: ignore[arg-type]
+            PendingOrders(),
+            None,
+            waiters,
+            ConsistentReads(waiters),
+            None,  # type: ignore[arg-type]
+        )
+
+    def submit(self, submissions: Submissions, username: str = "ann") -> asyncio.Task[Submission]:
+        key = key_of("k-1")
+        event = new_event(request(), *new_ids(key), CustomerRegistered(username))
+        return asyncio.create_task(submissions.submit((event,), Preference(0, False), key))
+
+    async def test_a_confirmed_submission_is_replayed_and_not_published_again(
+        self, submissions: Submissions, publisher: StubPublisher
+    ) -> None:
+        publisher.answers.set()
+        first, again = await self.submit(submissions), await self.submit(submissions)
+        assert (first.replayed, again.replayed) == (False, True)
+        assert again.events == first.events
+        assert publisher.published == [first.events]
+
+    async def test_requests_at_once_publish_one_event_and_share_its_confirm(
+        self, submissions: Submissions, publisher: StubPublisher
+    ) -> None:
+        tasks = [self.submit(submissions) for _ in range(10)]
+        await asyncio.sleep(0)
+        publisher.answers.set()
+        answers = await asyncio.gather(*tasks)
+        assert [answer.replayed for answer in answers] == [False] + [True] * 9
+        assert len(publisher.published) == 1
+
+    async def test_requests_at_once_share_a_failure_and_a_retry_publishes_the_same_event(
+        self, submissions: Submissions, publisher: StubPublisher
+    ) -> None:
+        publisher.away = True
+        publisher.answers.set()
+        tasks = [self.submit(submissions) for _ in range(10)]
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(error) for error in errors} == {InboxUnavailable}
+        publisher.away = False
+        retry = await self.submit(submissions)
+        assert not retry.replayed
+        assert publisher.published == [retry.events] * 2
+
+    async def test_another_body_is_refused_while_the_first_is_being_confirmed(
+        self, submissions: Submissions, publisher: StubPublisher
+    ) -> None:
+        first, other = self.submit(submissions), self.submit(submissions, "bob")
+        await asyncio.sleep(0)
+        publisher.answers.set()
+        assert (await first).events[0].payload == CustomerRegistered("ann")
+        with pytest.raises(Problem, match="came with another body"):
+            await other
+        assert len(publisher.published) == 1
+
+    async def test_a_client_that_hangs_up_does_not_stop_the_publish(
+        self, submissions: Submissions, publisher: StubPublisher
+    ) -> None:
+        first = self.submit(submissions)
+        await publisher.begun.wait()
+        first.cancel()
+        publisher.answers.set()
+        assert (await self.submit(submissions)).replayed
+        assert len(publisher.published) == 1

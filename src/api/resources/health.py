@@ -15,7 +15,7 @@ from ledger.runtime.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, 
 from projections.queries import ViewsUnavailable
 
 # What /metrics shows besides the publisher's own metrics.
-BESIDES: Final = (*metrics.API, INBOX_MESSAGES, PARKING_MESSAGES)
+BESIDES: Final = (*metrics.COLLECTORS, INBOX_MESSAGES, PARKING_MESSAGES)
 
 
 @Operation(None, "Liveness", {200: schemas.Live})
