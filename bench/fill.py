@@ -12,8 +12,7 @@ import typer
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.history import Shop
-from cli.progress import progress
-from cli.running import run, settings
+from cli.console import progress, read_settings, run
 from ledger.eventlog import snapshots
 from ledger.eventlog.composer import Composer, order_streams, recall_orders
 from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, customers_needing_keys
@@ -90,7 +89,7 @@ def main(
     seed: int = 1,
 ) -> None:
     """Fill the empty ledger of the settings with a made-up history."""
-    given = settings()
+    given = read_settings()
     span_us = int(days * 86_400e6 * 1.85 / events)
 
     async def work(moved: Callable[[int], None]) -> int:

@@ -21,7 +21,7 @@ from bench.loads import Took, closed, opened
 from bench.measuring import Load, saturate, steady
 from bench.sampling import Sampler, Spent
 from bench.system import PROCESSES, SETTLED_TIMEOUT_S, Parties, System, system
-from cli.verification import Verified
+from cli.commands.verify import Verified
 from tests.private_servers import Servers
 
 CUSTOMERS: Final = 20

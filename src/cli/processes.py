@@ -1,25 +1,42 @@
-"""The three long-running processes: what each is made of, and how it stops."""
+"""The three long-running processes `ledger api`, `ledger writer` and `ledger projector`.
+
+What each is made of, who may reach it, how it is observed, and how a signal stops it.
+"""
 
 import asyncio
 import logging
 import os
+import re
 import signal
-from collections.abc import Callable, Coroutine, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from api import server
 from api.app import build_app
+from api.auth.api_keys import api_key_cache
+from api.auth.guard import Exposed, Guard, refuse_exposed
+from api.auth.rate_limit import RateLimit
+from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from api.context import Context
 from api.pending import Peers
-from cli.access import make_guard, origins
-from cli.observing import observed, serve_metrics
-from cli.settings import Settings
+from cli import connections
+from cli.console import read_settings, run
+from cli.settings import BadSettings, Settings
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
-from ledger.runtime.database import make_engine
+from ledger.runtime import logs, tracing
 from ledger.runtime.metrics import WRITER, registry_of
 from ledger.runtime.reconnect import first_to_end
 from ledger.writer import Writer
@@ -33,94 +50,196 @@ log = logging.getLogger(__name__)
 Work = Coroutine[Any, Any, None]
 
 STOP_TIMEOUT_S: Final = 8.0
+READ_TIMEOUT_S: Final = 15.0
 API_READ_TIMEOUT_S: Final = 5.0
 API_CONNECTIONS: Final = 8
+# One connection writes the views, one reads ahead, one is for the metrics.
+PROJECTOR_CONNECTIONS: Final = 3
+
+OTEL_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+AUTH_WARNINGS: Final = {
+    "off": "LEDGER_AUTH=off: requests need no API key, from this machine only",
+    "outside": "LEDGER_AUTH=outside: requests need no API key, from whoever gets through",
+}
+
+_is_origin: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
 
 
-async def run_api(settings: Settings) -> None:
-    """Serve the API until SIGTERM or SIGINT; raises BadSettings."""
-    with observed("api", settings):
-        await _serve_api(settings)
+def api() -> None:
+    """Run `ledger api`."""
+    run(_serve_api(read_settings()))
+
+
+def writer() -> None:
+    """Run `ledger writer`."""
+    run(_run_writer(read_settings()))
+
+
+def projector() -> None:
+    """Run `ledger projector`."""
+    run(_run_projector(read_settings()))
 
 
 async def _serve_api(settings: Settings) -> None:
-    engine = make_engine(
-        settings.db_url("api"),
-        settings.db_ca_file,
-        read_timeout_s=API_READ_TIMEOUT_S,
-        pool_size=API_CONNECTIONS,
-        autocommit=True,
-    )
     name = f"api-{os.getpid()}"
-    consuming, publishing = _connections(settings.amqp_url("api"), name)
-    peers = Peers(consuming, publishing, name) if settings.api_shared else None
-    context = Context(
-        Publisher(publishing, "/api", name),
-        Announcements(consuming, name),
-        engine,
-        peers=peers,
-        cors_origins=origins(settings),
-        guard=make_guard(settings, engine),
-        depths=QueueDepths(consuming),
+    consuming, publishing = _connections_to_broker(settings.amqp_url("api"), name)
+    with observed("api", settings):
+        async with connections.engine(
+            settings,
+            "api",
+            read_timeout_s=API_READ_TIMEOUT_S,
+            pool_size=API_CONNECTIONS,
+            autocommit=True,
+        ) as engine:
+            context = Context(
+                Publisher(publishing, "/api", name),
+                Announcements(consuming, name),
+                engine,
+                peers=Peers(consuming, publishing, name) if settings.api_shared else None,
+                cors_origins=cors_origins(settings),
+                guard=make_guard(settings, engine),
+                depths=QueueDepths(consuming),
+            )
+            await server.run(build_app(context), settings.api_host, settings.api_port)
+
+
+async def _run_writer(settings: Settings) -> None:
+    consuming, publishing = _connections_to_broker(
+        settings.amqp_url("writer"), f"writer-{os.getpid()}"
     )
-    try:
-        await server.run(build_app(context), settings.api_host, settings.api_port)
-    finally:
-        await engine.dispose()
+    with observed("writer", settings):
+        async with connections.engine(settings, "writer", read_timeout_s=READ_TIMEOUT_S) as engine:
+            notifier = Notifier(publishing, RECORDED_EXCHANGE)
+            every = settings.snapshot_every
+            process = Writer(engine, consuming, publishing, notifier, snapshot_every=every)
+            beside: Sequence[Work] = (notifier.run(),)
+            if port := settings.writer_metrics_port:
+                depths = QueueDepths(consuming)
+                metrics = serve_metrics(
+                    settings.metrics_host, port, registry_of(WRITER), depths.measure
+                )
+                beside = (*beside, depths.run(), metrics)
+            await until_signalled(process.stop, process.run(), *beside)
 
 
-async def run_writer(settings: Settings) -> None:
-    """Write until SIGTERM or SIGINT."""
-    engine = make_engine(settings.db_url("writer"), settings.db_ca_file)
-    consuming, publishing = _connections(settings.amqp_url("writer"), f"writer-{os.getpid()}")
-    notifier = Notifier(publishing, RECORDED_EXCHANGE)
-    writer = Writer(engine, consuming, publishing, notifier, snapshot_every=settings.snapshot_every)
-    try:
-        with observed("writer", settings):
-            beside = (notifier.run(), *_writer_metrics(settings, consuming))
-            await until_signalled(writer.stop, writer.run(), *beside)
-    finally:
-        await engine.dispose()
+async def _run_projector(settings: Settings) -> None:
+    consuming, publishing = _connections_to_broker(
+        settings.amqp_url("projector"), f"projector-{os.getpid()}"
+    )
+    with observed("projector", settings):
+        async with connections.engine(
+            settings, "projector", read_timeout_s=READ_TIMEOUT_S, pool_size=PROJECTOR_CONNECTIONS
+        ) as engine:
+            announcer = Notifier(publishing, ANNOUNCED_EXCHANGE)
+            process = Projector(engine, PROJECTIONS, announcer)
+            beside: Sequence[Work] = (listen(consuming, process), announcer.run())
+            if port := settings.projector_metrics_port:
+
+                async def measure() -> None:
+                    await measure_lag(engine)
+
+                metrics = serve_metrics(
+                    settings.metrics_host, port, registry_of(PROJECTOR), measure
+                )
+                beside = (*beside, metrics)
+            await until_signalled(process.stop, process.run(), *beside)
 
 
-async def run_projector(settings: Settings) -> None:
-    """Project until SIGTERM or SIGINT."""
-    # One to write the views, one to read ahead, one for the metrics.
-    engine = make_engine(settings.db_url("projector"), settings.db_ca_file, pool_size=3)
-    consuming, publishing = _connections(settings.amqp_url("projector"), f"projector-{os.getpid()}")
-    announcer = Notifier(publishing, ANNOUNCED_EXCHANGE)
-    projector = Projector(engine, PROJECTIONS, announcer)
-    try:
-        with observed("projector", settings):
-            metrics = _projector_metrics(settings, engine)
-            beside = (listen(consuming, projector), announcer.run(), *metrics)
-            await until_signalled(projector.stop, projector.run(), *beside)
-    finally:
-        await engine.dispose()
-
-
-def _connections(url: str, name: str) -> tuple[Connection, Connection]:
-    """A process's connections to the broker: one to consume, one to publish."""
+def _connections_to_broker(url: str, name: str) -> tuple[Connection, Connection]:
+    """One connection to consume and one to publish: a broker in need blocks publishers."""
     return Connection(url, f"{name}-consumer"), Connection(url, f"{name}-publisher")
 
 
-def _writer_metrics(settings: Settings, consuming: Connection) -> Sequence[Work]:
-    if settings.writer_metrics_port is None:
-        return ()
-    depths = QueueDepths(consuming)
-    address = (settings.metrics_host, settings.writer_metrics_port)
-    return (depths.run(), serve_metrics(*address, registry_of(WRITER), depths.measure))
+def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
+    """The check of API keys and tokens; None where the settings require neither.
+
+    Raises BadSettings where the settings contradict each other, or would let anybody in from
+    outside this machine without a key.
+    """
+    issuer, audience, path = settings.jwt_issuer, settings.jwt_audience, settings.jwt_key_file
+    tokens = None
+    try:
+        refuse_exposed(settings.api_host, settings.auth)
+        if issuer is not None or audience is not None or path is not None:
+            if not issuer or not audience or path is None:
+                raise BadSettings(
+                    "of LEDGER_JWT_ISSUER, _AUDIENCE and _KEY_FILE set all three, or none"
+                )
+            if settings.auth != "required":
+                raise BadSettings("LEDGER_JWT_ISSUER is set, so LEDGER_AUTH must be `required`")
+            tokens = Tokens(issuer, audience, load_signing_keys(path))
+    except (Exposed, BadKeyFile) as error:
+        raise BadSettings(str(error)) from error
+    if settings.auth != "required":
+        log.warning(AUTH_WARNINGS[settings.auth])
+        return None
+    return Guard(
+        api_key_cache(engine), tokens, RateLimit(settings.rate_per_s, settings.concurrency)
+    )
 
 
-def _projector_metrics(settings: Settings, engine: AsyncEngine) -> Sequence[Work]:
-    if settings.projector_metrics_port is None:
-        return ()
+def cors_origins(settings: Settings) -> tuple[str, ...]:
+    """The web origins whose pages may call the API; raises BadSettings for a malformed one."""
+    origins = tuple((settings.cors_origins or "").split())
+    for origin in origins:
+        if origin != "*" and not _is_origin(origin):
+            raise BadSettings(
+                f"LEDGER_CORS_ORIGINS has {origin}: write each origin as https://shop.example"
+            )
+    return origins
 
-    async def measure() -> None:
-        await measure_lag(engine)
 
-    address = (settings.metrics_host, settings.projector_metrics_port)
-    return (serve_metrics(*address, registry_of(PROJECTOR), measure),)
+@contextmanager
+def observed(process: str, settings: Settings) -> Iterator[None]:
+    """Log as the settings say, and trace if they name an endpoint; raises NoOpenTelemetry."""
+    logs.configure(settings.log_format, settings.log_level, access=settings.access_log)
+    if settings.otel_endpoint or any(os.environ.get(name) for name in OTEL_ENDPOINTS):
+        tracing.start(process, settings.otel_endpoint)
+    try:
+        yield
+    finally:
+        tracing.stop()
+
+
+class MetricsServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the process itself handles signals."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process's handlers in place."""
+        yield
+
+
+async def serve_metrics(
+    host: str,
+    port: int,
+    registry: CollectorRegistry,
+    measure: Callable[[], Awaitable[None]],
+) -> None:
+    """Serve /metrics until cancelled; raises BadSettings where the port is taken.
+
+    `measure` is awaited before each answer: it updates the gauges that are read on demand.
+    """
+
+    async def metrics(request: Request) -> Response:
+        await measure()
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"Content-Type": media_type})
+
+    app = Starlette(routes=[Route("/metrics", metrics)])
+    config = uvicorn.Config(
+        app, loop="none", ws="none", lifespan="off", log_config=None, access_log=False
+    )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise BadSettings(
+            f"can't serve metrics on port {port} of {host} ({os.strerror(error.errno or 0)}): set"
+            " LEDGER_WRITER_METRICS_PORT or LEDGER_PROJECTOR_METRICS_PORT to a free one"
+        ) from error
+    with listener:
+        await MetricsServer(config).serve([listener])
 
 
 async def until_signalled(stop: Callable[[], None], work: Work, *beside: Work) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.auth.principal import Scope
-from cli.key_store import NewKey, create, rotate
+from cli.commands.keys import NewKey, create, rotate
 from tests.harness import Stack, engine_of, eventually, start_stack
 from tests.private_servers import Servers
 

@@ -13,7 +13,7 @@ import pytest
 from api.app import ROUTES
 from api.auth.principal import Scope
 from api.operation import Operation
-from cli.key_store import NewKey, create, revoke
+from cli.commands.keys import NewKey, create, revoke
 from tests.harness import Stack, engine_of, eventually, start_stack
 from tests.private_servers import Servers
 

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from cli.erasure import erase
+from cli.commands.erase_customer import erase
 from tests.harness import Stack, free_port, start_stack
 from tests.private_servers import Servers
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from api.auth.principal import Scope
-from cli.key_store import NewKey, create
+from cli.commands.keys import NewKey, create
 from tests.harness import Stack
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from api.auth.guard import Exposed, refuse_exposed
-from cli.access import OPEN
 from cli.commands import up
 from cli.localstack import StackRefused
+from cli.processes import AUTH_WARNINGS
 from cli.settings import Settings
 from tests.harness import Stack, environment
 
@@ -89,7 +89,7 @@ def test_the_stack_refuses_before_it_starts_anything(tmp_path: Path) -> None:
 async def test_an_api_without_keys_says_so(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as http:
         assert (await http.get("/health/ready")).json()["keys_required"] is False
-    assert OPEN["off"] in stack.log_path("api").read_text()
+    assert AUTH_WARNINGS["off"] in stack.log_path("api").read_text()
 
 
 async def test_unless_named_no_origin_may_call(stack: Stack) -> None:

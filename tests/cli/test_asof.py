@@ -5,14 +5,13 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta, timezone
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from cli.commands.asof import PastView
-from cli.looking_back import When, show_all, show_one
+from cli.commands.asof import AsOf, ViewName, read_row, show_view
 from cli.main import app
 from cli.settings import Settings
 from ledger.eventlog.records import Record
@@ -28,23 +27,25 @@ from .conftest import LEDGER, Run, shell
 
 
 @pytest.fixture(scope="module")
-async def told(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
+async def history(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
     """A random history with snapshots, which these tests only read."""
     async with running_ledger(await make_ledger(servers)) as ledger:
         yield ledger, await write_history(ledger)
 
 
 @pytest.fixture
-def settings(told: tuple[Ledger, list[Record]]) -> Settings:
+def settings(history: tuple[Ledger, list[Record]]) -> Settings:
     """Those of that history, for `run`."""
-    return told[0].settings
+    return history[0].settings
 
 
-async def rows_at(told: tuple[Ledger, list[Record]], view: PastView, position: int) -> list[bytes]:
+async def rows_at(
+    history: tuple[Ledger, list[Record]], view: ViewName, position: int
+) -> list[bytes]:
     """The rows of a view as JSON, by a fold of the ledger that was cut at a position."""
-    then = Then(told[1], position, await told[0].keys())
+    then = Then(history[1], position, await history[0].keys())
     rows = list(getattr(then, view)().values())
-    if view is not PastView.ORDERS:
+    if view is not ViewName.ORDERS:
         rows.sort(key=lambda row: getattr(row, row.__struct_fields__[0]).bytes)
     return [msgspec.json.encode(row) for row in rows]
 
@@ -52,40 +53,39 @@ async def rows_at(told: tuple[Ledger, list[Record]], view: PastView, position: i
 Capture = pytest.CaptureFixture[bytes]
 
 
-@pytest.mark.parametrize("view", PastView)
+@pytest.mark.parametrize("view", ViewName)
 async def test_a_view_as_json_lines_is_what_a_fold_cut_there_says(
-    told: tuple[Ledger, list[Record]], view: PastView, capfdbinary: Capture
+    history: tuple[Ledger, list[Record]], view: ViewName, capfdbinary: Capture
 ) -> None:
-    position = len(told[1]) * 2 // 3
-    expected = await rows_at(told, view, position)
-    await show_all(told[0].settings, view, When(position, None), as_json=True)
+    position = len(history[1]) * 2 // 3
+    expected = await rows_at(history, view, position)
+    await show_view(history[0].settings, view, AsOf(position, None), as_json=True)
     assert capfdbinary.readouterr().out.splitlines() == expected
-    await show_all(told[0].settings, view, When(position, None), as_json=False)
+    await show_view(history[0].settings, view, AsOf(position, None), as_json=False)
     assert len(capfdbinary.readouterr().out.splitlines()) == 1 + len(expected)
 
 
-@pytest.mark.parametrize("view", PastView)
+@pytest.mark.parametrize("view", ViewName)
 async def test_one_row_is_found_by_its_id(
-    told: tuple[Ledger, list[Record]], view: PastView, capfdbinary: Capture
+    run: Run, history: tuple[Ledger, list[Record]], view: ViewName
 ) -> None:
-    position = len(told[1]) // 2
-    row = (await rows_at(told, view, position))[-1]
-    when, thing_id = When(position, None), UUID(next(iter(msgspec.json.decode(row).values())))
-    assert await show_one(told[0].settings, view, thing_id, when, as_json=True)
-    assert capfdbinary.readouterr().out == row + b"\n"
-    assert await show_one(told[0].settings, view, thing_id, when, as_json=False)
-    assert str(thing_id).encode() in capfdbinary.readouterr().out
+    position = len(history[1]) // 2
+    row = (await rows_at(history, view, position))[-1]
+    row_id = next(iter(msgspec.json.decode(row).values()))
+    arguments = ("asof", "--position", str(position), view, row_id)
+    assert (await run(*arguments, "--json")).out.encode() == row + b"\n"
+    assert row_id in (await run(*arguments)).out
 
 
 async def test_a_time_is_the_last_position_recorded_by_then(
-    run: Run, told: tuple[Ledger, list[Record]]
+    run: Run, history: tuple[Ledger, list[Record]]
 ) -> None:
-    time_us = told[1][len(told[1]) // 2].recorded_at_us
-    last = sum(record.recorded_at_us <= time_us for record in told[1])
+    time_us = history[1][len(history[1]) // 2].recorded_at_us
+    last = sum(record.recorded_at_us <= time_us for record in history[1])
     local = from_us(time_us).astimezone(timezone(timedelta(hours=-3, minutes=-30)))
     done = await run("asof", "--time", local.isoformat(), "stock", "--json")
     assert (done.status, done.err) == (0, "")
-    assert done.out.encode().splitlines() == await rows_at(told, PastView.STOCK, last)
+    assert done.out.encode().splitlines() == await rows_at(history, ViewName.STOCK, last)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_arguments_that_can_not_be_read(arguments: tuple[str, ...]) -> None:
 
 
 async def test_what_lies_ahead_is_refused_and_the_head_named(
-    run: Run, told: tuple[Ledger, list[Record]]
+    run: Run, history: tuple[Ledger, list[Record]]
 ) -> None:
-    settings, head = told[0].settings, len(told[1])
-    for when in (When(head + 1, None), When(None, 2**50 * 100)):
+    settings, head = history[0].settings, len(history[1])
+    for when in (AsOf(head + 1, None), AsOf(None, 2**50 * 100)):
         with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}"):
-            await show_all(settings, PastView.ORDERS, when, as_json=True)
+            await show_view(settings, ViewName.ORDERS, when, as_json=True)
         with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}"):
-            await show_one(settings, PastView.STOCK, uuid4(), when, as_json=True)
+            await read_row(settings, ViewName.STOCK, uuid4(), when)
     done = await run("asof", "--position", str(head + 1), "orders")
     assert (done.status, done.out) == (1, "")
     assert f"the ledger ends at position {head}" in done.said_one_sentence()
@@ -144,12 +144,12 @@ async def test_what_was_not_there_is_told_by_the_status(run: Run) -> None:
 
 async def test_an_empty_ledger_was_always_empty(servers: Servers, capfdbinary: Capture) -> None:
     empty = await make_ledger(servers)
-    for view in PastView:
-        for when in (When(0, None), When(None, 0)):
-            await show_all(empty, view, when, as_json=True)
+    for view in ViewName:
+        for when in (AsOf(0, None), AsOf(None, 0)):
+            await show_view(empty, view, when, as_json=True)
     assert capfdbinary.readouterr().out == b""
     with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
-        await show_all(empty, PastView.STOCK, When(1, None), as_json=True)
+        await show_view(empty, ViewName.STOCK, AsOf(1, None), as_json=True)
 
 
 async def test_a_reader_that_has_enough_is_no_failure(settings: Settings) -> None:
@@ -176,7 +176,7 @@ async def test_a_database_that_goes_half_way_is_told(run: Run, settings: Setting
 
 
 async def test_ctrl_c_ends_it_at_once(
-    settings: Settings, told: tuple[Ledger, list[Record]]
+    settings: Settings, history: tuple[Ledger, list[Record]]
 ) -> None:
     async with open_proxy(settings.db_port) as proxy:
         proxy.delay(0.3)
@@ -188,7 +188,7 @@ async def test_ctrl_c_ends_it_at_once(
         )
 
         async def is_reading() -> bool:
-            found = await told[0].rows(
+            found = await history[0].rows(
                 "SELECT COUNT(*) FROM information_schema.processlist"
                 " WHERE db = DATABASE() AND id <> CONNECTION_ID()",
                 "projector",

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from cli import submitting
-from cli.erasure import erase
+from cli import submission
+from cli.commands.erase_customer import erase
 from cli.settings import Settings
-from cli.submitting import NotShown
+from cli.submission import NotShown
 from ledger.core.events import CustomerRegistered
 from ledger.eventlog.chain import next_hash
 from ledger.eventlog.codec import encode_payload
@@ -159,7 +159,7 @@ async def test_what_was_submitted_is_decided_though_nobody_waits_for_it(
     ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(submitting, "SHOWN_TIMEOUT_S", 0.2)
+        patch.setattr(submission, "SHOWN_TIMEOUT_S", 0.2)
         with pytest.raises(NotShown, match="do writer and projector run"):
             await erase(settings, ANN)
         with pytest.raises(NotShown):
@@ -218,7 +218,7 @@ def in_the_clear(record: Record, previous_hash: bytes) -> Record:
     return structs.replace(old, hash=next_hash(previous_hash, old))
 
 
-async def test_a_name_recorded_before_names_were_sealed_is_said_to_be_there_still(
+async def test_a_name_recorded_before_names_were_encrypted_is_said_to_be_there_still(
     settings: Settings, run: Run
 ) -> None:
     async with running_ledger(settings) as ledger:
@@ -235,7 +235,7 @@ async def test_a_name_recorded_before_names_were_sealed_is_said_to_be_there_stil
             done = await run("erase-customer", ID, "--yes", "--json")
         assert done.status == 1
         assert done.json["plain_positions"] == [1]
-        assert "position 1, recorded before names were sealed" in done.said_one_sentence()
+        assert "position 1, recorded before names were encrypted" in done.said_one_sentence()
         assert await ledger.rows("SELECT username FROM wallets", "analyst") == [("erased",)]
         assert await all_live(ledger) == await all_replayed(ledger)
         audit(await ledger.records())
@@ -250,7 +250,7 @@ async def test_without_a_database_one_sentence_says_so(ledger: Ledger, run: Run)
 async def test_without_a_broker_nothing_is_erased(
     ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submitting, "SHOWN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(submission, "SHOWN_TIMEOUT_S", 0.5)
     away = settings.model_copy(update={"amqp_port": free_port()})
     with pytest.raises(InboxUnavailable, match="broker is away"):
         await erase(away, ANN)

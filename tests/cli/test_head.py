@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli.commands.head import (
+    BadFile,
+    load_head,
+    load_signing_key,
+    make_signing_keys,
+    write_head,
+)
+from cli.commands.verify import BadStart, Options
 from cli.main import app
 from cli.settings import Settings
-from cli.verification import Wish
-from cli.verification.kept_heads import BadFile, load_head, make_keys, signing_key, write_head
-from cli.verification.ledger import BadStart
 from ledger.audit.signatures import KeptHead, decode, sign
 from ledger.core.events import WalletCredited
 from ledger.eventlog.codec import encode_payload
@@ -109,8 +114,8 @@ async def test_a_rewritten_tail_that_verify_alone_takes_is_found(
         assert "rewritten" in done.err
         await ledger.write(orders(2))
         await project(ledger)
-        assert (await wrong(ledger, Wish(against=head))).position == head.position
-        quick = await wrong(ledger, Wish(against=head, quick=True))
+        assert (await wrong(ledger, Options(against=head))).position == head.position
+        quick = await wrong(ledger, Options(against=head, quick=True))
         assert quick.position == head.position
 
 
@@ -121,7 +126,7 @@ async def test_a_tail_that_was_cut_off_is_missed(
         head = await kept(run, keys[0], tmp_path / "head.json")
         await rewrite(ledger, (await ledger.records())[:-1])
         await verified(ledger)
-        found = await wrong(ledger, Wish(against=head))
+        found = await wrong(ledger, Options(against=head))
         assert (found.position, "are gone" in found.detail) == (head.position, True)
 
 
@@ -129,20 +134,20 @@ async def test_of_damage_and_a_kept_head_the_first_position_is_named(settings: S
     async with filled(settings) as ledger:
         last = (await ledger.records())[-1]
         head = KeptHead(last.position, "ab" * 32, None)
-        assert (await wrong(ledger, Wish(against=head))).position == last.position
+        assert (await wrong(ledger, Options(against=head))).position == last.position
         await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 3")
-        assert (await wrong(ledger, Wish(against=head))).position == 3
-        assert (await wrong(ledger, Wish(against=KeptHead(2, "ab" * 32, None)))).position == 2
+        assert (await wrong(ledger, Options(against=head))).position == 3
+        assert (await wrong(ledger, Options(against=KeptHead(2, "ab" * 32, None)))).position == 2
 
 
 async def test_what_is_before_a_kept_head_is_never_left_out(settings: Settings) -> None:
     async with filled(settings) as ledger:
         last = (await ledger.records())[-1]
-        wish = Wish(since_position=9, quick=True, against=KeptHead(5, "ab" * 32, None))
+        wish = Options(since_position=9, quick=True, against=KeptHead(5, "ab" * 32, None))
         with pytest.raises(BadStart, match="position 5"):
             await verified(ledger, wish)
         fits = KeptHead(last.position, last.hash.hex(), None)
-        await verified(ledger, Wish(since_position=9, quick=True, against=fits))
+        await verified(ledger, Options(since_position=9, quick=True, against=fits))
 
 
 def refusal(file: Path, public: Path) -> str:
@@ -155,9 +160,9 @@ def refusal(file: Path, public: Path) -> str:
 def test_a_head_that_was_changed_or_is_of_another_key_is_refused(tmp_path: Path) -> None:
     file, key, other = (tmp_path / name for name in ("head.json", "key", "other"))
     public = tmp_path / "key.pub"
-    make_keys(key)
-    make_keys(other)
-    signed = sign(KeptHead(7, "ab" * 32, from_us(5)), signing_key(key))
+    make_signing_keys(key)
+    make_signing_keys(other)
+    signed = sign(KeptHead(7, "ab" * 32, from_us(5)), load_signing_key(key))
     write_head(file, signed)
     assert load_head(file, public) == signed
     assert "is signed by key" in refusal(file, tmp_path / "other.pub")
@@ -180,9 +185,9 @@ def test_a_head_that_was_changed_or_is_of_another_key_is_refused(tmp_path: Path)
 
 def test_keys_that_can_not_be_used_are_refused_with_the_remedy(tmp_path: Path) -> None:
     key, public, rsa = (tmp_path / name for name in ("key", "key.pub", "rsa"))
-    make_keys(key)
+    make_signing_keys(key)
     with pytest.raises(BadFile, match="can't write"):
-        make_keys(key)
+        make_signing_keys(key)
     command = f"openssl genrsa -out {rsa} 2048"
     subprocess.run(command.split(), check=True, capture_output=True)
     rsa.chmod(0o600)
@@ -195,7 +200,7 @@ def test_keys_that_can_not_be_used_are_refused_with_the_remedy(tmp_path: Path) -
         (tmp_path / "none", "No such file"),
     ):
         with pytest.raises(BadFile, match=said):
-            signing_key(path)
+            load_signing_key(path)
 
 
 async def test_files_that_can_not_be_used_are_status_2(run: Run, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from cli.parked_found import survey
+from cli.commands.parked_queue import operator, survey
 from cli.settings import Settings
-from cli.unparking import operator
 from ledger.eventlog.codec import Rejected, encode_submitted, join
 from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import id_of, park
@@ -60,7 +59,7 @@ async def park_event(
 
 async def parked(ledger: Ledger) -> list[str]:
     """The ids of the parked messages, read without a process of its own."""
-    return [each.parked.id for each in (await survey(ledger.settings, lambda more: None)).found]
+    return [each.parked.id for each in (await survey(ledger.settings, lambda more: None)).messages]
 
 
 async def listed(run: Run) -> list[dict[str, Any]]:

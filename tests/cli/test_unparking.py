@@ -6,15 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from cli import unparking
-from cli.parked_found import Found, survey
+from cli.commands import parked_queue
+from cli.commands.parked_queue import ParkedMessage, remove, survey
 from cli.settings import Settings
-from cli.unparking import discard, open_record, resubmit
 from ledger.eventlog.codec import Rejected, encode_submitted
 from ledger.eventlog.records import Submitted
 from ledger.messaging import parking_log
 from ledger.messaging.parking import for_inbox, id_of, park
-from ledger.messaging.parking_log import Entry, MessageTooLarge
+from ledger.messaging.parking_log import Action, Entry, MessageTooLarge
 from ledger.messaging.publisher import InboxFull
 from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX
@@ -48,22 +47,24 @@ async def park_events(ledger: Ledger, events: Sequence[Submitted]) -> None:
     await park_bytes(ledger, *bodies, whole=False)
 
 
-async def parked(ledger: Ledger) -> list[Found]:
-    return (await survey(ledger.settings, lambda more: None)).found
+async def parked(ledger: Ledger) -> list[ParkedMessage]:
+    return (await survey(ledger.settings, lambda more: None)).messages
 
 
 async def discard_all(ledger: Ledger) -> dict[str, int]:
-    chosen = await parked(ledger)
-    async with open_record(ledger.settings, "discarded", chosen) as record:
-        await discard(ledger.settings, record, chosen, lambda more: None)
-    return record.done
+    return await remove_messages(ledger, "discarded", await parked(ledger))
 
 
 async def resubmit_all(ledger: Ledger) -> dict[str, int]:
-    chosen = await parked(ledger)
-    async with open_record(ledger.settings, "resubmitted", chosen) as record:
-        await resubmit(ledger.settings, record, chosen, lambda more: None)
-    return record.done
+    return await remove_messages(ledger, "resubmitted", await parked(ledger))
+
+
+async def remove_messages(
+    ledger: Ledger, action: Action, messages: Sequence[ParkedMessage]
+) -> dict[str, int]:
+    done: dict[str, int] = {}
+    await remove(ledger.settings, action, messages, lambda more: None, done)
+    return done
 
 
 async def recorded(ledger: Ledger) -> list[Entry]:
@@ -91,7 +92,7 @@ async def test_what_is_discarded_is_recorded_to_the_byte(ledger: Ledger) -> None
         (id_of(bodies[1]), 2, "discarded", 7),
         (id_of(bodies[2]), 1, "discarded", 7),
     ]
-    assert {entry.operator for entry in entries} == {unparking.operator()}
+    assert {entry.operator for entry in entries} == {parked_queue.operator()}
     assert [await body(ledger, id_of(each)) for each in bodies] == bodies
 
 
@@ -114,8 +115,8 @@ async def test_a_message_that_the_database_would_not_take_is_refused_in_time(
 async def test_events_are_submitted_again_in_the_order_they_were_parked_in(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unparking, "TOGETHER", 2)
-    monkeypatch.setattr(unparking, "HELD_BYTES", 1_500)
+    monkeypatch.setattr(parked_queue, "BATCH", 2)
+    monkeypatch.setattr(parked_queue, "HELD_BYTES", 1_500)
     events = [*opening(), *orders(13)]
     await park_events(ledger, events)
     done = await resubmit_all(ledger)
@@ -151,8 +152,7 @@ async def test_what_comes_meanwhile_stays(ledger: Ledger) -> None:
     await park_bytes(ledger, b"one")
     chosen = await parked(ledger)
     await park_bytes(ledger, b"one", b"two")
-    async with open_record(ledger.settings, "discarded", chosen) as record:
-        await discard(ledger.settings, record, chosen, lambda more: None)
+    await remove_messages(ledger, "discarded", chosen)
     assert {each.parked.id for each in await parked(ledger)} == {id_of(b"one"), id_of(b"two")}
 
 

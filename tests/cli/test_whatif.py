@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.commands.whatif import BadRules, load_rules
 from cli.settings import Settings
-from cli.supposing import BadRules, load_rules
 from ledger.core.pricing import Rules, Tier
 from tests.harness import free_port
 from tests.ledger.events import opening, orders

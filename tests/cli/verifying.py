@@ -7,9 +7,8 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
+from cli.commands.verify import Options, Verified, check
 from cli.settings import Settings
-from cli.verification import Verified, Wish
-from cli.verification.work import verify
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.records import Record, Submitted
 from projections.views.registry import PROJECTIONS
@@ -51,15 +50,15 @@ async def project(ledger: Ledger) -> None:
         await advance_to_the_end(connection)
 
 
-async def verified(ledger: Ledger, wish: Wish | None = None) -> Verified:
+async def verified(ledger: Ledger, options: Options | None = None) -> Verified:
     """What verify says of a ledger that is right."""
-    return await verify(ledger.settings, wish or Wish())
+    return await check(ledger.settings, options or Options())
 
 
-async def wrong(ledger: Ledger, wish: Wish | None = None) -> VerificationFailed:
+async def wrong(ledger: Ledger, options: Options | None = None) -> VerificationFailed:
     """What verify finds."""
     with pytest.raises(VerificationFailed) as raised:
-        await verify(ledger.settings, wish or Wish())
+        await check(ledger.settings, options or Options())
     return raised.value
 
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
+from typer.core import TyperGroup
 
 from api.app import ROUTES
 from api.operation import PREFIX
-from cli.main import app
+from cli.main import COMMANDS, load
 from cli.settings import Settings
 from ledger.core.events import DECIDED, SUBMITTED, Reason
 from ledger.runtime import failpoints
@@ -58,18 +58,15 @@ def test_what_is_said_to_prove_a_promise_exists() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    commands = set(_commands(app, "ledger"))
+    commands = set(_commands())
     assert set(rows("docs/reference/commands.md")) - {"command"} == commands
 
 
-def _commands(group: typer.Typer, name: str) -> Iterator[str]:
-    for command in group.registered_commands:
-        if command.callback and not command.hidden:
-            yield f"{name} {command.name or command.callback.__name__}"
-    for inner in group.registered_groups:
-        assert inner.typer_instance
-        is_named = isinstance(inner.name, str)
-        yield from _commands(inner.typer_instance, f"{name} {inner.name}" if is_named else name)
+def _commands() -> Iterator[str]:
+    for name, (target, _) in COMMANDS.items():
+        command = load(target)
+        inner = command.commands if isinstance(command, TyperGroup) else {}
+        yield from [f"ledger {name} {each}" for each in inner] or [f"ledger {name}"]
 
 
 def test_every_event_and_its_fields_are_documented() -> None:

@@ -27,9 +27,7 @@ def test_every_file_that_compose_mounts_exists() -> None:
 
 
 def test_every_command_of_compose_is_one_of_ours() -> None:
-    commands = {
-        command.callback.__name__ for command in app.registered_commands if command.callback
-    }
+    commands = {command.name for command in app.registered_commands}
     used = set(re.findall(r"command: \[(\w+)\]", COMPOSE))
     assert used == {"migrate", "api", "writer", "projector", "demo"} <= commands
     assert f"entrypoint: [python, -m, {hand_out.__name__}]" in COMPOSE

@@ -1,31 +1,96 @@
 """`ledger asof`: orders, wallets and stock as they were at a position or a time."""
 
+from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any, Final
 from uuid import UUID
 
+import msgspec
 import typer
+from msgspec import Struct
+from rich.table import Table
 
-from cli.running import end, run, settings
-from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
+from cli import connections
+from cli.console import (
+    BAD_USAGE,
+    FAILED,
+    LineWriter,
+    exit_with,
+    out,
+    print_json,
+    progress,
+    read_settings,
+    run,
+)
+from cli.settings import Settings
+from ledger.core.money import to_amount
+from ledger.runtime.timestamps import BadTimestamp, format_rfc3339, parse_rfc3339
+from projections.as_of import AsOfPosition, AsOfReader, open_as_of, view_as_of
+from projections.views.projection import KeyedProjection
+from projections.views.registry import PROJECTIONS
 
-commands = typer.Typer()
+# For one row; a whole view takes as long as it takes.
+ROW_TIMEOUT_S: Final = 60.0
 
 
-class PastView(StrEnum):
-    """What can be looked at as it was."""
+class ViewName(StrEnum):
+    """A view that can be shown as of a position."""
 
     ORDERS = "orders"
     WALLETS = "wallets"
     STOCK = "stock"
 
 
-@commands.command("asof")
-def show_as_of(
+class AsOf(Struct, frozen=True):
+    """What the options name: a position, a time, or neither."""
+
+    position: int | None
+    time_us: int | None
+
+    async def resolve(self, reader: AsOfReader) -> AsOfPosition:
+        """The position that is meant; raises PositionBeyondHead."""
+        if self.position is not None:
+            return await reader.at(self.position)
+        return await reader.at_time(self.time_us or 0)
+
+
+VIEWS: Final = {view.name: view for view in PROJECTIONS if isinstance(view, KeyedProjection)}
+ENTITY: Final = {
+    ViewName.ORDERS: "order",
+    ViewName.WALLETS: "customer",
+    ViewName.STOCK: "product",
+}
+ID: Final = "<36"
+NUMBER: Final = ">14"
+# The columns of a list for people, and their format; --json prints every field.
+COLUMNS: Final[dict[ViewName, dict[str, str]]] = {
+    ViewName.ORDERS: {
+        "order_id": ID,
+        "status": "<9",
+        "quantity": ">8",
+        "total_minor": NUMBER,
+        "customer_id": ID,
+        "product_id": ID,
+        "failure_reason": "",
+    },
+    ViewName.WALLETS: {"customer_id": ID, "balance_minor": NUMBER, "username": ""},
+    ViewName.STOCK: {
+        "product_id": ID,
+        "stock": ">10",
+        "initial_stock": ">13",
+        "base_price_minor": NUMBER,
+        "current_price_minor": NUMBER,
+        "name": "",
+    },
+}
+
+
+def asof(
     view: Annotated[
-        PastView, typer.Argument(metavar="VIEW", help="`orders`, `wallets` or `stock`")
+        ViewName, typer.Argument(metavar="VIEW", help="`orders`, `wallets` or `stock`")
     ],
-    thing_id: Annotated[
+    entity_id: Annotated[
         UUID | None, typer.Argument(metavar="ID", help="only this order, customer or product")
     ] = None,
     position: Annotated[
@@ -36,24 +101,73 @@ def show_as_of(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, an object a line")] = False,
 ) -> None:
-    """Show orders, wallets or stock as they were, all of them or one."""
-    from cli.looking_back import When, show_all, show_one
-
+    """Run `ledger asof`."""
     if (position is None) == (time is None):
-        raise end(2, "say as of when: either --position N or --time T")
-    when = When(position, None if time is None else time_us_of(time))
-    if thing_id is None:
-        run(show_all(settings(), view, when, as_json=as_json))
-    elif not run(show_one(settings(), view, thing_id, when, as_json=as_json)):
-        raise end(1, f"there was no such {_SINGULAR[view]} then: {thing_id}")
+        exit_with(BAD_USAGE, "say as of when: either --position N or --time T")
+    as_of = AsOf(position, parse_time(time))
+    if entity_id is None:
+        run(show_view(read_settings(), view, as_of, as_json=as_json))
+        return
+    row = run(read_row(read_settings(), view, entity_id, as_of))
+    if row is None:
+        exit_with(FAILED, f"there was no such {ENTITY[view]} then: {entity_id}")
+    if as_json:
+        print_json(row)
+        return
+    table = Table(show_header=False, box=None)
+    for name in row.__struct_fields__:
+        table.add_row(_title(name), _text(name, getattr(row, name)))
+    out.print(table)
 
 
-_SINGULAR = {PastView.ORDERS: "order", PastView.WALLETS: "customer", PastView.STOCK: "product"}
-
-
-def time_us_of(text: str) -> int:
-    """The time of `--time`; one that can't be read ends the command with status 2."""
+def parse_time(text: str | None) -> int | None:
+    """The time of `--time` in µs; one that can't be read ends the command with status 2."""
     try:
-        return parse_rfc3339(text)
+        return None if text is None else parse_rfc3339(text)
     except BadTimestamp as error:
-        raise end(2, f"--time {error}") from None
+        exit_with(BAD_USAGE, f"--time {error}")
+
+
+async def read_row(
+    settings: Settings, view: ViewName, entity_id: UUID, as_of: AsOf
+) -> Struct | None:
+    async with (
+        connections.engine(settings, "projector", read_only=True, autocommit=True) as engine,
+        open_as_of(engine, ROW_TIMEOUT_S) as reader,
+    ):
+        resolved = await as_of.resolve(reader)
+        row: Struct | None = await reader.row(VIEWS[view], entity_id, resolved.position)
+        return row
+
+
+async def show_view(settings: Settings, view: ViewName, as_of: AsOf, *, as_json: bool) -> None:
+    """Print a whole view, row by row as they are computed."""
+    columns, lines = COLUMNS[view], LineWriter()
+    async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:
+        async with open_as_of(engine, ROW_TIMEOUT_S) as reader:
+            position = (await as_of.resolve(reader)).position
+        if not as_json:
+            titles = (f"{_title(name):{width}}" for name, width in columns.items())
+            lines.add(" ".join(titles).rstrip().encode())
+        async with engine.connect() as connection:
+            with progress("reading", position) as advance:
+                async for row in view_as_of(connection, VIEWS[view], position, advance):
+                    lines.add(msgspec.json.encode(row) if as_json else _cells(row, columns))
+    lines.flush()
+
+
+def _cells(row: Struct, columns: Mapping[str, str]) -> bytes:
+    cells = (f"{_text(name, getattr(row, name)):{width}}" for name, width in columns.items())
+    return " ".join(cells).rstrip().encode()
+
+
+def _title(name: str) -> str:
+    return name.removesuffix("_minor").replace("_", " ")
+
+
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if name.endswith("_minor"):
+        return to_amount(value)
+    return format_rfc3339(value) if isinstance(value, datetime) else str(value)

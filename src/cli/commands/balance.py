@@ -1,16 +1,36 @@
 """`ledger balance`: the trial balance of the journal."""
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any, Final, get_args
 
 import typer
+from rich.table import Table
 
-from cli.commands.asof import time_us_of
-from cli.running import end, out, run, settings
+from cli import connections
+from cli.commands.asof import AsOf, parse_time
+from cli.console import (
+    BAD_USAGE,
+    FAILED,
+    exit_with,
+    out,
+    print_json,
+    progress,
+    read_settings,
+    run,
+)
+from cli.settings import Settings
+from ledger.core.money import to_amount
+from projections.as_of import open_as_of
+from projections.trial_balance import JournalBehind, Sums, TrialBalance, TrialBalanceReader
+from projections.views.journal import Unit
 
-commands = typer.Typer()
+TIMEOUT_S: Final = 60.0
+UNITS: Final[dict[Unit, tuple[str, Callable[[int], str]]]] = {
+    "minor": ("money", to_amount),
+    "units": ("units", str),
+}
 
 
-@commands.command()
 def balance(
     position: Annotated[
         int | None, typer.Option(min=0, help="as of this position instead of the latest")
@@ -21,17 +41,70 @@ def balance(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Add up what every account was debited and credited; both must come to the same."""
-    from cli.looking_back import When
-    from cli.trial_balance import as_json_text, as_table, read_balance
-
+    """Run `ledger balance`."""
     if position is not None and time is not None:
-        raise end(2, "say either --position N or --time T")
-    when = When(position, None if time is None else time_us_of(time))
-    found, torn = run(read_balance(settings(), when))
+        exit_with(BAD_USAGE, "say either --position N or --time T")
+    as_of = AsOf(position, parse_time(time))
+    trial_balance, unbalanced_at = run(_read(read_settings(), as_of))
     if as_json:
-        typer.echo(as_json_text(found))
+        print_json(_json_object(trial_balance))
     else:
-        out.print(as_table(found))
-    if torn is not None:
-        raise end(1, f"the journal does not balance, first at position {torn}: `ledger verify`")
+        out.print(_table(trial_balance))
+    if unbalanced_at is not None:
+        message = f"the journal does not balance, first at position {unbalanced_at}"
+        exit_with(FAILED, f"{message}: `ledger verify`")
+
+
+async def _read(settings: Settings, as_of: AsOf) -> tuple[TrialBalance, int | None]:
+    """The trial balance, and the first position that is out of balance, if one is.
+
+    Raises PositionBeyondHead, JournalBehind and ViewsUnavailable.
+    """
+    async with connections.engine(
+        settings, "projector", read_timeout_s=TIMEOUT_S, autocommit=True
+    ) as engine:
+        reader = TrialBalanceReader(engine, TIMEOUT_S)
+        latest = position = await reader.position()
+        if as_of != AsOf(None, None):
+            async with open_as_of(engine, TIMEOUT_S) as as_of_reader:
+                position = (await as_of.resolve(as_of_reader)).position
+        if position > latest:
+            raise JournalBehind(
+                f"the journal is at position {latest}, {position - latest} behind:"
+                " is `ledger projector` running?"
+            )
+        with progress("adding up", position) as advance:
+            trial_balance = await reader.balance(position, advance)
+        unbalanced_at = None if trial_balance.balanced else await reader.first_torn(position)
+    return trial_balance, unbalanced_at
+
+
+def _table(trial_balance: TrialBalance) -> Table:
+    """For people: money with two decimals, units as whole numbers."""
+    caption = f"at position {trial_balance.position}"
+    table = Table(box=None, caption=caption, caption_justify="left")
+    for heading in ("account", "unit"):
+        table.add_column(heading)
+    for heading in ("debit", "credit", "balance"):
+        table.add_column(heading, justify="right")
+    for unit, (unit_name, text) in UNITS.items():
+        rows = trial_balance.of(unit) | {"total": trial_balance.total(unit)}
+        for account, sums in rows.items():
+            numbers = (sums.debit, sums.credit, sums.balance)
+            table.add_row(account, unit_name, *map(text, numbers))
+    return table
+
+
+def _json_object(trial_balance: TrialBalance) -> dict[str, Any]:
+    """For programs: integers, money in minor units."""
+
+    def entry(sums: Sums, **labels: str) -> dict[str, Any]:
+        return labels | {"debit": sums.debit, "credit": sums.credit, "balance": sums.balance}
+
+    accounts = trial_balance.accounts.items()
+    return {
+        "position": trial_balance.position,
+        "balanced": trial_balance.balanced,
+        "accounts": [entry(sums, account=account, unit=unit) for (account, unit), sums in accounts],
+        "totals": [entry(trial_balance.total(unit), unit=unit) for unit in get_args(Unit)],
+    }

@@ -3,11 +3,12 @@
 from typing import Final
 from uuid import UUID, uuid5
 
+from cli import connections
+from cli.console import out, read_settings, run
 from cli.settings import Settings
-from cli.submitting import submit
+from cli.submission import submit
 from ledger.core.events import CustomerRegistered, ProductListed, SubmittedPayload
 from ledger.eventlog.records import Submitted
-from ledger.runtime.database import make_engine
 from ledger.runtime.timestamps import now_us
 from projections.queries import Views
 
@@ -31,6 +32,12 @@ CATALOGUE: Final[dict[UUID, SubmittedPayload]] = {
 }
 
 
+def demo() -> None:
+    """Run `ledger demo`."""
+    run(load_demo(read_settings()))
+    out.print("the demo's products and customer are in the views")
+
+
 async def load_demo(settings: Settings) -> None:
     """Submit the demo and wait until the views show it.
 
@@ -42,14 +49,11 @@ async def load_demo(settings: Settings) -> None:
         Submitted(uuid5(NAMESPACE, str(stream_id)), stream_id, occurred_at_us, payload)
         for stream_id, payload in CATALOGUE.items()
     ]
-    engine = make_engine(settings.db_url("api"), settings.db_ca_file, autocommit=True)
-    views = Views(engine)
+    async with connections.engine(settings, "api", autocommit=True) as engine:
+        views = Views(engine)
 
-    async def is_shown() -> bool:
-        row, _ = await views.wallet(CUSTOMER_ID)
-        return row is not None
+        async def is_shown() -> bool:
+            row, _ = await views.wallet(CUSTOMER_ID)
+            return row is not None
 
-    try:
         await submit(settings, "/demo", events, is_shown)
-    finally:
-        await engine.dispose()

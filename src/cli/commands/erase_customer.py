@@ -1,67 +1,166 @@
-"""`ledger erase-customer`: forget a customer's name, and keep the chain."""
+"""`ledger erase-customer`: erase a customer's name and keep the hash chain (crypto-shredding).
+
+The key that the name is encrypted with is destroyed, and the views show the name as erased.
+"""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
-from uuid import UUID
+from datetime import datetime
+from typing import Annotated, Final
+from uuid import UUID, uuid5
 
-import msgspec
 import typer
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cli.running import end, err, out, run, settings
+from cli import connections
+from cli.console import (
+    BAD_USAGE,
+    FAILED,
+    err,
+    exit_with,
+    out,
+    print_json,
+    read_settings,
+    run,
+)
+from cli.settings import Settings
+from cli.submission import submit, wait_until_shown
+from ledger.core.events import TYPE_OF, CustomerErased
+from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION
+from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import Submitted
+from ledger.runtime.timestamps import from_us, now_us
+from projections.queries import Views
+from projections.table_swap import OLD, SHADOW, existing_tables
+from projections.views.wallets import ERASED, WALLETS
 
-if TYPE_CHECKING:
-    from cli.erasure import Erasure
-
-REMAINS = (
+SOURCE: Final = "/erase-customer"
+ERASED_EVENT: Final = TYPE_OF[CustomerErased]
+# Tables that a rebuild of the wallets leaves beside the view. No projector updates them.
+COPIES: Final = (WALLETS.name + SHADOW, WALLETS.name + OLD)
+REMAINS: Final = (
     "What remains: wallet, orders and amounts under the customer's id; what backups, older exports"
     " and the database's own logs hold; a registration that waits in the inbox or was ever parked."
 )
+_NAMESPACE: Final = UUID("0b5b6b0e-52f7-5d0c-8a55-9f6b7c1f1c3e")
 
-commands = typer.Typer()
+
+class NoSuchCustomer(Exception):
+    """No customer was ever registered under this id."""
 
 
-@commands.command("erase-customer")
+class NameState(Struct, frozen=True):
+    """Where a customer's name still is.
+
+    `erasures` are positions and recorded times of earlier erasures; `plain_positions` are those of
+    records that were written before names were encrypted.
+    """
+
+    erasures: list[tuple[int, int]]
+    plain_positions: list[int]
+    has_key: bool
+    username: str | None
+
+    @property
+    def is_erased(self) -> bool:
+        """True if nothing is left to do."""
+        return bool(self.erasures) and not self.has_key and self.username == ERASED
+
+
+class Erasure(Struct, frozen=True):
+    """A name that is erased; `new` unless it was erased before."""
+
+    customer_id: UUID
+    position: int
+    erased_at: datetime
+    new: bool
+    plain_positions: list[int]
+
+
 def erase_customer(
     customer_id: Annotated[UUID, typer.Argument(help="the customer")],
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Destroy the key that a customer's name is sealed with; money and orders stay."""
-    from cli.erasure import NoSuchCustomer, erase, look_up
-
-    given = settings()
-    try:
-        if not run(look_up(given, customer_id)).is_erased and not yes:
-            _confirm(customer_id)
-        erasure = run(erase(given, customer_id))
-    except NoSuchCustomer as error:
-        raise end(1, str(error)) from None
+    """Run `ledger erase-customer`."""
+    settings = read_settings()
+    if not yes and not run(_read_name_state(settings, customer_id)).is_erased:
+        if not sys.stdin.isatty():
+            exit_with(BAD_USAGE, "this can't be undone: say --yes where nobody can be asked")
+        err.print(f"The name of customer {customer_id} will be gone for ever.", markup=False)
+        if not typer.confirm("Erase it?", err=True):
+            exit_with(FAILED, "nothing was erased")
+    erasure = run(erase(settings, customer_id))
     if as_json:
-        typer.echo(msgspec.json.encode(erasure))
+        print_json(erasure)
     else:
-        _show(erasure)
+        done = "erased" if erasure.new else "was erased already"
+        out.print(f"customer {customer_id} {done}: recorded at position {erasure.position},")
+        out.print("the key is destroyed, and the views say erased.")
+        out.print(REMAINS)
     if erasure.plain_positions:
-        raise end(1, _still_plain(erasure.plain_positions))
+        positions = ", ".join(map(str, erasure.plain_positions))
+        exit_with(
+            FAILED,
+            f"the ledger itself still holds the name at position {positions}, recorded before names"
+            " were encrypted: replay this ledger into a new one, which encrypts it, and erase it"
+            " there",
+        )
 
 
-def _confirm(customer_id: UUID) -> None:
-    if not sys.stdin.isatty():
-        raise end(2, "this can't be undone: say --yes where nobody can be asked")
-    err.print(f"The name of customer {customer_id} will be gone for ever.", markup=False)
-    if not typer.confirm("Erase it?", err=True):
-        raise end(1, "nothing was erased")
+async def _read_name_state(settings: Settings, customer_id: UUID) -> NameState:
+    async with connections.engine(settings, "projector", autocommit=True) as engine:
+        return await _name_state(engine, customer_id)
 
 
-def _show(erasure: "Erasure") -> None:
-    done = "erased" if erasure.new else "was erased already"
-    out.print(f"customer {erasure.customer_id} {done}: recorded at position {erasure.position},")
-    out.print("the key is destroyed, and the views say erased.")
-    out.print(REMAINS)
+async def erase(settings: Settings, customer_id: UUID) -> Erasure:
+    """Erase the name and wait until that is recorded and shown; a second time changes nothing.
+
+    A key that came back since, from a backup, is destroyed by one more event. Copies of the view
+    that a rebuild left are erased too. Raises NoSuchCustomer, InboxUnavailable, NotShown.
+    """
+    async with connections.engine(settings, "projector", autocommit=True) as engine:
+
+        async def is_erased() -> bool:
+            return (await _name_state(engine, customer_id)).is_erased
+
+        before = await _name_state(engine, customer_id)
+        new = before.has_key or not before.erasures
+        if new:
+            # The id follows from the number of erasures: run twice at once, it is recorded once.
+            event_id = uuid5(_NAMESPACE, f"{customer_id} {len(before.erasures)}")
+            event = Submitted(event_id, customer_id, now_us(), CustomerErased())
+            await submit(settings, SOURCE, [event], is_erased)
+        else:
+            await wait_until_shown(is_erased)
+        after = await _name_state(engine, customer_id)
+    async with connections.connection(settings, "migrate") as connection, connection.begin():
+        for table in await existing_tables(connection, COPIES):
+            await connection.exec_driver_sql(
+                f"UPDATE {table} SET username = %s WHERE customer_id = %s",
+                (ERASED, customer_id.bytes),
+            )
+    position, erased_at_us = after.erasures[-1]
+    return Erasure(customer_id, position, from_us(erased_at_us), new, after.plain_positions)
 
 
-def _still_plain(positions: list[int]) -> str:
-    where = ", ".join(map(str, positions))
-    return (
-        f"the ledger itself still holds the name at position {where}, recorded before names were"
-        " sealed: replay this ledger into a new one, which seals it, and erase it there"
+async def _name_state(engine: AsyncEngine, customer_id: UUID) -> NameState:
+    async with engine.connect() as connection:
+        reader = EventReader(connection)
+        decisions = await reader.decisions_of_stream(customer_id, (REGISTERED, ERASED_EVENT))
+        keys = await reader.keys([customer_id.bytes])
+    effective = [decision.cause for decision in decisions if decision.took_effect]
+    if not any(record.type == REGISTERED for record in effective):
+        raise NoSuchCustomer(f"there is no customer {customer_id}: nothing to erase")
+    wallet, _ = await Views(engine).wallet(customer_id)
+    return NameState(
+        [(r.position, r.recorded_at_us) for r in effective if r.type == ERASED_EVENT],
+        # A registration that was refused holds the name as well.
+        [
+            decision.cause.position
+            for decision in decisions
+            if decision.cause.type == REGISTERED and decision.cause.schema_version < SEALED_VERSION
+        ],
+        keys.get(customer_id.bytes) is not None,
+        wallet.username if wallet else None,
     )

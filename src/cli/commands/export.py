@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 
+from cli.console import exit_with, out, print_json, read_settings, run
 from cli.export import Format
-from cli.running import end, out, run, settings
+from cli.export.directory import encode_manifest
+from cli.export.exporter import ExportRequest, export_tables
+from cli.export.importer import import_events
+from cli.export.tables import tables_by_name
 
-commands = typer.Typer()
 
-
-@commands.command("export")
 def export(
     names: Annotated[
         list[str] | None, typer.Argument(help="`events` or views, all as of one position")
@@ -33,21 +33,17 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest")] = False,
 ) -> None:
     """Write events and views, all as of one position, as files with a manifest."""
-    from cli.export.directory import encode_manifest
-    from cli.export.exporter import ExportRequest, export_tables
-    from cli.export.tables import tables_by_name
-
     tables, selected = tables_by_name(), names or ()
     unknown = [name for name in selected if name not in tables]
     if unknown:
-        raise end(2, f"there is no {unknown[0]} to export: choose of {', '.join(tables)}")
+        exit_with(2, f"there is no {unknown[0]} to export: choose of {', '.join(tables)}")
     if every == bool(names):
-        raise end(2, f"say what to export: one or more of {', '.join(tables)}, or --all")
+        exit_with(2, f"say what to export: one or more of {', '.join(tables)}, or --all")
     if with_keys and not every and "events" not in selected:
-        raise end(2, "--with-keys goes with events, whose names the keys decrypt")
+        exit_with(2, "--with-keys goes with events, whose names the keys decrypt")
     chosen = tuple(table for name, table in tables.items() if every or name in selected)
     request = ExportRequest(chosen, format_, directory, overwrite, with_keys)
-    manifest = run(export_tables(settings(), request))
+    manifest = run(export_tables(read_settings(), request))
     if as_json:
         typer.echo(encode_manifest(manifest), nl=False)
         return
@@ -56,17 +52,14 @@ def export(
     out.print(f"exported to {directory}, as of position {manifest.position}", markup=False)
 
 
-@commands.command("import")
 def import_(
     directory: Annotated[Path, typer.Argument(help="the directory of an export with events")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Append the events of an export to an empty ledger; run it again after an interruption."""
-    from cli.export.importer import import_events
-
-    imported = run(import_events(settings(), directory))
+    imported = run(import_events(read_settings(), directory))
     if as_json:
-        typer.echo(msgspec.json.encode(imported))
+        print_json(imported)
         return
     out.print(f"imported {imported.appended} events; the ledger ends like the export:")
     out.print(f"position {imported.position}, hash {imported.hash}")

@@ -1,17 +1,31 @@
-"""`ledger head`: where the ledger ends, signed for whoever keeps it."""
+"""`ledger head`: where the ledger ends, signed for whoever keeps it.
+
+`ledger verify --against` proves later that nothing up to a kept head was changed or cut off.
+"""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.table import Table
 
-from cli.running import end, out, run, settings
+from cli import connections
+from cli.console import BAD_USAGE, FAILED, exit_with, out, print_json, read_settings, run
+from cli.settings import Settings
+from ledger.audit import signatures
+from ledger.audit.signatures import KeptHead
+from ledger.eventlog.chain import GENESIS_HASH, VerificationFailed
+from ledger.eventlog.reader import EventReader
+from ledger.runtime.files import read_secret, write_atomically, write_secret
+from ledger.runtime.timestamps import format_rfc3339, from_us
 
-commands = typer.Typer()
+
+class BadFile(Exception):
+    """A file that was named can't be used."""
 
 
-@commands.command("head")
-def show_head(
+def head(
     sign: Annotated[bool, typer.Option("--sign", help="sign it with --key")] = False,
     key: Annotated[Path | None, typer.Option(help="the private key, as PEM")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="write it into this file")] = None,
@@ -20,28 +34,89 @@ def show_head(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Show where the ledger ends: position, hash and recorded time; or sign it, to keep."""
-    from cli.verification import kept_heads
-    from ledger.audit import signatures
-    from ledger.eventlog.chain import VerificationFailed
-
+    """Run `ledger head`."""
     if sign != (key is not None) or (make_key and (sign or to or as_json)):
-        raise end(2, "say --sign and --key FILE together, and --make-key FILE without all others")
+        exit_with(
+            BAD_USAGE, "say --sign and --key FILE together, and --make-key FILE without all others"
+        )
     try:
         if make_key:
-            kept_heads.make_keys(make_key)
+            make_signing_keys(make_key)
             out.print(f"made {make_key} to sign with, and {make_key}.pub for the others")
             return
-        private = kept_heads.signing_key(key) if key else None
-        head = run(kept_heads.read_head(settings()))
-        shown = signatures.sign(head, private) if private else head
+        signing_key = load_signing_key(key) if key else None
+        end = run(_read_head(read_settings()), handled=(VerificationFailed,))
+        kept = signatures.sign(end, signing_key) if signing_key else end
         if to:
-            kept_heads.write_head(to, shown)
-    except VerificationFailed as wrong:
-        raise end(1, str(wrong)) from None
-    except kept_heads.BadFile as error:
-        raise end(2, str(error)) from None
+            write_head(to, kept)
+    except VerificationFailed as failure:
+        exit_with(FAILED, str(failure))
+    except BadFile as error:
+        exit_with(BAD_USAGE, str(error))
     if as_json or (sign and not to):
-        typer.echo(signatures.encode(shown))
+        print_json(kept)
     elif not to:
-        out.print(kept_heads.as_table(head))
+        table = Table(show_header=False, box=None)
+        table.add_row("position", str(end.position))
+        table.add_row("hash", end.hash)
+        recorded_at = format_rfc3339(end.recorded_at) if end.recorded_at else "nothing yet"
+        table.add_row("recorded", recorded_at)
+        out.print(table)
+
+
+async def _read_head(settings: Settings) -> KeptHead:
+    """Where the ledger ends; raises VerificationFailed where `ledger_head` says something else."""
+    async with connections.connection(settings, "projector", read_only=True) as connection:
+        reader = EventReader(connection)
+        end = await reader.end()
+        if end.failure:
+            raise end.failure
+        record = await reader.record_at(end.position)
+    if record is None:
+        return KeptHead(0, GENESIS_HASH.hex(), None)
+    return KeptHead(record.position, record.hash.hex(), from_us(record.recorded_at_us))
+
+
+def make_signing_keys(path: Path) -> None:
+    """Write a new private key into a file, and the public one beside it; raises BadFile."""
+    private, public = signatures.make_key()
+    try:
+        write_secret(path, private)
+        write_atomically(path.with_name(f"{path.name}.pub"), public)
+    except OSError as error:
+        raise BadFile(f"can't write {path}: {error.strerror}") from error
+
+
+def load_signing_key(path: Path) -> Ed25519PrivateKey:
+    """The private key in a file that only its owner may read; raises BadFile."""
+    try:
+        return signatures.private_key(read_secret(path))
+    except signatures.BadKey as error:
+        raise BadFile(f"{path} {error}") from error
+    except OSError as error:
+        raise BadFile(f"can't read {path}: {error.strerror or error}") from error
+
+
+def write_head(path: Path, kept: KeptHead) -> None:
+    """Write a head into a file; raises BadFile."""
+    try:
+        write_atomically(path, signatures.encode(kept) + b"\n")
+    except OSError as error:
+        raise BadFile(f"can't write {path}: {error.strerror}") from error
+
+
+def load_head(path: Path, public_key_path: Path | None) -> KeptHead:
+    """The head in a file, signed with the key if one is named; raises BadFile."""
+    reading = path
+    try:
+        kept = signatures.decode(path.read_bytes())
+        if public_key_path:
+            reading = public_key_path
+            public_key = signatures.public_key(public_key_path.read_bytes())
+            reading = path
+            signatures.check(kept, public_key)
+    except (signatures.BadHead, signatures.BadKey) as error:
+        raise BadFile(f"{reading} {error}") from error
+    except OSError as error:
+        raise BadFile(f"can't read {reading}: {error.strerror}") from error
+    return kept

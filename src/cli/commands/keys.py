@@ -1,23 +1,69 @@
-"""`ledger keys`: who may use the API."""
+"""`ledger keys`: API keys, made and ended with the account of `ledger migrate`.
 
-from typing import TYPE_CHECKING, Annotated
+The API itself only reads them.
+"""
+
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
 import typer
+from msgspec import Struct
+from rich.table import Table
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.auth.api_keys import (
+    MAX_NAME,
+    ApiKeyParts,
+    StoredApiKey,
+    find_api_key,
+    hash_secret,
+    insert_api_key,
+    list_api_keys,
+    new_api_key,
+    revoke_api_key,
+)
 from api.auth.principal import Scope
-from cli.running import end, out, run, settings
-from ledger.runtime.timestamps import now_us
+from cli import connections
+from cli.console import out, print_json, read_settings, run
+from cli.settings import Settings
+from ledger.runtime.timestamps import SECOND_US, format_us, now_us
 
-if TYPE_CHECKING:
-    from api.auth.api_keys import ApiKeyParts, StoredApiKey
+DAY_US: Final = 24 * 60 * 60 * SECOND_US
 
-keys = typer.Typer(help="Who may use the API.", no_args_is_help=True)
+keys = typer.Typer(no_args_is_help=True, add_completion=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Prefix = Annotated[str, typer.Argument(help="the middle part of the key, as `list` shows it")]
 Days = Annotated[int | None, typer.Option(min=1, help="days after which it ends; else never")]
+
+
+class NoSuchKey(Exception):
+    """No key in use has this prefix."""
+
+
+class NewKey(Struct, frozen=True):
+    """The properties of a key that is to be made."""
+
+    name: str
+    scopes: tuple[str, ...]
+    customer_id: UUID | None = None
+    expires_in_days: int | None = None
+
+
+class ShownKey(Struct, frozen=True, omit_defaults=True):
+    """A key as it is printed; `key` is the whole of it, shown once."""
+
+    prefix: str
+    name: str
+    scopes: tuple[str, ...]
+    state: str
+    created_at: str
+    client: str
+    customer_id: UUID | None = None
+    expires_at: str | None = None
+    revoked_at: str | None = None
+    key: str | None = None
 
 
 @keys.command("create")
@@ -31,40 +77,39 @@ def create_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
-    from api.auth.api_keys import MAX_NAME
-    from cli.key_store import NewKey, create
-
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise typer.BadParameter(f"must be 1 to {MAX_NAME} printable characters", param_hint="name")
-    wish = NewKey(name, tuple(scope), customer, expires_in_days)
-    _show_new(*run(create(settings(), wish)), as_json)
+    new_key = NewKey(name, tuple(scope), customer, expires_in_days)
+    _print_new_key(*run(create(read_settings(), new_key)), as_json)
 
 
 @keys.command("list")
 def list_keys(as_json: AsJson = False) -> None:
     """Show every key that was ever made, without its secret."""
-    from cli.key_store import every
-    from cli.keys_shown import keys_table, shown_key
+    settings, read_at_us = read_settings(), now_us()
 
-    shown = [shown_key(key, now_us()) for key in run(every(settings()))]
+    async def read() -> list[StoredApiKey]:
+        async with connections.connection(settings, "migrate") as connection:
+            return await list_api_keys(connection)
+
+    shown = [_shown(key, read_at_us) for key in run(read())]
     if as_json:
-        typer.echo(msgspec.json.encode({"keys": shown}))
-    else:
-        out.print(keys_table(shown))
+        print_json({"keys": shown})
+        return
+    table = Table("prefix", "name", "scopes", "customer", "state", "created", "expires", box=None)
+    for key in shown:
+        customer = str(key.customer_id or "any")
+        cells = (key.prefix, key.name, " ".join(key.scopes), customer, key.state)
+        table.add_row(*cells, key.created_at, key.expires_at or "never")
+    out.print(table)
 
 
 @keys.command("revoke")
 def revoke_key(prefix: Prefix, as_json: AsJson = False) -> None:
     """End a key now; every API process refuses it within 5 s."""
-    from cli.key_store import NoSuchKey, revoke
-    from cli.keys_shown import shown_key
-
-    try:
-        key = run(revoke(settings(), prefix))
-    except NoSuchKey as error:
-        raise end(1, str(error)) from None
+    key = run(revoke(read_settings(), prefix))
     if as_json:
-        typer.echo(msgspec.json.encode(shown_key(key, key.revoked_at_us or 0)))
+        print_json(_shown(key, key.revoked_at_us or 0))
     else:
         out.print(f"revoked {key.prefix} of {key.name}: refused within 5 s", markup=False)
 
@@ -81,21 +126,98 @@ def rotate_key(
     as_json: AsJson = False,
 ) -> None:
     """Make a new key with the rights of this one, print it, once, and end this one."""
-    from cli.key_store import NoSuchKey, rotate
-
-    try:
-        made = run(rotate(settings(), prefix, overlap_s, expires_in_days))
-    except NoSuchKey as error:
-        raise end(1, str(error)) from None
-    _show_new(*made, as_json)
+    _print_new_key(*run(rotate(read_settings(), prefix, overlap_s, expires_in_days)), as_json)
 
 
-def _show_new(key: "StoredApiKey", parts: "ApiKeyParts", as_json: bool) -> None:
-    from cli.keys_shown import shown_key
+async def create(settings: Settings, new_key: NewKey) -> tuple[StoredApiKey, ApiKeyParts]:
+    """Store a new key; its parts, which its holder needs, are stored nowhere."""
+    parts, created_at_us = new_api_key(), now_us()
+    key = StoredApiKey(
+        parts.prefix,
+        hash_secret(parts.secret),
+        parts.prefix,
+        new_key.name,
+        tuple(sorted(set(new_key.scopes))),
+        new_key.customer_id,
+        created_at_us,
+        _expiry_us(created_at_us, new_key.expires_in_days),
+    )
+    async with connections.connection(settings, "migrate") as connection, connection.begin():
+        await insert_api_key(connection, key)
+    return key, parts
 
+
+async def revoke(settings: Settings, prefix: str) -> StoredApiKey:
+    """End a key, now or earlier, and return it; raises NoSuchKey."""
+    async with connections.connection(settings, "migrate") as connection, connection.begin():
+        await _find(connection, prefix)
+        await revoke_api_key(connection, prefix, now_us())
+        return await _find(connection, prefix)
+
+
+async def rotate(
+    settings: Settings, prefix: str, overlap_s: int, expires_in_days: int | None
+) -> tuple[StoredApiKey, ApiKeyParts]:
+    """Store a new key for the same client and end the old one; both or neither.
+
+    Without `expires_in_days` the new key lives as long as the old one did. Raises NoSuchKey.
+    """
+    parts, created_at_us = new_api_key(), now_us()
+    async with connections.connection(settings, "migrate") as connection, connection.begin():
+        old = await _find(connection, prefix)
+        if ended := old.ended(created_at_us):
+            raise NoSuchKey(
+                f"the key {prefix} is {ended}: make a new one with `ledger keys create`"
+            )
+        expires_at_us = _expiry_us(created_at_us, expires_in_days)
+        if expires_at_us is None and old.expires_at_us is not None:
+            expires_at_us = created_at_us + old.expires_at_us - old.created_at_us
+        key = msgspec.structs.replace(
+            old,
+            prefix=parts.prefix,
+            secret_hash=hash_secret(parts.secret),
+            created_at_us=created_at_us,
+            expires_at_us=expires_at_us,
+            revoked_at_us=None,
+        )
+        await insert_api_key(connection, key)
+        await revoke_api_key(connection, prefix, created_at_us + overlap_s * SECOND_US)
+    return key, parts
+
+
+async def _find(connection: AsyncConnection, prefix: str) -> StoredApiKey:
+    key = await find_api_key(connection, prefix)
+    if key is None:
+        raise NoSuchKey(f"there is no key {prefix}: `ledger keys list` shows all of them")
+    return key
+
+
+def _print_new_key(key: StoredApiKey, parts: ApiKeyParts, as_json: bool) -> None:
     if as_json:
-        shown = msgspec.structs.replace(shown_key(key, key.created_at_us), key=str(parts))
-        typer.echo(msgspec.json.encode(shown))
+        print_json(msgspec.structs.replace(_shown(key, key.created_at_us), key=str(parts)))
     else:
         typer.echo(parts)
         typer.echo("This is shown once. Send it as `Authorization: Bearer KEY`.", err=True)
+
+
+def _shown(key: StoredApiKey, at_us: int) -> ShownKey:
+    """A key with its state at a time, without its secret."""
+    return ShownKey(
+        key.prefix,
+        key.name,
+        key.scopes,
+        key.ended(at_us) or "active",
+        _time_text(key.created_at_us) or "",
+        key.client,
+        key.customer_id,
+        _time_text(key.expires_at_us),
+        _time_text(key.revoked_at_us),
+    )
+
+
+def _time_text(time_us: int | None) -> str | None:
+    return None if time_us is None else format_us(time_us, "seconds")
+
+
+def _expiry_us(created_at_us: int, days: int | None) -> int | None:
+    return None if days is None else created_at_us + days * DAY_US

@@ -8,17 +8,20 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cli import connections
+from cli.console import out, read_settings, run
 from cli.settings import Settings
 from ledger.eventlog.migrations import upgrade
 from ledger.messaging import topology
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
-from ledger.runtime.database import make_engine, refuse_unsafe
+from ledger.runtime.database import refuse_unsafe
 from projections.tables import read_checkpoints, register
 from projections.views.projection import METADATA, LineProjection, Projection
 from projections.views.registry import PROJECTIONS
 
+# Adding an index to a table of many millions of rows takes its time.
 INDEX_TIMEOUT_S: Final = 3600
-"""How long the index of a table with all there is may take."""
+# The rights of each account, table by table. Nobody but `migrate` may change `events`.
 LEDGER_GRANTS: Final = {
     "writer": {
         "events": "SELECT, INSERT",
@@ -47,7 +50,12 @@ VIEW_GRANTS: Final = {
     "api": "SELECT",
     "analyst": "SELECT",
 }
-"""What each account may do, table by table; nobody but `migrate` may change `events`."""
+
+
+def migrate_command() -> None:
+    """Run `ledger migrate`."""
+    run(migrate(read_settings()))
+    out.print("migrated: tables, accounts, grants and queues are as this version needs them")
 
 
 async def migrate(settings: Settings) -> None:
@@ -60,31 +68,28 @@ async def migrate(settings: Settings) -> None:
 
 
 async def _migrate_database(settings: Settings) -> None:
-    engine = make_engine(
-        settings.db_url("migrate"), settings.db_ca_file, read_timeout_s=INDEX_TIMEOUT_S
-    )
-    try:
-        async with engine.begin() as connection:
-            await refuse_unsafe(connection)
-            await connection.exec_driver_sql(
-                f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
-            )
-            await connection.run_sync(upgrade)
-            await connection.run_sync(METADATA.create_all)
-            await register(connection, PROJECTIONS)
-            checkpoints = await read_checkpoints(connection, PROJECTIONS)
-            ours = [view for view in PROJECTIONS if checkpoints[view.name].version == view.version]
-            await connection.run_sync(_create_indexes, ours)
-            await _create_accounts(connection, settings)
-    finally:
-        await engine.dispose()
+    async with (
+        connections.connection(settings, "migrate", read_timeout_s=INDEX_TIMEOUT_S) as connection,
+        connection.begin(),
+    ):
+        await refuse_unsafe(connection)
+        await connection.exec_driver_sql(
+            f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+        )
+        await connection.run_sync(upgrade)
+        await connection.run_sync(METADATA.create_all)
+        await register(connection, PROJECTIONS)
+        checkpoints = await read_checkpoints(connection, PROJECTIONS)
+        # `ledger rebuild` makes views of another version anew, with their indexes.
+        current = [view for view in PROJECTIONS if checkpoints[view.name].version == view.version]
+        await connection.run_sync(_create_indexes, current)
+        await _create_accounts(connection, settings)
 
 
 def _create_indexes(connection: Connection, views: Sequence[Projection[Any]]) -> None:
-    """Make the indexes that tables lack which an earlier release made.
+    """Add the indexes that are missing from tables which an earlier release made.
 
-    The database adds an index while projectors go on writing. Views of another version are left as
-    they are: `ledger rebuild` makes them anew.
+    The database adds an index while projectors go on writing.
     """
     for view in views:
         for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
@@ -107,14 +112,13 @@ async def _create_accounts(connection: AsyncConnection, settings: Settings) -> N
 
 def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str]:
     """The rights of a role by table."""
-    views = {view.name: _view_rights(role, view) for view in projections}
-    return LEDGER_GRANTS[role] | {name: rights for name, rights in views.items() if rights}
-
-
-def _view_rights(role: str, view: Projection[Any]) -> str:
-    if role == "projector" and isinstance(view, LineProjection):
-        return "SELECT, INSERT"
-    return VIEW_GRANTS.get(role, "")
+    tables = dict(LEDGER_GRANTS[role])
+    if role in VIEW_GRANTS:
+        for view in projections:
+            # A view of lines is append-only, as the ledger is.
+            is_append_only = role == "projector" and isinstance(view, LineProjection)
+            tables[view.name] = "SELECT, INSERT" if is_append_only else VIEW_GRANTS[role]
+    return tables
 
 
 async def _declare_topology(settings: Settings) -> None:
@@ -123,6 +127,7 @@ async def _declare_topology(settings: Settings) -> None:
     except ChannelPreconditionFailed as error:
         if f"'{topology.PARKING}'" not in str(error):
             raise
+        # An earlier release declared the parking queue with other arguments.
         await _on_channel(settings, topology.remove_old_parking)
         await _on_channel(settings, topology.declare, settings.inbox_max_length)
 
@@ -130,6 +135,7 @@ async def _declare_topology(settings: Settings) -> None:
 async def _on_channel(
     settings: Settings, work: Callable[..., Coroutine[Any, Any, None]], *arguments: int
 ) -> None:
+    # A channel that failed a declaration is closed: each attempt opens its own.
     async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await work(channel, *arguments)

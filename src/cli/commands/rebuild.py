@@ -1,20 +1,36 @@
-"""`ledger rebuild`: makes views anew from the ledger and swaps them in, while all goes on."""
+"""`ledger rebuild`: builds views again from the ledger and swaps them in, without downtime."""
 
-from typing import TYPE_CHECKING, Annotated
+import time
+from collections.abc import Sequence
+from typing import Annotated
 
-import msgspec
 import typer
+from msgspec import Struct
 
-from cli.running import end, out, run, settings
+from cli import connections
+from cli.console import (
+    BAD_USAGE,
+    FAILED,
+    exit_with,
+    out,
+    print_json,
+    progress,
+    read_settings,
+    run,
+)
+from projections.rebuild import Rebuilt, open_rebuild
+from projections.table_swap import SESSION_S
+from projections.views.registry import PROJECTIONS
 
-if TYPE_CHECKING:
-    from cli.rebuilding import Done
-    from projections.rebuild import Rebuilt
 
-commands = typer.Typer()
+class Report(Struct, frozen=True):
+    """What was done with each view, or which old tables were dropped."""
+
+    views: Sequence[Rebuilt]
+    dropped: Sequence[str]
+    seconds: float
 
 
-@commands.command()
 def rebuild(
     views: Annotated[list[str] | None, typer.Argument(help="one or more views")] = None,
     *,
@@ -25,51 +41,65 @@ def rebuild(
     restart: Annotated[bool, typer.Option("--restart", help="begin with the first event")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Make views anew, compare them with the live ones and swap them in, while all goes on."""
-    from cli.rebuilding import Wish, work
-    from projections.views.registry import PROJECTIONS
-
-    known = [view.name for view in PROJECTIONS]
-    names = known if every else views or []
-    if unknown := sorted(set(names) - set(known)):
-        raise end(2, f"there is no view {unknown[0]}: choose of {', '.join(known)}")
+    """Run `ledger rebuild`."""
+    view_names = [view.name for view in PROJECTIONS]
+    names = view_names if every else views or []
+    if unknown := sorted(set(names) - set(view_names)):
+        message = f"there is no view {unknown[0]}: choose of {', '.join(view_names)}"
+        exit_with(BAD_USAGE, message)
     if every == bool(views):
-        raise end(2, f"say what to rebuild: one or more of {', '.join(known)}, or --all")
+        choices = ", ".join(view_names)
+        exit_with(BAD_USAGE, f"say what to rebuild: one or more of {choices}, or --all")
     if undo + drop_old + (repair or restart) > 1:
-        raise end(2, "--undo, --drop-old, and --repair or --restart, exclude each other")
-    done = run(work(settings(), Wish(names, undo, drop_old, repair, restart)))
+        exit_with(BAD_USAGE, "--undo, --drop-old, and --repair or --restart, exclude each other")
+    settings = read_settings()
+
+    async def work() -> Report:
+        started = time.perf_counter()
+        rebuilt: Sequence[Rebuilt] = ()
+        dropped: Sequence[str] = ()
+        chosen = [view for view in PROJECTIONS if view.name in names]
+        async with (
+            connections.engine(settings, "migrate", read_timeout_s=SESSION_S) as engine,
+            open_rebuild(engine, PROJECTIONS, chosen, progress) as process,
+        ):
+            if drop_old:
+                dropped = sorted(await process.drop_old())
+            elif undo:
+                rebuilt = await process.undo()
+            else:
+                rebuilt = await process.rebuild(restart=restart, repair=repair)
+        return Report(rebuilt, dropped, round(time.perf_counter() - started, 3))
+
+    report = run(work())
     if as_json:
-        typer.echo(msgspec.json.encode(done))
+        print_json(report)
     else:
-        _show(done, undo=undo)
-    if differing := [view for view in done.views if not view.swapped and view.difference]:
-        raise end(1, _refusal(differing[0]))
+        _show(report, undo=undo)
+    for view in report.views:
+        if view.difference and not view.swapped:
+            exit_with(
+                FAILED,
+                f"{view.difference}; nothing was swapped, {view.view}_shadow holds what the ledger"
+                " says: with --repair it is swapped in",
+            )
 
 
-def _show(done: "Done", *, undo: bool) -> None:
-    for name in done.dropped:
+def _show(report: Report, *, undo: bool) -> None:
+    for name in report.dropped:
         out.print(f"{name} is dropped")
-    for view in done.views:
+    for view in report.views:
+        if view.not_compared:
+            comparison = f"not compared ({view.not_compared})"
+        else:
+            comparison = "other than before" if view.difference else "the same as before"
         if not view.swapped:
-            out.print(f"{view.view}: not swapped, {_comparison(view)}")
+            out.print(f"{view.view}: not swapped, {comparison}")
             continue
-        what = "the old table is back" if undo else f"rebuilt, {_comparison(view)}"
+        change = "the old table is back" if undo else f"rebuilt, {comparison}"
         out.print(
-            f"{view.view}: {what}, at position {view.position}; the table before is kept as"
+            f"{view.view}: {change}, at position {view.position}; the table before is kept as"
             f" {view.view}_old"
         )
         if view.difference:
             out.print(f"  {view.difference}", markup=False)
-
-
-def _comparison(view: "Rebuilt") -> str:
-    if view.not_compared:
-        return f"not compared ({view.not_compared})"
-    return "other than before" if view.difference else "the same as before"
-
-
-def _refusal(view: "Rebuilt") -> str:
-    return (
-        f"{view.difference}; nothing was swapped, {view.view}_shadow holds what the ledger says:"
-        " with --repair it is swapped in"
-    )

@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
-import msgspec
 import typer
 
-from cli.running import end, out, run, settings
+from cli.console import exit_with, out, print_json, read_settings, run
+from cli.replay.events import Selection, print_events
+from cli.replay.resubmission import resubmit_events
+from cli.settings import BadSettings, load_other_settings
 from ledger.core.events import DECIDED, SUBMITTED
 
-commands = typer.Typer()
 
-
-@commands.command("replay")
 def replay_events(
     into_inbox: Annotated[
         Path | None,
@@ -29,28 +28,24 @@ def replay_events(
     ] = False,
 ) -> None:
     """Print recorded events as JSON lines, or submit them again to another ledger."""
-    from cli.replay.events import Selection, print_events
-    from cli.replay.resubmission import resubmit_events
-    from cli.settings import BadSettings, load_other_settings
-
     types = list(SUBMITTED) if into_inbox else [*SUBMITTED, *DECIDED]
     if type_ is not None and type_ not in types:
         kind = "submitted" if into_inbox else "known"
-        raise end(2, f"--type {type_} is not {kind}: choose of {', '.join(types)}")
+        exit_with(2, f"--type {type_} is not {kind}: choose of {', '.join(types)}")
     if into_inbox and stream:
-        raise end(2, "--stream is not for --into-inbox: one stream can't be decided by itself")
+        exit_with(2, "--stream is not for --into-inbox: one stream can't be decided by itself")
     if last is not None and last < first:
-        raise end(2, f"--to {last} is before --from {first}")
+        exit_with(2, f"--to {last} is before --from {first}")
     selection = Selection(first, last, type_, stream)
     if not into_inbox:
-        run(print_events(settings(), selection, follow=follow))
+        run(print_events(read_settings(), selection, follow=follow))
         return
     try:
         other = load_other_settings(into_inbox)
     except BadSettings as error:
-        raise end(2, f"--into-inbox: {error}") from None
-    report = run(resubmit_events(settings(), selection, other, follow=follow))
+        exit_with(2, f"--into-inbox: {error}")
+    report = run(resubmit_events(read_settings(), selection, other, follow=follow))
     if as_json:
-        typer.echo(msgspec.json.encode(report))
+        print_json(report)
     else:
         out.print(f"submitted {report.events} events again, up to position {report.position}")

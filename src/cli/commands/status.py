@@ -1,27 +1,29 @@
 """`ledger status`: where the ledger, its views and its queues are."""
 
 import asyncio
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import typer
 from msgspec import Struct
 from rich.table import Table
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cli import connections
+from cli.console import out, print_json, read_settings, run
 from cli.settings import Settings
-from ledger.eventlog.store import Store
+from ledger.eventlog.reader import EventReader
 from ledger.messaging.consumer import PREFETCH
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
 from ledger.messaging.topology import INBOX, PARKING
-from ledger.runtime.database import make_engine
 from projections.views.registry import PROJECTIONS
 
+READ_TIMEOUT_S: Final = 15
 CODE_VERSIONS: Final = {projection.name: projection.version for projection in PROJECTIONS}
 
 
 class ViewStatus(Struct, frozen=True):
     """A view's checkpoint, and how many positions it is behind the head.
 
-    `version` is that of the code that made it, `code_version` that of the code which asks.
+    `version` is that of the code that made the view, `code_version` that of this code.
     """
 
     name: str
@@ -34,9 +36,9 @@ class ViewStatus(Struct, frozen=True):
 class Status(Struct, frozen=True):
     """The whole at one moment. The inbox is counted in messages, each a group of events.
 
-    A broker tells its clients only of messages that nobody holds. So `inbox_messages` leaves out
-    what the writer got and has not acked, `held_messages_at_most`; `parked_messages` leaves out
-    what somebody reads just now.
+    A broker counts only messages that no consumer holds. So `inbox_messages` leaves out what the
+    writer got and has not acked, `held_messages_at_most`; `parked_messages` leaves out what
+    `ledger parked` reads just now.
     """
 
     position: int
@@ -48,61 +50,60 @@ class Status(Struct, frozen=True):
     parked_messages: int
 
 
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Run `ledger status`."""
+    current = run(read_status(read_settings()))
+    if as_json:
+        print_json(current)
+    else:
+        out.print(_table(current))
+
+
 async def read_status(settings: Settings) -> Status:
     """Ask the database and the broker; raises what they raise when they are away."""
-    engine = make_engine(settings.db_url("projector"), settings.db_ca_file)
-    try:
-        async with engine.connect() as connection:
-            checkpoints = await _checkpoints(connection)
-            head = await Store(connection).head()
-    finally:
-        await engine.dispose()
-    depths = await _depths(settings)
-    views = [
-        ViewStatus(name, position, head.position - position, version, CODE_VERSIONS.get(name))
-        for name, position, version in checkpoints
-    ]
-    return Status(head.position, head.hash.hex(), head.epoch, views, *depths)
-
-
-async def _checkpoints(connection: AsyncConnection) -> list[tuple[str, int, int]]:
-    found = await connection.exec_driver_sql(
-        "SELECT name, position, view_version FROM checkpoints ORDER BY name"
-    )
-    rows: Any = found.all()
-    return list(rows)
-
-
-async def _depths(settings: Settings) -> tuple[int, int, int]:
+    async with connections.connection(
+        settings, "projector", read_timeout_s=READ_TIMEOUT_S
+    ) as connection:
+        # Checkpoints first: a head read before them could be behind a view.
+        result = await connection.exec_driver_sql(
+            "SELECT name, position, view_version FROM checkpoints ORDER BY name"
+        )
+        checkpoints: Any = result.all()
+        head = await EventReader(connection).head()
     async with open_channel(settings.amqp_url("api"), "status", confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             inbox = (await channel.declare_queue(INBOX, passive=True)).declaration_result
             parking = (await channel.declare_queue(PARKING, passive=True)).declaration_result
-    # Of several writers the broker feeds one.
-    held_at_most = PREFETCH if inbox.consumer_count else 0
-    return inbox.message_count or 0, held_at_most, parking.message_count or 0
+    return Status(
+        head.position,
+        head.hash.hex(),
+        head.epoch,
+        [
+            ViewStatus(name, position, head.position - position, version, CODE_VERSIONS.get(name))
+            for name, position, version in checkpoints
+        ],
+        inbox.message_count or 0,
+        # Of several writers the broker feeds one.
+        PREFETCH if inbox.consumer_count else 0,
+        parking.message_count or 0,
+    )
 
 
-def as_table(status: Status) -> Table:
-    """The status for a person to read."""
+def _table(current: Status) -> Table:
     table = Table(show_header=False, box=None)
-    table.add_row("head", f"position {status.position}, epoch {status.epoch}")
-    table.add_row("", f"hash {status.hash}")
-    for view in status.views:
-        table.add_row(view.name, f"position {view.position}, {view.lag} behind{_version(view)}")
-    table.add_row("inbox", f"{status.inbox_messages} messages wait, {_held(status)}")
-    see = ", see `ledger parked list`" if status.parked_messages else ""
-    table.add_row("parking", f"{status.parked_messages} messages{see}")
+    table.add_row("head", f"position {current.position}, epoch {current.epoch}")
+    table.add_row("", f"hash {current.hash}")
+    for view in current.views:
+        version = f"version {view.version}"
+        if view.version != view.code_version:
+            version += f", which is not that of this code: {view.code_version}"
+        table.add_row(view.name, f"position {view.position}, {view.lag} behind, {version}")
+    held = "no writer is there"
+    if current.held_messages_at_most:
+        held = f"the writer holds {current.held_messages_at_most} more at most"
+    table.add_row("inbox", f"{current.inbox_messages} messages wait, {held}")
+    see = ", see `ledger parked list`" if current.parked_messages else ""
+    table.add_row("parking", f"{current.parked_messages} messages{see}")
     return table
-
-
-def _held(status: Status) -> str:
-    if status.held_messages_at_most:
-        return f"the writer holds {status.held_messages_at_most} more at most"
-    return "no writer is there"
-
-
-def _version(view: ViewStatus) -> str:
-    if view.version == view.code_version:
-        return f", version {view.version}"
-    return f", version {view.version}, which is not that of this code: {view.code_version}"

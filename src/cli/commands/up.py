@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from api.auth.guard import Exposed, refuse_exposed
+from cli.console import read_settings
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
 from cli.localstack.leftovers import LEDGER, stop_processes
@@ -85,6 +86,11 @@ class Terminal:
     def _show_steps(self) -> None:
         if self._status and self._under_way:
             self._status.update(f"{escape(', '.join(self._under_way))} …")
+
+
+def up() -> None:
+    """Run `ledger up`."""
+    run_stack(read_settings())
 
 
 def run_stack(settings: Settings) -> None:

@@ -1,22 +1,82 @@
-"""`ledger verify`: whether anything in the ledger was changed, or in a view of it is wrong."""
+"""`ledger verify`: finds out whether anything in the ledger was changed, or a view is wrong.
 
+The ledger is checked first, then the views are compared with it. Both only read, up to where the
+ledger ends when they begin; writer and projector go on meanwhile.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
-import msgspec
 import typer
+from msgspec import Struct
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.running import end, err, out, run, settings
+from cli import connections
+from cli.commands.head import BadFile, load_head
+from cli.console import (
+    BAD_USAGE,
+    FAILED,
+    err,
+    exit_with,
+    out,
+    print_json,
+    progress,
+    read_settings,
+    run,
+)
+from cli.settings import Settings
+from ledger.audit.decisions import DecisionAudit, audit_pages
+from ledger.audit.decisions import check as check_page
+from ledger.audit.signatures import KeptHead
+from ledger.core.fold import Fold
+from ledger.eventlog import snapshots
+from ledger.eventlog.chain import ChainCheck, VerificationFailed
+from ledger.eventlog.reader import EventReader, LedgerEnd, Prefetch
+from projections.check import CheckedView, check_views
+from projections.views.registry import PROJECTIONS
 
-if TYPE_CHECKING:
-    from cli.verification import Verified
-
-commands = typer.Typer()
-
-UNABLE: Final = 3
+# The status where it could not be found out: the database went away.
+UNDECIDED: Final = 3
 
 
-@commands.command()
+class BadStart(Exception):
+    """The ledger can't be verified from there."""
+
+
+class Options(Struct, frozen=True):
+    """What is checked: the ledger after `since_position`, against a kept head, and the views.
+
+    With `views` only these views are compared, and the ledger is taken as it is.
+    """
+
+    since_position: int = 0
+    quick: bool = False
+    against: KeptHead | None = None
+    views: tuple[str, ...] = ()
+
+
+class CheckedLedger(Struct, frozen=True):
+    """A ledger that is right up to a position, and after `since`, which was trusted."""
+
+    position: int
+    hash: str
+    since: int
+
+
+class Verified(Struct, frozen=True):
+    """What was found right, and how long each part took."""
+
+    ledger: CheckedLedger | None
+    views: list[CheckedView]
+    ledger_s: float
+    views_s: float
+
+
 def verify(
     since_position: Annotated[
         int, typer.Option(min=0, help="trust what is before, from the nearest snapshot on")
@@ -24,9 +84,6 @@ def verify(
     quick: Annotated[
         bool, typer.Option("--quick", help="positions, times and hashes only")
     ] = False,
-    resume: Annotated[
-        Path | None, typer.Option(help="go on from this file, and save there how far it got")
-    ] = None,
     against: Annotated[
         Path | None, typer.Option(help="a head that was kept: the ledger must go on from it")
     ] = None,
@@ -38,52 +95,146 @@ def verify(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Check each hash, decision, invariant and view; name the first position that is wrong."""
-    from cli.verification import Finding, Wish
-    from cli.verification.helper_process import helped
-    from cli.verification.kept_heads import BadFile, load_head
-    from cli.verification.ledger import BadStart
-    from cli.verification.state import BadState, StateNotSaved
-    from cli.verification.work import verify as work
-    from ledger.eventlog.chain import VerificationFailed
-    from projections.views.registry import PROJECTIONS
-
+    """Run `ledger verify`."""
     names = [projection.name for projection in PROJECTIONS]
     if unknown := set(view or ()) - set(names):
-        raise end(2, f"there is no view {unknown.pop()}: choose of {', '.join(names)}")
-    if resume and (quick or since_position):
-        raise end(2, "--resume goes on from its file: leave out --quick and --since-position")
-    if view and (resume or quick or since_position or against):
-        raise end(2, "--view leaves out the ledger: leave out what is for the ledger, too")
+        exit_with(BAD_USAGE, f"there is no view {unknown.pop()}: choose of {', '.join(names)}")
+    if view and (quick or since_position or against):
+        exit_with(BAD_USAGE, "--view leaves out the ledger: leave out what is for the ledger, too")
     if public_key and not against:
-        raise end(2, "--public-key is for the head that --against names")
+        exit_with(BAD_USAGE, "--public-key is for the head that --against names")
     try:
-        head = load_head(against, public_key) if against else None
-        wish = Wish(since_position, quick, resume, head, tuple(view or ()), helped())
-        verified = run(work(settings(), wish), unable=UNABLE)
-    except VerificationFailed as wrong:
+        kept = load_head(against, public_key) if against else None
+        options = Options(since_position, quick, kept, tuple(view or ()))
+        verified = run(
+            check(read_settings(), options),
+            failed=UNDECIDED,
+            handled=(VerificationFailed, BadStart),
+        )
+    except VerificationFailed as failure:
         if as_json:
-            found = Finding(wrong.position, wrong.detail)
-            typer.echo(msgspec.json.encode({"wrong": found}))
-        raise end(1, str(wrong)) from None
-    except (BadFile, BadStart, BadState) as error:
-        raise end(2, str(error)) from None
-    except StateNotSaved as error:
-        raise end(UNABLE, str(error)) from None
+            print_json({"wrong": {"position": failure.position, "what": failure.detail}})
+        exit_with(FAILED, str(failure))
+    except (BadFile, BadStart) as error:
+        exit_with(BAD_USAGE, str(error))
     if as_json:
-        typer.echo(msgspec.json.encode(verified))
+        print_json(verified)
     else:
         _show(verified, quick=quick)
-    if head and not public_key:
+    if kept and not public_key:
         err.print("the kept head was taken as it is: --public-key FILE says who signed it")
 
 
-def _show(verified: "Verified", *, quick: bool) -> None:
+def _show(verified: Verified, *, quick: bool) -> None:
     if ledger := verified.ledger:
         since = f" after position {ledger.since}, which was trusted," if ledger.since else ""
-        what = "in the chain" if quick else "as it was decided"
-        out.print(f"ledger: all{since} up to position {ledger.position} is {what}")
+        state = "in the chain" if quick else "as it was decided"
+        out.print(f"ledger: all{since} up to position {ledger.position} is {state}")
         out.print(f"        hash {ledger.hash}")
     for view in verified.views:
         rows = f"{view.rows} rows" if view.rows != 1 else "1 row"
         out.print(f"{view.name}: {rows}, as the ledger makes them up to position {view.position}")
+
+
+async def check(settings: Settings, options: Options) -> Verified:
+    """Check ledger and views.
+
+    Raises VerificationFailed for the first position where something is wrong, and BadStart.
+    """
+    async with connections.connection(settings, "projector", read_only=True) as connection:
+        started = time.perf_counter()
+        ledger = None if options.views else await _check_ledger(connection, options)
+        ledger_done = time.perf_counter()
+        views: list[CheckedView] = []
+        if not options.quick and not options.since_position:
+            chosen = [v for v in PROJECTIONS if not options.views or v.name in options.views]
+            events = (await EventReader(connection).head()).position
+            with progress("views", events) as advance:
+                views = await check_views(connection, chosen, advance)
+        views_done = time.perf_counter()
+    ledger_s, views_s = ledger_done - started, views_done - ledger_done
+    return Verified(ledger, views, round(ledger_s, 3), round(views_s, 3))
+
+
+async def _check_ledger(connection: AsyncConnection, options: Options) -> CheckedLedger:
+    chain, decisions = await _start(connection, options)
+    since = chain.position
+    end = await EventReader(connection).end()
+    failures = [end.failure, await _compare_kept_head(connection, since, end, options)]
+    # The writer starts from the newest snapshot, so it must be what the events make.
+    snapshot = await snapshots.nearest(connection, end.position) if decisions else None
+    try:
+        with progress("ledger", max(0, end.position - since)) as advance:
+            if snapshot and decisions and snapshot.position > since:
+                await _check_pages(connection, chain, decisions, snapshot.position, advance)
+                fold = decisions.fold
+                if (snapshot.customers, snapshot.products) != (fold.customers, fold.products):
+                    other = "the snapshot that was saved here is not what the events make: drop it"
+                    failures.append(VerificationFailed(snapshot.position, other))
+            await _check_pages(connection, chain, decisions, end.position, advance)
+    except VerificationFailed as failure:
+        failures.append(failure)
+    # The first position is promised, and each of these may be the one that names it.
+    if first := min(filter(None, failures), key=attrgetter("position"), default=None):
+        raise first
+    return CheckedLedger(chain.position, chain.hash.hex(), since)
+
+
+async def _check_pages(
+    connection: AsyncConnection,
+    chain: ChainCheck,
+    decisions: DecisionAudit | None,
+    up_to: int,
+    advance: Callable[[int], None],
+) -> None:
+    pages = audit_pages(EventReader(connection), chain.position, up_to, decisions)
+    async with aclosing(Prefetch(pages)) as prefetched:
+        async for page in prefetched:
+            # In a thread, so that the next page is read meanwhile.
+            if decisions:
+                await asyncio.to_thread(check_page, chain, decisions, page.records, page.earlier)
+            else:
+                await asyncio.to_thread(chain.check, page.records)
+            advance(len(page.records))
+
+
+async def _start(
+    connection: AsyncConnection, options: Options
+) -> tuple[ChainCheck, DecisionAudit | None]:
+    """The state to begin with; no decisions, if only the chain is to be checked."""
+    since = options.since_position
+    if since and await EventReader(connection).record_at(since) is None:
+        raise BadStart(f"--since-position {since} is after the end of the ledger")
+    decisions = None
+    if not options.quick:
+        snapshot = await snapshots.nearest(connection, since)
+        since = snapshot.position if snapshot else 0
+        decisions = DecisionAudit(
+            Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
+        )
+    trusted = await EventReader(connection).record_at(since)
+    if trusted is None:
+        return ChainCheck(), decisions
+    return ChainCheck(since, trusted.hash, trusted.recorded_at_us), decisions
+
+
+async def _compare_kept_head(
+    connection: AsyncConnection, since: int, end: LedgerEnd, options: Options
+) -> VerificationFailed | None:
+    """The failure if the ledger does not go on from a head that was kept."""
+    kept = options.against
+    if kept is None or kept.position == 0:
+        return None
+    if since > kept.position:
+        raise BadStart(
+            f"the kept head is of position {kept.position}, and what is before"
+            f" {since} would not be verified: leave out --since-position"
+        )
+    record = await EventReader(connection).record_at(kept.position)
+    if record is None:
+        gone = f"the kept head says that the ledger had {kept.position} events: they are gone"
+        return VerificationFailed(end.position + 1, gone)
+    if record.hash.hex() != kept.hash:
+        rewritten = "the kept head has another hash: history up to here was rewritten"
+        return VerificationFailed(kept.position, rewritten)
+    return None

@@ -1,39 +1,187 @@
-"""`ledger whatif`: what would have come of it by other pricing rules."""
+"""`ledger whatif`: what orders would have come to by other pricing rules."""
 
+import json
+import tomllib
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Self
 
-import msgspec
 import typer
+from msgspec import Struct
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.table import Column, Table
+from rich.text import Text
 
-from cli.running import end, out, run, settings
+from cli import connections
+from cli.console import (
+    BAD_USAGE,
+    FAILED,
+    exit_with,
+    out,
+    print_json,
+    progress,
+    read_settings,
+    run,
+)
+from cli.settings import Settings
+from ledger.audit.whatif import Product, Tally, WhatIf, total
+from ledger.core.events import TYPE_OF, OrderPlaced
+from ledger.core.money import to_amount
+from ledger.core.pricing import Rules, Tier
+from ledger.eventlog.chain import VerificationFailed
+from ledger.eventlog.reader import EventReader
 
-commands = typer.Typer()
+# Products that the table shows; --json has all.
+MAX_PRODUCTS: Final = 20
+MAX_FACTOR: Final = 1000
+MAX_TIERS: Final = 20
 
-SHOWN: Final = 20
-"""Products that the table has; --json has all."""
+
+class BadRules(Exception):
+    """The file does not hold pricing rules."""
 
 
-@commands.command()
+class TierForm(BaseModel):
+    """A tier as it stands in a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    above_percent: int = Field(ge=0, le=100)
+    factor: Decimal = Field(gt=0, le=MAX_FACTOR, decimal_places=6)
+
+
+class RulesForm(BaseModel):
+    """Rules as they stand in a file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tiers: list[TierForm] = Field(max_length=MAX_TIERS)
+    last_factor: Decimal = Field(gt=0, le=MAX_FACTOR, decimal_places=6)
+
+    @model_validator(mode="after")
+    def _descend(self) -> Self:
+        shares = [tier.above_percent for tier in self.tiers]
+        if shares != sorted(set(shares), reverse=True):
+            raise ValueError("the tiers must come with the highest above_percent first, each once")
+        return self
+
+
+class Report(Struct, frozen=True):
+    """The outcome of all orders up to a position, as decided and by the other rules."""
+
+    position: int
+    decided: Tally
+    whatif: Tally
+    products: list[Product]
+
+
 def whatif(
     rules: Annotated[Path, typer.Option(help="the other rules, in a .toml or .json file")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Decide all that was submitted by other rules, and compare; nothing is written."""
-    from cli.supposing import BadRules, as_table, load_rules, products_table, suppose
-    from ledger.eventlog.chain import VerificationFailed
-
+    """Run `ledger whatif`."""
     try:
-        supposed = run(suppose(settings(), load_rules(rules)))
+        report = run(_compare(read_settings(), load_rules(rules)), handled=(VerificationFailed,))
     except BadRules as error:
-        raise end(2, str(error)) from None
-    except VerificationFailed as wrong:
-        raise end(1, f"{wrong}; run `ledger verify`") from None
+        exit_with(BAD_USAGE, str(error))
+    except VerificationFailed as failure:
+        exit_with(FAILED, f"{failure}; run `ledger verify`")
     if as_json:
-        typer.echo(msgspec.json.encode(supposed))
+        print_json(report)
         return
-    out.print(f"all that was submitted up to position {supposed.position}, decided by {rules}:")
-    out.print(as_table(supposed))
-    out.print(products_table(supposed.products[:SHOWN]))
-    if len(supposed.products) > SHOWN:
-        out.print(f"{len(supposed.products) - SHOWN} more products change less: --json has all")
+    out.print(f"all that was submitted up to position {report.position}, decided by {rules}:")
+    out.print(_orders_table(report))
+    out.print(_products_table(report.products[:MAX_PRODUCTS]))
+    if len(report.products) > MAX_PRODUCTS:
+        more = len(report.products) - MAX_PRODUCTS
+        out.print(f"{more} more products change less: --json has all")
+
+
+def load_rules(path: Path) -> Rules:
+    """The rules in a TOML or JSON file; raises BadRules, naming the field and what it must be."""
+    try:
+        text = path.read_text()
+        match path.suffix:
+            case ".toml":
+                content = tomllib.loads(text, parse_float=Decimal)
+            case ".json":
+                content = json.loads(text, parse_float=Decimal)
+            case _:
+                raise BadRules(f"{path} must be a file whose name ends in .toml or .json")
+        form = RulesForm.model_validate(content)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRules(f"can't read {path}: {error}") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise BadRules(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
+    except ValidationError as error:
+        raise BadRules(f"{path}: {'; '.join(map(_problem, error.errors()))}") from error
+    tiers = tuple(Tier(tier.above_percent, tier.factor) for tier in form.tiers)
+    return Rules(0, tiers, form.last_factor)
+
+
+def _problem(error: Any) -> str:
+    """One error of pydantic as `tiers[0].factor: …`."""
+    field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
+    message: str = error["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
+
+
+async def _compare(settings: Settings, rules: Rules) -> Report:
+    """Decide all that was submitted by other rules, writing nothing.
+
+    Raises VerificationFailed for a record that can not be read.
+    """
+    comparison = WhatIf(rules)
+    async with connections.connection(settings, "projector", read_only=True) as connection:
+        reader = EventReader(connection)
+        head = await reader.head()
+        with progress("deciding", head.position) as advance:
+            async for page in reader.pages(0, head.position, whole_batches=True):
+                placed = [r.stream_id for r in page.records if r.type == TYPE_OF[OrderPlaced]]
+                last_positions = await reader.last_positions(placed, page.position)
+                comparison.decide(page.records, last_positions)
+                advance(len(page.records))
+    products = comparison.products()
+    return Report(
+        head.position,
+        total(product.decided for product in products),
+        total(product.whatif for product in products),
+        products,
+    )
+
+
+def _orders_table(report: Report) -> Table:
+    headers = ("decided", "what if", "change")
+    table = Table("", *(Column(name, justify="right") for name in headers), box=None)
+    decided, whatif = report.decided, report.whatif
+    table.add_row("orders completed", *_counts(decided.completed, whatif.completed))
+    for reason in sorted(decided.failed.keys() | whatif.failed.keys()):
+        table.add_row(f"failed, {reason}", *_counts(decided.failed[reason], whatif.failed[reason]))
+    table.add_row("cancelled", *_counts(decided.cancelled, whatif.cancelled))
+    table.add_row("units sold", *_counts(decided.units, whatif.units))
+    table.add_row("revenue", *_amounts(decided.revenue_minor, whatif.revenue_minor))
+    return table
+
+
+def _products_table(products: list[Product]) -> Table:
+    headers = ("units", "what if", "revenue", "what if", "change")
+    table = Table("product", *(Column(name, justify="right") for name in headers), box=None)
+    for product in products:
+        units = f"{product.decided.units}", f"{product.whatif.units}"
+        revenue = _amounts(product.decided.revenue_minor, product.whatif.revenue_minor)
+        table.add_row(Text(product.name or "not listed"), *units, *revenue)
+    return table
+
+
+def _counts(decided: int, whatif: int) -> tuple[str, str, str]:
+    return f"{decided}", f"{whatif}", f"{whatif - decided:+d}" if whatif != decided else ""
+
+
+def _amounts(decided_minor: int, whatif_minor: int) -> tuple[str, str, str]:
+    sign = "+" if whatif_minor > decided_minor else ""
+    change = sign + to_amount(whatif_minor - decided_minor)
+    return (
+        to_amount(decided_minor),
+        to_amount(whatif_minor),
+        change if whatif_minor != decided_minor else "",
+    )

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cli.console import progress
 from cli.export import ExportRefused, Format
 from cli.export.directory import (
     MANIFEST_VERSION,
@@ -21,7 +22,6 @@ from cli.export.directory import (
 )
 from cli.export.formats import KEYS_FILE, NewRowWriter, encode_keys, row_writer
 from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, view_pages
-from cli.progress import progress
 from cli.settings import Settings
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
 from ledger.eventlog.encryption import KeyRow

@@ -11,11 +11,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from cli.console import progress
 from cli.export import BadExport, ImportRefused
 from cli.export.directory import read_manifest, verified_path
 from cli.export.formats import RecordPages, read_keys, record_reader
 from cli.export.tables import EVENTS
-from cli.progress import progress
 from cli.settings import Settings
 from ledger.core.invariants import InvariantViolated
 from ledger.eventlog import snapshots

@@ -9,8 +9,8 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cli.lines import Lines
-from cli.reading import reading_engine
+from cli import connections
+from cli.console import LineWriter
 from cli.replay import ReplayStopped
 from cli.settings import Settings
 from ledger.eventlog.chain import missing
@@ -130,14 +130,14 @@ async def read_page(reader: EventReader, selection: Selection, after: int, last:
 
 async def print_events(settings: Settings, selection: Selection, *, follow: bool) -> None:
     """Print the selected events, one CloudEvent in JSON a line; raises as `Replay.run`."""
-    lines = Lines()
+    lines = LineWriter()
 
     async def print_page(page: Page) -> None:
         for event in page.events:
             lines.add(encode_recorded(event.record, event.cause_id))
         lines.flush()
 
-    async with reading_engine(settings) as engine:
+    async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:
         await Replay(engine, selection).run(print_page, follow=follow)
 
 

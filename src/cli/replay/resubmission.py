@@ -15,8 +15,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from cli.progress import progress
-from cli.reading import reading_engine
+from cli import connections
+from cli.console import progress
 from cli.replay import ReplayRefused, ReplayStopped
 from cli.replay.events import Page, Replay, Selection
 from cli.settings import Settings
@@ -63,7 +63,7 @@ async def resubmit_events(
             del pending[:length]
             submitted_events += length
 
-    async with reading_engine(settings) as engine:
+    async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:
         async with engine.connect() as connection:
             reader = EventReader(connection)
             selection = await with_whole_batches(reader, selection)

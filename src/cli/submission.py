@@ -1,4 +1,4 @@
-"""How a command submits: through the inbox, and then it waits until the views show it."""
+"""How a command submits events: through the inbox, then waiting until the views show them."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -12,6 +12,9 @@ from ledger.messaging.rabbitmq import Connection
 from ledger.runtime.reconnect import first_to_end
 
 SHOWN_TIMEOUT_S: Final = 20.0
+POLL_S: Final = 0.05
+
+IsTrue = Callable[[], Awaitable[bool]]
 
 
 class NotShown(Exception):
@@ -19,12 +22,9 @@ class NotShown(Exception):
 
 
 async def submit(
-    settings: Settings,
-    source: str,
-    events: Sequence[Submitted],
-    is_shown: Callable[[], Awaitable[bool]],
+    settings: Settings, source: str, events: Sequence[Submitted], is_shown: IsTrue
 ) -> None:
-    """Append events to the inbox and wait until they are shown.
+    """Append events to the inbox and wait until the views show them.
 
     Raises InboxUnavailable, NotShown.
     """
@@ -35,26 +35,26 @@ async def submit(
         return publisher.connected
 
     async def work() -> None:
-        await _until(is_connected, InboxUnavailable("the broker is away"))
+        await _wait_until(is_connected, InboxUnavailable("the broker is away"))
         await publisher.submit(events)
-        await until_shown(is_shown)
+        await wait_until_shown(is_shown)
 
     await first_to_end(publisher.run(), work())
 
 
-async def until_shown(is_shown: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again until the answer is yes; raises NotShown at the deadline."""
-    await _until(is_shown, NotShown(" ".join((NotShown.__doc__ or "").split())))
+async def wait_until_shown(is_shown: IsTrue) -> None:
+    """Poll until the views show an event; raises NotShown after SHOWN_TIMEOUT_S."""
+    await _wait_until(is_shown, NotShown(NotShown.__doc__))
 
 
-async def _until(is_so: Callable[[], Awaitable[bool]], error: Exception) -> None:
+async def _wait_until(is_true: IsTrue, error: Exception) -> None:
     def give_up(_: RetryCallState) -> None:
         raise error
 
     retrying = AsyncRetrying(
-        retry=retry_if_result(lambda yes: not yes),
-        wait=wait_fixed(0.05),
+        retry=retry_if_result(lambda result: not result),
+        wait=wait_fixed(POLL_S),
         stop=stop_after_delay(SHOWN_TIMEOUT_S),
         retry_error_callback=give_up,
     )
-    await retrying(is_so)
+    await retrying(is_true)

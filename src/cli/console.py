@@ -1,0 +1,211 @@
+"""What every command shares: how it runs, what it prints, and the status with which it ends.
+
+Output goes to standard output and is either for people (text and tables) or for programs (JSON).
+Progress, warnings and the sentence that explains a failure go to standard error.
+"""
+
+import asyncio
+import gc
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cli.settings import BadSettings, Settings, load_settings
+from ledger.messaging.rabbitmq import BROKER_ERRORS
+from ledger.runtime import failpoints, logs
+from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.reconnect import end as end_tasks
+
+FAILED: Final = 1
+BAD_USAGE: Final = 2
+INTERRUPTED: Final = 128 + signal.SIGINT  # as shells report what Ctrl-C ended
+
+# Little garbage of ours is in cycles, and a collection walks everything: collect seldom.
+GC_THRESHOLDS: Final = (20_000, 50, 100)
+CHUNK_BYTES: Final = 64 * 1024
+
+PACKAGES: Final = ("ledger", "projections", "api", "cli")
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+Answer = TypeVar("Answer")
+
+
+class Interrupted(Exception):
+    """Somebody pressed Ctrl-C."""
+
+
+class ReaderGone(Exception):
+    """The program that read standard output has closed it, as `head` does."""
+
+
+class OutputFailed(Exception):
+    """Standard output can't be written."""
+
+
+def exit_with(status: int, message: str) -> NoReturn:
+    """End the command with a status, and one sentence on standard error that says why."""
+    err.print("[red]✗[/]", end=" ")
+    err.print(message, markup=False)
+    raise typer.Exit(status)
+
+
+def read_settings() -> Settings:
+    """The settings; a setting that can't be used ends the command with status 2."""
+    try:
+        settings = load_settings()
+    except BadSettings as error:
+        exit_with(BAD_USAGE, str(error))
+    failpoints.arm(settings.failpoints)
+    return settings
+
+
+def run(
+    work: Coroutine[Any, Any, Answer],
+    *,
+    failed: int = FAILED,
+    handled: tuple[type[Exception], ...] = (),
+) -> Answer:
+    """Run a command's work and return its result; raises what the command handles itself.
+
+    Any other error that is expected (see `_is_expected`) ends the command with status `failed` and
+    one sentence. What is left is a bug, and its traceback is shown.
+    """
+    _buffer_output()
+    logs.configure("text", "INFO")
+    failpoints.warn()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        return uvloop.run(_until_interrupted(work))
+    except Interrupted:
+        raise typer.Exit(INTERRUPTED) from None
+    except ReaderGone:
+        raise typer.Exit(0) from None
+    except BadSettings as error:
+        exit_with(BAD_USAGE, str(error))
+    except Exception as error:
+        if isinstance(error, handled) or not _is_expected(error):
+            raise
+        # Below its first line SQLAlchemy says only where its manual is.
+        first_line, *_ = str(error).splitlines() or [""]
+        exit_with(failed, f"{type(error).__name__}: {first_line}")
+
+
+def _is_expected(error: Exception) -> bool:
+    """True for errors of the database and the broker, and for exceptions that this project defines.
+
+    Our exceptions are written to be read by whoever runs the command. Those of the pure core are
+    left out: they say that the code itself is wrong.
+    """
+    module = type(error).__module__
+    is_ours = module.partition(".")[0] in PACKAGES and not module.startswith("ledger.core")
+    return is_ours or isinstance(error, (*DATABASE_ERRORS, *BROKER_ERRORS))
+
+
+async def _until_interrupted(work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Do the work; Ctrl-C ends it for certain, which cancelling it once may not (see `end_tasks`).
+
+    Work that handles SIGINT itself replaces this handler.
+    """
+    task = asyncio.ensure_future(work)
+    interrupted = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
+    interruption = asyncio.ensure_future(interrupted.wait())
+    await asyncio.wait((task, interruption), return_when=asyncio.FIRST_COMPLETED)
+    interruption.cancel()
+    if not task.done():
+        await end_tasks([task])
+        raise Interrupted
+    return task.result()
+
+
+def _buffer_output() -> None:
+    """Give standard output the buffer that PYTHONUNBUFFERED takes from it.
+
+    Without one, a large write into a pipe may be cut short without an error.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        buffer = io.BufferedWriter(sys.stdout.detach())
+        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar; call the function it gives with how many more are done.
+
+    The bar is drawn on standard error and only on a terminal, so that output stays clean.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(
+        *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
+    )
+    with bar:
+        task = bar.add_task(description, total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    typer.echo(msgspec.json.encode(value))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with each character that could command a terminal written as its escape.
+
+    Text that came from outside (a message's bytes, a reason, a name) must not reach a terminal as
+    it is. Characters in `keep` are left alone.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
+class LineWriter:
+    """Writes lines to standard output, many at once; `flush` writes those that are left."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._size = 0
+
+    def add(self, line: bytes) -> None:
+        """Write a line soon; raises ReaderGone and OutputFailed."""
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size >= CHUNK_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left; raises ReaderGone and OutputFailed."""
+        if self._lines:
+            chunk = b"\n".join((*self._lines, b""))
+            self._lines, self._size = [], 0
+            write_bytes(chunk)
+
+
+def write_bytes(chunk: bytes) -> None:
+    """Write bytes to standard output; raises ReaderGone and OutputFailed.
+
+    They pass by Python's buffer: after a failed write it would try to write them again at exit.
+    """
+    sys.stdout.flush()
+    rest = memoryview(chunk)
+    try:
+        while rest:
+            rest = rest[os.write(sys.stdout.fileno(), rest) :]
+    except BrokenPipeError:
+        raise ReaderGone("nobody reads standard output any more") from None
+    except OSError as error:
+        raise OutputFailed(f"can't write to standard output: {error.strerror}") from None
