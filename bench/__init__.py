@@ -1,1 +1,1 @@
-"""What measures the ledger: made-up histories, loads, a peer, and the report."""
+"""The benchmark: made-up histories, loads, ceilings, a peer, the report, and comparisons."""

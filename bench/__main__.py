@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from bench import installing, report
+from bench import prerequisites, report
 from bench.machine import describe_load
-from bench.running import FULL, QUICK, Results, Run
+from bench.run import FULL, QUICK, Results, Run
 from bench.system import servers
 from bench.tables import Table, tables
 
@@ -55,8 +55,8 @@ def main(
     saved.about["load at the start"] = describe_load()
     out.print(escape(saved.about["load at the start"]))
     try:
-        installing.ensure_programs()
-        installing.ensure_peer()
+        prerequisites.ensure_programs()
+        prerequisites.ensure_peer()
         with servers() as running:
             run = Run(running, saved.results, lambda: report.save(saved, directory), _say)
             asyncio.run(run.all())

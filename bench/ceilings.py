@@ -1,4 +1,4 @@
-"""What each part alone could do at most, measured on the same machine in the same run."""
+"""Upper limits: each part alone, without the ledger's work, on the same machine in the same run."""
 
 import asyncio
 import sys
@@ -42,7 +42,7 @@ async def answering() -> float:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = Popen(  # noqa: ASYNC220  # it returns at once
-        [sys.executable, "-m", "bench.nothing", str(port)], stdin=DEVNULL
+        [sys.executable, "-m", "bench.empty_server", str(port)], stdin=DEVNULL
     )
     try:
 

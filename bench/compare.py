@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from bench.installing import ROOT, ensure_programs
-from bench.loads import Took, closed
+from bench.loads import RequestStats, closed
 from bench.machine import describe_load
+from bench.prerequisites import ROOT, ensure_programs
 from tests.harness import free_port
 
 RESULTS: Final = Path(__file__).parent / "results/compare.json"
@@ -120,14 +120,14 @@ class Side:
 
     def processes(self) -> list[psutil.Process]:
         """The processes of this side's stack: servers, writer, projector and API."""
-        found = []
+        processes = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get(STACK_VARIABLE) == str(self.home):
-                    found.append(process)
+                    processes.append(process)
             except psutil.Error:
                 continue  # it ended, or is somebody else's
-        return found
+        return processes
 
     def cpu_s(self) -> float:
         """Seconds of CPU that those processes have used since they started."""
@@ -231,9 +231,9 @@ def measure_orders(side: Side, seconds: int, size: int) -> tuple[float, float]:
     """Orders a second until all are shown, and the stack's CPU an order in ms."""
     cpu_before_s, started_at = side.cpu_s(), time.monotonic()
     ids = ",".join(side.customers), ",".join(side.products)
-    took = asyncio.run(closed(side.url, "orders.lua", seconds, str(size), *ids))
-    _refuse_errors(took)
-    orders = took.requests * size
+    stats = asyncio.run(closed(side.url, "orders.lua", seconds, str(size), *ids))
+    _refuse_errors(stats)
+    orders = stats.requests * size
     # The inbox is a queue: once the last order is shown, all before it are.
     wait_for_last_order(side)
     duration_s = time.monotonic() - started_at
@@ -255,9 +255,9 @@ def wait_for_last_order(side: Side) -> int:
     raise MeasurementFailed(f"the last order is not decided after {SHOWN_TIMEOUT_S} s")
 
 
-def _refuse_errors(took: Took) -> None:
-    if took.refused or took.broken:
-        raise MeasurementFailed(f"{took.refused} requests were refused, {took.broken} broke off")
+def _refuse_errors(stats: RequestStats) -> None:
+    if stats.refused or stats.broken:
+        raise MeasurementFailed(f"{stats.refused} requests were refused, {stats.broken} broke off")
 
 
 def measure_singles(side: Side) -> Figures:
@@ -275,9 +275,9 @@ def measure_batches(side: Side) -> Figures:
 def measure_reads(side: Side) -> Figures:
     """Reads of one product as fast as they are answered."""
     path = f"/api/v1/products/{side.products[0]}"
-    took = asyncio.run(closed(side.url, "get.lua", READS_S, path))
-    _refuse_errors(took)
-    return {"product reads/s": took.per_s}
+    stats = asyncio.run(closed(side.url, "get.lua", READS_S, path))
+    _refuse_errors(stats)
+    return {"product reads/s": stats.per_s}
 
 
 def measure_verify(side: Side) -> Figures:

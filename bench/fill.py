@@ -40,7 +40,7 @@ async def fill(
     """Record submitted events until the ledger has at least `count` events; its position then.
 
     Each batch is recorded DELAY_US after its last event occurred; so the same history makes the
-    same ledger, hash for hash: even the customers' keys can be foretold. Raises NotEmpty.
+    same ledger, hash for hash: even the customers' encryption keys are the same. Raises NotEmpty.
     """
     submitted = iter(events)
     async with engine.connect() as connection:
@@ -65,9 +65,9 @@ async def _record(store: Store, known: LedgerState, events: list[Submitted]) -> 
     recall_orders(known.fold, histories.values())
     known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US
     head = known.head
-    made = Random(head.position)
+    random = Random(head.position)
     stored = await store.keys(customers_needing_keys(events))
-    keys = CustomerKeys(stored, lambda: made.randbytes(KEY_BYTES))
+    keys = CustomerKeys(stored, lambda: random.randbytes(KEY_BYTES))
     composer = Composer(known.fold, head.position, head.hash, versions, at_us, keys)
     composer.add(events)
     known.head = await store.append(head, composer.records, keys)
@@ -89,14 +89,14 @@ def main(
     seed: int = 1,
 ) -> None:
     """Fill the empty ledger of the settings with a made-up history."""
-    given = read_settings()
+    config = read_settings()
     span_us = int(days * 86_400e6 * 1.85 / events)
 
     async def work(moved: Callable[[int], None]) -> int:
-        engine = make_engine(given.db_url("writer"), given.db_ca_file)
+        engine = make_engine(config.db_url("writer"), config.db_ca_file)
         try:
             history = Shop(seed, customers, products, span_us).events()
-            return await fill(engine, history, events, given.snapshot_every, moved=moved)
+            return await fill(engine, history, events, config.snapshot_every, moved=moved)
         finally:
             await engine.dispose()
 

@@ -69,7 +69,7 @@ async def projecting(system: System, events: int) -> float:
 
 
 async def _rate(engine: AsyncEngine, query: str, enough: int) -> float:
-    """How fast a position moves, from its first move until it stands at the end."""
+    """Positions a second, from the first move of the position until it stays at the end."""
     began: list[tuple[float, int]] = []
 
     async def reached() -> tuple[float, int] | None:
@@ -80,13 +80,13 @@ async def _rate(engine: AsyncEngine, query: str, enough: int) -> float:
 
     await eventually(reached, f"{query} is past {enough}", DONE_TIMEOUT_S)
     first = began[0]
-    end = next(seen for seen in began if seen[1] == began[-1][1])
+    end = next(point for point in began if point[1] == began[-1][1])
     return (end[1] - first[1]) / (end[0] - first[0])
 
 
-def _stands(seen: list[tuple[float, int]], for_s: float = 0.5) -> bool:
-    at, position = seen[-1]
-    return any(then <= at - for_s and there == position for then, there in seen)
+def _stands(points: list[tuple[float, int]], for_s: float = 0.5) -> bool:
+    at, position = points[-1]
+    return any(time_ <= at - for_s and position_ == position for time_, position_ in points)
 
 
 async def _number(engine: AsyncEngine, query: str) -> int:
@@ -145,7 +145,7 @@ async def command(system: System, *arguments: str) -> tuple[float, bytes]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    said, told = await asyncio.wait_for(process.communicate(), DONE_TIMEOUT_S)
+    output, errors = await asyncio.wait_for(process.communicate(), DONE_TIMEOUT_S)
     if process.returncode:
-        raise WrongResult(f"ledger {' '.join(arguments)}: {(said + told).decode()[-500:]}")
-    return time.perf_counter() - began, said
+        raise WrongResult(f"ledger {' '.join(arguments)}: {(output + errors).decode()[-500:]}")
+    return time.perf_counter() - began, output

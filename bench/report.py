@@ -11,7 +11,7 @@ import msgspec
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from bench.running import Results
+from bench.run import Results
 from bench.tables import Table, tables
 from ledger.runtime.files import write_atomically
 
@@ -109,21 +109,21 @@ def _decided(axes: Axes, results: Results) -> None:
 
 def _cpu(axes: Axes, results: Results) -> None:
     assert results.long
-    names = list(results.long.spent)
-    axes.barh(names, [results.long.spent[name].cpu_percent for name in names])
+    names = list(results.long.use)
+    axes.barh(names, [results.long.use[name].cpu_percent for name in names])
     axes.set(xlabel="CPU, % of one core")
 
 
 def _memory(axes: Axes, results: Results) -> None:
     assert results.long
-    names = list(results.long.spent)
-    axes.barh(names, [results.long.spent[name].memory_bytes / 2**20 for name in names])
+    names = list(results.long.use)
+    axes.barh(names, [results.long.use[name].memory_bytes / 2**20 for name in names])
     axes.set(xlabel="MiB")
 
 
 PLOTS: Final[dict[str, Callable[[Axes, Results], None]]] = {
     "Throughput over time, as fast as it goes": _throughput,
-    "How far the views are behind meanwhile": _lag,
+    "Lag of the views meanwhile": _lag,
     "From POST to COMPLETED, beside 1,000 orders/s": _decided,
     "CPU by component, as fast as it goes": _cpu,
     "Memory by component": _memory,

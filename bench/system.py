@@ -13,7 +13,7 @@ import psutil
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bench.sampling import Pids, tree
+from bench.resource_use import Pids, tree
 from cli.commands.status import read_status
 from cli.localstack.leftovers import find_processes
 from cli.settings import Settings
@@ -83,9 +83,9 @@ class System:
         """Customers who can pay and products that are there, made through the API."""
         http = self.stack.http
         return Parties(
-            [await _made(http, "customer", username=f"bench {n}") for n in range(customers)],
+            [await _create(http, "customer", username=f"bench {n}") for n in range(customers)],
             [
-                await _made(http, "product", name=f"Bench {n}", base_price=1, stock=ENOUGH_UNITS)
+                await _create(http, "product", name=f"Bench {n}", base_price=1, stock=ENOUGH_UNITS)
                 for n in range(products)
             ],
         )
@@ -107,10 +107,10 @@ async def _until_level(engine: AsyncEngine, position: int) -> None:
     """Wait until the views are at the head. Asked often, so it must cost the database nothing."""
     async with engine.connect() as connection:
         while True:
-            found = await connection.exec_driver_sql(
+            result = await connection.exec_driver_sql(
                 "SELECT (SELECT position FROM ledger_head), MIN(position) FROM checkpoints"
             )
-            row: Any = found.one()
+            row: Any = result.one()
             head, shown = row
             if position <= head == shown:
                 return
@@ -120,33 +120,33 @@ async def _until_level(engine: AsyncEngine, position: int) -> None:
 
 def called(home: Path, name: str) -> list[int]:
     """The servers of this home that run this program."""
-    found = []
+    pids = []
     for process in find_processes(home):
         with contextlib.suppress(psutil.NoSuchProcess):  # a broker has some that end soon
             if process.name() == name:
-                found.append(process.pid)
-    return found
+                pids.append(process.pid)
+    return pids
 
 
-async def _made(http: httpx.AsyncClient, thing: str, **body: object) -> str:
+async def _create(http: httpx.AsyncClient, thing: str, **body: object) -> str:
     answer = await http.post(f"/{thing}s", json=body, headers={"Prefer": "wait=30"})
     answer.raise_for_status()
-    made = str(answer.json()[f"{thing}_id"])
+    id_ = str(answer.json()[f"{thing}_id"])
     if thing == "customer":
-        rich = {"amount": ENOUGH_MINOR}
-        await http.post(f"/customers/{made}/deposits", json=rich, headers={"Prefer": "wait=30"})
-    return made
+        deposit = {"amount": ENOUGH_MINOR}
+        await http.post(f"/customers/{id_}/deposits", json=deposit, headers={"Prefer": "wait=30"})
+    return id_
 
 
 @contextlib.asynccontextmanager
 async def system(servers: Servers, *processes: str) -> AsyncIterator[System]:
     """An empty ledger with these processes running."""
-    made = System(servers, await make_ledger(servers))
+    system_ = System(servers, await make_ledger(servers))
     try:
         for name in processes:
-            made.stack.start(name)
+            system_.stack.start(name)
         if "api" in processes:
-            await made.stack.ready()
-        yield made
+            await system_.stack.ready()
+        yield system_
     finally:
-        await made.stack.stop()
+        await system_.stack.stop()

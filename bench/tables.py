@@ -6,10 +6,10 @@ from typing import Final
 
 from msgspec import Struct
 
-from bench.loads import Took
-from bench.measuring import EVENTS_OF_AN_ORDER, Load
-from bench.running import BATCH_ORDERS, PACED_PER_S, POPULOUS, STEADY_PER_S, Results, median
-from bench.sampling import Spent
+from bench.loads import RequestStats
+from bench.resource_use import ResourceUse
+from bench.run import BATCH_ORDERS, PACED_PER_S, POPULOUS, STEADY_PER_S, Results, median
+from bench.workloads import EVENTS_OF_AN_ORDER, Load
 
 MIB: Final = 2**20
 
@@ -23,9 +23,9 @@ class Table(Struct, frozen=True):
 
 
 class Target(Struct, frozen=True):
-    """What is to be reached, and what was; `at_least` tells in which direction."""
+    """A figure to reach and the one measured; `at_least` is False where less is better."""
 
-    what: str
+    name: str
     wanted: float
     reached: float
     unit: str
@@ -33,7 +33,7 @@ class Target(Struct, frozen=True):
 
     @property
     def met(self) -> bool:
-        """Whether it was reached."""
+        """True if the target was reached; False also where nothing was measured."""
         return self.reached >= self.wanted if self.at_least else self.reached <= self.wanted
 
 
@@ -55,7 +55,7 @@ def tables(results: Results) -> list[Table]:
 
 
 def not_reached(results: Results) -> dict[str, str]:
-    """What fell short: the steps that failed, and orders that were not decided in their wait."""
+    """Steps that failed, and orders that were not decided within their wait, with the reasons."""
     rows = dict(results.errors)
     loads = {
         f"{STEADY_PER_S:,} orders/s": results.steady,
@@ -79,7 +79,7 @@ def _number(value: float, digits: int = 0) -> str:
 
 
 def ratio(results: Results) -> float:
-    """How many times the peer's orders a second, from the medians of the rounds."""
+    """The ledger's orders a second divided by the peer's, from the medians of the rounds."""
     ours = median(load.orders_per_s for load in results.singles)
     theirs = median(load.orders_per_s for load in results.peer)
     return ours / theirs
@@ -114,13 +114,13 @@ def targets(results: Results) -> list[Target]:
         Target(
             "product reads/s",
             8_000,
-            median(took.per_s for took in results.reads.get("product", ())),
+            median(stats.per_s for stats in results.reads.get("product", ())),
             "/s",
         ),
         Target(
             "product reads at 1,000/s, p99",
             10,
-            median(took.p99 for took in results.reads.get("product, 1,000/s", ())) / 1e3,
+            median(stats.p99 for stats in results.reads.get("product, 1,000/s", ())) / 1e3,
             "ms",
             at_least=False,
         ),
@@ -142,8 +142,8 @@ def targets(results: Results) -> list[Target]:
             at_least=False,
         ),
         *(
-            Target(f"throughput of a full ledger, of an empty one, {what}", 90, 100 * share, "%")
-            for what, share in zip(("singles", "batches"), _growth(results), strict=True)
+            Target(f"throughput of a full ledger, of an empty one, {load}", 90, 100 * share, "%")
+            for load, share in zip(("singles", "batches"), _growth(results), strict=True)
         ),
     ]
 
@@ -164,7 +164,7 @@ def _growth(results: Results) -> list[float]:
 
 
 def _furthest_s(loads: Sequence[Load]) -> float:
-    """How far the views were behind at most, the median of the loads."""
+    """The longest lag of the views in seconds, the median of the loads."""
     return median(max(load.lags_s) for load in loads)
 
 
@@ -173,7 +173,7 @@ def _batches_per_s(results: Results) -> float:
 
 
 def _median_ms(loads: Sequence[Load], name: str) -> float:
-    return median(float(getattr(load.took, name)) for load in loads) / 1e3
+    return median(float(getattr(load.stats, name)) for load in loads) / 1e3
 
 
 def _headline(results: Results) -> Table:
@@ -201,7 +201,7 @@ def _targets(results: Results) -> Table:
         is_measured = not math.isnan(target.reached)
         rows.append(
             (
-                target.what,
+                target.name,
                 f"{target.wanted:,g} {target.unit}",
                 f"{reached} {target.unit}" if is_measured else reached,
                 "reached" if target.met else "missed" if is_measured else "not reached",
@@ -211,21 +211,21 @@ def _targets(results: Results) -> Table:
 
 
 def _latencies(results: Results) -> Table:
-    loads: list[tuple[str, Sequence[Took]]] = [
-        ("POST /orders, saturated", [load.took for load in results.singles]),
-        ("POST /orders, 1,000/s", [load.took for load in results.steady]),
-        (f"POST /orders/batch, {PACED_PER_S:,} orders/s", [load.took for load in results.paced]),
-        *((f"GET {name}", took) for name, took in results.reads.items()),
-        ("peer: POST /orders, saturated", [load.took for load in results.peer]),
+    loads: list[tuple[str, Sequence[RequestStats]]] = [
+        ("POST /orders, saturated", [load.stats for load in results.singles]),
+        ("POST /orders, 1,000/s", [load.stats for load in results.steady]),
+        (f"POST /orders/batch, {PACED_PER_S:,} orders/s", [load.stats for load in results.paced]),
+        *((f"GET {name}", stats) for name, stats in results.reads.items()),
+        ("peer: POST /orders, saturated", [load.stats for load in results.peer]),
     ]
-    rows = [(name, *_latency(took)) for name, took in loads]
+    rows = [(name, *_latency(stats)) for name, stats in loads]
     columns = ("request", "a second", "p50 ms", "p90 ms", "p99 ms", "max ms")
     return Table("Latencies (medians of the rounds)", columns, rows)
 
 
-def _latency(took: Sequence[Took]) -> tuple[str, ...]:
-    times = (median(float(getattr(one, n)) for one in took) for n in _PERCENTILES)
-    per_s = median(one.per_s for one in took)
+def _latency(stats: Sequence[RequestStats]) -> tuple[str, ...]:
+    times = (median(float(getattr(one, n)) for one in stats) for n in _PERCENTILES)
+    per_s = median(one.per_s for one in stats)
     return (_number(per_s), *(_number(us / 1e3, 1) for us in times))
 
 
@@ -239,7 +239,7 @@ def _lags(results: Results) -> Table:
         f"batches of {BATCH_ORDERS}, {PACED_PER_S:,} orders/s": results.paced,
         f"batches of {BATCH_ORDERS}, saturated": results.batches,
     }
-    rows = [(name, *_lag(each)) for name, each in loads.items()]
+    rows = [(name, *_lag(measured)) for name, measured in loads.items()]
     columns = ("load", "orders a second", "p50 ms", "max ms")
     return Table("Views behind the head (medians of the rounds)", columns, rows)
 
@@ -252,7 +252,7 @@ def _lag(loads: Sequence[Load]) -> tuple[str, str, str]:
 
 def _ceilings(results: Results) -> Table:
     long, batches = [results.long] if results.long else [], _batches_per_s(results)
-    requests_per_s = median(load.took.per_s for load in long)
+    requests_per_s = median(load.stats.per_s for load in long)
     orders_per_s = median(load.orders_per_s for load in long)
     compared: dict[str, float] = {
         "http requests/s, no work behind": requests_per_s,
@@ -292,20 +292,20 @@ def _loaded(load: Load) -> Table:
         f"Resources, loaded: {load.cpu_ms_per_order:.2f} ms of CPU an order,"
         f" {network:,.0f} MiB over loopback"
     )
-    return _used(title, load.spent)
+    return _used(title, load.use)
 
 
-def _used(title: str, spent: Mapping[str, Spent]) -> Table:
+def _used(title: str, use: Mapping[str, ResourceUse]) -> Table:
     columns = ("component", "CPU %", "memory MiB", "read MiB", "written MiB", "processes")
-    return Table(title, columns, [(name, *_use(each)) for name, each in spent.items()])
+    return Table(title, columns, [(name, *_use(one)) for name, one in use.items()])
 
 
-def _use(spent: Spent) -> tuple[str, ...]:
-    sizes = (spent.memory_bytes, spent.read_bytes, spent.written_bytes)
+def _use(use: ResourceUse) -> tuple[str, ...]:
+    sizes = (use.memory_bytes, use.read_bytes, use.written_bytes)
     return (
-        f"{spent.cpu_percent:.1f}",
+        f"{use.cpu_percent:.1f}",
         *(f"{size / MIB:,.0f}" for size in sizes),
-        str(spent.processes),
+        str(use.processes),
     )
 
 

@@ -19,7 +19,7 @@ CONNECTIONS: Final = 64
 GRACE_S: Final = 60
 
 
-class Took(Struct, frozen=True):
+class RequestStats(Struct, frozen=True):
     """One load: how many requests in what time, and how long they took, in µs.
 
     `refused` were answered otherwise than they should, `broken` not at all, `dropped` never sent.
@@ -47,19 +47,19 @@ class LoadFailed(Exception):
 
 async def closed(
     url: str, script: str, duration_s: int, *arguments: str, connections: int = CONNECTIONS
-) -> Took:
+) -> RequestStats:
     """As fast as the answers come, over a fixed number of connections (wrk)."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{duration_s}s", "--timeout", "10s", "-s"]
-    said = await _run([*command, str(HERE / script), url, "--", *arguments], {}, duration_s)
-    return convert(json.loads(said.splitlines()[-1]), Took)
+    output = await _run([*command, str(HERE / script), url, "--", *arguments], {}, duration_s)
+    return convert(json.loads(output.splitlines()[-1]), RequestStats)
 
 
 async def opened(
     url: str, kind: str, rate: int, duration_s: int, parties: Parties, size: int = 1
-) -> Took:
+) -> RequestStats:
     """A constant rate of requests, for orders `size` each, whatever the answers take (k6)."""
     command = [str(K6), "run", "--quiet", "--no-usage-report", "--address=", str(HERE / "open.js")]
-    asked = {
+    settings = {
         "BASE_URL": url,
         "KIND": kind,
         "RATE": str(rate),
@@ -68,8 +68,8 @@ async def opened(
         "PRODUCTS": ",".join(parties.products),
         "SIZE": str(size),
     }
-    said = await _run(command, asked, duration_s)
-    return convert({"duration_us": duration_s * 1_000_000, **json.loads(said)}, Took)
+    output = await _run(command, settings, duration_s)
+    return convert({"duration_us": duration_s * 1_000_000, **json.loads(output)}, RequestStats)
 
 
 async def _run(command: list[str], settings: dict[str, str], duration_s: int) -> str:

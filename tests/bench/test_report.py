@@ -8,16 +8,16 @@ import pytest
 
 from bench import report
 from bench.compare import Round, ratios
-from bench.loads import Took
-from bench.measuring import Load
-from bench.running import QUICK, Results, Run
+from bench.loads import RequestStats
+from bench.run import QUICK, Results, Run
 from bench.tables import tables
+from bench.workloads import Load
 from tests.private_servers import Servers
 
 
 def load(orders: int, late: int = 0) -> Load:
-    took = Took(orders, 1_000_000, 0, 1.0, 2.0, 3.0, 4.0)
-    return Load(took, orders, 2.0, [0.0, 0.1], [(0.5, 10.0)], {}, 0, [5.0, 6.0], late)
+    stats = RequestStats(orders, 1_000_000, 0, 1.0, 2.0, 3.0, 4.0)
+    return Load(stats, orders, 2.0, [0.0, 0.1], [(0.5, 10.0)], {}, 0, [5.0, 6.0], late)
 
 
 def shown(results: Results) -> str:

@@ -15,9 +15,9 @@ import httpx
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from bench.installing import ROOT, ensure_peer
-from bench.loads import Took, closed
-from bench.sampling import Pids, Sampler, Spent, tree
+from bench.loads import RequestStats, closed
+from bench.prerequisites import ROOT, ensure_peer
+from bench.resource_use import Pids, ResourceUse, Sampler, tree
 from bench.system import SERVERS, Parties, WrongResult, called
 from tests.harness import eventually, free_port
 from tests.private_servers import Servers
@@ -32,10 +32,10 @@ SCHEMA: Final = "ledger_peer"
 class PeerLoad(Struct, frozen=True):
     """One load on the peer: `orders` were decided in `duration_s`, from first request to last."""
 
-    took: Took
+    stats: RequestStats
     orders: int
     duration_s: float
-    spent: dict[str, Spent]
+    use: dict[str, ResourceUse]
 
     @property
     def orders_per_s(self) -> float:
@@ -58,26 +58,26 @@ class Peer:
         return {**ours, "database": partial(called, self._servers.home, SERVERS["database"])}
 
     async def parties(self, customers: int, products: int) -> Parties:
-        """Customers who can pay and products that are there."""
-        people = [await self._made("customer", username=f"peer {n}") for n in range(customers)]
+        """Customers ids can pay and products that are there."""
+        people = [await self._create("customer", username=f"peer {n}") for n in range(customers)]
         for customer_id in people:
-            rich = {"amount": 10**9}
-            await self.http.post(f"/customers/{customer_id}/deposits", json=rich)
+            deposit = {"amount": 10**9}
+            await self.http.post(f"/customers/{customer_id}/deposits", json=deposit)
         things = [
-            await self._made("product", name=f"Peer {n}", base_price=1, stock=10**8)
+            await self._create("product", name=f"Peer {n}", base_price=1, stock=10**8)
             for n in range(products)
         ]
         return Parties(people, things)
 
-    async def _made(self, thing: str, **body: object) -> str:
+    async def _create(self, thing: str, **body: object) -> str:
         answer = await self.http.post(f"/{thing}s", json=body)
         answer.raise_for_status()
         return str(answer.json()[f"{thing}_id"])
 
     async def race(self) -> None:
         """The race test: of many orders for the last unit one is completed; raises WrongResult."""
-        customer_id = await self._made("customer", username="race")
-        product_id = await self._made("product", name="Last", base_price=100, stock=1)
+        customer_id = await self._create("customer", username="race")
+        product_id = await self._create("product", name="Last", base_price=100, stock=1)
         body = {"customer_id": customer_id, "product_id": product_id}
         posts = (self.http.post("/orders", json=body) for _ in range(RACERS))
         placed = [answer.json()["order_id"] for answer in await asyncio.gather(*posts)]
@@ -93,10 +93,10 @@ class Peer:
 
         async def count() -> tuple[int, int]:
             async with engine.connect() as connection:
-                found = await connection.exec_driver_sql(
+                result = await connection.exec_driver_sql(
                     "SELECT COUNT(*), COALESCE(SUM(status = 'PENDING'), 0) FROM peer_orders"
                 )
-                row: Any = found.one()
+                row: Any = result.one()
                 return int(row[0]), int(row[1])
 
         async def is_drained() -> bool:
@@ -110,16 +110,16 @@ class Peer:
 
 async def saturate(peer: Peer, parties: Parties, duration_s: int) -> PeerLoad:
     """Orders as fast as they are taken, until every one of them is decided."""
-    who = ",".join(parties.customers), ",".join(parties.products)
+    ids = ",".join(parties.customers), ",".join(parties.products)
     before = await peer.drained()
     with Sampler(peer.components()) as sampler:
         began = time.monotonic()
-        took = await closed(peer.url, "orders.lua", duration_s, "1", *who, connections=CONNECTIONS)
+        stats = await closed(peer.url, "orders.lua", duration_s, "1", *ids, connections=CONNECTIONS)
         orders = await peer.drained() - before
         lasted_s = time.monotonic() - began
-    if took.refused or took.broken or orders < took.requests:
-        raise WrongResult(f"{orders} orders of the peer's {took}")
-    return PeerLoad(took, orders, lasted_s, sampler.spent())
+    if stats.refused or stats.broken or orders < stats.requests:
+        raise WrongResult(f"{orders} orders of the peer's {stats}")
+    return PeerLoad(stats, orders, lasted_s, sampler.use())
 
 
 @asynccontextmanager

@@ -10,10 +10,10 @@ import httpx
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bench.loads import CONNECTIONS, Took, closed, opened
-from bench.sampling import Sampler, Spent
+from bench.loads import CONNECTIONS, RequestStats, closed, opened
+from bench.resource_use import ResourceUse, Sampler
 from bench.system import Parties, System, WrongResult
-from bench.watching import Watch
+from bench.view_lag import LagMonitor
 
 PROBE_EVERY_S: Final = 0.1
 EVENTS_OF_AN_ORDER: Final = 2
@@ -29,12 +29,12 @@ class Load(Struct, frozen=True):
     ledger's events a second over time. `late` orders of the probe were not decided in its wait.
     """
 
-    took: Took
+    stats: RequestStats
     orders: int
     duration_s: float
     lags_s: list[float]
     rates: list[tuple[float, float]]
-    spent: dict[str, Spent]
+    use: dict[str, ResourceUse]
     network_bytes: int
     decided_ms: list[float] = []
     late: int = 0
@@ -47,19 +47,19 @@ class Load(Struct, frozen=True):
     @property
     def cpu_ms_per_order(self) -> float:
         """All the CPU of all components, the load generator's left out, an order."""
-        return 1e3 * sum(spent.cpu_s for spent in self.spent.values()) / self.orders
+        return 1e3 * sum(use.cpu_s for use in self.use.values()) / self.orders
 
 
 async def saturate(system: System, parties: Parties, duration_s: int, size: int = 1) -> Load:
     """Orders as fast as they are taken, one or `size` a request; raises WrongResult."""
-    who = ",".join(parties.customers), ",".join(parties.products)
-    before = await _standing(system)
+    ids = ",".join(parties.customers), ",".join(parties.products)
+    before = await _totals(system)
     async with watching(system) as (watch, sampler):
-        took = await closed(system.url, "orders.lua", duration_s, str(size), *who)
-        accepted = took.requests * size
+        stats = await closed(system.url, "orders.lua", duration_s, str(size), *ids)
+        accepted = stats.requests * size
         await system.settled(before.position + EVENTS_OF_AN_ORDER * accepted)
-    recorded = await _checked(system, took, before, accepted, CONNECTIONS * size)
-    return _load(took, recorded, watch, sampler)
+    recorded = await _checked(system, stats, before, accepted, CONNECTIONS * size)
+    return _load(stats, recorded, watch, sampler)
 
 
 async def steady(
@@ -70,7 +70,7 @@ async def steady(
     Beside them a client of its own asks for an outcome every now and then.
     """
     others = Parties(parties.customers[:-1], parties.products[:-1])
-    before = await _standing(system)
+    before = await _totals(system)
     async with watching(system) as (watch, sampler):
         load = asyncio.create_task(
             opened(system.url, "orders", per_s // size, duration_s, others, size)
@@ -78,36 +78,36 @@ async def steady(
         try:
             decided_ms, late = await _probe(system, parties, load)
         finally:
-            took = await load  # also where the probe fails: it must not run on beside the next
-        accepted = took.requests * size + len(decided_ms)
+            stats = await load  # also where the probe fails: it must not run on beside the next
+        accepted = stats.requests * size + len(decided_ms)
         await system.settled(before.position + EVENTS_OF_AN_ORDER * accepted)
-    recorded = await _checked(system, took, before, accepted, 0)
-    return _load(took, recorded, watch, sampler, decided_ms, late)
+    recorded = await _checked(system, stats, before, accepted, 0)
+    return _load(stats, recorded, watch, sampler, decided_ms, late)
 
 
 @asynccontextmanager
-async def watching(system: System) -> AsyncIterator[tuple[Watch, Sampler]]:
+async def watching(system: System) -> AsyncIterator[tuple[LagMonitor, Sampler]]:
     """Look at the ledger and at every component while the block runs."""
-    async with system.engine() as engine, Watch(engine) as watch:
+    async with system.engine() as engine, LagMonitor(engine) as watch:
         with Sampler(system.components()) as sampler:
             yield watch, sampler
 
 
 def _load(
-    took: Took,
+    stats: RequestStats,
     recorded: int,
-    watch: Watch,
+    watch: LagMonitor,
     sampler: Sampler,
     decided_ms: Sequence[float] = (),
     late: int = 0,
 ) -> Load:
     return Load(
-        took,
+        stats,
         recorded,
         sampler.duration_s,
         watch.lags_s(),
         watch.rates(),
-        sampler.spent(),
+        sampler.use(),
         sampler.network_bytes(),
         list(decided_ms),
         late,
@@ -115,14 +115,14 @@ def _load(
 
 
 async def _probe(
-    system: System, parties: Parties, beside: asyncio.Task[Took]
+    system: System, parties: Parties, beside: asyncio.Task[RequestStats]
 ) -> tuple[list[float], int]:
-    """How long orders of one more client took until the view showed them COMPLETED, in ms.
+    """The times in ms until orders of one more client were COMPLETED in the view.
 
-    And how many of them were not COMPLETED within the wait.
+    And the number of them that were not within the wait.
     """
     body = {"customer_id": parties.customers[-1], "product_id": parties.products[-1]}
-    took: list[float] = []
+    stats: list[float] = []
     late = 0
     async with httpx.AsyncClient(base_url=f"{system.url}/api/v1", timeout=30) as http:
         while not beside.done():
@@ -132,37 +132,37 @@ async def _probe(
             # Still PENDING after the wait is slow, not wrong: it counts with the time it was given.
             if status not in ("COMPLETED", "PENDING"):
                 raise WrongResult(f"the probe's order was not completed: {answer.text}")
-            took.append(1e3 * (time.perf_counter() - began))
+            stats.append(1e3 * (time.perf_counter() - began))
             late += status == "PENDING"
             await asyncio.sleep(PROBE_EVERY_S)
-    return took, late
+    return stats, late
 
 
-class _Standing(Struct, frozen=True):
-    """How many orders the view has, and where the ledger ends."""
+class _Totals(Struct, frozen=True):
+    """The number of orders in the view, and the last position of the ledger."""
 
     orders: int
     position: int
 
 
-async def _standing(system: System) -> _Standing:
+async def _totals(system: System) -> _Totals:
     async with system.engine() as engine, engine.connect() as connection:
-        return _Standing(
+        return _Totals(
             await _number(connection, "SELECT COUNT(*) FROM orders"),
             await _number(connection, "SELECT position FROM ledger_head"),
         )
 
 
 async def _checked(
-    system: System, took: Took, before: _Standing, accepted: int, in_flight: int
+    system: System, stats: RequestStats, before: _Totals, accepted: int, in_flight: int
 ) -> int:
     """The orders that came; raises WrongResult where one was lost, doubled or left undecided.
 
     A load generator that stops does not hear of what was in flight; so many may be there besides.
     """
-    if took.refused or took.broken:  # what a generator could not send in time is no request
-        raise WrongResult(f"not every request was answered as it should be: {took}")
-    recorded = (await _standing(system)).orders - before.orders
+    if stats.refused or stats.broken:  # what a generator could not send in time is no request
+        raise WrongResult(f"not every request was answered as it should be: {stats}")
+    recorded = (await _totals(system)).orders - before.orders
     if not accepted <= recorded <= accepted + in_flight:
         raise WrongResult(f"{accepted} orders were accepted, {recorded} are in the ledger")
     async with system.engine() as engine, engine.connect() as connection:

@@ -1,4 +1,4 @@
-"""How the ledger grows under a load, and how far the views are behind it."""
+"""The growth of the ledger under a load, and the lag of the views behind it."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 EVERY_S: Final = 0.25
 
 
-class Seen(Struct, frozen=True):
+class Observation(Struct, frozen=True):
     """Where ledger and views were at a time."""
 
     at_s: float
@@ -19,15 +19,15 @@ class Seen(Struct, frozen=True):
     shown: int
 
 
-class Watch:
+class LagMonitor:
     """Looks at head and checkpoints again and again while the block under `async with` runs."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._task: asyncio.Task[None] | None = None
-        self.seen: list[Seen] = []
+        self.observations: list[Observation] = []
 
-    async def __aenter__(self) -> "Watch":
+    async def __aenter__(self) -> "LagMonitor":
         self._task = asyncio.create_task(self._look())
         return self
 
@@ -41,37 +41,42 @@ class Watch:
     async def _look(self) -> None:
         async with self._engine.connect() as connection:
             while True:
-                self.seen.append(await _look(connection))
+                self.observations.append(await _look(connection))
                 await asyncio.sleep(EVERY_S)
 
     def lags_s(self) -> list[float]:
-        """How long before each look the ledger was where the views are now, in seconds."""
-        heads = [seen.head for seen in self.seen]
+        """The lag at each observation: the seconds since the ledger was at the views' position."""
+        heads = [observation.head for observation in self.observations]
         return [
-            0.0 if seen.shown >= seen.head else seen.at_s - self._reached_s(heads, seen.shown)
-            for seen in self.seen
+            0.0
+            if observation.shown >= observation.head
+            else observation.at_s - self._reached_s(heads, observation.shown)
+            for observation in self.observations
         ]
 
     def _reached_s(self, heads: list[int], position: int) -> float:
         """When the ledger, as steady between two looks as can be, went beyond a position."""
         after = bisect_right(heads, position)
-        one, later = self.seen[max(0, after - 1)], self.seen[after]
+        one, later = self.observations[max(0, after - 1)], self.observations[after]
         share = (position - one.head) / (later.head - one.head) if after else 0
         return one.at_s + share * (later.at_s - one.at_s)
 
     def rates(self) -> list[tuple[float, float]]:
         """Events a second between each two looks, with the time since the first."""
         return [
-            (later.at_s - self.seen[0].at_s, (later.head - one.head) / (later.at_s - one.at_s))
-            for one, later in zip(self.seen, self.seen[1:], strict=False)
+            (
+                later.at_s - self.observations[0].at_s,
+                (later.head - one.head) / (later.at_s - one.at_s),
+            )
+            for one, later in zip(self.observations, self.observations[1:], strict=False)
         ]
 
 
-async def _look(connection: AsyncConnection) -> Seen:
-    found = await connection.exec_driver_sql(
+async def _look(connection: AsyncConnection) -> Observation:
+    result = await connection.exec_driver_sql(
         "SELECT h.position, MIN(c.position) FROM ledger_head h JOIN checkpoints c"
         " GROUP BY h.position"
     )
-    row: Any = found.one()
+    row: Any = result.one()
     await connection.rollback()
-    return Seen(time.monotonic(), int(row[0]), int(row[1]))
+    return Observation(time.monotonic(), int(row[0]), int(row[1]))

@@ -1,6 +1,6 @@
 """The API's HTTP server with no work behind it: reads the body and answers 202 with some bytes.
 
-Run it as `python -m bench.nothing PORT`.
+Run it as `python -m bench.empty_server PORT`.
 """
 
 import sys
@@ -18,7 +18,7 @@ HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % l
 
 
 class Nothing:
-    """What is left of an application when its work is taken away."""
+    """An application that answers without doing any work."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

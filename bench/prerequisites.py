@@ -1,4 +1,4 @@
-"""What the benchmark needs besides the project's own dependencies, installed when it's missing."""
+"""Programs that the benchmark needs besides the project's dependencies, installed when missing."""
 
 import shutil
 import subprocess

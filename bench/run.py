@@ -16,11 +16,11 @@ from typing import Final
 from msgspec import Struct, field
 from msgspec.json import decode
 
-from bench import ceilings, parts, peering
-from bench.loads import Took, closed, opened
-from bench.measuring import Load, saturate, steady
-from bench.sampling import Sampler, Spent
+from bench import ceilings, parts, peer_load
+from bench.loads import RequestStats, closed, opened
+from bench.resource_use import ResourceUse, Sampler
 from bench.system import PROCESSES, SETTLED_TIMEOUT_S, Parties, System, system
+from bench.workloads import Load, saturate, steady
 from cli.commands.verify import Verified
 from tests.private_servers import Servers
 
@@ -72,9 +72,9 @@ class Results(Struct):
     batches: list[Load] = field(default_factory=list)
     steady: list[Load] = field(default_factory=list)
     paced: list[Load] = field(default_factory=list)
-    peer: list[peering.PeerLoad] = field(default_factory=list)
-    idle: dict[str, Spent] = field(default_factory=dict)
-    reads: dict[str, list[Took]] = field(default_factory=dict)
+    peer: list[peer_load.PeerLoad] = field(default_factory=list)
+    idle: dict[str, ResourceUse] = field(default_factory=dict)
+    reads: dict[str, list[RequestStats]] = field(default_factory=dict)
     figures: dict[str, list[float]] = field(default_factory=dict)
     small: list[Load] = field(default_factory=list)
     grown: list[Load] = field(default_factory=list)
@@ -163,11 +163,11 @@ class Run:
                 await _reads(ledger, parties, results)
 
     async def _peer(self) -> None:
-        async with peering.peer(self.servers) as peer:
+        async with peer_load.peer(self.servers) as peer:
             await peer.race()
             parties = await peer.parties(CUSTOMERS, PRODUCTS)
             duration_s = max(2, self.times.round_s // 2)
-            self.results.peer.append(await peering.saturate(peer, parties, duration_s))
+            self.results.peer.append(await peer_load.saturate(peer, parties, duration_s))
 
     async def _ceilings(self) -> None:
         results = self.results
@@ -244,15 +244,15 @@ class Run:
             await ledger.settled(events, SETTLED_TIMEOUT_S + events / SLOWEST_PROJECTOR_PER_S)
             parties = await ledger.parties(CUSTOMERS, PRODUCTS)
             singles = await saturate(ledger, parties, duration_s)
-            used = {name: spent.memory_bytes for name, spent in singles.spent.items()}
+            used = {name: use.memory_bytes for name, use in singles.use.items()}
             self.results.memory[f"{events:,} events"] = used
             return [singles, await saturate(ledger, parties, duration_s // 4 or 1, BATCH_ORDERS)]
 
 
-async def _idle(ledger: System) -> dict[str, Spent]:
+async def _idle(ledger: System) -> dict[str, ResourceUse]:
     with Sampler(ledger.components()) as sampler:
         await asyncio.sleep(IDLE_S)
-    return sampler.spent()
+    return sampler.use()
 
 
 async def _reads(ledger: System, parties: Parties, results: Results) -> None:
@@ -261,27 +261,27 @@ async def _reads(ledger: System, parties: Parties, results: Results) -> None:
     orders = [f"/api/v1/orders/{order['order_id']}" for order in shown.json()["items"]]
     reads = results.reads
     for name, paths in (("product", [product]), ("order", orders)):
-        took = await closed(ledger.url, "get.lua", READ_S, *paths)
-        reads.setdefault(name, []).append(took)
-    took = await opened(ledger.url, "reads", STEADY_PER_S, READ_S, parties)
-    reads.setdefault("product, 1,000/s", []).append(took)
+        stats = await closed(ledger.url, "get.lua", READ_S, *paths)
+        reads.setdefault(name, []).append(stats)
+    stats = await opened(ledger.url, "reads", STEADY_PER_S, READ_S, parties)
+    reads.setdefault("product, 1,000/s", []).append(stats)
     reads.setdefault("product, while it sells", []).append(
         await _reads_of_a_seller(ledger, parties)
     )
 
 
-async def _reads_of_a_seller(ledger: System, parties: Parties) -> Took:
+async def _reads_of_a_seller(ledger: System, parties: Parties) -> RequestStats:
     one = Parties(parties.customers[:1], parties.products[:1])
     product = f"/api/v1/products/{one.products[0]}"
     selling = asyncio.create_task(opened(ledger.url, "orders", 200, READ_S + 1, one))
-    took = await closed(ledger.url, "get.lua", READ_S, product)
+    stats = await closed(ledger.url, "get.lua", READ_S, product)
     await selling
-    return took
+    return stats
 
 
 async def _verified(ledger: System, events: int, results: Results) -> None:
-    took_s, said = await parts.command(ledger, "verify", "--json")
-    verified = decode(said, type=Verified)
-    results.add("events/s, verify", events / took_s)
+    duration_s, output = await parts.command(ledger, "verify", "--json")
+    verified = decode(output, type=Verified)
+    results.add("events/s, verify", events / duration_s)
     results.add("events/s, verify: the ledger alone", events / verified.ledger_s)
     results.add("events/s, verify: the views alone", events / verified.views_s)

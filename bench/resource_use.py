@@ -1,4 +1,4 @@
-"""What each component uses while it works: CPU, memory, I/O, processes."""
+"""The resources that each component uses under a load: CPU, memory, I/O, processes."""
 
 import contextlib
 import threading
@@ -15,7 +15,7 @@ Pids = Callable[[], Iterable[int]]
 
 
 class Use(Struct, frozen=True):
-    """What the processes of one component have used since they began, and hold now."""
+    """CPU and I/O of one component's processes since their start, and their memory now."""
 
     cpu_s: float = 0.0
     memory_bytes: int = 0
@@ -32,8 +32,8 @@ class Sample(Struct, frozen=True):
     network_bytes: int
 
 
-class Spent(Struct, frozen=True):
-    """What a component used between two samples: CPU in percent of one core, bytes, the peak."""
+class ResourceUse(Struct, frozen=True):
+    """The use of a component between two samples: CPU in % of one core, bytes, peak memory."""
 
     cpu_percent: float
     cpu_s: float
@@ -77,14 +77,14 @@ class Sampler:
         """The time between the first sample and the last."""
         return self.samples[-1].at_s - self.samples[0].at_s
 
-    def spent(self) -> dict[str, Spent]:
-        """What each component used in all."""
+    def use(self) -> dict[str, ResourceUse]:
+        """The use of each component between the first sample and the last."""
         return {name: self._spent(name) for name in self._components}
 
-    def _spent(self, name: str) -> Spent:
+    def _spent(self, name: str) -> ResourceUse:
         first, last = self.samples[0].uses[name], self.samples[-1].uses[name]
         cpu_s = last.cpu_s - first.cpu_s
-        return Spent(
+        return ResourceUse(
             100 * cpu_s / self.duration_s,
             cpu_s,
             max(sample.uses[name].memory_bytes for sample in self.samples),
@@ -94,7 +94,7 @@ class Sampler:
         )
 
     def network_bytes(self) -> int:
-        """What went over loopback meanwhile."""
+        """Bytes that were sent over loopback between the first sample and the last."""
         return self.samples[-1].network_bytes - self.samples[0].network_bytes
 
 
