@@ -14,7 +14,8 @@ test: setup ## run the tests on private throw-away servers; ARGS are pytest's, i
 ifdef ARGS
 	@exec .venv/bin/pytest $(ARGS)
 else
-	@.venv/bin/pytest -q -n 2 --dist loadfile --ignore tests/load --ignore tests/faults
+	@.venv/bin/pytest -q -n 3 --dist loadfile --no-loadscope-reorder \
+		--ignore tests/load --ignore tests/faults
 	@.venv/bin/pytest -q tests/load
 	@.venv/bin/pytest -q tests/faults
 endif

@@ -7,20 +7,58 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from cli.localstack import StackRefused
 from cli.settings import Settings
 from tests.harness import Stack, make_ledger, start_stack
 from tests.leaks import failing_leaks
+from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers, start_servers
 
-SRC = Path(__file__).parents[1] / "src"
+TESTS = Path(__file__).parent
+SRC = TESTS.parent / "src"
+
+# The files that take longest, longest first: at the end one worker would be busy with such a file
+# for a minute while the others have nothing left to do.
+LONGEST = (
+    "docs/test_commands.py",
+    "stack/test_up.py",
+    "ledger/test_crash.py",
+    "cli/test_parked.py",
+    "api/test_fuzz.py",
+    "cli/test_verify.py",
+    "api/test_outages.py",
+    "cli/test_stopping.py",
+    "durability/test_failing_well.py",
+    "api/test_authorisation.py",
+    "projections/test_rebuild.py",
+    "durability/test_backlog.py",
+)
+
+
+# New examples each run; a failure prints how to repeat it. How long one takes is the machine's.
+hypothesis_settings.register_profile(
+    "ledger",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+hypothesis_settings.load_profile("ledger")
 
 
 def pytest_configure() -> None:
     """Compile src once where Python is told not to: each process would do it at its start."""
     if sys.dont_write_bytecode:
         compileall.compile_dir(SRC, quiet=1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest; xdist hands files out in this order."""
+    ranks = {TESTS / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +87,13 @@ def servers(
 async def settings(servers: Servers) -> Settings:
     """An empty ledger of the test's own, with nothing running on it."""
     return await make_ledger(servers)
+
+
+@pytest.fixture
+async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
+    """An empty ledger of the test's own; the test starts what is to work on it."""
+    async with running_ledger(settings) as ledger:
+        yield ledger
 
 
 @pytest.fixture(scope="session")

@@ -63,13 +63,17 @@ async def make_ledger(servers: Servers, **changes: object) -> Settings:
         api_port=free_port(),
         **changes,  # type: ignore[arg-type]
     )
-    engine = create_async_engine(settings.db_url("migrate")._replace(database=None))
-    async with engine.begin() as connection:
-        await connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    await engine.dispose()
-    await make_vhost(servers, name)
+    await asyncio.gather(create_database(settings), make_vhost(servers, name))
     await migrate(settings)
     return settings
+
+
+async def create_database(settings: Settings) -> None:
+    """An empty schema."""
+    engine = create_async_engine(settings.db_url("migrate")._replace(database=None))
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql(f"CREATE DATABASE {settings.db_name}")
+    await engine.dispose()
 
 
 async def make_vhost(servers: Servers, name: str) -> None:

@@ -26,7 +26,7 @@ from ledger.eventlog.codec import origin_of, recorded
 from ledger.eventlog.records import Record
 from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Operation, Outcome
-from tests.faults.shown import shown
+from tests.faults.shown_values import shown
 from tests.ledger.audit import audit
 
 AT_POSITION: Final = re.compile(r"at position (\d+)")

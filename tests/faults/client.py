@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import httpx
 
-from tests.faults.answers import connection_of, judged, named, position_of, shown_by
 from tests.faults.history import Attempt, Body, Expected, History, Operation, Outcome, Read
+from tests.faults.responses import connection_of, judged, named, position_of, shown_by
 
 TIMEOUT_S: Final = 6.0
 PAUSE_S: Final = 0.15

@@ -7,10 +7,24 @@ from itertools import combinations
 from math import sqrt
 from random import Random
 
-from tests.faults import of_commands, of_disks, of_messages, of_networks, of_processes, of_servers
+from tests.faults import (
+    command_faults,
+    disk_faults,
+    message_faults,
+    network_faults,
+    process_faults,
+    server_faults,
+)
 from tests.faults.fault import FAULTS, Fault
 
-MODULES = (of_commands, of_disks, of_messages, of_networks, of_processes, of_servers)
+MODULES = (
+    command_faults,
+    disk_faults,
+    message_faults,
+    network_faults,
+    process_faults,
+    server_faults,
+)
 """Each makes its faults known as it's loaded."""
 
 
@@ -80,7 +94,7 @@ def matrix() -> Iterator[Round]:
     gentle = [fault for fault in FAULTS.values() if not fault.alone]
     for start in range(0, len(gentle), 4):
         yield Round(tuple(gentle[start : start + 4]), 1.5)
-    for one, other in combinations(of_processes.TARGETS, 2):
+    for one, other in combinations(process_faults.TARGETS, 2):
         yield Round((FAULTS[f"kill:{one}"], FAULTS[f"kill:{other}"]), 1.5, together=True)
         yield Round((FAULTS[f"pause:{one}"], FAULTS[f"kill:{other}"]), 1.5, together=True)
         yield Round((FAULTS[f"pause:{one}"], FAULTS[f"pause:{other}"]), 1.5, together=True)

@@ -1,19 +1,9 @@
-"""A ledger of each test's own, and one with a random history in it."""
-
-from collections.abc import AsyncIterator
+"""A ledger with a random history in it."""
 
 import pytest
 
-from cli.settings import Settings
 from tests.ledger.events import history, opening
-from tests.ledger.running import Ledger, running_ledger
-
-
-@pytest.fixture
-async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
-    """An empty ledger; the test starts what is to work on it."""
-    async with running_ledger(settings) as ledger:
-        yield ledger
+from tests.ledger.running import Ledger
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 
 from tests.faults.fault import add
-from tests.faults.needs import may_mount
+from tests.faults.requirements import may_mount
 from tests.faults.world import BROKER, DATABASE, World
 from tests.harness import eventually
 

@@ -16,7 +16,7 @@ from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
 from ledger.messaging.topology import INBOX
 from ledger.runtime import failpoints
 from tests.faults.fault import Inject, add
-from tests.faults.needs import libfaketime
+from tests.faults.requirements import libfaketime
 from tests.faults.world import APIS, PARTS, SERVERS, World
 from tests.harness import eventually
 
