@@ -1,4 +1,4 @@
-"""Connections to the database fail as database errors do, whatever stands before it."""
+"""A failed connection is a database error, whatever stands in front of the database."""
 
 import socket
 import struct
@@ -35,7 +35,7 @@ def port_that_hangs_up() -> Iterator[int]:
         thread.join(5)
 
 
-def test_a_proxy_that_hangs_up_at_once_is_a_database_that_is_away(
+def test_a_proxy_that_closes_at_once_is_a_database_error(
     port_that_hangs_up: int,
 ) -> None:
     url = URL.create("mysql+asyncmy", "ledger", "x", "127.0.0.1", port_that_hangs_up, "ledger")

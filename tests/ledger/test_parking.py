@@ -1,4 +1,4 @@
-"""Messages that can't be read: parked with their reason, and the line goes on."""
+"""Messages that can't be decoded are parked with their reason, and read without loss."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -18,23 +18,25 @@ from .audit import audit, causes, ids
 from .events import opening, orders
 from .running import Ledger, group_of, until_acked
 
-POISON = [b"", b"\xff\xfe", b"null", b"{}", b"[", b"[[]]", b"[" * 100_000, b"\x00" * 1_000_000]
+UNDECODABLE = [b"", b"\xff\xfe", b"null", b"{}", b"[", b"[[]]", b"[" * 100_000, b"\x00" * 1_000_000]
 
 
-async def test_bytes_that_are_no_events_are_parked_and_the_line_goes_on(ledger: Ledger) -> None:
+async def test_undecodable_messages_are_parked_and_the_writer_goes_on(ledger: Ledger) -> None:
     first, last = opening(), orders(2)
-    await ledger.put(group_of(first), *POISON, group_of(last))
+    await ledger.put(group_of(first), *UNDECODABLE, group_of(last))
     async with ledger.writing() as writer:
         records = await ledger.until_recorded([*first, *last])
-        parked = await ledger.until_parked(len(POISON))
-        await until_acked(writer, len(POISON) + 2)
+        parked = await ledger.until_parked(len(UNDECODABLE))
+        await until_acked(writer, len(UNDECODABLE) + 2)
     assert causes(records) == ids([*first, *last])
-    assert [body for body, _ in parked] == [b"[]" if b == b"[[]]" else b for b in POISON]
+    assert [body for body, _ in parked] == [b"[]" if b == b"[[]]" else b for b in UNDECODABLE]
     assert all(reason for _, reason in parked)
-    assert writer.progress.parked == len(POISON)
+    assert writer.progress.parked == len(UNDECODABLE)
 
 
-async def test_a_bad_event_does_not_spoil_its_neighbours(ledger: Ledger) -> None:
+async def test_an_undecodable_event_is_parked_and_the_rest_of_its_group_recorded(
+    ledger: Ledger,
+) -> None:
     one, two, three = *opening(), *orders(1)
     good = [encode_submitted(event, "/tests") for event in (one, two, three)]
     bad = good[2].replace(b"order.placed", b"order.completed")
@@ -48,7 +50,7 @@ async def test_a_bad_event_does_not_spoil_its_neighbours(ledger: Ledger) -> None
     assert "order.completed" in why
 
 
-async def test_an_empty_group_is_passed_over(ledger: Ledger) -> None:
+async def test_an_empty_group_is_skipped(ledger: Ledger) -> None:
     first = opening()
     await ledger.put(b"[]", group_of(first), b"[]")
     async with ledger.writing() as writer:
@@ -57,7 +59,7 @@ async def test_an_empty_group_is_passed_over(ledger: Ledger) -> None:
     assert await ledger.depth(PARKING) == 0
 
 
-async def test_nothing_but_poison_is_acked_too(ledger: Ledger) -> None:
+async def test_a_batch_of_undecodable_messages_only_is_acked(ledger: Ledger) -> None:
     await ledger.put(b"poison")
     async with ledger.writing() as writer:
         await until_acked(writer, 1)
@@ -65,26 +67,30 @@ async def test_nothing_but_poison_is_acked_too(ledger: Ledger) -> None:
     assert len(await ledger.until_parked(1)) == 1
 
 
-async def test_a_schema_version_of_the_future_is_parked_not_guessed(ledger: Ledger) -> None:
+async def test_an_event_with_a_newer_schema_version_is_parked(ledger: Ledger) -> None:
     body = encode_submitted(opening()[0], "/tests")
     versions = ("0", "2", "-1", "99999999999999999999")
     newer = [body[:-1] + f',"schemaversion":{version}}}'.encode() for version in versions]
-    await ledger.put(*[join([each]) for each in newer])
+    await ledger.put(*[join([event]) for event in newer])
     async with ledger.writing():
         parked = await ledger.until_parked(len(newer))
     assert [body for body, _ in parked] == newer
     assert await ledger.records() == []
 
 
-async def test_many_bad_elements_of_a_message_are_all_parked(ledger: Ledger) -> None:
+async def test_all_undecodable_elements_of_a_message_are_parked(ledger: Ledger) -> None:
     elements = [b"%d" % number for number in range(MAX_REJECTED)]
     await ledger.put(join(elements))
     async with ledger.writing() as writer:
         await until_acked(writer, 1)
-    assert [each.id for each in await read(ledger)] == [id_of(element) for element in elements]
+    assert [message.id for message in await read(ledger)] == [
+        id_of(element) for element in elements
+    ]
 
 
-async def test_a_poison_of_too_many_elements_is_one_message(ledger: Ledger) -> None:
+async def test_a_message_with_too_many_undecodable_elements_is_parked_as_one(
+    ledger: Ledger,
+) -> None:
     good = opening()
     body = group_of(good)[:-1] + b",7" * (MAX_REJECTED + 1) + b"]"
     await ledger.put(body)
@@ -107,10 +113,10 @@ async def read(ledger: Ledger) -> list[Parked]:
 
 
 async def numbers(ledger: Ledger) -> list[int]:
-    return [int(each.reason.removeprefix("no ")) for each in await read(ledger)]
+    return [int(message.reason.removeprefix("no ")) for message in await read(ledger)]
 
 
-async def test_a_parked_message_says_what_why_and_when(ledger: Ledger) -> None:
+async def test_a_parked_message_has_its_id_reason_and_time(ledger: Ledger) -> None:
     began = datetime.now(UTC) - timedelta(seconds=1)
     await ledger.put(b"no JSON", join([b"7"]))
     async with ledger.writing() as writer:
@@ -120,10 +126,10 @@ async def test_a_parked_message_says_what_why_and_when(ledger: Ledger) -> None:
     assert (element.id, element.whole, element.size) == (id_of(b"7"), False, 1)
     assert "malformed" in message.reason
     assert "Expected `object`" in element.reason
-    for each in (message, element):
-        assert each.trouble
-        assert each.parked_at
-        assert began <= each.parked_at <= datetime.now(UTC)
+    for item in (message, element):
+        assert item.trouble
+        assert item.parked_at
+        assert began <= item.parked_at <= datetime.now(UTC)
 
 
 async def test_reading_50_times_loses_nothing_and_keeps_the_order(ledger: Ledger) -> None:
@@ -144,7 +150,7 @@ async def test_more_messages_than_a_consumer_may_hold_are_read_in_order(
         assert await numbers(ledger) == list(range(100))
 
 
-async def test_no_more_is_read_than_fits_into_memory(
+async def test_a_reader_takes_at_most_the_limit(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parking, "MOST_READ", 5)
@@ -153,7 +159,7 @@ async def test_no_more_is_read_than_fits_into_memory(
     assert await ledger.depth(PARKING) == 8
 
 
-async def test_what_is_acked_is_gone_for_the_next_reader_and_nothing_else(ledger: Ledger) -> None:
+async def test_acked_messages_are_gone_and_all_others_stay(ledger: Ledger) -> None:
     await park_numbers(ledger, *range(300))
     async with open_parking(ledger.settings.amqp_url("migrate"), "t") as queue:
         messages = [message async for message in queue.messages()]
@@ -162,16 +168,16 @@ async def test_what_is_acked_is_gone_for_the_next_reader_and_nothing_else(ledger
     assert await numbers(ledger) == [number for number in range(300) if number % 3]
 
 
-async def test_a_reader_that_breaks_off_gives_everything_back(ledger: Ledger) -> None:
+async def test_a_reader_that_fails_gives_everything_back(ledger: Ledger) -> None:
     await park_numbers(ledger, *range(20))
 
-    async def break_off() -> None:
+    async def fail_while_reading() -> None:
         async with open_parking(ledger.settings.amqp_url("migrate"), "t") as queue:
             async for _ in queue.messages():
                 raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await break_off()
+        await fail_while_reading()
     assert sorted(await numbers(ledger)) == list(range(20))
 
 
@@ -180,7 +186,7 @@ async def test_two_readers_take_turns(ledger: Ledger) -> None:
     assert await asyncio.gather(*[numbers(ledger) for _ in range(4)]) == [list(range(50))] * 4
 
 
-async def test_a_reader_that_does_not_end_is_told_of(
+async def test_a_second_reader_is_refused_while_the_first_does_not_end(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parking, "LOCK_WAIT_S", 0.3)
@@ -189,7 +195,7 @@ async def test_a_reader_that_does_not_end_is_told_of(
             await read(ledger)
 
 
-async def test_a_part_of_the_queue_is_never_taken_for_all_of_it(
+async def test_messages_held_by_another_consumer_are_an_error_and_not_missed(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parking, "SILENCE_S", 0.3)
@@ -205,7 +211,7 @@ async def test_a_part_of_the_queue_is_never_taken_for_all_of_it(
             [message async for message in queue.messages()]
 
 
-async def test_what_the_broker_gave_up_says_so(ledger: Ledger) -> None:
+async def test_a_message_dead_lettered_by_the_broker_has_its_reason(ledger: Ledger) -> None:
     body = group_of(opening())
     await ledger.put(body)
     async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
@@ -226,7 +232,7 @@ async def ledger_has_parked(ledger: Ledger, count: int) -> None:
     await eventually(has, f"{count} messages are parked")
 
 
-async def test_a_message_of_a_stranger_has_an_id_and_no_reason(ledger: Ledger) -> None:
+async def test_a_message_without_headers_has_an_id_and_no_reason(ledger: Ledger) -> None:
     async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=True) as channel:
         exchange = await channel.get_exchange(PARKING_EXCHANGE)
         await exchange.publish(Message(b"?", message_id="mine"), "")
@@ -235,7 +241,7 @@ async def test_a_message_of_a_stranger_has_an_id_and_no_reason(ledger: Ledger) -
     assert message.parked_at is None
 
 
-async def declare_as_before(ledger: Ledger) -> None:
+async def declare_without_delivery_limit(ledger: Ledger) -> None:
     """The parking queue without a delivery limit, as earlier versions had it."""
     async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
         exchange = await channel.get_exchange(PARKING_EXCHANGE)
@@ -246,8 +252,8 @@ async def declare_as_before(ledger: Ledger) -> None:
         await queue.bind(exchange)
 
 
-async def test_an_empty_parking_queue_of_before_is_made_anew(ledger: Ledger) -> None:
-    await declare_as_before(ledger)
+async def test_an_empty_parking_queue_of_an_older_version_is_replaced(ledger: Ledger) -> None:
+    await declare_without_delivery_limit(ledger)
     await migrate(ledger.settings)
     async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
         await topology.declare(channel, ledger.settings.inbox_max_length)
@@ -255,8 +261,8 @@ async def test_an_empty_parking_queue_of_before_is_made_anew(ledger: Ledger) -> 
     assert await numbers(ledger) == [1]
 
 
-async def test_a_parking_queue_of_before_that_holds_something_is_kept(ledger: Ledger) -> None:
-    await declare_as_before(ledger)
+async def test_a_parking_queue_of_an_older_version_with_messages_is_kept(ledger: Ledger) -> None:
+    await declare_without_delivery_limit(ledger)
     await park_numbers(ledger, 1)
     with pytest.raises(OldParkingInUse, match="ledger parked"):
         await migrate(ledger.settings)

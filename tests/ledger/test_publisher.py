@@ -47,7 +47,7 @@ async def publisher(ledger: Ledger, broker: Proxy) -> AsyncIterator[Publisher]:
         yield publisher
 
 
-async def accepts_again(publisher: Publisher) -> None:
+async def until_accepting(publisher: Publisher) -> None:
     """Wait until the broker takes events again."""
 
     async def is_accepted() -> bool:
@@ -64,15 +64,13 @@ async def flat(ledger: Ledger) -> list[Submitted]:
     return [event for group in await ledger.waiting() for event in group]
 
 
-async def test_what_was_submitted_is_in_the_inbox_already(
-    ledger: Ledger, publisher: Publisher
-) -> None:
+async def test_a_confirmed_submission_is_in_the_inbox(ledger: Ledger, publisher: Publisher) -> None:
     for count in (1, 2, 3):
         await publisher.submit(orders(1))
         assert await ledger.depth(INBOX) == count
 
 
-async def test_what_arrives_during_a_confirm_leaves_as_one_message(
+async def test_events_that_arrive_during_a_confirm_leave_as_one_message(
     ledger: Ledger, publisher: Publisher
 ) -> None:
     submissions = [orders(1 + number % 3) for number in range(1_000)]
@@ -87,7 +85,7 @@ async def test_what_arrives_during_a_confirm_leaves_as_one_message(
     assert got == ids([event for submission in submissions for event in submission])
 
 
-async def test_few_events_wait_for_the_confirm_under_way_and_many_leave_beside_it(
+async def test_few_events_wait_for_the_confirm_under_way_and_many_do_not(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     first, few = orders(1), orders(SECOND_FROM_EVENTS - 1)
@@ -116,7 +114,7 @@ async def test_a_submission_is_never_split_over_two_messages(
         assert any(set(ids(submission)) <= group for group in groups)
 
 
-async def test_a_submission_keeps_its_order_through_to_the_ledger(
+async def test_events_are_recorded_in_the_order_of_their_submission(
     ledger: Ledger, publisher: Publisher
 ) -> None:
     events = [*opening(), *orders(300)]
@@ -127,7 +125,7 @@ async def test_a_submission_keeps_its_order_through_to_the_ledger(
     assert caused == [event.event_id.bytes for event in events]
 
 
-async def test_where_no_queue_is_bound_nothing_is_said_to_be_accepted(
+async def test_a_submission_is_refused_when_no_queue_is_bound(
     ledger: Ledger, publisher: Publisher
 ) -> None:
     async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
@@ -140,7 +138,7 @@ async def test_where_no_queue_is_bound_nothing_is_said_to_be_accepted(
     assert await ledger.depth(INBOX) == 1
 
 
-async def test_a_full_inbox_refuses_and_keeps_what_it_accepted(servers: Servers) -> None:
+async def test_a_full_inbox_refuses_events_and_keeps_those_it_accepted(servers: Servers) -> None:
     settings = await make_ledger(servers, inbox_max_length=3)
     async with running_ledger(settings) as ledger:
         accepted: list[Submitted] = []
@@ -164,7 +162,7 @@ async def test_a_full_inbox_refuses_and_keeps_what_it_accepted(servers: Servers)
                 await ledger.until_recorded(again)
 
 
-async def test_with_the_broker_away_a_submission_is_refused_at_once(
+async def test_a_submission_is_refused_at_once_while_the_broker_is_away(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     broker.cut()
@@ -173,37 +171,37 @@ async def test_with_the_broker_away_a_submission_is_refused_at_once(
         return not publisher.connected
 
     await eventually(is_away, "the loss is noticed")
-    begun = time.monotonic()
+    began = time.monotonic()
     with pytest.raises(InboxUnavailable, match="away"):
         await publisher.submit(orders(1))
-    assert time.monotonic() - begun < AT_ONCE_S
+    assert time.monotonic() - began < AT_ONCE_S
     await broker.heal()
     await until_connected(publisher)
     await publisher.submit(orders(1))
     assert await ledger.depth(INBOX) == 1
 
 
-async def test_a_submission_is_refused_before_the_broker_was_ever_reached(ledger: Ledger) -> None:
+async def test_a_submission_is_refused_before_the_first_connection(ledger: Ledger) -> None:
     publisher = Publisher(Connection(ledger.settings.amqp_url("api"), "t"), "/tests", "tests")
     with pytest.raises(InboxUnavailable):
         await publisher.submit(orders(1))
 
 
-async def test_with_a_broker_that_stalls_a_submission_is_given_up_in_time(
+async def test_a_submission_to_a_stalled_broker_fails_within_its_deadline(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     broker.stall()
-    begun = time.monotonic()
+    began = time.monotonic()
     answers = await asyncio.gather(
         *(publisher.submit(orders(1)) for _ in range(10)), return_exceptions=True
     )
-    assert time.monotonic() - begun < SUBMIT_TIMEOUT_S + SLACK_S
+    assert time.monotonic() - began < SUBMIT_TIMEOUT_S + SLACK_S
     assert all(isinstance(answer, InboxUnavailable) for answer in answers)
     await broker.heal()
-    await accepts_again(publisher)
+    await until_accepting(publisher)
 
 
-async def test_after_a_late_confirm_the_same_connection_goes_on(
+async def test_a_late_confirm_keeps_the_channel(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     """To hang up would make what else is under way unknown, and refuse all who wait in line."""
@@ -239,10 +237,10 @@ async def test_a_confirm_that_never_comes_ends_the_connection(
 
     await eventually(is_another, "the connection is given up")
     await broker.heal()
-    await accepts_again(publisher)
+    await until_accepting(publisher)
 
 
-async def test_a_caller_who_gave_up_waiting_in_line_is_not_published_later(
+async def test_a_waiting_submission_that_timed_out_is_not_published_later(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     broker.stall()
@@ -252,7 +250,7 @@ async def test_a_caller_who_gave_up_waiting_in_line_is_not_published_later(
         await publisher.submit(late)
     await asyncio.gather(*first, return_exceptions=True)
     await broker.heal()
-    await accepts_again(publisher)
+    await until_accepting(publisher)
     assert late[0].event_id not in ids(await flat(ledger))
 
 
@@ -275,7 +273,7 @@ async def in_flight(publisher: Publisher) -> None:
     await eventually(line_is_empty, "the line is empty")
 
 
-async def test_a_caller_who_hangs_up_does_not_take_back_the_publish(
+async def test_cancelling_a_caller_does_not_take_back_its_publish(
     ledger: Ledger, publisher: Publisher
 ) -> None:
     events = orders(20)
@@ -288,14 +286,14 @@ async def test_a_caller_who_hangs_up_does_not_take_back_the_publish(
     assert set(ids(events)) <= set(ids(await flat(ledger)))
 
 
-async def test_a_caller_who_hangs_up_while_in_line_is_published_all_the_same(
+async def test_a_waiting_submission_of_a_cancelled_caller_is_published(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     broker.stall()
     busy = await as_many_as_may_be_in_flight(publisher)
     event = orders(1)
     caller = asyncio.create_task(publisher.submit(event))
-    await has_line(publisher, 1)
+    await until_waiting(publisher, 1)
     caller.cancel()
     await asyncio.gather(caller, return_exceptions=True)
     await broker.heal()
@@ -305,35 +303,35 @@ async def test_a_caller_who_hangs_up_while_in_line_is_published_all_the_same(
     assert event[0].event_id in ids(await flat(ledger))
 
 
-async def has_line(publisher: Publisher, count: int) -> None:
+async def until_waiting(publisher: Publisher, count: int) -> None:
     async def is_there() -> bool:
         return len(publisher._waiting) >= count
 
     await eventually(is_there, "the submission is in line")
 
 
-async def test_too_long_a_line_is_refused_rather_than_grown(
+async def test_submissions_are_refused_while_too_many_events_wait(
     broker: Proxy, publisher: Publisher
 ) -> None:
     broker.stall()
-    begun = await as_many_as_may_be_in_flight(publisher)
-    begun.append(asyncio.create_task(publisher.submit(orders(MAX_WAITING))))
-    await has_line(publisher, 1)
+    began = await as_many_as_may_be_in_flight(publisher)
+    began.append(asyncio.create_task(publisher.submit(orders(MAX_WAITING))))
+    await until_waiting(publisher, 1)
     with pytest.raises(InboxFull, match="waiting"):
         await publisher.submit(orders(1))
     await broker.heal()
-    await asyncio.gather(*begun, return_exceptions=True)
-    await accepts_again(publisher)
+    await asyncio.gather(*began, return_exceptions=True)
+    await until_accepting(publisher)
 
 
-async def test_a_lost_confirm_is_told_as_not_known(
+async def test_a_lost_confirm_is_reported_as_unavailable(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     broker.lose(BASIC_PUBLISH, delivered=True)
     event = opening()
     with pytest.raises(InboxUnavailable):
         await publisher.submit(event)
-    await accepts_again(publisher)
+    await until_accepting(publisher)
     await publisher.submit(event)
     async with ledger.writing():
         records = await ledger.until_recorded(event)

@@ -1,4 +1,4 @@
-"""The broker's topology: declared once, by one account, and each account sees only its part."""
+"""Exchanges and queues are declared by one account; the others may use only their own."""
 
 from collections.abc import Awaitable, Callable
 
@@ -24,7 +24,7 @@ from .events import opening
 from .running import Ledger
 
 
-async def test_to_declare_twice_changes_nothing_and_loses_nothing(ledger: Ledger) -> None:
+async def test_declaring_twice_changes_nothing_and_loses_nothing(ledger: Ledger) -> None:
     await ledger.put_events(opening())
     url = ledger.settings.amqp_url("migrate")
     async with open_channel(url, "t", confirms=False) as channel:
@@ -32,7 +32,7 @@ async def test_to_declare_twice_changes_nothing_and_loses_nothing(ledger: Ledger
     assert len(await ledger.waiting()) == 1
 
 
-async def test_a_queue_with_other_arguments_is_not_passed_over(ledger: Ledger) -> None:
+async def test_a_queue_with_other_arguments_is_an_error(ledger: Ledger) -> None:
     url = ledger.settings.amqp_url("migrate")
     async with open_channel(url, "t", confirms=False) as channel:
         with pytest.raises(ChannelPreconditionFailed):
@@ -48,18 +48,20 @@ WRITES = {
 
 
 @pytest.mark.parametrize("role", ["api", "writer", "projector"])
-async def test_an_account_reads_and_writes_its_own_part_only(ledger: Ledger, role: str) -> None:
+async def test_an_account_may_read_and_write_its_own_queues_and_exchanges_only(
+    ledger: Ledger, role: str
+) -> None:
     read = {queue for queue in (INBOX, PARKING) if await may_read(ledger, role, queue)}
     assert read == READS[role]
-    written = {each for each in topology.EXCHANGES if await may_write(ledger, role, each)}
+    written = {name for name in topology.EXCHANGES if await may_write(ledger, role, name)}
     assert written == WRITES[role]
     assert not await may_write(ledger, role, "")
 
 
 async def may_read(ledger: Ledger, role: str, queue: str) -> bool:
     async def consume(channel: AbstractChannel) -> None:
-        found = await channel.declare_queue(queue, passive=True)
-        await found.consume(forget)
+        declared = await channel.declare_queue(queue, passive=True)
+        await declared.consume(forget)
 
     return await is_permitted(ledger, role, consume)
 
@@ -70,8 +72,8 @@ async def forget(_: AbstractIncomingMessage) -> None:
 
 async def may_write(ledger: Ledger, role: str, exchange: str) -> bool:
     async def publish(channel: AbstractChannel) -> None:
-        where = await channel.get_exchange(exchange, ensure=False)
-        await where.publish(Message(b"[]"), routing_key=INBOX, mandatory=False)
+        target = await channel.get_exchange(exchange, ensure=False)
+        await target.publish(Message(b"[]"), routing_key=INBOX, mandatory=False)
 
     return await is_permitted(ledger, role, publish)
 

@@ -1,4 +1,4 @@
-"""A server on which a COMMIT could be lost is refused. It has to be a server of its own."""
+"""A server that could lose a COMMIT is refused. The tests need a server of their own."""
 
 import asyncio
 import os
@@ -45,8 +45,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
         process.wait()
 
 
-async def verdict(url: URL, *statements: str) -> str:
-    """What is said of the server after some changes; nothing where it is safe."""
+async def refusal(url: URL, *statements: str) -> str:
+    """The message of UnsafeDatabase after these statements; empty if the server is safe."""
     engine = make_engine(url)
     try:
         async with engine.connect() as connection:
@@ -62,19 +62,19 @@ async def verdict(url: URL, *statements: str) -> str:
 
 
 async def test_a_server_that_may_lose_a_commit_is_refused_with_the_remedy(url: URL) -> None:
-    assert await verdict(url) == ""
+    assert await refusal(url) == ""
     for name in ("innodb_flush_log_at_trx_commit", "sync_binlog"):
         for value in (0, 2):
-            said = await verdict(url, f"SET GLOBAL {name} = {value}")
-            assert f"{name} is {value}: set it to 1" in said
-        assert await verdict(url, f"SET GLOBAL {name} = 1") == ""
+            message = await refusal(url, f"SET GLOBAL {name} = {value}")
+            assert f"{name} is {value}: set it to 1" in message
+        assert await refusal(url, f"SET GLOBAL {name} = 1") == ""
 
 
 @pytest.mark.parametrize("command", ["writer", "migrate"])
 async def test_neither_writer_nor_migrate_starts_on_such_a_server(
     servers: Servers, url: URL, tmp_path: Path, command: str
 ) -> None:
-    """It ends before it did anything, with one sentence that says why."""
+    """Each ends before it has done anything, with one line that names the remedy."""
     assert url.port
     for name in (f"amqp_{command}", f"db_{command}"):
         (tmp_path / name).write_text(PASSWORD)
@@ -85,7 +85,7 @@ async def test_neither_writer_nor_migrate_starts_on_such_a_server(
         db_port=url.port,
         db_name="mysql",
     )
-    said = await verdict(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+    message = await refusal(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 2")
     ended = await asyncio.to_thread(
         subprocess.run,
         [LEDGER, command],
@@ -95,7 +95,7 @@ async def test_neither_writer_nor_migrate_starts_on_such_a_server(
         timeout=30,
         check=False,
     )
-    assert await verdict(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 1") == ""
+    assert await refusal(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 1") == ""
     assert ended.returncode == 1
-    assert said in ended.stderr
+    assert message in ended.stderr
     assert "Traceback" not in ended.stderr

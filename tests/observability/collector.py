@@ -27,13 +27,13 @@ class Received:
 
 @dataclass
 class Collector:
-    """What came in so far, and where it listens."""
+    """The spans received so far, and the URL that it listens on."""
 
     url: str
     spans: list[Received] = field(default_factory=list)
 
     def take(self, body: bytes) -> None:
-        """Keep what is in one request."""
+        """Keep the spans of one request."""
         for group in ExportTraceServiceRequest.FromString(body).resource_spans:
             resource = _values(group.resource.attributes)
             for scope in group.scope_spans:

@@ -1,4 +1,4 @@
-"""A ledger whose processes say all they can."""
+"""A ledger whose processes have all metrics and log all they can."""
 
 from collections.abc import AsyncIterator
 
@@ -9,8 +9,8 @@ from tests.private_servers import Servers
 
 
 @pytest.fixture(scope="package")
-async def talkative(servers: Servers) -> AsyncIterator[Stack]:
-    """Every process has metrics, and logs as JSON what it can; the API logs each request."""
+async def verbose_stack(servers: Servers) -> AsyncIterator[Stack]:
+    """Every process exposes metrics and logs JSON at level DEBUG; the API logs each request."""
     running = await start_stack(
         servers,
         writer_metrics_port=free_port(),

@@ -1,4 +1,4 @@
-"""Reading /metrics as Prometheus does."""
+"""Scraping /metrics as Prometheus does."""
 
 import httpx
 from prometheus_client import Metric
@@ -10,10 +10,10 @@ PROCESSES = ("api", "writer", "projector")
 
 
 class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
-    """The samples of one answer, by name and labels."""
+    """The samples of one scrape, by name and labels."""
 
     def of(self, name: str, **labels: str) -> float:
-        """One sample; 0 where there is none yet."""
+        """One sample; 0 if there is none yet."""
         return self.get((name, frozenset(labels.items())), 0.0)
 
     def total(self, name: str, **labels: str) -> float:
@@ -23,7 +23,7 @@ class Samples(dict[tuple[str, frozenset[tuple[str, str]]], float]):
 
 
 async def scrape(stack: Stack, process: str) -> Samples:
-    """What a process shows now."""
+    """The samples of a process now."""
     return Samples(
         ((sample.name, frozenset(sample.labels.items())), sample.value)
         for family in await _families(stack, process)
@@ -31,7 +31,7 @@ async def scrape(stack: Stack, process: str) -> Samples:
     )
 
 
-async def shown(stack: Stack, process: str) -> set[str]:
+async def metric_names(stack: Stack, process: str) -> set[str]:
     """The names of the metrics of a process, with samples or without."""
     return {family.name for family in await _families(stack, process)}
 

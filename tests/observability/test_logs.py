@@ -1,4 +1,4 @@
-"""Logs are lines of JSON that say what they are about, and never a secret."""
+"""Logs are lines of JSON with the ids of what they report, and without secrets."""
 
 import json
 import logging
@@ -34,29 +34,29 @@ async def line(stack: Stack, process: str, **wanted: object) -> Line:
     return found
 
 
-async def test_one_order_can_be_followed_through_all_logs(talkative: Stack) -> None:
+async def test_one_order_can_be_followed_through_all_logs(verbose_stack: Stack) -> None:
     request_id = f"test-{uuid4()}"
     body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
     headers = {"X-Request-Id": request_id}
-    response = await talkative.http.post("/orders", json=body, headers=headers)
+    response = await verbose_stack.http.post("/orders", json=body, headers=headers)
     order_id = response.json()["order_id"]
 
-    confirmed = await line(talkative, "api", request_id=request_id, stream_id=order_id)
-    recorded = await line(talkative, "writer", event_id=confirmed["event_id"])
+    confirmed = await line(verbose_stack, "api", request_id=request_id, stream_id=order_id)
+    recorded = await line(verbose_stack, "writer", event_id=confirmed["event_id"])
     assert recorded["epoch"] >= 1
 
     async def shown() -> bool:
-        batches = [b for b in lines(talkative, "projector") if b["event"] == "projector: shown"]
+        batches = [b for b in lines(verbose_stack, "projector") if b["event"] == "projector: shown"]
         return any(b["first_position"] <= recorded["position"] <= b["position"] for b in batches)
 
     await eventually(shown, "the projector logs a batch with the order's position")
 
 
-async def test_the_access_log_names_route_status_and_request(talkative: Stack) -> None:
+async def test_the_access_log_names_route_status_and_request(verbose_stack: Stack) -> None:
     request_id = f"test-{uuid4()}"
     path = f"/orders/{uuid4()}"
-    await talkative.http.get(path, headers={"X-Request-Id": request_id})
-    found = await line(talkative, "api", logger="api.access", request_id=request_id)
+    await verbose_stack.http.get(path, headers={"X-Request-Id": request_id})
+    found = await line(verbose_stack, "api", logger="api.access", request_id=request_id)
     assert (found["method"], found["status"]) == ("GET", 404)
     assert found["route"] == "/api/v1/orders/{order_id}"
     assert found["path"] == f"/api/v1{path}"
@@ -64,17 +64,21 @@ async def test_the_access_log_names_route_status_and_request(talkative: Stack) -
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-async def test_every_line_is_json_with_time_level_and_event(talkative: Stack, process: str) -> None:
-    found = lines(talkative, process)
+async def test_every_line_is_json_with_time_level_and_event(
+    verbose_stack: Stack, process: str
+) -> None:
+    found = lines(verbose_stack, process)
     assert found
     for logged in found:
         assert logged.keys() >= {"time", "level", "event", "logger"}
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-async def test_no_password_is_in_any_log(talkative: Stack, process: str) -> None:
-    said = talkative.log_path(process).read_text()
-    secrets = [path.read_text().strip() for path in talkative.settings.home.glob("secrets/[ad]*")]
+async def test_no_password_is_in_any_log(verbose_stack: Stack, process: str) -> None:
+    said = verbose_stack.log_path(process).read_text()
+    secrets = [
+        path.read_text().strip() for path in verbose_stack.settings.home.glob("secrets/[ad]*")
+    ]
     assert len(secrets) > 8
     assert not [secret for secret in secrets if secret in said]
 

@@ -1,4 +1,4 @@
-"""GET /metrics, and those of writer and projector: what they show is what happened."""
+"""The metrics of api, writer and projector report what happened."""
 
 import socket
 from collections.abc import Iterator
@@ -25,53 +25,56 @@ from tests.observability.scraping import PROCESSES, Samples, scrape
 from tests.private_servers import Servers
 
 VIEWS = [view.name for view in PROJECTIONS]
-NOBODYS = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+UNKNOWN_ORDER = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
 
 
-class Difference:
-    """What a process counted since the last look."""
+class Growth:
+    """How much the counters of a process grew between two scrapes."""
 
     def __init__(self, before: Samples, after: Samples) -> None:
         self._before = before
         self._after = after
 
     def of(self, name: str, **labels: str) -> float:
-        """How much the samples with these labels grew together."""
+        """The growth of the sum over the samples with these labels."""
         return self._after.total(name, **labels) - self._before.total(name, **labels)
 
 
 async def publish(stack: Stack, body: bytes) -> None:
-    """Put a message into the inbox, whatever it is."""
+    """Publish a message to the inbox, be it valid or not."""
     async with open_channel(stack.settings.amqp_url("api"), "test", confirms=True) as channel:
         exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
         await exchange.publish(Message(body), routing_key="")
 
 
-async def settled(stack: Stack) -> dict[str, Samples]:
-    """All three at a moment at which nothing is under way."""
+async def until_idle(stack: Stack) -> dict[str, Samples]:
+    """The samples of all processes once the views are at the head and no order is pending."""
 
-    async def calm() -> dict[str, Samples]:
+    async def idle() -> dict[str, Samples]:
         try:
-            found = {process: await scrape(stack, process) for process in PROCESSES}
+            samples = {process: await scrape(stack, process) for process in PROCESSES}
         except httpx.TransportError:
             return {}
-        head = found["writer"].of("ledger_head_position")
-        positions = [found["projector"].of("ledger_view_position", view=v) for v in VIEWS]
-        busy = found["api"].of("ledger_pending_orders") or [p for p in positions if p != head]
-        return {} if busy else found
+        head = samples["writer"].of("ledger_head_position")
+        positions = [samples["projector"].of("ledger_view_position", view=v) for v in VIEWS]
+        busy = samples["api"].of("ledger_pending_orders") or [p for p in positions if p != head]
+        return {} if busy else samples
 
-    return await eventually(calm, "the views are where the ledger is")
+    return await eventually(idle, "the views are where the ledger is")
 
 
-async def test_every_accepted_event_is_decided_and_shown(talkative: Stack) -> None:
-    before = await settled(talkative)
-    customer_id, product_id = await register(talkative.http), await list_product(talkative.http)
-    placed = [await order(talkative.http, customer_id, product_id) for _ in range(5)]
-    await cancel(talkative.http, str(placed[0]["order_id"]))
-    await order(talkative.http, customer_id, str(uuid4()))
-    after = await settled(talkative)
+async def test_accepted_decided_and_projected_events_are_counted(verbose_stack: Stack) -> None:
+    before = await until_idle(verbose_stack)
+    customer_id, product_id = (
+        await register(verbose_stack.http),
+        await list_product(verbose_stack.http),
+    )
+    placed = [await order(verbose_stack.http, customer_id, product_id) for _ in range(5)]
+    await cancel(verbose_stack.http, str(placed[0]["order_id"]))
+    await order(verbose_stack.http, customer_id, str(uuid4()))
+    after = await until_idle(verbose_stack)
 
-    api, writer, _ = (Difference(before[p], after[p]) for p in PROCESSES)
+    api, writer, _ = (Growth(before[p], after[p]) for p in PROCESSES)
     assert api.of("ledger_accepted_events_total") == 9
     assert writer.of("ledger_decided_events_total") == 9
     decided = "ledger_decided_events_total"
@@ -88,8 +91,8 @@ async def test_every_accepted_event_is_decided_and_shown(talkative: Stack) -> No
     assert api.of("ledger_publish_seconds_count") == writer.of("ledger_message_events_count")
 
 
-async def test_views_that_are_up_to_date_have_no_lag(talkative: Stack) -> None:
-    projector = (await settled(talkative))["projector"]
+async def test_views_that_are_up_to_date_have_no_lag(verbose_stack: Stack) -> None:
+    projector = (await until_idle(verbose_stack))["projector"]
     for view in VIEWS:
         assert projector.of("ledger_view_lag_positions", view=view) == 0
         assert projector.of("ledger_view_lag_seconds", view=view) == 0
@@ -97,85 +100,89 @@ async def test_views_that_are_up_to_date_have_no_lag(talkative: Stack) -> None:
     assert projector.of("ledger_projector_batch_events_sum") > 0
 
 
-async def test_a_projector_that_is_held_up_shows_as_lag(talkative: Stack) -> None:
-    engine = engine_of(talkative.settings, "projector")
+async def test_lag_grows_while_the_projector_waits_for_a_lock(verbose_stack: Stack) -> None:
+    engine = engine_of(verbose_stack.settings, "projector")
 
-    async def behind() -> bool:
-        found = await scrape(talkative, "projector")
-        lags = [found.of("ledger_view_lag_positions", view=view) for view in VIEWS]
-        return set(lags) == {2} and found.of("ledger_view_lag_seconds", view="orders") > 0
+    async def lags() -> bool:
+        samples = await scrape(verbose_stack, "projector")
+        positions = {samples.of("ledger_view_lag_positions", view=view) for view in VIEWS}
+        return positions == {2} and samples.of("ledger_view_lag_seconds", view="orders") > 0
 
-    await settled(talkative)
+    await until_idle(verbose_stack)
     async with engine.begin() as connection:
         await connection.exec_driver_sql("SELECT * FROM checkpoints FOR UPDATE")
-        await talkative.http.post("/orders", json=NOBODYS)
-        await eventually(behind, "the lag shows")
+        await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)
+        await eventually(lags, "the lag is reported")
     await engine.dispose()
-    await settled(talkative)
+    await until_idle(verbose_stack)
 
 
-async def test_a_writer_that_is_away_shows_as_depth(talkative: Stack) -> None:
-    await settled(talkative)
-    talkative.kill("writer")
+async def test_inbox_depth_grows_while_the_writer_is_stopped(verbose_stack: Stack) -> None:
+    await until_idle(verbose_stack)
+    verbose_stack.kill("writer")
 
     async def waits() -> bool:
-        found = await scrape(talkative, "api")
-        return (found.of("ledger_inbox_messages"), found.of("ledger_pending_orders")) == (1, 1)
+        samples = await scrape(verbose_stack, "api")
+        return (samples.of("ledger_inbox_messages"), samples.of("ledger_pending_orders")) == (1, 1)
 
-    assert (await talkative.http.post("/orders", json=NOBODYS)).status_code == 202
+    assert (await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)).status_code == 202
     await eventually(waits, "the message waits in the inbox")
-    talkative.start("writer")
-    await settled(talkative)
+    verbose_stack.start("writer")
+    await until_idle(verbose_stack)
 
 
-async def test_connected_processes_say_so(talkative: Stack) -> None:
-    await register(talkative.http)
-    found = await settled(talkative)
-    assert found["api"].of("ledger_inbox_connected") == 1
-    assert found["api"].of("ledger_inbox_blocked") == 0
-    assert found["api"].of("ledger_announcements_connected") == 1
-    assert found["api"].of("ledger_publish_waiting_events") == 0
-    assert found["writer"].of("ledger_inbox_connected") == 1
-    assert found["writer"].of("ledger_epoch") >= 1
+async def test_connected_processes_report_it(verbose_stack: Stack) -> None:
+    await register(verbose_stack.http)
+    samples = await until_idle(verbose_stack)
+    assert samples["api"].of("ledger_inbox_connected") == 1
+    assert samples["api"].of("ledger_inbox_blocked") == 0
+    assert samples["api"].of("ledger_announcements_connected") == 1
+    assert samples["api"].of("ledger_publish_waiting_events") == 0
+    assert samples["writer"].of("ledger_inbox_connected") == 1
+    assert samples["writer"].of("ledger_epoch") >= 1
     for process in ("api", "writer"):
-        assert found[process].of("ledger_inbox_messages") == 0
+        assert samples[process].of("ledger_inbox_messages") == 0
 
 
-async def test_what_cannot_be_read_is_counted_and_stays_in_sight(talkative: Stack) -> None:
-    before = await settled(talkative)
-    await publish(talkative, b"what?")
+async def test_parked_messages_are_counted_and_the_depth_of_the_queue_is_reported(
+    verbose_stack: Stack,
+) -> None:
+    before = await until_idle(verbose_stack)
+    await publish(verbose_stack, b"what?")
 
     async def parked() -> bool:
-        after = await scrape(talkative, "writer")
-        counted = Difference(before["writer"], after).of("ledger_parked_total")
+        after = await scrape(verbose_stack, "writer")
+        counted = Growth(before["writer"], after).of("ledger_parked_total")
         return counted == 1 and after.of("ledger_parking_messages") == 1
 
     await eventually(parked, "the message is counted and in the parking queue")
 
 
-async def test_a_broker_in_need_shows_as_blocked(talkative: Stack, servers: Servers) -> None:
-    before = await scrape(talkative, "api")
+async def test_a_broker_that_blocks_publishers_is_reported(
+    verbose_stack: Stack, servers: Servers
+) -> None:
+    before = await scrape(verbose_stack, "api")
 
     async def refused() -> bool:
-        return (await talkative.http.post("/orders", json=NOBODYS)).status_code == 503
+        return (await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)).status_code == 503
 
     with memory_alarm(servers):
         await eventually(refused, "the broker takes nothing")
-        blocked = await scrape(talkative, "api")
+        blocked = await scrape(verbose_stack, "api")
         assert blocked.of("ledger_inbox_blocked") == 1
-        refusals = Difference(before, blocked)
+        refusals = Growth(before, blocked)
         assert refusals.of("ledger_not_accepted_events_total", reason="unavailable") >= 1
 
     async def recovered() -> bool:
-        await talkative.http.post("/orders", json=NOBODYS)
-        return (await scrape(talkative, "api")).of("ledger_inbox_blocked") == 0
+        await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)
+        return (await scrape(verbose_stack, "api")).of("ledger_inbox_blocked") == 0
 
     await eventually(recovered, "the broker reads again")
 
 
 @contextmanager
 def memory_alarm(servers: Servers) -> Iterator[None]:
-    """Let the broker think that it has used up its memory."""
+    """Make the broker block publishers, as it does when it is short of memory."""
     rabbitmqctl(servers, "set_vm_memory_high_watermark", "absolute", "1MB")
     try:
         yield
@@ -183,13 +190,13 @@ def memory_alarm(servers: Servers) -> Iterator[None]:
         rabbitmqctl(servers, "set_vm_memory_high_watermark", "0.4")
 
 
-async def test_requests_are_counted_by_route_and_not_by_path(talkative: Stack) -> None:
-    before = await scrape(talkative, "api")
+async def test_requests_are_counted_by_route_and_not_by_path(verbose_stack: Stack) -> None:
+    before = await scrape(verbose_stack, "api")
     for _ in range(3):
-        problem(await talkative.http.get(f"/orders/{uuid4()}"), 404, "unknown-order")
-    problem(await talkative.http.get(f"/{uuid4()}"), 404, "no-such-path")
-    after = await scrape(talkative, "api")
-    seen = Difference(before, after)
+        problem(await verbose_stack.http.get(f"/orders/{uuid4()}"), 404, "unknown-order")
+    problem(await verbose_stack.http.get(f"/{uuid4()}"), 404, "no-such-path")
+    after = await scrape(verbose_stack, "api")
+    seen = Growth(before, after)
     labels = {"route": "/api/v1/orders/{order_id}", "method": "GET"}
     assert seen.of("ledger_http_requests_total", **labels, status="404") == 3
     assert seen.of("ledger_http_request_seconds_count", **labels) == 3
@@ -199,31 +206,31 @@ async def test_requests_are_counted_by_route_and_not_by_path(talkative: Stack) -
 
 
 def is_id(text: str) -> bool:
-    """Whether a label holds what only a client can have chosen."""
+    """True for a label value with an id, which only a client can have chosen."""
     try:
         return any(UUID(part) for part in text.split("/"))
     except ValueError:
         return False
 
 
-async def test_reads_of_a_product_show_what_the_cache_is_worth(talkative: Stack) -> None:
-    product_id = await list_product(talkative.http)
-    before = await scrape(talkative, "api")
+async def test_product_reads_are_counted_as_cache_hits_and_misses(verbose_stack: Stack) -> None:
+    product_id = await list_product(verbose_stack.http)
+    before = await scrape(verbose_stack, "api")
     for _ in range(4):
-        assert (await talkative.http.get(f"/products/{product_id}")).status_code == 200
-    reads = Difference(before, await scrape(talkative, "api"))
+        assert (await verbose_stack.http.get(f"/products/{product_id}")).status_code == 200
+    reads = Growth(before, await scrape(verbose_stack, "api"))
     assert reads.of("ledger_product_cache_reads_total") == 4
     assert reads.of("ledger_product_cache_reads_total", result="hit") >= 1
 
 
-async def test_repeats_are_counted_and_not_decided_again(talkative: Stack) -> None:
+async def test_repeated_events_are_counted_and_not_decided_again(verbose_stack: Stack) -> None:
     event = Submitted(uuid4(), uuid4(), now_us(), CustomerRegistered("ann"))
-    before = await settled(talkative)
+    before = await until_idle(verbose_stack)
     for _ in range(3):
-        await publish(talkative, join([encode_submitted(event, "/test")]))
+        await publish(verbose_stack, join([encode_submitted(event, "/test")]))
 
     async def counted() -> bool:
-        seen = Difference(before["writer"], await scrape(talkative, "writer"))
+        seen = Growth(before["writer"], await scrape(verbose_stack, "writer"))
         decided = seen.of("ledger_decided_events_total", outcome="customer.registered")
         return (decided, seen.of("ledger_repeats_total")) == (1, 2)
 
@@ -231,14 +238,14 @@ async def test_repeats_are_counted_and_not_decided_again(talkative: Stack) -> No
 
 
 @pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
-async def test_prometheus_gets_the_format_it_asks_for(talkative: Stack, accept: str) -> None:
+async def test_the_format_of_metrics_is_negotiated(verbose_stack: Stack, accept: str) -> None:
     async with httpx.AsyncClient() as http:
-        response = await http.get(f"{talkative.url}/metrics", headers={"Accept": accept})
+        response = await http.get(f"{verbose_stack.url}/metrics", headers={"Accept": accept})
     wanted = accept.partition(";")[0] or "text/plain"
     assert response.headers["content-type"].startswith(wanted)
 
 
-async def test_a_metrics_port_that_is_taken_is_named_with_the_remedy() -> None:
+async def test_a_metrics_port_in_use_is_refused_with_the_remedy() -> None:
     async def nothing() -> None:
         """Measure nothing."""
 

@@ -10,7 +10,7 @@ from ledger.runtime.metrics import WRITER, PublisherMetrics
 from projections.metrics import PROJECTOR
 from tests.docs.test_reference import rows
 from tests.harness import Stack
-from tests.observability.scraping import shown
+from tests.observability.scraping import metric_names
 
 PAGE = "docs/reference/metrics.md"
 COLLECTORS: dict[str, tuple[Collector, ...]] = {
@@ -34,8 +34,10 @@ def test_every_metric_is_documented_with_its_type_labels_and_help(process: str) 
 
 @pytest.mark.parametrize("process", COLLECTORS)
 async def test_a_process_exposes_the_documented_metrics_and_no_others(
-    talkative: Stack, process: str
+    verbose_stack: Stack, process: str
 ) -> None:
     documented = set(rows(PAGE, process)) - {"metric"}
-    families = {name for name in await shown(talkative, process) if name.startswith("ledger_")}
+    families = {
+        name for name in await metric_names(verbose_stack, process) if name.startswith("ledger_")
+    }
     assert {name.removesuffix("_total") for name in documented} == families

@@ -1,4 +1,4 @@
-"""The trace of a request stays with its events for ever."""
+"""The traceparent of a request is recorded with its events."""
 
 import json
 from uuid import UUID, uuid4
@@ -34,19 +34,19 @@ async def place(stack: Stack, headers: list[tuple[str, str]]) -> str:
     return order_id
 
 
-async def test_a_traceparent_is_recorded_with_the_event(talkative: Stack) -> None:
-    order_id = await place(talkative, [("traceparent", GIVEN)])
-    assert await recorded_trace(talkative, order_id) == GIVEN
+async def test_a_traceparent_is_recorded_with_the_event(verbose_stack: Stack) -> None:
+    order_id = await place(verbose_stack, [("traceparent", GIVEN)])
+    assert await recorded_trace(verbose_stack, order_id) == GIVEN
 
 
-async def test_a_batch_is_of_one_trace(talkative: Stack) -> None:
+async def test_all_events_of_a_batch_have_its_traceparent(verbose_stack: Stack) -> None:
     orders = [{"customer_id": str(uuid4()), "product_id": str(uuid4())} for _ in range(2)]
-    response = await talkative.http.post(
+    response = await verbose_stack.http.post(
         "/orders/batch", json={"orders": orders}, headers={**WAIT, "traceparent": GIVEN}
     )
     assert response.is_success, response.text
     for order in response.json()["orders"]:
-        assert await recorded_trace(talkative, order["order_id"]) == GIVEN
+        assert await recorded_trace(verbose_stack, order["order_id"]) == GIVEN
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ async def test_a_batch_is_of_one_trace(talkative: Stack) -> None:
     ],
     ids=["none", "broken", "two"],
 )
-async def test_a_trace_that_cannot_be_read_is_none(
-    talkative: Stack, headers: list[tuple[str, str]]
+async def test_a_missing_or_invalid_traceparent_is_not_recorded(
+    verbose_stack: Stack, headers: list[tuple[str, str]]
 ) -> None:
-    assert await recorded_trace(talkative, await place(talkative, headers)) is None
+    assert await recorded_trace(verbose_stack, await place(verbose_stack, headers)) is None
 
 
 @pytest.mark.parametrize(
@@ -79,5 +79,5 @@ async def test_a_trace_that_cannot_be_read_is_none(
         ("", None),
     ],
 )
-def test_traceparents_are_read_as_w3c_says(given: str, carried_on: str | None) -> None:
+def test_traceparents_are_validated_as_w3c_specifies(given: str, carried_on: str | None) -> None:
     assert tracing.valid_traceparent(given) == carried_on

@@ -61,7 +61,9 @@ async def test_one_trace_runs_through_all_processes(traced: tuple[Stack, Collect
     assert recorded == f"00-{trace_id}-{request.span_id}-01"
 
 
-async def test_an_order_without_a_caller_begins_a_trace(traced: tuple[Stack, Collector]) -> None:
+async def test_an_order_without_a_traceparent_starts_a_trace(
+    traced: tuple[Stack, Collector],
+) -> None:
     stack, collector = traced
     recorded = await recorded_trace(stack, await place(stack, []))
     assert recorded
@@ -69,7 +71,7 @@ async def test_an_order_without_a_caller_begins_a_trace(traced: tuple[Stack, Col
     assert spans[REQUEST].parent_id == ""
 
 
-async def test_a_trace_that_its_caller_does_not_sample_is_carried_on_and_not_sent(
+async def test_an_unsampled_trace_is_propagated_and_not_exported(
     traced: tuple[Stack, Collector],
 ) -> None:
     stack, collector = traced

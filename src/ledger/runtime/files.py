@@ -13,16 +13,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         # Before the rename: a crash could otherwise leave the new name with no content.
         os.fsync(file.fileno())
     draft.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """Bring a directory's entries to the disk: only then does a rename survive a power failure."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    # And the directory after it: only then does the rename survive a power failure.
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        os.fsync(directory)
     finally:
-        os.close(fd)
+        os.close(directory)
 
 
 def write_secret(path: Path, content: bytes) -> None:

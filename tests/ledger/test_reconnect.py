@@ -1,4 +1,4 @@
-"""Works that run beside each other end together, whatever happens to a cancel on its way."""
+"""Sessions run again after their errors; works that run together end together."""
 
 import asyncio
 from contextlib import suppress
@@ -14,7 +14,7 @@ class Works:
 
     def __init__(self) -> None:
         self.ended: list[str] = []
-        self.begun = 0
+        self.attempts = 0
 
     async def waits(self) -> None:
         try:
@@ -32,19 +32,19 @@ class Works:
         raise ConnectionError("gone")
 
     async def fails_twice(self) -> None:
-        self.begun += 1
-        if self.begun < 3:
+        self.attempts += 1
+        if self.attempts < 3:
             raise ConnectionError("gone")
 
 
-async def test_the_first_to_end_ends_the_others_and_its_error_is_told() -> None:
+async def test_the_first_work_to_end_ends_the_others_and_its_error_is_raised() -> None:
     works = Works()
     with pytest.raises(ConnectionError, match="gone"):
         await first_to_end(works.waits(), works.fails(), works.waits())
     assert works.ended == ["waits", "waits"]
 
 
-async def test_a_cancel_that_gets_lost_keeps_nobody_waiting(
+async def test_a_lost_cancel_is_repeated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else a process whose work failed while it connected would hang, and never be restarted."""
@@ -61,7 +61,7 @@ async def fails_later(works: Works) -> None:
     await works.fails()
 
 
-async def test_to_cancel_all_is_to_cancel_each() -> None:
+async def test_cancelling_first_to_end_cancels_each_work() -> None:
     works = Works()
     together = asyncio.create_task(first_to_end(works.waits(), works.waits()))
     await asyncio.sleep(0)
@@ -72,9 +72,9 @@ async def test_to_cancel_all_is_to_cancel_each() -> None:
     assert works.ended == ["waits", "waits"]
 
 
-async def test_a_session_is_run_again_after_its_errors_and_no_other() -> None:
+async def test_a_session_runs_again_after_its_errors_and_no_others() -> None:
     works = Works()
     await keep_alive("test", works.fails_twice, (OSError,))
-    assert works.begun == 3
+    assert works.attempts == 3
     with pytest.raises(ConnectionError):
         await keep_alive("test", works.fails, (ValueError,))
