@@ -72,10 +72,10 @@ async def test_the_subject_of_a_token_is_recorded(stack: Stack) -> None:
     response = await stack.http.post("/customers", json={"username": "b"}, headers=bearer(token))
     engine = engine_of(stack.settings, "migrate")
     async with engine.connect() as connection:
-        found = await connection.exec_driver_sql(
+        result = await connection.exec_driver_sql(
             "SELECT meta FROM events WHERE position = %s", (response.json()["position"],)
         )
-        assert b'"submitter":"jwt:bob"' in bytes(found.scalar_one())
+        assert b'"submitter":"jwt:bob"' in bytes(result.scalar_one())
     await engine.dispose()
 
 

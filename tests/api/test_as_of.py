@@ -80,12 +80,12 @@ async def test_as_of_a_position_a_route_answers_what_it_answered_at_it(
 
 
 async def recorded_times(http: httpx.AsyncClient) -> list[tuple[int, datetime]]:
-    found: list[tuple[int, datetime]] = []
+    times: list[tuple[int, datetime]] = []
     while True:
-        page = await http.get("/events", params={"after": len(found), "limit": 500})
-        found += [(e["position"], datetime.fromisoformat(e["recordedtime"])) for e in page.json()]
+        page = await http.get("/events", params={"after": len(times), "limit": 500})
+        times += [(e["position"], datetime.fromisoformat(e["recordedtime"])) for e in page.json()]
         if "link" not in page.headers:
-            return found
+            return times
 
 
 async def test_as_of_a_time_it_is_the_last_position_recorded_by_then(recording: Recording) -> None:

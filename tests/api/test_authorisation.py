@@ -47,8 +47,8 @@ class Site:
     async def key(self, *scopes: Scope, customer_id: str | None = None, **more: Any) -> Headers:
         """The header with a new key."""
         bound = UUID(customer_id) if customer_id else None
-        wish = NewKey("test", tuple(scopes), bound, **more)
-        _, parts = await create(self.stack.settings, wish)
+        new_key = NewKey("test", tuple(scopes), bound, **more)
+        _, parts = await create(self.stack.settings, new_key)
         return bearer(str(parts))
 
     async def bound(self, customer_id: str) -> Headers:
@@ -79,7 +79,7 @@ def bearer(key: str) -> Headers:
 def body(operation: Operation, ids: Mapping[str, str]) -> object:
     """What the operation takes, on these ids."""
     order = {"customer_id": ids["customer_id"], "product_id": ids["product_id"]}
-    known = {
+    bodies = {
         "PlaceOrder": order,
         "PlaceOrders": {"orders": [order]},
         "RegisterCustomer": {"username": "ann"},
@@ -89,7 +89,7 @@ def body(operation: Operation, ids: Mapping[str, str]) -> object:
         "ChangePrice": {"base_price": 1},
         "Nothing": {},
     }
-    return known[operation.body.__name__] if operation.body else None
+    return bodies[operation.body.__name__] if operation.body else None
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +115,8 @@ async def _customer(site: Site, product_id: str) -> dict[str, str]:
 async def _made(site: Site, what: str, body: object) -> dict[str, Any]:
     response = await site.http.post(f"/api/v1/{what}", json=body, headers={**site.admin, **WAIT})
     assert response.status_code == 201, response.text
-    made: dict[str, Any] = response.json()
-    return made
+    content: dict[str, Any] = response.json()
+    return content
 
 
 def refused(response: httpx.Response, status: int, kind: str, error: str | None) -> str:
@@ -256,12 +256,13 @@ async def test_to_the_key_of_another_customer_the_thing_does_not_exist(
     if path == "/api/v1/orders" and method == "GET":
         path += "?customer_id={customer_id}"
     response = await site.call(method, path, operation, headers)
-    found = problem(response, 404, "unknown-order" if "{order_id}" in path else "unknown-customer")
+    kind = "unknown-order" if "{order_id}" in path else "unknown-customer"
+    refusal = problem(response, 404, kind)
     name = "order_id" if "{order_id}" in path else "customer_id"
     unknown = str(uuid4())
     nobody = await site.call(method, path, operation, headers, **{name: unknown})
     assert nobody.status_code == 404
-    assert nobody.json()["detail"].replace(unknown, "") == found["detail"].replace(
+    assert nobody.json()["detail"].replace(unknown, "") == refusal["detail"].replace(
         site.ids[name], ""
     )
 
@@ -320,8 +321,8 @@ async def test_the_submitter_is_recorded(site: Site) -> None:
     prefix = site.admin["Authorization"].split("_")[1]
     engine = engine_of(site.stack.settings, "migrate")
     async with engine.connect() as connection:
-        found = await connection.exec_driver_sql("SELECT meta FROM events WHERE position = 1")
-        assert f'"submitter":"key:{prefix}"'.encode() in bytes(found.scalar_one())
+        result = await connection.exec_driver_sql("SELECT meta FROM events WHERE position = 1")
+        assert f'"submitter":"key:{prefix}"'.encode() in bytes(result.scalar_one())
     await engine.dispose()
 
 

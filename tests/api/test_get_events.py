@@ -166,13 +166,13 @@ async def test_the_last_page_has_no_next_link_but_a_position_to_go_on_from(
 async def test_a_filter_keeps_one_type(http: httpx.AsyncClient) -> None:
     start, product_id = await head_of(http), await list_product(http)
     await register(http)
-    found, response = await page(http, after=start, type="product.listed")
-    assert [event["subject"] for event in found] == [product_id]
-    assert int(response.headers["ledger-position"]) > found[0]["position"]
+    events, response = await page(http, after=start, type="product.listed")
+    assert [event["subject"] for event in events] == [product_id]
+    assert int(response.headers["ledger-position"]) > events[0]["position"]
     problem(await http.get("/events?type=order.lost"), 422, "invalid-fields", "type")
 
 
-async def test_a_page_that_the_filter_left_empty_does_not_look_like_the_end(
+async def test_a_page_that_the_filter_left_empty_has_a_next_link(
     http: httpx.AsyncClient, stack: Stack
 ) -> None:
     start = await head_of(http)
@@ -187,12 +187,12 @@ async def test_a_page_that_the_filter_left_empty_does_not_look_like_the_end(
     assert [event["subject"] for event in pages[-1]] == [customer_id]
 
 
-async def test_what_is_not_there_yet_is_waited_for(http: httpx.AsyncClient) -> None:
+async def test_a_page_waits_for_min_position(http: httpx.AsyncClient) -> None:
     start = await head_of(http)
     waiting = asyncio.create_task(page(http, after=start, min_position=start + 1))
     await register(http)
-    found, _ = await waiting
-    assert found[0]["position"] == start + 1
+    events, _ = await waiting
+    assert events[0]["position"] == start + 1
     late = await http.get("/events", params={"min_position": 2**40})
     assert problem(late, 503, "views-behind")["min_position"] == 2**40
 
@@ -236,9 +236,9 @@ async def test_a_stream_goes_on_as_the_ledger_grows(http: httpx.AsyncClient) -> 
 
 async def test_a_stream_sends_the_events_of_the_pages(http: httpx.AsyncClient) -> None:
     await order(http, await register(http), await list_product(http))
-    found, _ = await page(http, after=0, limit=500)
+    events, _ = await page(http, after=0, limit=500)
     async with asyncio.timeout(20), listen(http, 0) as stream:
-        assert [(await anext(stream)).event for _ in found] == found
+        assert [(await anext(stream)).event for _ in events] == events
 
 
 async def test_last_event_id_wins_over_the_parameter_after(http: httpx.AsyncClient) -> None:
@@ -305,11 +305,11 @@ async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
 ) -> None:
     """A client that comes back with the last id, as every EventSource does."""
     start = await head_of(running.http)
-    wanted, heard, api_is_up = 150, list[int](), asyncio.Event()
+    total, heard, api_is_up = 150, list[int](), asyncio.Event()
     api_is_up.set()
 
     async def place() -> None:
-        keys, body = [str(uuid4()) for _ in range(wanted)], {"username": "ann"}
+        keys, body = [str(uuid4()) for _ in range(total)], {"username": "ann"}
         for key in keys:
             headers = {"Idempotency-Key": key, "Prefer": "respond-async"}
             while True:
@@ -323,13 +323,13 @@ async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
 
     async def follow() -> None:
         async with httpx.AsyncClient(base_url=f"{running.url}/api/v1", timeout=20) as http:
-            while len(heard) < wanted:
+            while len(heard) < total:
                 try:
                     async with listen(http, start, last=heard[-1] if heard else None) as stream:
                         async for position, event in stream:
                             if event:
                                 heard.append(position)
-                            if len(heard) == wanted:
+                            if len(heard) == total:
                                 return
                 except httpx.TransportError:
                     await api_is_up.wait()
@@ -351,7 +351,7 @@ async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
 
     async with asyncio.timeout(40):
         await asyncio.gather(place(), follow(), restart())
-    assert heard == list(range(start + 1, start + wanted + 1))
+    assert heard == list(range(start + 1, start + total + 1))
 
 
 async def test_streams_end_when_the_process_is_told_to_stop(running: Stack) -> None:
@@ -423,7 +423,7 @@ class Client:
 
 
 def make_streams(ledger: Ledger) -> EventStreams:
-    """Streams of a made-up ledger."""
+    """Streams over a stand-in for the ledger."""
     return EventStreams(ledger, ConsistentReads(Waiters()))  # type: ignore[arg-type]
 
 

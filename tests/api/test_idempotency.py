@@ -207,8 +207,8 @@ async def test_of_fifty_bodies_at_once_one_is_decided_and_every_other_is_refused
             problem(answer, 422, "key-reused")
     (event,) = await recorded_after(here, start)
     assert event["subject"] == winners[0].json()["customer_id"]
-    found = await here.get(f"/customers/{event['subject']}")
-    assert found.json()["username"] == winners[0].json()["username"]
+    customer = await here.get(f"/customers/{event['subject']}")
+    assert customer.json()["username"] == winners[0].json()["username"]
 
 
 async def test_within_a_process_another_body_is_refused_before_the_decision(

@@ -151,8 +151,8 @@ async def test_without_database_orders_are_accepted_and_reads_are_refused(
     await outages.until_ready()
 
     async def is_completed() -> bool:
-        found = await outages.http.get(f"/orders/{order_id}")
-        return bool(found.json().get("status") == "COMPLETED")
+        answer = await outages.http.get(f"/orders/{order_id}")
+        return bool(answer.json().get("status") == "COMPLETED")
 
     await eventually(is_completed, "the order is completed")
 
@@ -166,8 +166,8 @@ async def test_an_accepted_request_is_never_refused_because_the_view_is_away(
     assert response.status_code == 202
     await outages.database.heal()
     await outages.until_ready()
-    found = await outages.http.get(response.headers["location"].removeprefix("/api/v1"))
-    assert found.json()["username"] == "ann"
+    answer = await outages.http.get(response.headers["location"].removeprefix("/api/v1"))
+    assert answer.json()["username"] == "ann"
 
 
 async def test_without_writer_orders_are_pending_and_none_is_lost(outages: Outages) -> None:
@@ -176,10 +176,10 @@ async def test_without_writer_orders_are_pending_and_none_is_lost(outages: Outag
     accepted = [await outages.http.post("/orders", json=body) for _ in range(50)]
     ids = [response.json()["order_id"] for response in accepted]
     for order_id, response in zip(ids, accepted, strict=True):
-        found = (await outages.http.get(f"/orders/{order_id}")).json()
-        assert found["status"] == "PENDING"
-        assert found["created_at"] == response.json()["created_at"]
-        assert found["position"] is None
+        answer = (await outages.http.get(f"/orders/{order_id}")).json()
+        assert answer["status"] == "PENDING"
+        assert answer["created_at"] == response.json()["created_at"]
+        assert answer["position"] is None
     assert (await outages.health())["pending_orders"] == 50
     outages.stack.start("writer")
     await outages.until_idle()
@@ -228,8 +228,8 @@ async def test_a_late_decision_is_answered_202_with_its_location(outages: Outage
     outages.stack.start("writer")
 
     async def is_there() -> bool:
-        found = await outages.http.get(unasked.headers["location"].removeprefix("/api/v1"))
-        return found.status_code == 200
+        answer = await outages.http.get(unasked.headers["location"].removeprefix("/api/v1"))
+        return answer.status_code == 200
 
     await eventually(is_there, "the product is listed")
 
@@ -266,8 +266,8 @@ async def test_orders_whose_announcement_was_missed_do_not_stay_pending(outages:
     mine = {"status": "FAILED", "customer_id": body["customer_id"]}
 
     async def all_shown() -> bool:
-        found = await outages.http.get("/orders", params=mine)
-        return len(found.json()["items"]) == 10
+        answer = await outages.http.get("/orders", params=mine)
+        return len(answer.json()["items"]) == 10
 
     await eventually(all_shown, "the views show all")
     assert (await outages.health())["pending_orders"] == 10
@@ -302,8 +302,8 @@ async def test_the_order_of_a_client_that_hangs_up_is_placed(outages: Outages) -
         writer.close()
 
     async def all_there() -> bool:
-        found = await outages.http.get("/orders", params={"customer_id": customer_id})
-        return len(found.json()["items"]) == 20
+        answer = await outages.http.get("/orders", params={"customer_id": customer_id})
+        return len(answer.json()["items"]) == 20
 
     await eventually(all_there, "all orders are in the view")
 
@@ -382,7 +382,7 @@ async def test_a_deposit_retried_on_another_process_is_paid_once(outages: Outage
 async def test_min_position_from_one_process_makes_another_wait_for_it(outages: Outages) -> None:
     product_id = await list_product(outages.http)
     placed = await order(outages.http, await register(outages.http), product_id)
-    found = await outages.stack.http.get(
+    answer = await outages.stack.http.get(
         f"/products/{product_id}", params={"min_position": placed["position"]}
     )
-    assert found.json()["stock"] == 99
+    assert answer.json()["stock"] == 99

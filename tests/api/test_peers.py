@@ -1,4 +1,4 @@
-"""An order is found on every API process, whichever of them accepted it."""
+"""An order is answer on every API process, whichever of them accepted it."""
 
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
@@ -29,10 +29,10 @@ async def test_an_order_that_is_not_decided_yet_is_pending_on_every_process(
         for _ in range(20):
             accepted = (await stack.http.post("/orders", json=body)).json()
             assert "order_id" in accepted, (accepted, stack.log_path("api").read_text())
-            found = await other.http.get(f"/orders/{accepted['order_id']}")
-            assert found.status_code == 200, found.text
-            assert found.json()["status"] == "PENDING"
-            assert found.json()["created_at"] == accepted["created_at"]
+            answer = await other.http.get(f"/orders/{accepted['order_id']}")
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["status"] == "PENDING"
+            assert answer.json()["created_at"] == accepted["created_at"]
     finally:
         await other.stop()
 

@@ -68,7 +68,7 @@ async def test_swaps_are_invisible_to_readers_while_orders_come_in(
     product_id = await list_product(stack.http, "1.00", 100_000)
     order_id = (await order(stack.http, customer_id, product_id))["order_id"]
     things = (f"orders/{order_id}", f"customers/{customer_id}", f"products/{product_id}")
-    paths = [f"/{each}" for each in (*things, "orders", f"products/{product_id}?min_position=1")]
+    paths = [f"/{name}" for name in (*things, "orders", f"products/{product_id}?min_position=1")]
     readers = [Reader(stack.http, paths) for _ in range(READERS)]
 
     async def order_on() -> None:
@@ -103,8 +103,8 @@ async def test_a_repaired_row_is_served_although_its_position_is_the_same(
         await ledger.execute("UPDATE stock SET stock = 700")
 
     async def shows(stock: int) -> httpx.Response | None:
-        found = await stack.http.get(path)
-        return found if found.json()["stock"] == stock else None
+        response = await stack.http.get(path)
+        return response if response.json()["stock"] == stock else None
 
     wrong = await eventually(lambda: shows(700), "the cache has the wrong row")
     repairing = asyncio.create_task(rebuild_all(stack, "--repair"))

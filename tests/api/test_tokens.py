@@ -43,8 +43,8 @@ def signed(algorithm: str = "EdDSA", headers: dict[str, Any] | None = None, **ch
 
 def pem(key: Any) -> bytes:
     kind = serialization.PublicFormat.SubjectPublicKeyInfo
-    found: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, kind)
-    return found
+    encoded: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, kind)
+    return encoded
 
 
 def tokens(tmp_path: Path, algorithm: str = "EdDSA") -> Tokens:
@@ -70,13 +70,13 @@ def coded(part: object) -> str:
 
 @pytest.mark.parametrize("algorithm", PRIVATE)
 def test_a_token_names_the_submitter_and_its_scopes(tmp_path: Path, algorithm: str) -> None:
-    found = tokens(tmp_path, algorithm).principal(signed(algorithm))
-    assert found == Principal("jwt:ann", frozenset({Scope.ORDERS_READ}))
+    principal = tokens(tmp_path, algorithm).principal(signed(algorithm))
+    assert principal == Principal("jwt:ann", frozenset({Scope.ORDERS_READ}))
 
 
 def test_a_token_may_be_bound_to_a_customer(tmp_path: Path) -> None:
-    found = tokens(tmp_path).principal(signed(customer_id=CUSTOMER))
-    assert str(found.customer_id) == CUSTOMER
+    principal = tokens(tmp_path).principal(signed(customer_id=CUSTOMER))
+    assert str(principal.customer_id) == CUSTOMER
 
 
 @pytest.mark.parametrize(
@@ -205,8 +205,8 @@ def test_a_single_signing_key_needs_no_id(tmp_path: Path) -> None:
 
 def private_pem(key: Any) -> str:
     kind, none = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    found: bytes = key.private_bytes(serialization.Encoding.PEM, kind, none)
-    return found.decode()
+    encoded: bytes = key.private_bytes(serialization.Encoding.PEM, kind, none)
+    return encoded.decode()
 
 
 @pytest.mark.parametrize(
