@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from cli.settings import Settings
-from ledger.core.fold import effective
 from ledger.eventlog.codec import recorded
 from ledger.runtime.timestamps import from_us
 from projections import trial_balance
 from projections.trial_balance import TrialBalanceReader
 from projections.views.journal import lines
+from tests.core.story import effective
 from tests.harness import free_port
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger, running_ledger

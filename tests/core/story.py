@@ -1,5 +1,7 @@
 """Stories: `given(...).when(...).then(...)`, told to a fold through its front door."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Self
 from uuid import UUID
 
@@ -11,7 +13,9 @@ from ledger.core.events import (
     OrderPlaced,
     PriceChanged,
     ProductListed,
+    Recorded,
     StockReceived,
+    SubmissionRefused,
     SubmittedPayload,
     WalletCredited,
 )
@@ -110,6 +114,15 @@ def given(*history: Submission) -> Story:
 def given_at_hand(balance_minor: int = 10**9, shelf: Product | None = None) -> Story:
     """A story that starts from a snapshot, for states that take too long to tell."""
     return Story(Fold({ANN: Customer(balance_minor)}, {PEN: shelf or Product(1000, 10, 10)}))
+
+
+def effective(events: Sequence[Recorded]) -> list[Recorded]:
+    """The events that no refusal follows: found here without the ledger's own decisions."""
+    return [
+        event
+        for event, follower in zip_longest(events, events[1:])
+        if follower is None or not isinstance(follower.payload, SubmissionRefused)
+    ]
 
 
 Remembered = tuple[dict[UUID, Customer], dict[UUID, Product], dict[UUID, Order]]

@@ -26,9 +26,10 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.core.fold import Fold, effective
+from ledger.core.fold import Fold
 from ledger.core.invariants import money_moved_minor
 from ledger.core.state import Customer, Order, Product
+from tests.core.story import effective
 
 from .auditor import Auditor
 from .story import Remembered, remembered

@@ -23,7 +23,7 @@ from ledger.core.events import (
     SubmissionRefused,
     WalletCredited,
 )
-from ledger.core.fold import Fold, effective, is_refusal
+from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import InvariantViolated, money_moved_minor
 from ledger.core.state import Customer, Order, Product, State, Status
 
@@ -54,41 +54,6 @@ def replayed(events: Iterable[Recorded], fold: Fold | None = None) -> Fold:
     return fold
 
 
-@pytest.mark.parametrize(
-    ("payloads", "left"),
-    [
-        ([], []),
-        ([REGISTERED], [REGISTERED]),
-        ([REGISTERED, REFUSED], [REFUSED]),
-        ([REGISTERED, REGISTERED, REFUSED], [REGISTERED, REFUSED]),
-        ([REGISTERED, REFUSED, REGISTERED], [REFUSED, REGISTERED]),
-        ([REGISTERED, REFUSED, REGISTERED, REFUSED], [REFUSED, REFUSED]),
-        ([REFUSED], [REFUSED]),
-        ([REFUSED, REGISTERED], [REFUSED, REGISTERED]),
-        ([PLACED, FAILED], [PLACED, FAILED]),
-        ([PLACED, COMPLETED], [PLACED, COMPLETED]),
-        ([ASKED, CANCEL_REFUSED], [ASKED, CANCEL_REFUSED]),
-        ([ASKED, REFUSED, PLACED], [REFUSED, PLACED]),
-    ],
-)
-def test_only_a_submission_right_before_its_refusal_had_no_effect(
-    payloads: list[AnyPayload], left: list[AnyPayload]
-) -> None:
-    events = history(*((ANN, payload) for payload in payloads))
-    assert [event.payload for event in effective(events)] == left
-
-
-def test_a_single_event_is_effective() -> None:
-    (event,) = history((ANN, REGISTERED))
-    assert list(effective((event,))) == [event]
-
-
-def test_a_refusal_at_the_end_takes_its_submission_with_it() -> None:
-    events = history((ANN, REGISTERED), (ANN, CustomerRegistered("eve", 9)), (ANN, REFUSED))
-    assert list(effective(events)) == [events[0], events[2]]
-    assert replayed(effective(events)).customers == {ANN: Customer(5000)}
-
-
 def test_a_replay_ends_where_the_fold_ended() -> None:
     events = history(
         (ANN, REGISTERED),
@@ -103,7 +68,7 @@ def test_a_replay_ends_where_the_fold_ended() -> None:
         (ORDER, ASKED),
         (ORDER, CANCEL_REFUSED),
     )
-    fold = replayed(effective(events))
+    fold = replayed(events)
     assert fold.customers == {ANN: Customer(5001 - 2000 + 2000)}
     assert fold.products == {PEN: Product(3000, 15, 13)}
     assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.CANCELLED, 2000)}
@@ -112,14 +77,14 @@ def test_a_replay_ends_where_the_fold_ended() -> None:
 def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
     dear = OrderCompleted(ANN, PEN, 1, 4999, 4999)
     events = history((ANN, REGISTERED), (PEN, LISTED), (ORDER, PLACED), (ORDER, dear))
-    fold = replayed(effective(events))
+    fold = replayed(events)
     assert fold.customers[ANN].balance_minor == 1
     assert fold.orders[ORDER].total_minor == 4999
 
 
 def test_a_cancel_replays_although_its_order_is_no_longer_at_hand() -> None:
     fold = Fold({ANN: Customer(3000)}, {PEN: Product(1000, 8, 10)})
-    replayed(effective(history((ORDER, ASKED), (ORDER, CANCELLED))), fold)
+    replayed(history((ORDER, ASKED), (ORDER, CANCELLED)), fold)
     assert fold.customers == {ANN: Customer(5000)}
     assert fold.products == {PEN: Product(1000, 10, 10)}
     assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.CANCELLED, 2000)}

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ledger.core.events import Recorded
-from ledger.core.fold import effective
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.records import Record
+from tests.core.story import effective
 from tests.faults.history import History
 from tests.projections.view_rows import View
 

@@ -1,7 +1,8 @@
-"""The store's promises: the fence, uniqueness, whole pages, and that nothing is ever changed."""
+"""The store's promises: the fence, uniqueness, and that nothing is ever changed."""
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -13,8 +14,8 @@ from cli.commands.migrate import grants
 from ledger.core.fold import Fold
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import Record, Submitted
-from ledger.eventlog.store import Fenced, Head, LedgerDamaged, Store
+from ledger.eventlog.records import Head, Record, Submitted
+from ledger.eventlog.store import Fenced, Store
 from ledger.writer import load, take_over
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
@@ -172,48 +173,6 @@ async def test_a_version_of_a_stream_stands_once(ledger: Ledger) -> None:
     assert await ledger.records() == []
 
 
-async def test_no_page_ends_between_a_cause_and_its_decision(ledger: Ledger) -> None:
-    whole = await ledger.write(opening() + history(3, 12))
-    async with ledger.connection() as connection:
-        for limit in range(2, len(whole) + 3):
-            read: list[Record] = []
-            while page := await Store(connection).read(len(read), limit):
-                assert len(page) <= limit
-                assert page[0].cause_position == 0
-                read += page
-            assert read == whole
-
-
-async def test_pages_end_where_they_are_asked_to(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ledger.eventlog.reader.PAGE", 4)
-    whole = await ledger.write(opening() + orders(8))
-    async with ledger.connection() as connection:
-        for after, up_to in ((0, len(whole)), (3, 10), (0, 7), (5, 5)):
-            read = [page async for page in Store(connection).pages(after, up_to)]
-            assert [record for page in read for record in page] == whole[after:up_to]
-        with pytest.raises(LedgerDamaged, match=f"position {len(whole) + 1}: the event is gone"):
-            [page async for page in Store(connection).pages(0, len(whole) + 1)]
-
-
-@pytest.mark.parametrize("missing", [1, 2, 3])
-async def test_a_gap_is_not_read_over(ledger: Ledger, missing: int) -> None:
-    await ledger.write(opening() + orders(3))
-    await ledger.execute("DROP TRIGGER events_no_delete")
-    await ledger.execute(f"DELETE FROM events WHERE position = {missing}")
-    async with ledger.connection() as connection:
-        for limit in (2, 5_000):
-            with pytest.raises(LedgerDamaged, match=f"position {missing}: the event is gone"):
-                await read_all(Store(connection), limit)
-
-
-async def read_all(store: Store, limit: int) -> None:
-    position = 0
-    while page := await store.read(position, limit):
-        position = page[-1].position
-
-
 CHANGES = [
     "UPDATE events SET data = '{}'",
     "UPDATE events SET position = position + 10",
@@ -232,19 +191,13 @@ async def test_even_the_migrating_account_can_change_nothing(ledger: Ledger) -> 
     assert await ledger.records() == whole
 
 
-async def test_streams_are_told_apart_and_in_order(ledger: Ledger) -> None:
-    whole = await ledger.write(history(5, 30))
-    streams = {record.stream_id for record in whole}
+async def test_recorded_events_and_the_versions_of_streams_are_told_apart(ledger: Ledger) -> None:
+    records = await ledger.write(history(5, 30))
+    event_ids = {record.event_id for record in records}
+    versions = Counter(record.stream_id for record in records)
     async with ledger.connection() as connection:
-        store = Store(connection)
-        found = await store.streams(list(streams))
-        assert await store.streams([]) == {}
-        event_ids = {record.event_id for record in whole}
-        versions = {stream_id: len(history) for stream_id, history in found.items()}
-        assert await store.known({*event_ids, bytes(16)}, streams) == (event_ids, versions)
-    assert found == {
-        stream: [record for record in whole if record.stream_id == stream] for stream in streams
-    }
+        found = await Store(connection).known({*event_ids, bytes(16)}, versions.keys())
+    assert found == (event_ids, versions)
 
 
 TABLES = {

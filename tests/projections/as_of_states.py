@@ -8,7 +8,7 @@ from uuid import UUID
 from msgspec import structs
 
 from ledger.core.events import TYPE_OF, Recorded, SubmissionRefused
-from ledger.core.fold import Fold, effective
+from ledger.core.fold import Fold
 from ledger.core.pricing import unit_price_minor
 from ledger.eventlog.codec import NO_KEYS, recorded
 from ledger.eventlog.records import Record
@@ -16,6 +16,7 @@ from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection
 from projections.views.stock import STOCK, ProductAsOf, StockRow
 from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
+from tests.core.story import effective
 from tests.ledger.events import history, opening
 from tests.ledger.running import Ledger
 

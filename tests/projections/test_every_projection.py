@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from ledger.core.fold import effective
 from ledger.eventlog.codec import recorded
 from projections import projector
 from projections.projector import advance
 from projections.tables import lock_checkpoints
 from projections.views.projection import Key, Projection
 from projections.views.registry import PROJECTIONS
+from tests.core.story import effective
 from tests.harness import eventually
 from tests.ledger.events import history, opening, orders
 from tests.ledger.running import Ledger

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.core.events import Recorded
-from ledger.core.fold import Fold, effective
+from ledger.core.fold import Fold
 from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.composer import Composer
@@ -23,6 +23,7 @@ from tests.core.story import (
     cancel,
     credit,
     customer,
+    effective,
     erasure,
     order,
     price,

@@ -6,12 +6,12 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.core.fold import effective
 from ledger.eventlog.codec import NO_KEYS, recorded
 from ledger.eventlog.records import Record
 from projections.projector import advance
 from projections.views.projection import Key, Projection, from_columns
 from projections.views.registry import PROJECTIONS
+from tests.core.story import effective
 from tests.harness import eventually
 from tests.ledger.running import Ledger
 

@@ -1,12 +1,11 @@
-"""The fold: every customer and product at one position, and the orders that are at hand.
+"""The fold: every customer and product at one position, and the orders that are loaded.
 
-Its memory is bounded by customers and products. Orders come and go: who folds a batch loads the
-orders it touches and forgets them afterwards.
+Its memory is bounded by customers and products. Orders come and go: whoever folds a batch loads the
+orders that it touches and clears them afterwards.
 """
 
 from collections import ChainMap
-from collections.abc import Iterator, MutableMapping, Sequence
-from itertools import zip_longest
+from collections.abc import MutableMapping, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -19,7 +18,6 @@ from ledger.core.events import (
     OrderFailed,
     OrderPlaced,
     Reason,
-    Recorded,
     SubmissionRefused,
     SubmittedPayload,
 )
@@ -71,7 +69,10 @@ class Fold:
         tried = [trial.submit(*order) for order in orders]
         if all(isinstance(payload, OrderCompleted) for (payload,) in tried):
             return [self.submit(*order) for order in orders]
-        verdicts = [_failed_together(payload) for (payload,) in tried]
+        verdicts = [
+            OrderFailed(Reason.BATCH_FAILED) if isinstance(payload, OrderCompleted) else payload
+            for (payload,) in tried
+        ]
         for (stream_id, placed), verdict in zip(orders, verdicts, strict=True):
             if isinstance(verdict, OrderFailed):
                 self.apply(stream_id, placed)
@@ -79,7 +80,7 @@ class Fold:
         return [(verdict,) for verdict in verdicts]
 
     def apply(self, stream_id: UUID, event: AnyPayload) -> None:
-        """Apply a recorded event that took effect (see `effective`)."""
+        """Apply a recorded event that took effect; a refused submission must not be passed in."""
         self._keep(stream_id, evolve(self._state(stream_id, event), event))
 
     def _state(self, stream_id: UUID, event: AnyPayload) -> State:
@@ -106,20 +107,6 @@ class Fold:
                 self.products[stream_id] = product
 
 
-def _failed_together(payload: DecidedPayload) -> DecidedPayload:
-    return OrderFailed(Reason.BATCH_FAILED) if isinstance(payload, OrderCompleted) else payload
-
-
 def is_refusal(decided: tuple[DecidedPayload, ...]) -> bool:
-    """Whether the submission before these decided events has no effect."""
+    """True if the submission that these events were decided of has no effect."""
     return bool(decided) and isinstance(decided[0], SubmissionRefused)
-
-
-def effective(events: Sequence[Recorded]) -> Iterator[Recorded]:
-    """The events that took effect, in order: refused submissions are left out, refusals stay.
-
-    The events must be contiguous and must not end between a cause and what was decided of it.
-    """
-    for event, following in zip_longest(events, events[1:]):
-        if following is None or not isinstance(following.payload, SubmissionRefused):
-            yield event

@@ -364,26 +364,26 @@ class EventReader:
 
     async def atomic_batch_at(self, position: int) -> tuple[int, int] | None:
         """The first and last position of the atomic batch that holds a position, if one does."""
-        rows = await self._rows(
-            f"SELECT {_columns('c')} FROM events e JOIN events c"
-            " ON c.position = IF(e.cause_position = 0, e.position, e.cause_position)"
-            " WHERE e.position = %s",
-            position,
-        )
-        atomic_id = origin_of(Record(*rows[0])).atomicid if rows else None
+        record = await self.record_at(position)
+        if record and record.cause_position:
+            record = await self.record_at(record.cause_position)
+        atomic_id = origin_of(record).atomicid if record else None
         if atomic_id is None:
             return None
-        before, after = [
-            await self._rows(
-                f"SELECT position FROM events WHERE position {side} %s AND cause_position = 0"
-                f" AND INSTR(meta, %s) = 0 ORDER BY position {order} LIMIT 1",
-                position,
-                str(atomic_id).encode(),
-            )
-            for side, order in (("<", "DESC"), (">", "ASC"))
-        ]
-        first = before[0][0] + 1 if before else 1
-        return first, after[0][0] - 1 if after else (await self.head()).position
+        submitted = "SELECT position FROM events WHERE cause_position = 0 AND position"
+        other, batch = "AND INSTR(meta, %s) = 0", str(atomic_id).encode()
+        # LIMIT rather than MIN and MAX: so the server stops at the first row that it finds.
+        before = await self._rows(
+            f"{submitted} < %s {other} ORDER BY position DESC LIMIT 1", position, batch
+        )
+        after = await self._rows(
+            f"{submitted} > %s {other} ORDER BY position LIMIT 1", position, batch
+        )
+        first = await self._rows(
+            f"{submitted} > %s ORDER BY position LIMIT 1", before[0][0] if before else 0
+        )
+        last = after[0][0] - 1 if after else (await self.head()).position
+        return first[0][0], last
 
     async def keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
         """The encryption keys of those of the customers that ever had one."""
