@@ -112,6 +112,8 @@ async def find_state(connection: AsyncConnection, name: str) -> Any:
 
 async def existing_tables(connection: AsyncConnection, names: Collection[str]) -> set[str]:
     """The names that are tables of this database."""
+    if not names:
+        return set()
     found = await connection.exec_driver_sql(
         "SELECT table_name FROM information_schema.tables"
         f" WHERE table_schema = DATABASE() AND table_name IN ({marks(names)})",

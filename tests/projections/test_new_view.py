@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
+from cli.commands import asof
 from cli.commands.migrate import migrate
 from cli.export.exporter import ExportRequest, export_tables
 from cli.export.formats import Format
@@ -121,6 +122,17 @@ async def test_its_rows_are_read_as_of_any_position(ledger: Ledger) -> None:
             for row in rows:
                 then = structs.replace(expected[row.customer_id], position=position)
                 assert row == then == await reader.row(SPENDING, row.customer_id, position)
+
+
+async def test_the_command_shows_it_as_of_a_position(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setitem(asof.VIEWS, "spending", SPENDING)
+    position = (await ledger.head()).position
+    await asof.show_view(ledger.settings, "spending", asof.AsOf(position, None), as_json=False)
+    titles, *rows = capfdbinary.readouterr().out.splitlines()
+    assert titles.split() == [b"customer", b"id", b"username", b"spent", b"position"]
+    assert len(rows) == len(await live(ledger, SPENDING))
 
 
 @toys

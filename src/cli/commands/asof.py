@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any, Final
 from uuid import UUID
 
@@ -10,6 +9,7 @@ import msgspec
 import typer
 from msgspec import Struct
 from rich.table import Table
+from sqlalchemy import BINARY, BigInteger
 
 from cli import connections
 from cli.console import (
@@ -34,14 +34,6 @@ from projections.views.registry import PROJECTIONS
 ROW_TIMEOUT_S: Final = 60.0
 
 
-class ViewName(StrEnum):
-    """A view that can be shown as of a position."""
-
-    ORDERS = "orders"
-    WALLETS = "wallets"
-    STOCK = "stock"
-
-
 class AsOf(Struct, frozen=True):
     """What the options name: a position, a time, or neither."""
 
@@ -56,16 +48,12 @@ class AsOf(Struct, frozen=True):
 
 
 VIEWS: Final = {view.name: view for view in PROJECTIONS if isinstance(view, KeyedProjection)}
-ENTITY: Final = {
-    ViewName.ORDERS: "order",
-    ViewName.WALLETS: "customer",
-    ViewName.STOCK: "product",
-}
 ID: Final = "<36"
 NUMBER: Final = ">14"
-# The columns of a list for people, and their format; --json prints every field.
-COLUMNS: Final[dict[ViewName, dict[str, str]]] = {
-    ViewName.ORDERS: {
+# The columns of a list for people, and their format, where that is not every column of the view;
+# --json prints every field.
+COLUMNS: Final[dict[str, dict[str, str]]] = {
+    "orders": {
         "order_id": ID,
         "status": "<9",
         "quantity": ">8",
@@ -74,8 +62,8 @@ COLUMNS: Final[dict[ViewName, dict[str, str]]] = {
         "product_id": ID,
         "failure_reason": "",
     },
-    ViewName.WALLETS: {"customer_id": ID, "balance_minor": NUMBER, "username": ""},
-    ViewName.STOCK: {
+    "wallets": {"customer_id": ID, "balance_minor": NUMBER, "username": ""},
+    "stock": {
         "product_id": ID,
         "stock": ">10",
         "initial_stock": ">13",
@@ -86,9 +74,17 @@ COLUMNS: Final[dict[ViewName, dict[str, str]]] = {
 }
 
 
+def view_name(text: str) -> str:
+    """The name of a keyed view; any other is a usage error."""
+    if text not in VIEWS:
+        raise typer.BadParameter(f"{text} is none of {', '.join(VIEWS)}")
+    return text
+
+
 def asof(
     view: Annotated[
-        ViewName, typer.Argument(metavar="VIEW", help="`orders`, `wallets` or `stock`")
+        str,
+        typer.Argument(metavar="VIEW", parser=view_name, help=" or ".join(VIEWS)),
     ],
     entity_id: Annotated[
         UUID | None, typer.Argument(metavar="ID", help="only this order, customer or product")
@@ -110,7 +106,8 @@ def asof(
         return
     row = run(read_row(read_settings(), view, entity_id, as_of))
     if row is None:
-        exit_with(FAILED, f"there was no such {ENTITY[view]} then: {entity_id}")
+        entity = VIEWS[view].key_column.removesuffix("_id")
+        exit_with(FAILED, f"there was no such {entity} then: {entity_id}")
     if as_json:
         print_json(row)
         return
@@ -128,9 +125,8 @@ def parse_time(text: str | None) -> int | None:
         exit_with(BAD_USAGE, f"--time {error}")
 
 
-async def read_row(
-    settings: Settings, view: ViewName, entity_id: UUID, as_of: AsOf
-) -> Struct | None:
+async def read_row(settings: Settings, view: str, entity_id: UUID, as_of: AsOf) -> Struct | None:
+    """One row of a view; None if it was not there yet. Raises PositionBeyondHead."""
     async with (
         connections.engine(settings, "projector", read_only=True, autocommit=True) as engine,
         open_as_of(engine, ROW_TIMEOUT_S) as reader,
@@ -140,9 +136,9 @@ async def read_row(
         return row
 
 
-async def show_view(settings: Settings, view: ViewName, as_of: AsOf, *, as_json: bool) -> None:
+async def show_view(settings: Settings, view: str, as_of: AsOf, *, as_json: bool) -> None:
     """Print a whole view, row by row as they are computed."""
-    columns, lines = COLUMNS[view], LineWriter()
+    columns, lines = COLUMNS.get(view) or columns_of(VIEWS[view]), LineWriter()
     async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:
         async with open_as_of(engine, ROW_TIMEOUT_S) as reader:
             position = (await as_of.resolve(reader)).position
@@ -154,6 +150,13 @@ async def show_view(settings: Settings, view: ViewName, as_of: AsOf, *, as_json:
                 async for row in view_as_of(connection, VIEWS[view], position, advance):
                     lines.add(msgspec.json.encode(row) if as_json else _cells(row, columns))
     lines.flush()
+
+
+def columns_of(view: KeyedProjection[Any]) -> dict[str, str]:
+    """All columns of the view's answers, each with a format for its type."""
+    names = (view.as_of_row or view.row).__struct_fields__
+    formats = {BINARY: ID, BigInteger: NUMBER}
+    return {name: formats.get(type(view.table.c[name].type), "") for name in names}
 
 
 def _cells(row: Struct, columns: Mapping[str, str]) -> bytes:

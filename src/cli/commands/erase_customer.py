@@ -32,12 +32,11 @@ from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import from_us, now_us
 from projections.queries import Views
 from projections.table_swap import OLD, SHADOW, existing_tables
-from projections.views.wallets import ERASED, WALLETS
+from projections.views.projection import ERASED
+from projections.views.registry import PROJECTIONS
 
 SOURCE: Final = "/erase-customer"
 ERASED_EVENT: Final = TYPE_OF[CustomerErased]
-# Tables that a rebuild of the wallets leaves beside the view. No projector updates them.
-COPIES: Final = (WALLETS.name + SHADOW, WALLETS.name + OLD)
 REMAINS: Final = (
     "What remains: wallet, orders and amounts under the customer's id; what backups, older exports"
     " and the database's own logs hold; a registration that waits in the inbox or was ever parked."
@@ -135,11 +134,14 @@ async def erase(settings: Settings, customer_id: UUID) -> Erasure:
             await wait_until_shown(is_erased)
         after = await _name_state(engine, customer_id)
     async with connections.connection(settings, "migrate") as connection, connection.begin():
-        for table in await existing_tables(connection, COPIES):
-            await connection.exec_driver_sql(
-                f"UPDATE {table} SET username = %s WHERE customer_id = %s",
-                (ERASED, customer_id.bytes),
-            )
+        # No projector brings the tables further that a rebuild left beside the views.
+        for view in PROJECTIONS:
+            copies = [view.name + SHADOW, view.name + OLD] if view.personal else []
+            for table in await existing_tables(connection, copies):
+                await connection.exec_driver_sql(
+                    f"UPDATE {table} SET {view.personal} = %s WHERE {view.key_columns[0]} = %s",
+                    (ERASED, customer_id.bytes),
+                )
     position, erased_at_us = after.erasures[-1]
     return Erasure(customer_id, position, from_us(erased_at_us), new, after.plain_positions)
 

@@ -27,7 +27,7 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.messaging.rabbitmq import Connection
 from ledger.runtime.reconnect import first_to_end
-from projections.views.wallets import ERASED
+from projections.views.projection import ERASED
 
 GROUP_EVENTS: Final = 256
 RETRY_S: Final = 30.0

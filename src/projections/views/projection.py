@@ -19,6 +19,8 @@ from ledger.core.state import Customer, Product
 from ledger.eventlog.codec import uuid_of
 
 METADATA: Final = MetaData()
+# Stands in a view's personal column where the encryption key of the name is destroyed.
+ERASED: Final = "erased"
 
 Key = Hashable
 Row = TypeVar("Row", bound=Struct)

@@ -21,6 +21,7 @@ from ledger.core.state import Customer
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     CUSTOMER,
+    ERASED,
     METADATA,
     STREAM,
     KeyedBy,
@@ -31,9 +32,6 @@ from projections.views.projection import (
     position_column,
     present,
 )
-
-# Stands in the place of a name whose encryption key is destroyed.
-ERASED: Final = "erased"
 
 
 class WalletRow(Struct, frozen=True, gc=False):
