@@ -5,7 +5,15 @@ rebuilt tables. Either names the first difference in the same words.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, Literal
@@ -19,7 +27,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.core.events import TYPE_OF, CustomerErased, Recorded
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.encryption import WrongKey, is_sealed
-from ledger.eventlog.reader import PAGE, EventReader
+from ledger.eventlog.reader import PAGE, EventPage, EventReader
 from projections.tables import Checkpoint, OnProgress, chunks, marks, pin
 from projections.views.projection import KeyedProjection, LineProjection, Projection
 
@@ -90,14 +98,40 @@ class EventRange(Struct, frozen=True):
         return EventRange(self.after, max(self.after, checkpoint), events, self.nameless)
 
 
+async def read_range(connection: AsyncConnection, after: int) -> EventRange | None:
+    """The next page of the ledger, which may end after the checkpoint; None at its end."""
+    page = await EventReader(connection).page(after, with_keys=True)
+    return event_range(page, after) if page.records else None
+
+
+def event_range(page: EventPage, after: int) -> EventRange:
+    """The events of a page that was read with keys; raises VerificationFailed for a wrong key."""
+    nameless = {
+        UUID(bytes=record.stream_id)
+        for record in page.records
+        if is_sealed(record) and not page.keys.get(record.stream_id)
+    }
+    try:
+        events = page.effective_events()
+    except WrongKey as error:
+        raise VerificationFailed(after + 1, f"a customer's name can't be read: {error}") from error
+    return EventRange(after, page.position, events, nameless)
+
+
+ReadRange = Callable[[AsyncConnection, int], Awaitable[EventRange | None]]
+
+
 async def check_views(
-    connection: AsyncConnection, projections: Sequence[Projection[Any]], on_progress: OnProgress
+    connection: AsyncConnection,
+    projections: Sequence[Projection[Any]],
+    on_progress: OnProgress,
+    read_range: ReadRange = read_range,
 ) -> list[CheckedView]:
     """Compare views with the ledger at their checkpoints, while they and the ledger go on.
 
-    The ledger must be right. It is read once, a page in each transaction, and only read.
-    `on_progress` is called with numbers of positions. Raises VerificationFailed, for the first
-    position where one of the views differs.
+    The ledger must be right. It is read once, a page in each transaction, and only read; who reads
+    it anyway gives its pages with `read_range`. `on_progress` is called with numbers of positions.
+    Raises VerificationFailed, for the first position where one of the views differs.
     """
     checks = [_check_for(projection) for projection in projections]
     checked: dict[str, CheckedView] = {}
@@ -109,7 +143,13 @@ async def check_views(
         for check in checks:
             _refuse_checkpoint(check.view, checkpoints.get(check.view.name))
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())
-        events = await _read_range(connection, position, furthest)
+        events: EventRange | None = EventRange(position, position, ())
+        if furthest > position:
+            events = await read_range(connection, position)
+        if events is None:
+            raise VerificationFailed(
+                position + 1, f"a view shows the ledger up to {furthest}, but it ends here"
+            )
         unfinished = []
         for check in checks:
             name, checkpoint = check.view.name, checkpoints[check.view.name].position
@@ -140,27 +180,6 @@ def _refuse_checkpoint(view: Projection[Any], checkpoint: Checkpoint | None) -> 
             f"view {view.name} was made by version {checkpoint.version} of its code, which is now"
             f" {view.version}: run `ledger rebuild {view.name}`",
         )
-
-
-async def _read_range(connection: AsyncConnection, after: int, checkpoint: int) -> EventRange:
-    """The next page of the ledger, which may end after the checkpoint."""
-    if checkpoint <= after:
-        return EventRange(after, after, ())
-    page = await EventReader(connection).page(after, with_keys=True)
-    if not page.records:
-        raise VerificationFailed(
-            after + 1, f"a view shows the ledger up to {checkpoint}, but it ends here"
-        )
-    nameless = {
-        UUID(bytes=record.stream_id)
-        for record in page.records
-        if is_sealed(record) and not page.keys.get(record.stream_id)
-    }
-    try:
-        events = page.effective_events()
-    except WrongKey as error:
-        raise VerificationFailed(after + 1, f"a customer's name can't be read: {error}") from error
-    return EventRange(after, page.position, events, nameless)
 
 
 class ViewCheck(ABC):

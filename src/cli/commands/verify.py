@@ -1,12 +1,12 @@
 """`ledger verify`: finds out whether anything in the ledger was changed, or a view is wrong.
 
-The ledger is checked first, then the views are compared with it. Both only read, up to where the
-ledger ends when they begin; writer and projector go on meanwhile.
+Each page of the ledger is read once: its records are checked, then the views are compared with it.
+The command only reads, up to where the ledger ends when it begins; writer and projector go on.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from operator import attrgetter
 from pathlib import Path
@@ -36,8 +36,14 @@ from ledger.audit.signatures import KeptHead
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import ChainCheck, VerificationFailed
-from ledger.eventlog.reader import EventReader, LedgerEnd, Prefetch
-from projections.check import CheckedView, check_views
+from ledger.eventlog.reader import EventPage, EventReader, LedgerEnd, Prefetch
+from projections.check import (
+    CheckedView,
+    EventRange,
+    check_views,
+    event_range,
+    read_range,
+)
 from projections.views.registry import PROJECTIONS
 
 # The status where it could not be found out: the database went away.
@@ -137,65 +143,97 @@ def _show(verified: Verified, *, quick: bool) -> None:
 
 
 async def check(settings: Settings, options: Options) -> Verified:
-    """Check ledger and views.
+    """Check ledger and views, reading each page of the ledger once.
 
     Raises VerificationFailed for the first position where something is wrong, and BadStart.
     """
-    async with connections.connection(settings, "projector", read_only=True) as connection:
-        started = time.perf_counter()
-        ledger = None if options.views else await _check_ledger(connection, options)
-        ledger_done = time.perf_counter()
-        views: list[CheckedView] = []
-        if not options.quick and not options.since_position:
-            chosen = [v for v in PROJECTIONS if not options.views or v.name in options.views]
+    started = time.perf_counter()
+    # The views are compared on a connection of their own, while the next page is read on this one.
+    async with (
+        connections.engine(settings, "projector", read_only=True, autocommit=True) as engine,
+        engine.connect() as connection,
+    ):
+        if options.views:
+            chosen = [view for view in PROJECTIONS if view.name in options.views]
             events = (await EventReader(connection).head()).position
             with progress("views", events) as advance:
-                views = await check_views(connection, chosen, advance)
-        views_done = time.perf_counter()
-    ledger_s, views_s = ledger_done - started, views_done - ledger_done
-    return Verified(ledger, views, round(ledger_s, 3), round(views_s, 3))
+                async with connections.connection(
+                    settings, "projector", read_only=True
+                ) as view_connection:
+                    views = await check_views(view_connection, chosen, advance)
+            return Verified(None, views, 0.0, round(time.perf_counter() - started, 3))
+        return await _check_ledger_and_views(settings, connection, options)
 
 
-async def _check_ledger(connection: AsyncConnection, options: Options) -> CheckedLedger:
+async def _check_ledger_and_views(
+    settings: Settings, connection: AsyncConnection, options: Options
+) -> Verified:
+    started, ledger_s = time.perf_counter(), 0.0
     chain, decisions = await _start(connection, options)
     since = chain.position
     end = await EventReader(connection).end()
     failures = [end.failure, await _compare_kept_head(connection, since, end, options)]
-    # The writer starts from the newest snapshot, so it must be what the events make.
-    snapshot = await snapshots.nearest(connection, end.position) if decisions else None
+    pages = _checked_pages(connection, chain, decisions, end.position)
+
+    async def next_page() -> EventPage | None:
+        nonlocal ledger_s
+        begun = time.perf_counter()
+        page = await anext(pages, None)
+        ledger_s += time.perf_counter() - begun
+        return page
+
+    async def next_range(view_connection: AsyncConnection, after: int) -> EventRange | None:
+        if page := await next_page():
+            return event_range(page, after)
+        # A view may be ahead of where the ledger ended when this began.
+        return await read_range(view_connection, after)
+
+    views: list[CheckedView] = []
     try:
-        with progress("ledger", max(0, end.position - since)) as advance:
-            if snapshot and decisions and snapshot.position > since:
-                await _check_pages(connection, chain, decisions, snapshot.position, advance)
-                fold = decisions.fold
-                if (snapshot.customers, snapshot.products) != (fold.customers, fold.products):
-                    other = "the snapshot that was saved here is not what the events make: drop it"
-                    failures.append(VerificationFailed(snapshot.position, other))
-            await _check_pages(connection, chain, decisions, end.position, advance)
+        with progress("verifying", max(0, end.position - since)) as advance:
+            if not options.quick and not options.since_position:
+                async with connections.connection(
+                    settings, "projector", read_only=True
+                ) as view_connection:
+                    views = await check_views(view_connection, PROJECTIONS, advance, next_range)
+            while page := await next_page():  # what no view shows yet
+                advance(len(page.records))
     except VerificationFailed as failure:
         failures.append(failure)
+    finally:
+        await pages.aclose()
     # The first position is promised, and each of these may be the one that names it.
     if first := min(filter(None, failures), key=attrgetter("position"), default=None):
         raise first
-    return CheckedLedger(chain.position, chain.hash.hex(), since)
+    ledger = CheckedLedger(chain.position, chain.hash.hex(), since)
+    views_s = time.perf_counter() - started - ledger_s
+    return Verified(ledger, views, round(ledger_s, 3), round(views_s, 3))
 
 
-async def _check_pages(
-    connection: AsyncConnection,
-    chain: ChainCheck,
-    decisions: DecisionAudit | None,
-    up_to: int,
-    advance: Callable[[int], None],
-) -> None:
-    pages = audit_pages(EventReader(connection), chain.position, up_to, decisions)
-    async with aclosing(Prefetch(pages)) as prefetched:
-        async for page in prefetched:
-            # In a thread, so that the next page is read meanwhile.
-            if decisions:
-                await asyncio.to_thread(check_page, chain, decisions, page.records, page.earlier)
-            else:
-                await asyncio.to_thread(chain.check, page.records)
-            advance(len(page.records))
+async def _checked_pages(
+    connection: AsyncConnection, chain: ChainCheck, decisions: DecisionAudit | None, up_to: int
+) -> AsyncGenerator[EventPage, None]:
+    """The pages up to a position, each after it was checked; raises VerificationFailed."""
+    # The writer starts from the newest snapshot, so it must be what the events make.
+    snapshot = await snapshots.nearest(connection, up_to) if decisions else None
+    if snapshot and snapshot.position <= chain.position:
+        snapshot = None
+    for end in (snapshot.position, up_to) if snapshot else (up_to,):
+        pages = audit_pages(EventReader(connection), chain.position, end, decisions)
+        async with aclosing(Prefetch(pages)) as prefetched:
+            async for audit_page in prefetched:
+                page, earlier = audit_page.page, audit_page.earlier
+                # In a thread, so that the next page is read meanwhile.
+                if decisions:
+                    await asyncio.to_thread(check_page, chain, decisions, page.records, earlier)
+                else:
+                    await asyncio.to_thread(chain.check, page.records)
+                yield page
+        if snapshot and decisions and end == snapshot.position:
+            fold = decisions.fold
+            if (snapshot.customers, snapshot.products) != (fold.customers, fold.products):
+                other = "the snapshot that was saved here is not what the events make: drop it"
+                raise VerificationFailed(snapshot.position, other)
 
 
 async def _start(

@@ -34,7 +34,7 @@ from ledger.eventlog.decisions import (
     last_start,
     uncaused,
 )
-from ledger.eventlog.reader import EventReader
+from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted, decided_id_bytes
 
 Verdict = tuple[DecidedPayload, ...]
@@ -56,9 +56,9 @@ class Earlier(Struct, frozen=True):
 
 
 class AuditPage(Struct, frozen=True):
-    """Contiguous records, whole atomic batches of them, and what the ledger has before them."""
+    """A page of whole atomic batches, and what the ledger has before it of what it names."""
 
-    records: Sequence[Record]
+    page: EventPage
     earlier: Earlier
 
 
@@ -249,11 +249,13 @@ def check(
 async def audit_pages(
     reader: EventReader, after: int, up_to: int, decisions: DecisionAudit | None
 ) -> AsyncGenerator[AuditPage, None]:
-    """The records after a position and up to another; with what `decisions` needs, if given.
+    """The pages after a position and up to another; with what `decisions` needs, if given.
 
     Raises LedgerDamaged where a record is missing, after yielding all that is whole before it.
     """
-    async for page in reader.pages(after, up_to, whole_batches=True, up_to_damage=True):
+    async for page in reader.pages(
+        after, up_to, whole_batches=True, with_keys=True, up_to_damage=True
+    ):
         first, earlier = page.records[0].position, Earlier()
         if decisions:
             ids = [record.event_id for record in page.records if not record.cause_position]
@@ -261,4 +263,4 @@ async def audit_pages(
                 await reader.streams(decisions.unknown(page.records), before=first),
                 await reader.positions_of(ids, before=first),
             )
-        yield AuditPage(page.records, earlier)
+        yield AuditPage(page, earlier)
