@@ -27,7 +27,7 @@ class Nothing:
         await send({"type": "http.response.start", "status": 202, "headers": HEADERS})
         await send({"type": "http.response.body", "body": ANSWER})
 
-    def works(self) -> Sequence[Coroutine[Any, Any, None]]:
+    def background_tasks(self) -> Sequence[Coroutine[Any, Any, None]]:
         """Nothing runs beside it."""
         return ()
 

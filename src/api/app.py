@@ -76,7 +76,7 @@ def document(*, guarded: bool) -> docs.StaticDocument:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What a client is told about an exception."""
+    """The problem that an exception is answered with."""
     for kind in type(error).__mro__:
         if kind in ERRORS:
             return ERRORS[kind](error)
@@ -99,8 +99,8 @@ class App(Router):
             middleware=middleware(context.cors_origins, problem_of),
         )
 
-    def works(self) -> Sequence[Coroutine[Any, Any, None]]:
-        """What must run beside the server, for as long as it serves."""
+    def background_tasks(self) -> Sequence[Coroutine[Any, Any, None]]:
+        """Coroutines that must run for as long as the server does."""
         context = self.context
         return (
             context.publisher.run(),
@@ -112,7 +112,7 @@ class App(Router):
         )
 
     def stop_waiting(self) -> None:
-        """Answer everybody who waits for the ledger, because the process is about to stop."""
+        """Answer all requests that wait for the ledger: the process is about to stop."""
         self.context.waiters.stop()
         self.context.streams.stop()
 

@@ -27,7 +27,7 @@ from ledger.runtime import logs, tracing
 access: Final = logging.getLogger(logs.ACCESS)
 
 REQUEST_ID: Final = "request_id"
-# The route of requests for paths where nothing lives: labels must not be for clients to choose.
+# The route label of unknown paths: clients must not be able to make labels.
 ELSEWHERE: Final = "elsewhere"
 # Smaller answers fit into two packets as they are. Products and orders one by one are smaller.
 MIN_GZIP: Final = 2048
@@ -214,7 +214,7 @@ def add_headers(start: Message, scope: Scope) -> bool:
         return False
     if _VARY not in headers:
         headers.append(_VARY)
-    return takes_gzip(scope)
+    return accepts_gzip(scope)
 
 
 async def _send_packed(start: Message, message: Message, send: Send) -> None:
@@ -241,7 +241,7 @@ def pack(body: bytes, level: int = _GZIP_LEVEL) -> bytes:
     return gzip.compress(body, level, mtime=0)
 
 
-def takes_gzip(scope: Scope) -> bool:
+def accepts_gzip(scope: Scope) -> bool:
     """Whether Accept-Encoding allows gzip (RFC 9110, 12.5.3)."""
     weights: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:

@@ -1,4 +1,4 @@
-"""Serving the API: uvicorn's settings, limits on request heads, and a clean end on SIGTERM."""
+"""Serving the API: uvicorn's settings, limits on request heads, and a graceful shutdown."""
 
 import asyncio
 import resource
@@ -34,26 +34,28 @@ class HeadTooLarge(Exception):
 
 
 class Protocol(HttpToolsProtocol):
-    """A connection whose request heads are bounded in size and time, and errors of which are
-    problems too."""
+    """A connection that bounds request heads in size and time, and answers errors with problems.
+
+    uvicorn leaves both open: it reads a head of any size, and waits for one for ever.
+    """
 
     _in_head = False
     _refused = False
     _head_size = 0
-    _deadline: asyncio.TimerHandle | None = None
+    _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client that connects has to say something soon."""
+        """Start the time in which the first request head must be here."""
         super().connection_made(transport)
-        self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+        self._timeout = self.loop.call_later(HEAD_TIMEOUT_S, self._time_out)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
-        self._stop_clock()
+        """Cancel what is left to do."""
+        self._cancel_timeout()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes before the end of a head."""
+        """Count the bytes of a head that has not ended yet."""
         if self._refused:
             return
         super().data_received(data)
@@ -61,42 +63,42 @@ class Protocol(HttpToolsProtocol):
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
                 self._refuse("head-too-large", f"path and headers have over {MAX_HEAD} bytes")
-            elif self._deadline is None:
-                self._deadline = self.loop.call_later(HEAD_TIMEOUT_S, self._too_slow)
+            elif self._timeout is None:
+                self._timeout = self.loop.call_later(HEAD_TIMEOUT_S, self._time_out)
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Start a request, and give its handlers a way to cut the connection."""
         self._in_head = True
         super().on_message_begin()
         self.scope["state"][ABORT] = self.transport.abort
 
     def on_headers_complete(self) -> None:
-        """The head is here; raises HeadTooLarge, which ends in `send_400_response`."""
+        """End the head; raises HeadTooLarge, which uvicorn takes to `send_400_response`."""
         self._in_head = False
         self._head_size = 0
-        self._stop_clock()
+        self._cancel_timeout()
         if len(self.headers) > MAX_HEADERS:
             raise HeadTooLarge
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn calls when a request can't be parsed."""
+        """Refuse a request that the parser could not read; uvicorn calls this."""
         if len(self.headers or ()) > MAX_HEADERS:
             self._refuse("head-too-large", f"there are over {MAX_HEADERS} headers")
         else:
             self._refuse("bad-request", "this is not HTTP/1.1")
 
-    def _too_slow(self) -> None:
-        self._deadline = None
+    def _time_out(self) -> None:
+        self._timeout = None
         self._refuse("head-too-slow", f"path and headers must be here within {HEAD_TIMEOUT_S:g} s")
 
-    def _stop_clock(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-            self._deadline = None
+    def _cancel_timeout(self) -> None:
+        if self._timeout:
+            self._timeout.cancel()
+            self._timeout = None
 
     def _refuse(self, kind: str, detail: str) -> None:
-        """Answer and hang up; only hang up where an answer to another request is under way."""
+        """Answer and close; only close where the answer to an earlier request is under way."""
         if self.cycle is None or self.cycle.response_complete:
             headers = {**CLOSE, "X-Request-Id": new_request_id().decode()}
             response = problem_response(Problem(kind, detail, headers=headers), "")
@@ -104,16 +106,13 @@ class Protocol(HttpToolsProtocol):
             head = [STATUS_LINE[response.status_code]]
             head += [b"%s: %s\r\n" % header for header in response.raw_headers]
             self.transport.write(b"".join((*head, b"\r\n", response.body)))
-            self._hang_up()
+            self._refused = True
+            self._cancel_timeout()
+            # Closing with bytes unread would reset the connection, and the answer with it.
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
         else:
             self.transport.close()
-
-    def _hang_up(self) -> None:
-        """End the answer, but read on for a moment: a close with bytes unread would reset it."""
-        self._refused = True
-        self._stop_clock()
-        self.transport.write_eof()
-        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -153,27 +152,27 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals are for `run` to handle: uvicorn's way ends the process by the signal."""
+        """Leave signals to `run`: uvicorn's own way ends the process by the signal."""
         yield
 
 
 async def run(app: App, host: str, port: int) -> None:
-    """Serve until SIGTERM or SIGINT, or until a work that serving relies on fails."""
-    open_more_files()
+    """Serve until SIGTERM or SIGINT, or until a background task fails."""
+    raise_file_limit()
     server = Server(app, host, port)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop)
-    await first_to_end(server.serve(), *app.works())
+    await first_to_end(server.serve(), *app.background_tasks())
 
 
-def open_more_files() -> None:
-    """Let this process open as many files as the system allows it to, within reason.
+def raise_file_limit() -> None:
+    """Let this process open up to MAX_FILES files, as far as the system allows it to.
 
-    A connection is a file, and a shell allows 1,024: so many idle clients would keep out all
+    A connection is a file, and a shell allows 1,024: as many idle clients would lock out all
     others, and the process from the broker.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

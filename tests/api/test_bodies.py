@@ -75,7 +75,7 @@ async def test_what_is_not_json_is_refused(http: httpx.AsyncClient, method: str,
 
 
 @on_every_write
-async def test_a_name_that_stands_twice_is_refused(
+async def test_a_duplicate_field_is_refused(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     """One reader takes the first, another the last: nobody could tell what was ordered."""
@@ -84,7 +84,7 @@ async def test_a_name_that_stands_twice_is_refused(
     problem(response, 400, "bad-json", "quantity")
 
 
-async def test_a_name_that_stands_twice_further_in_is_refused_too(http: httpx.AsyncClient) -> None:
+async def test_a_duplicate_field_of_a_nested_object_is_refused(http: httpx.AsyncClient) -> None:
     response = await post(http, "/customers", '{"username": {"a": 1, "a": 2}}')
     problem(response, 400, "bad-json", "a")
 
@@ -118,21 +118,23 @@ async def test_another_content_type_is_refused(
         "application/merge-patch+json",
     ],
 )
-async def test_every_form_of_json_is_read(http: httpx.AsyncClient, content_type: str) -> None:
+async def test_every_json_content_type_is_accepted(
+    http: httpx.AsyncClient, content_type: str
+) -> None:
     response = await send(
         http, "POST", "/customers", b'{"username": "ann"}', content_type=content_type
     )
     assert response.status_code in (201, 202)
 
 
-async def test_a_packed_body_is_refused(http: httpx.AsyncClient) -> None:
+async def test_a_compressed_body_is_refused(http: httpx.AsyncClient) -> None:
     response = await send(
         http, "POST", "/customers", b"x", content_type="application/json", content_encoding="gzip"
     )
     problem(response, 415, "not-json")
 
 
-async def test_an_empty_body_is_asked_for(http: httpx.AsyncClient) -> None:
+async def test_an_empty_body_is_refused(http: httpx.AsyncClient) -> None:
     problem(await http.post("/customers"), 400, "bad-json")
 
 
@@ -142,12 +144,12 @@ def padded(size: int) -> bytes:
     return body + b" " * (size - len(body))
 
 
-async def test_a_body_of_the_limit_is_read(http: httpx.AsyncClient) -> None:
+async def test_a_body_of_the_maximum_size_is_accepted(http: httpx.AsyncClient) -> None:
     assert (await post(http, "/customers", padded(MAX_BODY))).status_code in (201, 202)
 
 
 @on_every_write
-async def test_a_body_over_the_limit_is_refused(
+async def test_a_body_over_the_maximum_size_is_refused(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     async with nothing_appended(http):
@@ -158,7 +160,7 @@ async def test_a_body_over_the_limit_is_refused(
         assert response.headers["connection"] == "close"
 
 
-async def test_a_body_that_does_not_tell_its_size_is_cut_off_at_the_limit(
+async def test_a_chunked_body_is_refused_at_the_maximum_size(
     http: httpx.AsyncClient,
 ) -> None:
     async def endless() -> AsyncIterator[bytes]:
@@ -170,7 +172,7 @@ async def test_a_body_that_does_not_tell_its_size_is_cut_off_at_the_limit(
         problem(response, 413, "body-too-large")
 
 
-async def test_a_client_that_hangs_up_within_its_body_appends_nothing(
+async def test_a_client_that_disconnects_within_its_body_appends_nothing(
     http: httpx.AsyncClient,
 ) -> None:
     url = urlsplit(str(http.base_url))
@@ -190,7 +192,7 @@ FIELDS = [
     if operation.body
     for name in operation.body.model_fields
 ]
-WRONG = {
+INVALID_VALUES = {
     "null": "null",
     "an object": "{}",
     "an empty list": "[]",
@@ -207,11 +209,11 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("method", "path", "example", "field"), FIELDS)
-async def test_a_field_that_is_no_good_is_named(
+async def test_an_invalid_field_is_named(
     http: httpx.AsyncClient, method: str, path: str, example: dict[str, object], field: str
 ) -> None:
     async with nothing_appended(http):
-        for name, value in WRONG.items():
+        for name, value in INVALID_VALUES.items():
             good = {key: json.dumps(given) for key, given in example.items()}
             pairs = (f'"{key}": {text}' for key, text in {**good, field: value}.items())
             body = f"{{{', '.join(pairs)}}}".encode()
@@ -221,7 +223,7 @@ async def test_a_field_that_is_no_good_is_named(
             assert len(response.content) < 1000, name
 
 
-async def test_a_body_that_does_not_come_is_given_up_on_every_write(
+async def test_a_body_that_does_not_arrive_times_out_on_every_write(
     http: httpx.AsyncClient,
 ) -> None:
     """Together, because each takes as long as the server's patience."""

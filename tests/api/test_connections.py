@@ -47,18 +47,20 @@ def refusal(answer: bytes, status: int, kind: str) -> None:
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_refused(http: httpx.AsyncClient, sent: bytes) -> None:
+async def test_bytes_that_are_not_http_are_refused(http: httpx.AsyncClient, sent: bytes) -> None:
     refusal(await exchange(http, sent), 400, "bad-request")
 
 
-async def test_a_flood_of_headers_is_refused(http: httpx.AsyncClient) -> None:
+async def test_too_many_headers_are_refused(http: httpx.AsyncClient) -> None:
     headers = b"".join(b"x-%d: y\r\n" % n for n in range(MAX_HEADERS))
     sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n"
     refusal(await exchange(http, sent), 431, "head-too-large")
 
 
 @pytest.mark.parametrize("part", [b"x-long: ", b"", b"x: y\r\n"])
-async def test_a_head_without_end_is_refused(http: httpx.AsyncClient, part: bytes) -> None:
+async def test_a_request_head_over_the_maximum_size_is_refused(
+    http: httpx.AsyncClient, part: bytes
+) -> None:
     url = urlsplit(str(http.base_url))
     async with asyncio.timeout(DEADLINE_S):
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -69,20 +71,20 @@ async def test_a_head_without_end_is_refused(http: httpx.AsyncClient, part: byte
         writer.close()
 
 
-async def test_a_head_of_many_bytes_within_the_limit_is_read(http: httpx.AsyncClient) -> None:
+async def test_a_large_request_head_within_the_limit_is_accepted(http: httpx.AsyncClient) -> None:
     value = b"y" * (MAX_HEAD // 2)
     sent = b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\nx: " + value + b"\r\n\r\n"
     assert (await exchange(http, sent)).startswith(b"HTTP/1.1 200 OK")
 
 
-async def test_requests_in_one_packet_are_answered_in_order(http: httpx.AsyncClient) -> None:
+async def test_pipelined_requests_are_answered_in_order(http: httpx.AsyncClient) -> None:
     one = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
     two = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     answer = await exchange(http, one + two)
     assert answer.index(b'"live"') < answer.index(b"no-such-path")
 
 
-async def test_who_says_nothing_or_half_a_thing_is_hung_up_on(http: httpx.AsyncClient) -> None:
+async def test_a_silent_or_slow_client_is_timed_out(http: httpx.AsyncClient) -> None:
     """Together, because each takes as long as the server's patience."""
     head = b"POST /api/v1/orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     nothing, half_a_head, half_a_body = await asyncio.gather(

@@ -15,8 +15,8 @@ from api.middleware import (
     MIN_GZIP_IN_THREAD,
     RequestId,
     ResponseHeaders,
+    accepts_gzip,
     pack,
-    takes_gzip,
 )
 from api.operation import PREFIX
 
@@ -28,7 +28,7 @@ GIVEN = "01a2031b-bb08-7692-9882-d0449309e6d9"
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_a_request_id_comes_back(http: httpx.AsyncClient, method: str, path: str) -> None:
+async def test_a_request_id_is_returned(http: httpx.AsyncClient, method: str, path: str) -> None:
     async with http.stream(
         method, root(http) + filled(path), headers={"X-Request-Id": GIVEN}
     ) as answer:
@@ -40,9 +40,7 @@ async def test_a_request_id_comes_back(http: httpx.AsyncClient, method: str, pat
 @pytest.mark.parametrize(
     "path", [f"{PREFIX}/orders", f"{PREFIX}/orders/7", "/nowhere", "/health/live"]
 )
-async def test_who_gives_no_request_id_gets_one_of_its_own(
-    http: httpx.AsyncClient, path: str
-) -> None:
+async def test_a_request_without_an_id_gets_a_new_one(http: httpx.AsyncClient, path: str) -> None:
     answers = [await http.get(root(http) + path) for _ in range(2)]
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == 2
@@ -50,7 +48,7 @@ async def test_who_gives_no_request_id_gets_one_of_its_own(
 
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "é", "a\tb"])
-async def test_a_request_id_that_could_spoil_a_log_is_replaced(
+async def test_a_request_id_that_is_unsafe_in_a_log_is_replaced(
     http: httpx.AsyncClient, given: str
 ) -> None:
     headers = {b"X-Request-Id": given.encode()}
@@ -60,24 +58,30 @@ async def test_a_request_id_that_could_spoil_a_log_is_replaced(
     assert len(answer.headers["x-request-id"]) == 32
 
 
-async def test_what_is_no_request_gets_a_request_id_too(http: httpx.AsyncClient) -> None:
+async def test_the_answer_to_bytes_that_are_not_http_has_a_request_id(
+    http: httpx.AsyncClient,
+) -> None:
     answer = await exchange(http, b"hello\r\n\r\n")
     assert b"x-request-id: " in answer.partition(b"\r\n\r\n")[0].lower()
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_options_tells_what_a_path_takes(http: httpx.AsyncClient, path: str) -> None:
+async def test_options_answers_with_the_methods_of_a_path(
+    http: httpx.AsyncClient, path: str
+) -> None:
     answer = await http.options(root(http) + filled(path))
     assert (answer.status_code, answer.content) == (204, b"")
     known = {"OPTIONS", *ROUTES[path]} | ({"HEAD"} if "GET" in ROUTES[path] else set())
     assert set(answer.headers["allow"].split(", ")) == known
 
 
-async def test_options_where_nothing_lives(http: httpx.AsyncClient) -> None:
+async def test_options_of_an_unknown_path_is_refused(http: httpx.AsyncClient) -> None:
     problem(await http.options(root(http) + "/nowhere"), 404, "no-such-path")
 
 
-async def test_a_large_page_comes_in_gzip_to_who_takes_it(http: httpx.AsyncClient) -> None:
+async def test_a_large_page_is_compressed_for_clients_that_accept_gzip(
+    http: httpx.AsyncClient,
+) -> None:
     customer_id, product_id = await register(http), await list_product(http, stock=100)
     for _ in range(MIN_GZIP // 300):
         await order(http, customer_id, product_id)
@@ -95,7 +99,7 @@ async def test_a_large_page_comes_in_gzip_to_who_takes_it(http: httpx.AsyncClien
     assert head.headers["content-length"] == packed.headers["content-length"]
 
 
-async def test_a_small_answer_comes_as_it_is(http: httpx.AsyncClient) -> None:
+async def test_a_small_answer_is_not_compressed(http: httpx.AsyncClient) -> None:
     answer = await http.get(root(http) + "/health/live", headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in answer.headers
     assert "vary" not in answer.headers
@@ -117,12 +121,12 @@ async def test_a_small_answer_comes_as_it_is(http: httpx.AsyncClient) -> None:
         ("xgzip", False),
     ],
 )
-def test_who_takes_gzip(accepted: str, takes: bool) -> None:
-    assert takes_gzip({"headers": [(b"accept-encoding", accepted.encode())]}) is takes
+def test_accept_encoding_says_whether_gzip_is_accepted(accepted: str, takes: bool) -> None:
+    assert accepts_gzip({"headers": [(b"accept-encoding", accepted.encode())]}) is takes
 
 
-async def test_who_says_nothing_gets_no_gzip() -> None:
-    assert not takes_gzip({"headers": []})
+async def test_without_accept_encoding_gzip_is_not_accepted() -> None:
+    assert not accepts_gzip({"headers": []})
 
 
 async def sent(response: Response) -> tuple[Headers, bytes]:
@@ -144,14 +148,14 @@ async def never() -> Message:
 
 
 @pytest.mark.parametrize("size", [MIN_GZIP, MIN_GZIP_IN_THREAD + 1])
-async def test_packed_bytes_are_no_longer_those_of_a_strong_etag(size: int) -> None:
+async def test_the_etag_of_a_compressed_body_is_weak(size: int) -> None:
     headers, body = await sent(Response(b"x" * size, headers={"ETag": '"7"'}))
     assert headers["etag"] == 'W/"7"'
     assert headers["content-length"] == str(len(body))
     assert gzip.decompress(body) == b"x" * size
 
 
-async def test_a_stream_is_never_packed() -> None:
+async def test_a_stream_is_never_compressed() -> None:
     """Its first event would wait for a full block."""
 
     async def events() -> object:
@@ -163,7 +167,7 @@ async def test_a_stream_is_never_packed() -> None:
     assert body == b"data: 1\n\n"
 
 
-async def test_what_is_packed_already_is_left_alone() -> None:
+async def test_a_compressed_body_is_not_compressed_again() -> None:
     packed = pack(bytes(range(256)) * 64) * 20
     headers, body = await sent(Response(packed, headers={"Content-Encoding": "gzip"}))
     assert headers.getlist("content-encoding") == ["gzip"]

@@ -49,7 +49,7 @@ async def test_orders_may_be_placed_with_a_trailing_slash(http: httpx.AsyncClien
 
 
 @pytest.mark.parametrize("path", ROUTES)
-async def test_a_method_that_is_not_there_is_told_which_are(
+async def test_an_unknown_method_is_refused_with_the_allowed_ones(
     http: httpx.AsyncClient, path: str
 ) -> None:
     known = {"OPTIONS", *ROUTES[path]} | ({"HEAD"} if "GET" in ROUTES[path] else set())
@@ -81,7 +81,7 @@ async def test_a_method_that_is_not_there_is_told_which_are(
         "/api/v1/" + "x" * 5000,
     ],
 )
-async def test_a_path_where_nothing_lives(http: httpx.AsyncClient, path: str) -> None:
+async def test_an_unknown_path_is_refused(http: httpx.AsyncClient, path: str) -> None:
     for method in ("GET", "POST"):
         problem(await http.request(method, root(http) + path), 404, "no-such-path")
 
@@ -89,7 +89,7 @@ async def test_a_path_where_nothing_lives(http: httpx.AsyncClient, path: str) ->
 @pytest.mark.parametrize(
     "path", [path for path, ops in ROUTES.items() if "GET" in ops and path != "/metrics"]
 )
-async def test_head_is_get_without_the_body(http: httpx.AsyncClient, path: str) -> None:
+async def test_head_answers_like_get_without_the_body(http: httpx.AsyncClient, path: str) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     ids = {
         "customer_id": customer_id,
@@ -109,7 +109,7 @@ async def test_head_is_get_without_the_body(http: httpx.AsyncClient, path: str) 
 @pytest.mark.parametrize(
     "path", [path for path, handlers in ROUTES.items() if "GET" in handlers and PREFIX in path]
 )
-async def test_every_answer_from_a_view_says_its_position(
+async def test_every_answer_from_a_view_has_its_position(
     http: httpx.AsyncClient, path: str
 ) -> None:
     customer_id, product_id = await register(http), await list_product(http)
@@ -126,7 +126,7 @@ async def test_every_answer_from_a_view_says_its_position(
 
 
 @pytest.mark.parametrize(("method", "path"), [(m, p) for m, p in CALLS if "_id}" in p])
-async def test_an_id_in_the_path_that_is_no_uuid_is_named(
+async def test_a_path_id_that_is_not_a_uuid_is_named(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     name = next(name for name in NAMES if name in path)
@@ -135,7 +135,7 @@ async def test_an_id_in_the_path_that_is_no_uuid_is_named(
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
-async def test_the_table_names_each_parameter_that_is_taken(
+async def test_only_declared_query_parameters_are_accepted(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     operation = ROUTES[path][method]

@@ -17,7 +17,9 @@ def site(stack: Stack, http: httpx.AsyncClient) -> str:
     return stack.url
 
 
-async def test_the_page_is_html_that_shows_the_document(site: str, http: httpx.AsyncClient) -> None:
+async def test_the_page_is_html_that_loads_the_openapi_document(
+    site: str, http: httpx.AsyncClient
+) -> None:
     page = await http.get(f"{site}/docs")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -25,7 +27,7 @@ async def test_the_page_is_html_that_shows_the_document(site: str, http: httpx.A
     assert '"/openapi.json"' in start.text
 
 
-async def test_what_the_page_is_made_of_is_here(site: str, http: httpx.AsyncClient) -> None:
+async def test_every_file_of_the_page_is_served(site: str, http: httpx.AsyncClient) -> None:
     page = (await http.get(f"{site}/docs")).text
     assets = re.findall(r'(?:src|href)="/docs/([^"]+)"', page)
     assert set(assets) == set(ASSETS)
@@ -37,7 +39,7 @@ async def test_what_the_page_is_made_of_is_here(site: str, http: httpx.AsyncClie
         assert asset.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_the_page_asks_nobody_else(site: str, http: httpx.AsyncClient) -> None:
+async def test_the_page_loads_nothing_from_other_sites(site: str, http: httpx.AsyncClient) -> None:
     page, start = await http.get(f"{site}/docs"), await http.get(f"{site}/docs/start.js")
     assert not re.search(r"https?:|//", page.text + start.text)
     assert "validatorUrl: null" in start.text
@@ -47,7 +49,9 @@ async def test_the_page_asks_nobody_else(site: str, http: httpx.AsyncClient) -> 
     assert "unsafe" not in POLICY
 
 
-async def test_a_browser_that_has_it_gets_it_once(site: str, http: httpx.AsyncClient) -> None:
+async def test_a_browser_with_the_current_version_gets_a_304(
+    site: str, http: httpx.AsyncClient
+) -> None:
     for path in ("/docs", "/docs/swagger-ui-bundle.js"):
         etag = (await http.get(site + path)).headers["etag"]
         again = await http.get(site + path, headers={"If-None-Match": etag})
@@ -55,5 +59,5 @@ async def test_a_browser_that_has_it_gets_it_once(site: str, http: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("name", ["x", "docs.html", "..%2Fdocs.html", "swagger-ui-bundle.js.map"])
-async def test_no_other_file_is_given_out(site: str, http: httpx.AsyncClient, name: str) -> None:
+async def test_no_other_file_is_served(site: str, http: httpx.AsyncClient, name: str) -> None:
     problem(await http.get(f"{site}/docs/{name}"), 404, "no-such-path")

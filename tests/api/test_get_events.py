@@ -207,7 +207,9 @@ async def test_a_page_waits_for_min_position(http: httpx.AsyncClient) -> None:
         ("position=1", "position"),
     ],
 )
-async def test_a_bad_parameter_is_named(http: httpx.AsyncClient, query: str, field: str) -> None:
+async def test_an_invalid_parameter_is_named(
+    http: httpx.AsyncClient, query: str, field: str
+) -> None:
     for headers in ({}, STREAM):
         response = await http.get(f"/events?{query}", headers=headers)
         problem(response, 422, "invalid-fields", field)

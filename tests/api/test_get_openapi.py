@@ -48,23 +48,25 @@ def test_the_document_is_valid(found: Document) -> None:
     validate(found)
 
 
-def test_it_has_every_route_and_no_others() -> None:
+def test_the_document_has_every_route_and_no_others() -> None:
     served = {path: {method.lower() for method in methods} for path, methods in ROUTES.items()}
     assert {p: set(item) - {"parameters"} for p, item in GUARDED["paths"].items()} == served
 
 
-def test_every_operation_has_a_name_of_its_own() -> None:
+def test_operation_ids_are_unique() -> None:
     names = [call.values[2].operation_id for call in CALLS]
     assert len(set(names)) == len(names)
 
 
 @every_operation
-def test_it_says_who_may_do_it(path: str, method: str, operation: Operation) -> None:
+def test_the_document_names_the_scope_of_an_operation(
+    path: str, method: str, operation: Operation
+) -> None:
     found = described(path, method).get("security")
     assert found == ([{"key": [operation.scope.value]}] if operation.scope else None)
 
 
-def test_where_nobody_is_asked_for_a_key_none_is_described() -> None:
+def test_without_authentication_no_security_is_described() -> None:
     text = json.dumps(OPEN["paths"])
     assert "securitySchemes" not in OPEN["components"]
     assert "security" not in text
@@ -72,7 +74,9 @@ def test_where_nobody_is_asked_for_a_key_none_is_described() -> None:
 
 
 @every_operation
-def test_it_says_what_success_looks_like(path: str, method: str, operation: Operation) -> None:
+def test_every_operation_declares_a_successful_answer(
+    path: str, method: str, operation: Operation
+) -> None:
     assert [status for status in operation.answers if status < 300]
     for status, answer in operation.answers.items():
         if isinstance(answer, tuple):
@@ -102,13 +106,13 @@ def test_the_examples_of_answers_fit_their_schemas(
 
 
 @every_operation
-def test_every_body_has_an_example(path: str, method: str, operation: Operation) -> None:
+def test_every_body_and_answer_has_an_example(path: str, method: str, operation: Operation) -> None:
     assert operation.body is None or operation.body in BODIES
     structs = [answer for answer in operation.answers.values() if isinstance(answer, type)]
     assert [struct.__name__ for struct in structs if struct not in ANSWERS] == []
 
 
-def test_every_declared_parameter_is_one_of_an_operation() -> None:
+def test_every_declared_parameter_is_used_by_an_operation() -> None:
     declared = {value for value in vars(parameters).values() if isinstance(value, Parameter)}
     used = {parameter for call in CALLS for parameter in call.values[2].parameters}
     assert declared - used == {X_REQUEST_ID}
@@ -122,7 +126,7 @@ def test_an_operation_declares_each_part_of_its_path(
 
 
 @every_operation
-async def test_the_example_of_a_body_is_taken(
+async def test_the_example_of_a_body_is_accepted(
     http: httpx.AsyncClient, path: str, method: str, operation: Operation
 ) -> None:
     if operation.body is None:
@@ -137,7 +141,7 @@ async def test_the_example_of_a_body_is_taken(
     assert errors(shape["application/json"]["schema"], answer.json()) == []
 
 
-async def test_it_is_served_as_it_is_made(stack: Stack) -> None:
+async def test_the_document_is_served_with_an_etag(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as http:
         found = await http.get("/openapi.json", headers={"Accept-Encoding": "identity"})
         assert found.content == document(guarded=False).body
@@ -149,7 +153,7 @@ async def test_it_is_served_as_it_is_made(stack: Stack) -> None:
         assert again.content == b""
 
 
-async def test_it_comes_in_gzip_to_who_takes_it(stack: Stack) -> None:
+async def test_the_document_is_compressed_for_clients_that_accept_gzip(stack: Stack) -> None:
     async with httpx.AsyncClient(base_url=stack.url) as http:
         async with http.stream("GET", "/openapi.json", headers={"Accept-Encoding": "gzip"}) as got:
             packed = b"".join([part async for part in got.aiter_raw()])

@@ -12,7 +12,7 @@ from .client import cancel, exact, list_product, order, problem, register
 AN_ID = UUID("0190b5a2-3c4d-7e6f-8a9b-0c1d2e3f4a5b")
 
 
-async def test_an_order_is_there_right_after_it_was_accepted(http: httpx.AsyncClient) -> None:
+async def test_an_order_is_found_right_after_it_was_accepted(http: httpx.AsyncClient) -> None:
     """A 404 here would tell a client that its order was lost."""
 
     async def place_and_get() -> httpx.Response:
@@ -28,7 +28,7 @@ async def test_an_order_is_there_right_after_it_was_accepted(http: httpx.AsyncCl
     assert {response.json()["status"] for response in found} <= {"PENDING", "FAILED"}
 
 
-async def test_a_completed_order_shows_all_of_it(http: httpx.AsyncClient) -> None:
+async def test_a_completed_order_has_price_and_total(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http, "12.50", 10)
     placed = await order(http, customer_id, product_id, 2)
     response = await http.get(f"/orders/{placed['order_id']}")
@@ -50,12 +50,12 @@ async def test_a_cancelled_order_still_shows_what_was_paid(http: httpx.AsyncClie
     assert found["position"] > placed["position"]
 
 
-async def test_an_order_nobody_placed_is_unknown(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_order_is_a_404(http: httpx.AsyncClient) -> None:
     problem(await http.get(f"/orders/{uuid4()}"), 404, "unknown-order")
 
 
 @pytest.mark.parametrize("order_id", ["1", "ann", "a" * 36, f"{{{AN_ID}}}", f"urn:uuid:{AN_ID}"])
-async def test_an_id_that_is_no_uuid_is_named(http: httpx.AsyncClient, order_id: str) -> None:
+async def test_an_id_that_is_not_a_uuid_is_named(http: httpx.AsyncClient, order_id: str) -> None:
     problem(await http.get(f"/orders/{order_id}"), 422, "invalid-fields", "order_id")
 
 
@@ -98,13 +98,13 @@ async def test_min_position_waits_until_the_views_are_there(http: httpx.AsyncCli
         "min_position=%D9%A1",
     ],
 )
-async def test_a_bad_min_position_is_named(http: httpx.AsyncClient, query: str) -> None:
+async def test_an_invalid_min_position_is_named(http: httpx.AsyncClient, query: str) -> None:
     response = await http.get(f"/orders/{uuid4()}?{query}")
     problem(response, 422, "invalid-fields", "min_position")
 
 
 @pytest.mark.parametrize("query", ["expand=1", "min_position=1&min_position=2", "x=%FF"])
-async def test_a_parameter_that_can_not_be_meant_is_refused(
+async def test_an_unknown_or_duplicate_parameter_is_refused(
     http: httpx.AsyncClient, query: str
 ) -> None:
     problem(await http.get(f"/orders/{uuid4()}?{query}"), 422, "invalid-fields")

@@ -7,7 +7,7 @@ import httpx
 from .client import cancel, list_product, order, problem, register
 
 
-async def test_an_order_tells_its_own_history_in_order(http: httpx.AsyncClient) -> None:
+async def test_the_events_of_an_order_are_listed_in_order(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     placed = await order(http, customer_id, product_id)
     await order(http, customer_id, product_id)
@@ -30,7 +30,7 @@ async def test_an_order_tells_its_own_history_in_order(http: httpx.AsyncClient) 
     assert events[3]["position"] == undone["position"]
 
 
-async def test_a_history_comes_in_pages(http: httpx.AsyncClient) -> None:
+async def test_the_events_of_an_order_come_in_pages(http: httpx.AsyncClient) -> None:
     placed = await order(http, await register(http), await list_product(http))
     first = await http.get(f"/orders/{placed['order_id']}/events?limit=1")
     (event,) = first.json()
@@ -43,6 +43,6 @@ async def test_a_history_comes_in_pages(http: httpx.AsyncClient) -> None:
     assert "next" not in last.links
 
 
-async def test_other_ids_have_no_history(http: httpx.AsyncClient) -> None:
+async def test_the_events_of_an_unknown_order_are_a_404(http: httpx.AsyncClient) -> None:
     for unknown in (str(uuid4()), await register(http), await list_product(http)):
         problem(await http.get(f"/orders/{unknown}/events"), 404, "unknown-order")

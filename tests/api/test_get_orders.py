@@ -14,7 +14,7 @@ async def ids(http: httpx.AsyncClient, path: str, **params: str | int) -> list[s
     return [item["order_id"] for item in response.json()["items"]]
 
 
-async def test_orders_are_listed_newest_first_as_one_by_one(http: httpx.AsyncClient) -> None:
+async def test_orders_are_listed_newest_first_as_each_is_shown(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     placed = [await order(http, customer_id, product_id) for _ in range(3)]
     response = await http.get("/orders", params={"customer_id": customer_id})
@@ -66,7 +66,7 @@ async def test_the_filters_work_together(http: httpx.AsyncClient) -> None:
     assert await ids(http, "/orders", product_id=desk, status="FAILED") == [failed["order_id"]]
 
 
-async def test_a_customer_s_orders_are_those_of_nobody_else(http: httpx.AsyncClient) -> None:
+async def test_a_customers_orders_are_only_their_own(http: httpx.AsyncClient) -> None:
     ann, bob = await register(http), await register(http)
     product_id = await list_product(http)
     of_ann = await order(http, ann, product_id)
@@ -75,19 +75,21 @@ async def test_a_customer_s_orders_are_those_of_nobody_else(http: httpx.AsyncCli
     assert await ids(http, f"/customers/{ann}/orders", status="FAILED") == []
 
 
-async def test_a_customer_without_orders_has_none_and_an_unknown_one_is_unknown(
+async def test_a_customer_without_orders_has_an_empty_page_and_an_unknown_one_is_a_404(
     http: httpx.AsyncClient,
 ) -> None:
     assert await ids(http, f"/customers/{await register(http)}/orders") == []
     problem(await http.get(f"/customers/{uuid4()}/orders"), 404, "unknown-customer")
 
 
-async def test_nothing_found_is_an_empty_page(http: httpx.AsyncClient) -> None:
+async def test_filters_that_match_nothing_give_an_empty_page(http: httpx.AsyncClient) -> None:
     assert await ids(http, "/orders", customer_id=str(uuid4())) == []
 
 
 @pytest.mark.parametrize("limit", [1, 500])
-async def test_the_limits_of_a_page_are_within(http: httpx.AsyncClient, limit: int) -> None:
+async def test_the_smallest_and_largest_page_are_accepted(
+    http: httpx.AsyncClient, limit: int
+) -> None:
     assert len(await ids(http, "/orders", limit=limit)) <= limit
 
 
@@ -108,7 +110,9 @@ async def test_the_limits_of_a_page_are_within(http: httpx.AsyncClient, limit: i
         ("custmer_id", "43e8ff2f-5d48-498f-a569-ca2cf9f7fae3"),
     ],
 )
-async def test_a_bad_parameter_is_named(http: httpx.AsyncClient, field: str, value: str) -> None:
+async def test_an_invalid_parameter_is_named(
+    http: httpx.AsyncClient, field: str, value: str
+) -> None:
     body: Body = problem(
         await http.get("/orders", params={field: value}), 422, "invalid-fields", field
     )

@@ -23,5 +23,5 @@ async def test_the_type_of_a_problem_leads_to_its_remedy(
     }
 
 
-async def test_a_kind_that_does_not_exist(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_kind_is_a_404(http: httpx.AsyncClient) -> None:
     problem(await http.get(str(http.base_url.join("/problems/bad-luck"))), 404, "no-such-path")

@@ -25,11 +25,11 @@ async def test_a_product_shows_what_a_unit_costs_now(http: httpx.AsyncClient) ->
     assert prices == [Decimal(p) for p in ("99.99", "99.99", "119.99", "149.99", "149.99")]
 
 
-async def test_a_product_nobody_listed_is_unknown(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_product_is_a_404(http: httpx.AsyncClient) -> None:
     problem(await http.get(f"/products/{uuid4()}"), 404, "unknown-product")
 
 
-async def test_an_id_that_is_no_uuid_is_named(http: httpx.AsyncClient) -> None:
+async def test_an_id_that_is_not_a_uuid_is_named(http: httpx.AsyncClient) -> None:
     problem(await http.get("/products/lamp"), 422, "invalid-fields", "product_id")
 
 
@@ -40,7 +40,7 @@ async def test_an_upper_case_id_is_the_same_id(http: httpx.AsyncClient) -> None:
     assert lower.json() == upper.json()
 
 
-async def test_who_saw_the_order_completed_never_reads_the_stock_of_before(
+async def test_after_a_completed_order_the_earlier_stock_is_never_shown(
     http: httpx.AsyncClient,
 ) -> None:
     """The page of the product is cached: it must go as soon as anybody can know better."""
@@ -95,7 +95,7 @@ async def test_another_etag_gets_the_product(http: httpx.AsyncClient, tags: str)
     assert (await http.get(path, headers={"If-None-Match": tags})).status_code == 200
 
 
-async def test_min_position_goes_past_the_cache(http: httpx.AsyncClient) -> None:
+async def test_min_position_bypasses_the_cache(http: httpx.AsyncClient) -> None:
     product_id = await list_product(http)
     path = f"/products/{product_id}"
     await http.get(path)

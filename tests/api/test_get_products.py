@@ -19,7 +19,7 @@ async def test_the_catalogue_is_listed_by_id_page_by_page(http: httpx.AsyncClien
     assert made <= set(found)
 
 
-async def test_a_product_is_listed_as_it_is_shown(http: httpx.AsyncClient) -> None:
+async def test_a_product_is_listed_as_it_is_shown_alone(http: httpx.AsyncClient) -> None:
     product_id = await list_product(http)
     before = f"{product_id[:-1]}{int(product_id[-1], 16) - 1:x}" if product_id[-1] != "0" else ""
     params = {"limit": "1"} | ({"after": before} if before else {})
@@ -30,7 +30,7 @@ async def test_a_product_is_listed_as_it_is_shown(http: httpx.AsyncClient) -> No
         assert response.json()["items"] == [shown.json()]
 
 
-async def test_after_the_last_there_is_nothing(http: httpx.AsyncClient) -> None:
+async def test_the_page_after_the_last_product_is_empty(http: httpx.AsyncClient) -> None:
     last = "ffffffff-ffff-ffff-ffff-ffffffffffff"
     response = await http.get("/products", params={"after": last})
     assert response.json() == {"items": [], "next_after": None}
@@ -40,6 +40,8 @@ async def test_after_the_last_there_is_nothing(http: httpx.AsyncClient) -> None:
     ("field", "value"),
     [("limit", "0"), ("limit", "501"), ("after", "x"), ("after", ""), ("name", "tea")],
 )
-async def test_a_bad_parameter_is_named(http: httpx.AsyncClient, field: str, value: str) -> None:
+async def test_an_invalid_parameter_is_named(
+    http: httpx.AsyncClient, field: str, value: str
+) -> None:
     response = await http.get("/products", params={field: value})
     problem(response, 422, "invalid-fields", field)

@@ -21,7 +21,7 @@ from .client import (
 )
 
 
-async def test_a_cancel_pays_back_and_restocks_to_the_cent(http: httpx.AsyncClient) -> None:
+async def test_a_cancel_refunds_and_restocks_exactly(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http, "33.33", 10)
     placed = await order(http, customer_id, product_id, 3)
     assert await balance(http, customer_id) == Decimal("4900.01")
@@ -70,7 +70,7 @@ async def test_a_second_cancel_is_refused(http: httpx.AsyncClient) -> None:
         assert problem(response, 409, "not-cancellable")["reason"] == "ALREADY_CANCELLED"
 
 
-async def test_of_many_cancels_at_once_one_pays(http: httpx.AsyncClient) -> None:
+async def test_of_many_simultaneous_cancels_one_refunds(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     placed = await order(http, customer_id, product_id)
     path = f"/orders/{placed['order_id']}/cancel"
@@ -97,12 +97,12 @@ async def test_a_retry_with_the_same_key_is_the_same_cancel(http: httpx.AsyncCli
     assert again.headers["idempotency-replayed"] == "true"
 
 
-async def test_a_body_may_be_empty_but_must_not_say_anything(http: httpx.AsyncClient) -> None:
+async def test_a_body_may_be_empty_but_have_no_fields(http: httpx.AsyncClient) -> None:
     placed = await order(http, await register(http), await list_product(http))
     path = f"/orders/{placed['order_id']}/cancel"
     problem(await post(http, path, '{"reason": "why"}'), 422, "invalid-fields", "reason")
     assert (await post(http, path, "{}", WAIT)).status_code == 200
 
 
-async def test_an_id_that_is_no_uuid_is_named(http: httpx.AsyncClient) -> None:
+async def test_an_id_that_is_not_a_uuid_is_named(http: httpx.AsyncClient) -> None:
     problem(await http.post("/orders/x/cancel"), 422, "invalid-fields", "order_id")

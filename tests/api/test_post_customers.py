@@ -11,7 +11,7 @@ from ledger.core.events import MAX_USERNAME
 from .client import WAIT, exact, limit, nothing_appended, post, problem, register
 
 
-async def test_a_customer_starts_with_five_thousand(http: httpx.AsyncClient) -> None:
+async def test_a_wallet_opens_with_five_thousand(http: httpx.AsyncClient) -> None:
     response = await http.post("/customers", json={"username": "ann"}, headers=WAIT)
     made = exact(response)
     assert response.status_code == 201
@@ -25,13 +25,13 @@ async def test_a_customer_starts_with_five_thousand(http: httpx.AsyncClient) -> 
     assert int(found.headers["ledger-position"]) >= made["position"]
 
 
-async def test_an_answer_is_waited_for_without_asking(http: httpx.AsyncClient) -> None:
+async def test_the_decision_is_waited_for_by_default(http: httpx.AsyncClient) -> None:
     response = await http.post("/customers", json={"username": "ann"})
     assert response.status_code == 201
     assert "preference-applied" not in response.headers
 
 
-async def test_who_does_not_want_to_wait_is_told_where_to_look(http: httpx.AsyncClient) -> None:
+async def test_respond_async_answers_202_with_a_location(http: httpx.AsyncClient) -> None:
     headers = {"Prefer": "respond-async"}
     response = await http.post("/customers", json={"username": "ann"}, headers=headers)
     assert response.status_code == 202
@@ -50,7 +50,7 @@ async def test_two_customers_may_have_one_name(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "é" * MAX_USERNAME, "🦆", "a\tb", "Ж 'quoted' \\"])
-async def test_names_come_back_as_they_were(http: httpx.AsyncClient, name: str) -> None:
+async def test_names_are_returned_unchanged(http: httpx.AsyncClient, name: str) -> None:
     response = await http.post("/customers", json={"username": name}, headers=WAIT)
     assert response.status_code == 201
     assert response.json()["username"] == name
@@ -60,7 +60,7 @@ async def test_names_come_back_as_they_were(http: httpx.AsyncClient, name: str) 
     "text",
     ["{}", '{"username": ""}', '{"username": null}', '{"username": 7}', r'{"username": "\ud800"}'],
 )
-async def test_a_bad_name_is_refused(http: httpx.AsyncClient, text: str) -> None:
+async def test_an_invalid_name_is_refused(http: httpx.AsyncClient, text: str) -> None:
     async with nothing_appended(http):
         problem(await post(http, "/customers", text), 422, "invalid-fields", "username")
 
@@ -71,7 +71,7 @@ async def test_a_name_that_is_too_long_names_the_limit(http: httpx.AsyncClient) 
     assert limit(body, "username") == MAX_USERNAME
 
 
-async def test_nobody_chooses_the_balance_to_start_with(http: httpx.AsyncClient) -> None:
+async def test_the_opening_balance_can_not_be_chosen(http: httpx.AsyncClient) -> None:
     response = await post(http, "/customers", '{"username": "ann", "wallet_balance": 1000000.00}')
     problem(response, 422, "invalid-fields", "wallet_balance")
 
@@ -97,11 +97,11 @@ async def test_one_key_may_be_used_on_two_paths(http: httpx.AsyncClient) -> None
     assert customer.status_code == product.status_code == 201
 
 
-async def test_a_customer_nobody_registered_is_unknown(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_customer_is_a_404(http: httpx.AsyncClient) -> None:
     problem(await http.get(f"/customers/{uuid4()}"), 404, "unknown-customer")
 
 
-async def test_an_id_that_is_no_uuid_is_named(http: httpx.AsyncClient) -> None:
+async def test_an_id_that_is_not_a_uuid_is_named(http: httpx.AsyncClient) -> None:
     problem(await http.get("/customers/ann"), 422, "invalid-fields", "customer_id")
 
 

@@ -27,7 +27,9 @@ LARGEST = "10000000000.00"
         (LARGEST, "10000005000.00"),
     ],
 )
-async def test_money_goes_in_exactly(http: httpx.AsyncClient, written: str, then: str) -> None:
+async def test_a_deposit_is_credited_exactly(
+    http: httpx.AsyncClient, written: str, then: str
+) -> None:
     path = f"/customers/{await register(http)}/deposits"
     response = await post(http, path, f'{{"amount": {written}}}', WAIT)
     assert response.status_code == 200
@@ -66,7 +68,7 @@ async def test_many_small_amounts_add_up(http: httpx.AsyncClient) -> None:
         "{}",
     ],
 )
-async def test_a_bad_amount_is_named(http: httpx.AsyncClient, written: str) -> None:
+async def test_an_invalid_amount_is_named(http: httpx.AsyncClient, written: str) -> None:
     customer_id = await register(http)
     path = f"/customers/{customer_id}/deposits"
     async with nothing_appended(http):
@@ -75,7 +77,7 @@ async def test_a_bad_amount_is_named(http: httpx.AsyncClient, written: str) -> N
     assert await balance(http, customer_id) == Decimal("5000.00")
 
 
-async def test_the_limits_of_an_amount_are_told(http: httpx.AsyncClient) -> None:
+async def test_the_limit_of_an_amount_is_named(http: httpx.AsyncClient) -> None:
     path = f"/customers/{uuid4()}/deposits"
 
     async def told(written: str) -> object:
@@ -87,12 +89,12 @@ async def test_the_limits_of_an_amount_are_told(http: httpx.AsyncClient) -> None
     assert await told("0.001") == 2
 
 
-async def test_an_unknown_customer_gets_nothing(http: httpx.AsyncClient) -> None:
+async def test_a_deposit_to_an_unknown_customer_is_refused(http: httpx.AsyncClient) -> None:
     response = await post(http, f"/customers/{uuid4()}/deposits", '{"amount": 1}', WAIT)
     assert problem(response, 404, "unknown-customer")["reason"] == "UNKNOWN_CUSTOMER"
 
 
-async def test_a_wallet_holds_no_more_than_its_limit(http: httpx.AsyncClient) -> None:
+async def test_a_deposit_over_the_balance_limit_is_refused(http: httpx.AsyncClient) -> None:
     customer_id = await register(http)
     path, full = f"/customers/{customer_id}/deposits", Decimal(MAX_BALANCE_MINOR) / 100
     times = MAX_BALANCE_MINOR // 10**12 - 1
@@ -105,7 +107,7 @@ async def test_a_wallet_holds_no_more_than_its_limit(http: httpx.AsyncClient) ->
     assert exact(filled)["wallet_balance"] == full
 
 
-async def test_a_retry_with_the_same_key_pays_once(http: httpx.AsyncClient) -> None:
+async def test_a_retry_with_the_same_key_is_credited_once(http: httpx.AsyncClient) -> None:
     customer_id, headers = await register(http), {"Idempotency-Key": str(uuid4()), **WAIT}
     path = f"/customers/{customer_id}/deposits"
     first = await post(http, path, '{"amount": 1.50}', headers)

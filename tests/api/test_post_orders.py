@@ -67,7 +67,7 @@ async def test_unknown_ids_are_accepted_and_fail_later(http: httpx.AsyncClient) 
     assert unknown.json()["price_paid"] is None
 
 
-async def test_who_waits_gets_the_decided_order_exact_to_the_cent(http: httpx.AsyncClient) -> None:
+async def test_prefer_wait_answers_with_the_decided_order(http: httpx.AsyncClient) -> None:
     customer_id = await register(http)
     product_id = await list_product(http, base_price="33.33", stock=3)
     response = await http.post(
@@ -84,7 +84,7 @@ async def test_who_waits_gets_the_decided_order_exact_to_the_cent(http: httpx.As
     assert await stock(http, product_id) == 0
 
 
-async def test_a_failed_order_says_why_and_moves_nothing(http: httpx.AsyncClient) -> None:
+async def test_a_failed_order_has_its_reason_and_changes_nothing(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http, stock=1)
     assert (await order(http, customer_id, product_id, 2))["failure_reason"] == "INSUFFICIENT_STOCK"
     dear = await list_product(http, base_price="5000.01")
@@ -93,7 +93,7 @@ async def test_a_failed_order_says_why_and_moves_nothing(http: httpx.AsyncClient
     assert await stock(http, product_id) == 1
 
 
-async def test_of_a_hundred_orders_at_once_for_the_last_unit_one_completes(
+async def test_of_a_hundred_simultaneous_orders_for_the_last_unit_one_completes(
     http: httpx.AsyncClient,
 ) -> None:
     customer_id = await register(http, balance="50000.00")
@@ -106,7 +106,9 @@ async def test_of_a_hundred_orders_at_once_for_the_last_unit_one_completes(
 
 
 @pytest.mark.parametrize("quantity", [1, MAX_QUANTITY])
-async def test_the_limits_of_quantity_are_within(http: httpx.AsyncClient, quantity: int) -> None:
+async def test_the_smallest_and_largest_quantity_are_accepted(
+    http: httpx.AsyncClient, quantity: int
+) -> None:
     response = await post(http, "/orders", text(quantity=str(quantity)))
     assert response.status_code == 202
     assert response.json()["quantity"] == quantity
@@ -134,32 +136,32 @@ async def test_the_limits_of_quantity_are_within(http: httpx.AsyncClient, quanti
         ({"status": '"COMPLETED"'}, "status"),
     ],
 )
-async def test_a_bad_field_is_named_and_nothing_is_appended(
+async def test_an_invalid_field_is_named_and_nothing_is_appended(
     http: httpx.AsyncClient, fields: dict[str, str], field: str
 ) -> None:
     async with nothing_appended(http):
         problem(await post(http, "/orders", text(**fields)), 422, "invalid-fields", field)
 
 
-async def test_the_limit_of_a_field_is_told(http: httpx.AsyncClient) -> None:
+async def test_the_limit_of_a_field_is_named(http: httpx.AsyncClient) -> None:
     few = problem(await post(http, "/orders", text(quantity="0")), 422, "invalid-fields")
     many = await post(http, "/orders", text(quantity=str(MAX_QUANTITY + 1)))
     assert limit(few, "quantity") == 1
     assert limit(problem(many, 422, "invalid-fields"), "quantity") == MAX_QUANTITY
 
 
-async def test_every_bad_field_is_named_at_once(http: httpx.AsyncClient) -> None:
+async def test_all_invalid_fields_are_named_in_one_answer(http: httpx.AsyncClient) -> None:
     response = await post(http, "/orders", '{"customer_id": 1, "quantity": 0, "more": 1}')
     errors = problem(response, 422, "invalid-fields")["errors"]
     assert {e["field"] for e in errors} == {"customer_id", "product_id", "quantity", "more"}
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "1", '"order"', "true"])
-async def test_a_body_that_is_no_object_is_refused(http: httpx.AsyncClient, text: str) -> None:
+async def test_a_body_that_is_not_an_object_is_refused(http: httpx.AsyncClient, text: str) -> None:
     problem(await post(http, "/orders", text), 422, "invalid-fields", "body")
 
 
-async def test_a_query_is_refused_rather_than_passed_over(http: httpx.AsyncClient) -> None:
+async def test_an_unknown_query_parameter_is_refused(http: httpx.AsyncClient) -> None:
     async with nothing_appended(http):
         response = await post(http, "/orders?notify=true", text())
         problem(response, 422, "invalid-fields", "notify")
@@ -182,7 +184,7 @@ async def test_a_retry_with_the_same_key_is_the_same_order(http: httpx.AsyncClie
     assert await balance(http, customer_id) == Decimal("4900.00")
 
 
-async def test_fifty_retries_at_once_make_one_order(http: httpx.AsyncClient) -> None:
+async def test_fifty_simultaneous_retries_make_one_order(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http)
     body = {"customer_id": customer_id, "product_id": product_id}
     headers = {"Idempotency-Key": str(uuid4()), **WAIT}
@@ -212,18 +214,18 @@ async def test_different_keys_make_different_orders(http: httpx.AsyncClient) -> 
 
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256, "caf\u00e9"])
-async def test_a_bad_key_is_refused(http: httpx.AsyncClient, key: str) -> None:
+async def test_an_invalid_idempotency_key_is_refused(http: httpx.AsyncClient, key: str) -> None:
     headers = [(b"content-type", b"application/json"), (b"idempotency-key", key.encode("latin-1"))]
     response = await http.post("/orders", content=text(), headers=headers)
     problem(response, 422, "invalid-fields", "Idempotency-Key")
 
 
-async def test_the_longest_key_is_taken(http: httpx.AsyncClient) -> None:
+async def test_the_longest_idempotency_key_is_accepted(http: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": (str(uuid4()) * 8)[:255]}
     assert (await post(http, "/orders", text(), headers)).status_code == 202
 
 
-async def test_who_prefers_not_to_wait_does_not(http: httpx.AsyncClient) -> None:
+async def test_respond_async_does_not_wait(http: httpx.AsyncClient) -> None:
     response = await post(http, "/orders", text(), {"Prefer": "respond-async"})
     assert response.status_code == 202
     assert response.headers["preference-applied"] == "respond-async"

@@ -60,7 +60,7 @@ async def test_a_thousand_orders_are_accepted_and_found(http: httpx.AsyncClient)
         assert found["created_at"] == placed["created_at"]
 
 
-async def test_who_waits_gets_every_decision_in_the_order_of_the_batch(
+async def test_prefer_wait_answers_with_every_decision_in_batch_order(
     http: httpx.AsyncClient,
 ) -> None:
     customer_id, product_id = await register(http), await list_product(http, stock=3)
@@ -108,7 +108,7 @@ async def test_atomic_means_all_or_none_in_one_range(http: httpx.AsyncClient, en
         (None, "orders[3]"),
     ],
 )
-async def test_a_bad_element_is_named_and_nothing_of_the_batch_is_appended(
+async def test_an_invalid_element_is_named_and_nothing_is_appended(
     http: httpx.AsyncClient, bad: Body | None, field: str
 ) -> None:
     elements = [unknown(), unknown(), unknown(), bad and {**unknown(), **bad}, unknown()]
@@ -116,7 +116,7 @@ async def test_a_bad_element_is_named_and_nothing_of_the_batch_is_appended(
         problem(await send(http, elements), 422, "invalid-fields", field)
 
 
-async def test_what_is_no_batch_is_refused(http: httpx.AsyncClient) -> None:
+async def test_an_invalid_batch_is_refused(http: httpx.AsyncClient) -> None:
     async with nothing_appended(http):
         few = problem(await send(http, []), 422, "invalid-fields", "orders")
         many = problem(await send(http, [unknown()] * 1001), 422, "invalid-fields", "orders")
@@ -126,12 +126,12 @@ async def test_what_is_no_batch_is_refused(http: httpx.AsyncClient) -> None:
     assert (limit(few, "orders"), limit(many, "orders")) == (1, 1000)
 
 
-async def test_very_many_faults_make_a_short_answer(http: httpx.AsyncClient) -> None:
+async def test_the_number_of_reported_errors_is_limited(http: httpx.AsyncClient) -> None:
     response = await send(http, [{}] * 1000)
     assert len(problem(response, 422, "invalid-fields")["errors"]) == 100
 
 
-async def test_the_limit_of_the_body_is_its_own(http: httpx.AsyncClient) -> None:
+async def test_a_batch_has_a_larger_maximum_size(http: httpx.AsyncClient) -> None:
     text = json.dumps({"orders": [unknown()] * 1000})
     padded = text + " " * (MAX_BATCH_BODY - len(text))
     json_type = {"Content-Type": "application/json"}

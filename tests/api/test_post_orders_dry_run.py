@@ -19,7 +19,7 @@ async def dry_run(http: httpx.AsyncClient, body: Body) -> Body:
 
 
 @pytest.mark.parametrize("quantity", [1, 5, 6, 8, 9, 10, 11, 60])
-async def test_it_equals_the_decision_that_comes_next(
+async def test_a_dry_run_equals_the_decision_that_follows(
     http: httpx.AsyncClient, quantity: int
 ) -> None:
     customer_id, product_id = await register(http), await list_product(http, stock=10)
@@ -40,7 +40,7 @@ async def test_it_equals_the_decision_that_comes_next(
     assert told["position"] < decided["position"]
 
 
-async def test_every_reason_is_told_in_its_order(http: httpx.AsyncClient) -> None:
+async def test_a_dry_run_reports_the_reason_that_takes_precedence(http: httpx.AsyncClient) -> None:
     customer_id, product_id = await register(http), await list_product(http, "5000.01", 1)
     nobody, nothing = str(uuid4()), str(uuid4())
     for customer, product, quantity, reason in (
@@ -56,7 +56,7 @@ async def test_every_reason_is_told_in_its_order(http: httpx.AsyncClient) -> Non
         assert told["total"] is None
 
 
-async def test_nothing_is_appended(http: httpx.AsyncClient) -> None:
+async def test_a_dry_run_appends_nothing(http: httpx.AsyncClient) -> None:
     body = {"customer_id": await register(http), "product_id": await list_product(http)}
     headers = {"Idempotency-Key": str(uuid4())}
     async with nothing_appended(http):
@@ -69,7 +69,7 @@ async def test_nothing_is_appended(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "", "TRUE", "yes"])
-async def test_what_is_neither_true_nor_false_is_refused(
+async def test_a_value_other_than_true_or_false_is_refused(
     http: httpx.AsyncClient, value: str
 ) -> None:
     body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}

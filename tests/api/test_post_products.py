@@ -19,7 +19,7 @@ def text(**fields: str) -> str:
     return "{" + ", ".join(f'"{name}": {value}' for name, value in written.items()) + "}"
 
 
-async def test_a_product_is_listed_and_found(http: httpx.AsyncClient) -> None:
+async def test_a_listed_product_is_shown(http: httpx.AsyncClient) -> None:
     response = await post(http, "/products", text(), WAIT)
     made = exact(response)
     assert response.status_code == 201
@@ -49,7 +49,9 @@ async def test_a_product_is_listed_and_found(http: httpx.AsyncClient) -> None:
         {"description": f'"{"d" * MAX_DESCRIPTION}"'},
     ],
 )
-async def test_the_limits_are_within(http: httpx.AsyncClient, fields: dict[str, str]) -> None:
+async def test_the_smallest_and_largest_values_are_accepted(
+    http: httpx.AsyncClient, fields: dict[str, str]
+) -> None:
     assert (await post(http, "/products", text(**fields), WAIT)).status_code == 201
 
 
@@ -75,7 +77,7 @@ async def test_the_limits_are_within(http: httpx.AsyncClient, fields: dict[str, 
         {"product_id": f'"{uuid4()}"'},
     ],
 )
-async def test_a_bad_field_is_named(http: httpx.AsyncClient, fields: dict[str, str]) -> None:
+async def test_an_invalid_field_is_named(http: httpx.AsyncClient, fields: dict[str, str]) -> None:
     [field] = fields
     async with nothing_appended(http):
         problem(await post(http, "/products", text(**fields)), 422, "invalid-fields", field)

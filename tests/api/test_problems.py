@@ -14,20 +14,20 @@ SOURCES = "".join(path.read_text() for path in Path(api.__file__).parent.rglob("
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_reason_of_the_fold_is_a_problem(reason: Reason) -> None:
+def test_every_reason_of_a_refusal_has_a_problem(reason: Reason) -> None:
     problem = refused(reason.value, "submission.refused at position 7")
     assert KINDS[REFUSALS[reason]].status in (404, 409)
     assert problem_response(problem, "/x").status_code == KINDS[REFUSALS[reason]].status
 
 
-def test_every_kind_is_used_and_every_one_used_is_known() -> None:
+def test_the_kinds_are_exactly_those_in_use() -> None:
     used = set(re.findall(r'(?:Problem|_refuse)\(\s*"([a-z-]+)"', SOURCES))
     assert used <= set(KINDS)
     assert set(KINDS) == used | set(REFUSALS.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_an_error_with_words(kind: str) -> None:
+def test_every_kind_is_an_error_with_a_title(kind: str) -> None:
     response = problem_response(Problem(kind, "why"), "/x")
     assert 400 <= response.status_code < 600
     assert response.headers["content-type"] == PROBLEM_JSON
@@ -35,6 +35,6 @@ def test_every_kind_is_an_error_with_words(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_can_come_back_is_told_when(kind: str) -> None:
+def test_retry_after_comes_with_503_alone(kind: str) -> None:
     response = problem_response(Problem(kind, "why"), "/x")
     assert ("retry-after" in response.headers) == (response.status_code == 503)

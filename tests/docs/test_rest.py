@@ -19,9 +19,9 @@ CALLS = {
     for path, operations in ROUTES.items()
     for method, operation in operations.items()
 }
-ELSEWHERE = {"no-such-path", "method-not-allowed"}
+NO_OPERATION = {"no-such-path", "method-not-allowed"}
 """What requests are answered with that reach no operation."""
-OF_THE_FOLD = {"duplicate", "out-of-stock", "out-of-money", "batch-failed"}
+FOLD_ONLY = {"duplicate", "out-of-stock", "out-of-money", "batch-failed"}
 """What reasons of the fold become, but not by REST: it makes new ids, and orders just fail."""
 
 
@@ -30,7 +30,7 @@ def section(call: str) -> str:
     return PAGE.split(f"\n### {call}\n", 1)[1].split("\n### ", 1)[0].split("\n## ", 1)[0]
 
 
-def facts(operation: Operation) -> Iterator[str]:
+def request_lines(operation: Operation) -> Iterator[str]:
     """The lines that say what an operation takes."""
     if operation.scope:
         own = ", also of a key bound to one customer" if operation.own else ""
@@ -48,7 +48,7 @@ def names(of: object) -> str:
     return ", ".join(f"`{name}`" for name in of)  # type: ignore[attr-defined]
 
 
-def answers(operation: Operation) -> Iterator[str]:
+def answer_lines(operation: Operation) -> Iterator[str]:
     """The lines that say what an operation answers with."""
     for status, problems in operation.statuses().items():
         answer = operation.answers.get(status)
@@ -63,15 +63,15 @@ def test_the_page_has_every_call_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_takes_what_the_page_says(call: str) -> None:
+def test_parameters_and_headers_are_documented(call: str) -> None:
     said = [line for line in section(call).splitlines() if line.startswith("- ")]
-    assert said == list(facts(CALLS[call]))
+    assert said == list(request_lines(CALLS[call]))
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_answers_as_the_page_says(call: str) -> None:
+def test_answers_are_documented(call: str) -> None:
     said = [line for line in section(call).splitlines() if re.match(r"\| \d", line)]
-    assert said == list(answers(CALLS[call]))
+    assert said == list(answer_lines(CALLS[call]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -89,15 +89,15 @@ def test_every_problem_says_what_to_do(kind: str) -> None:
     assert KINDS[kind].remedy
 
 
-def test_every_problem_can_be_met() -> None:
+def test_every_problem_is_one_of_an_operation() -> None:
     met = {
         kind
         for operation in CALLS.values()
         for kinds in operation.statuses().values()
         for kind in kinds
     }
-    assert met.isdisjoint(OF_THE_FOLD)
-    assert met | ELSEWHERE | OF_THE_FOLD == set(KINDS)
+    assert met.isdisjoint(FOLD_ONLY)
+    assert met | NO_OPERATION | FOLD_ONLY == set(KINDS)
 
 
 def test_every_limit_is_documented_as_it_is() -> None:

@@ -64,7 +64,7 @@ _ORDER_NOW: Final = s.Order(
     9,
 )
 
-_SOLD: Final = {
+_SUMS: Final = {
     "deposits": Sums(500_000, 0),
     "wallet": Sums(8_000, 500_000),
     "revenue": Sums(0, 8_000),
@@ -72,8 +72,8 @@ _SOLD: Final = {
     "received": Sums(0, 10),
     "sold": Sums(2, 0),
 }
-_BOOKS: Final = TrialBalance(
-    9, {(account, unit): _SOLD.get(account, Sums()) for account, unit in UNIT_OF.items()}
+_TRIAL_BALANCE: Final = TrialBalance(
+    9, {(account, unit): _SUMS.get(account, Sums()) for account, unit in UNIT_OF.items()}
 )
 
 ANSWERS: Final[Mapping[type[Struct], Struct]] = {
@@ -90,7 +90,7 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         s.AcceptedProduct(_PRODUCT, s.ACCEPTED),
         s.Products([_PRODUCT_NOW], None),
         s.Orders([_ORDER_NOW], 8),
-        s.trial_balance(_BOOKS),
+        s.trial_balance(_TRIAL_BALANCE),
         s.Live(),
         s.Explained("/problems/out-of-stock", "Not enough in stock", 409, "Order fewer units"),
         s.Ready("ready", True, True, True, 9, 0, True),

@@ -20,7 +20,6 @@ MEDIA: Final[Mapping[str, Json]] = {
     JSON: {"type": "object"},
     BATCH_CONTENT_TYPE: {"type": "array", "items": {"$ref": f"{SCHEMAS}CloudEvent"}},
 }
-_TEMPLATE: Final = f"{SCHEMAS}{{name}}"
 
 
 class CloudEvent(Struct, frozen=True, omit_defaults=True):
@@ -47,17 +46,17 @@ class CloudEvent(Struct, frozen=True, omit_defaults=True):
 
 
 def body_schemas(models: Iterable[type[BaseModel]]) -> Json:
-    """Name to schema, with what the models are made of."""
-    found: Json = {}
+    """The schemas of the models and of the models in their fields, by name."""
+    schemas: Json = {}
     for model in models:
         schema = model.model_json_schema(ref_template=f"{SCHEMAS}{{model}}")
         for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
-            found[name] = _plain(part)
-    return found
+            schemas[name] = _without_titles(part)
+    return schemas
 
 
-def _plain(schema: Json) -> Json:
-    """Without what a reader of the document has no use for: titles made of the names."""
+def _without_titles(schema: Json) -> Json:
+    """The schema without the titles that pydantic makes of the names."""
     parts = schema.get("properties", {})
     for part in parts.values():
         part.pop("title", None)
@@ -65,36 +64,37 @@ def _plain(schema: Json) -> Json:
 
 
 def answer_schemas(structs: Iterable[type[Struct]]) -> Json:
-    """Name to schema, with what the structs are made of."""
+    """The schemas of the structs and of the structs in their fields, by name."""
     listed = list(structs)
-    _, found = msgspec.json.schema_components(listed, ref_template=_TEMPLATE)
-    whole = {s.__name__ for s in _all(listed) if not s.__struct_config__.omit_defaults}
-    return {name: _as_sent(schema, name in whole) for name, schema in found.items()}
+    _, schemas = msgspec.json.schema_components(listed, ref_template=f"{SCHEMAS}{{name}}")
+    complete = {
+        struct.__name__
+        for struct in _with_nested(listed)
+        if not struct.__struct_config__.omit_defaults
+    }
+    return {name: _as_sent(schema, name in complete) for name, schema in schemas.items()}
 
 
-def _all(structs: Iterable[type[Struct]]) -> set[type[Struct]]:
+def _with_nested(structs: list[type[Struct]]) -> set[type[Struct]]:
     """These structs and those that their fields hold."""
-    found: set[type[Struct]] = set()
-    left = list(structs)
+    seen: set[type[Struct]] = set()
+    left: list[Any] = list(structs)
     while left:
-        struct = left.pop()
-        if struct not in found:
-            found.add(struct)
-            left += [s for f in msgspec.structs.fields(struct) for s in _structs_in(f.type)]
-    return found
+        kind = left.pop()
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            if kind not in seen:
+                seen.add(kind)
+                left += [field.type for field in msgspec.structs.fields(kind)]
+        else:
+            left += getattr(kind, "__args__", ())
+    return seen
 
 
-def _structs_in(kind: Any) -> list[type[Struct]]:
-    if isinstance(kind, type) and issubclass(kind, Struct):
-        return [kind]
-    return [s for part in getattr(kind, "__args__", ()) for s in _structs_in(part)]
-
-
-def _as_sent(schema: Json, whole: bool) -> Json:
-    """Amounts are sent as numbers, and unless defaults are left out, every field is there."""
+def _as_sent(schema: Json, is_complete: bool) -> Json:
+    """The schema of the JSON on the wire, where `is_complete` structs have all their fields."""
     sent: Json = _with_numbers(schema)
     sent["description"] = cleandoc(sent.get("description", ""))
-    if whole and "properties" in sent:
+    if is_complete and "properties" in sent:
         sent["required"] = list(sent["properties"])
         for part in sent["properties"].values():
             part.pop("default", None)
@@ -102,11 +102,17 @@ def _as_sent(schema: Json, whole: bool) -> Json:
 
 
 def _with_numbers(part: Any) -> Any:
+    """The schema with Decimals as numbers, as they are encoded, and without titles."""
     if isinstance(part, list):
         return [_with_numbers(item) for item in part]
     if not isinstance(part, dict):
         return part
     if part.get("format") == "decimal":
         return {"type": "number"}
-    titled = isinstance(part.get("title"), str)
-    return {n: _with_numbers(v) for n, v in part.items() if not (titled and n == "title")}
+    # A property may be called title: then it is a schema, and not a text.
+    is_titled = isinstance(part.get("title"), str)
+    return {
+        name: _with_numbers(value)
+        for name, value in part.items()
+        if not (is_titled and name == "title")
+    }

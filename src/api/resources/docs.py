@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api import schemas
 from api.context import Context
-from api.middleware import pack, takes_gzip
+from api.middleware import accepts_gzip, pack
 from api.operation import Operation
 from api.parameters import IF_NONE_MATCH, Call, Form, path
 from api.problems import KINDS, Problem
@@ -66,7 +66,7 @@ class StaticDocument(Struct, frozen=True):
         if etag_matches(request, self.etag.encode()):
             return Response(None, 304, headers)
         headers["Content-Security-Policy"] = POLICY
-        if takes_gzip(request.scope):
+        if accepts_gzip(request.scope):
             headers["Content-Encoding"] = "gzip"
             return Response(self.packed, 200, headers, self.media_type)
         return Response(self.body, 200, headers, self.media_type)

@@ -21,7 +21,7 @@ NAME = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 
 
 @given(st.integers(1, MAX_AMOUNT_MINOR))
-def test_every_amount_goes_in_and_comes_out_to_the_cent(minor: int) -> None:
+def test_every_amount_is_read_and_written_exactly(minor: int) -> None:
     written = str(money(minor))
     assert Deposit.model_validate(parse_json(f'{{"amount": {written}}}'.encode())).amount == minor
     assert written == f"{minor // 100}.{minor % 100:02d}"
@@ -40,7 +40,7 @@ def test_no_amount_is_ever_rounded(amount: Decimal) -> None:
 
 
 @given(st.binary() | st.text().map(str.encode))
-def test_no_bytes_make_the_reader_fail_in_another_way(body: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused_as_a_problem(body: bytes) -> None:
     with suppress(Problem, ValidationError):
         PlaceOrder.model_validate(parse_json(body))
 
@@ -52,14 +52,14 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES)
-def test_every_wrong_value_is_told_by_its_field(value: object) -> None:
+def test_every_invalid_value_is_reported_by_its_field(value: object) -> None:
     with pytest.raises(ValidationError) as raised:
         PlaceOrder.model_validate({"customer_id": value, "product_id": str(NAME)})
     assert [found.field for found in invalid_fields(raised.value).errors] == ["customer_id"]
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers(), min_size=1))
-def test_a_problem_about_any_names_can_be_written_down(names: dict[str, object]) -> None:
+def test_a_problem_with_any_field_names_can_be_encoded(names: dict[str, object]) -> None:
     with pytest.raises(ValidationError) as raised:
         PlaceOrder.model_validate(names)
     assert problem_response(invalid_fields(raised.value), "/x").status_code == 422
@@ -78,6 +78,6 @@ def test_times_are_rfc_3339_to_the_microsecond(time_us: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "+1", "1.0", " 1", "1_0", "²", "٣", "9" * 400])
-def test_what_is_no_whole_number(text: str) -> None:
+def test_only_decimal_digits_are_a_whole_number(text: str) -> None:
     with pytest.raises(Problem):
         POSITION_FORM.parse("after", text)
