@@ -14,7 +14,6 @@ from cli.export import ExportRefused, Format
 from cli.export.directory import (
     MANIFEST_VERSION,
     Draft,
-    DraftFile,
     File,
     Manifest,
     TableFile,
@@ -73,12 +72,30 @@ async def _write_files(
     connection: AsyncConnection, draft: Draft, request: ExportRequest, new_writer: NewRowWriter
 ) -> Manifest:
     """Write every file but the manifest, which is returned."""
-    files: dict[str, TableFile] = {}
     reader = EventReader(connection)
+    files: dict[str, TableFile] = {}
 
     async def write(table: Table, pages: AsyncIterator[Rows], total: int) -> None:
         file = draft.create(request.file_name(table))
-        files[table.name] = await _write_table(file, table, new_writer, pages, total)
+        writer = new_writer(file, table.columns)
+        rows = 0
+        with progress(table.name, total) as advance:
+            async for page in pages:
+                try:
+                    writer.write(page)
+                except ValueError as error:
+                    raise ExportRefused(
+                        f"{table.name} holds text that is not UTF-8: {error}"
+                    ) from error
+                rows += len(page)
+                advance(len(page))
+        writer.close()
+        files[table.name] = TableFile(
+            **structs.asdict(file.finish(rows)),
+            name=table.name,
+            columns=table.columns,
+            view_version=table.projection.version if table.projection else None,
+        )
 
     views = [table for table in request.tables if table is not EVENTS]
     if views:
@@ -97,7 +114,9 @@ async def _write_files(
     # every transaction reads the same up to a position: none is ever changed.
     await connection.rollback()
     if EVENTS in request.tables:
-        await write(EVENTS, _event_pages(reader, last), position)
+        pages = reader.pages(0, position, chain=ChainCheck())
+        rows = ([structs.astuple(record) for record in page.records] async for page in pages)
+        await write(EVENTS, rows, position)
     keys = await _write_keys(connection, draft, last) if request.with_keys else None
     return Manifest(
         MANIFEST_VERSION,
@@ -109,42 +128,6 @@ async def _write_files(
         tuple(files[table.name] for table in request.tables),
         keys,
     )
-
-
-async def _write_table(
-    file: DraftFile,
-    table: Table,
-    new_writer: NewRowWriter,
-    pages: AsyncIterator[Rows],
-    total: int,
-) -> TableFile:
-    writer = new_writer(file, table.columns)
-    rows = 0
-    with progress(table.name, total) as advance:
-        async for page in pages:
-            try:
-                writer.write(page)
-            except ValueError as error:
-                raise ExportRefused(
-                    f"{table.name} holds text that is not UTF-8: {error}"
-                ) from error
-            rows += len(page)
-            advance(len(page))
-    writer.close()
-    return TableFile(
-        **structs.asdict(file.finish(rows)),
-        name=table.name,
-        columns=table.columns,
-        view_version=table.projection.version if table.projection else None,
-    )
-
-
-async def _event_pages(reader: EventReader, last: Record | None) -> AsyncIterator[Rows]:
-    """The rows of the events up to one; raises LedgerDamaged where they are not the chain's."""
-    if last is None:
-        return
-    async for page in reader.pages(0, last.position, chain=ChainCheck()):
-        yield [structs.astuple(record) for record in page.records]
 
 
 async def _write_keys(connection: AsyncConnection, draft: Draft, last: Record | None) -> File:
