@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cli.connections import connection
 from cli.console import progress
 from cli.export import ExportRefused, Format
 from cli.export.directory import (
@@ -26,7 +27,7 @@ from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
 from ledger.eventlog.encryption import KeyRow
 from ledger.eventlog.reader import PAGE, EventReader
 from ledger.eventlog.records import Record
-from ledger.runtime.database import DATABASE_ERRORS, make_engine
+from ledger.runtime.database import DATABASE_ERRORS
 
 
 class ExportRequest(Struct, frozen=True):
@@ -53,26 +54,22 @@ async def export_tables(settings: Settings, request: ExportRequest) -> Manifest:
     names = [request.file_name(table) for table in request.tables]
     if request.with_keys:
         names.append(KEYS_FILE)
-    engine = make_engine(settings.db_url("projector"), settings.db_ca_file)
-    try:
-        async with engine.connect() as connection:
-            with new_export(request.directory, names, overwrite=request.overwrite) as draft:
-                try:
-                    manifest = await _write_files(connection, draft, request, new_writer)
-                except DATABASE_ERRORS as error:
-                    reason = getattr(error, "orig", None) or error
-                    raise ExportRefused(f"the database failed meanwhile: {reason}") from error
-                draft.publish(manifest)
-    finally:
-        await engine.dispose()
+    async with connection(settings, "projector") as database:
+        with new_export(request.directory, names, overwrite=request.overwrite) as draft:
+            try:
+                manifest = await _write_files(database, draft, request, new_writer)
+            except DATABASE_ERRORS as error:
+                reason = getattr(error, "orig", None) or error
+                raise ExportRefused(f"the database failed meanwhile: {reason}") from error
+            draft.publish(manifest)
     return manifest
 
 
 async def _write_files(
-    connection: AsyncConnection, draft: Draft, request: ExportRequest, new_writer: NewRowWriter
+    database: AsyncConnection, draft: Draft, request: ExportRequest, new_writer: NewRowWriter
 ) -> Manifest:
     """Write every file but the manifest, which is returned."""
-    reader = EventReader(connection)
+    reader = EventReader(database)
     files: dict[str, TableFile] = {}
 
     async def write(table: Table, pages: AsyncIterator[Rows], total: int) -> None:
@@ -99,7 +96,7 @@ async def _write_files(
 
     views = [table for table in request.tables if table is not EVENTS]
     if views:
-        position = await pin_views(connection, views)
+        position = await pin_views(database, views)
     else:
         end = await reader.end()
         if end.failure:
@@ -109,15 +106,15 @@ async def _write_files(
     if position and last is None:
         raise LedgerDamaged(position, "the event is gone, but its views are there")
     for view in views:
-        await write(view, view_pages(connection, view), await count_rows(connection, view))
+        await write(view, view_pages(database, view), await count_rows(database, view))
     # Ends the transaction that pins the views, which no rebuild can swap until then. Of the events
     # every transaction reads the same up to a position: none is ever changed.
-    await connection.rollback()
+    await database.rollback()
     if EVENTS in request.tables:
         pages = reader.pages(0, position, chain=ChainCheck())
         rows = ([structs.astuple(record) for record in page.records] async for page in pages)
         await write(EVENTS, rows, position)
-    keys = await _write_keys(connection, draft, last) if request.with_keys else None
+    keys = await _write_keys(database, draft, last) if request.with_keys else None
     return Manifest(
         MANIFEST_VERSION,
         request.format,
@@ -130,7 +127,7 @@ async def _write_files(
     )
 
 
-async def _write_keys(connection: AsyncConnection, draft: Draft, last: Record | None) -> File:
+async def _write_keys(database: AsyncConnection, draft: Draft, last: Record | None) -> File:
     """Write the encryption keys of all customers registered up to a record, as they are now.
 
     A key that was destroyed since is written as destroyed.
@@ -140,7 +137,7 @@ async def _write_keys(connection: AsyncConnection, draft: Draft, last: Record | 
     columns = ", ".join(KeyRow.__struct_fields__)
     customer_id, rows = b"", 0
     while True:
-        result = await connection.exec_driver_sql(
+        result = await database.exec_driver_sql(
             f"SELECT {columns} FROM customer_keys WHERE customer_id > %s AND created_at_us <= %s"
             " ORDER BY customer_id LIMIT %s",
             (customer_id, created_up_to_us, PAGE),

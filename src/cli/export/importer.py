@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from cli.connections import engine
 from cli.console import progress
 from cli.export import BadExport, ImportRefused
 from cli.export.directory import read_manifest, verified_path
@@ -28,7 +29,7 @@ from ledger.eventlog.records import Record
 from ledger.eventlog.snapshots import Snapshot
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime.bulk_insert import insert_rows
-from ledger.runtime.database import DATABASE_ERRORS, make_engine, refuse_unsafe
+from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.writer import LedgerState, load
 
 # The server may take this long to end the session of an import that was killed.
@@ -115,37 +116,33 @@ async def import_events(settings: Settings, directory: Path) -> Imported:
     where no database answers at first.
     """
     export = EventsExport(directory)
-    engine = make_engine(settings.db_url("writer"), settings.db_ca_file)
-    try:
-        async with engine.connect() as connection:
-            await refuse_unsafe(connection)
-            await _refuse_writers(connection)
-            ledger = await load(connection)
-            before = ledger.head
-            if before.position > export.manifest.position:
-                raise ImportRefused(
-                    f"the ledger is at position {before.position}, the export ends at"
-                    f" {export.manifest.position}: import into an empty ledger"
-                )
-            # Every older writer is fenced off from here on.
-            ledger.head = await Store(connection).raise_epoch()
-            if (ledger.head.position, ledger.head.hash) != (before.position, before.hash):
-                raise ImportRefused(
-                    f"a writer has gone on from position {before.position}: stop it first"
-                )
-            try:
-                # Keys before events: the projector must find the key of each name it reads.
-                if export.keys_path:
-                    await _restore_keys(connection, export.keys_path)
-                await _append_all(engine, connection, export, ledger, settings.snapshot_every)
-            except DATABASE_ERRORS as error:
-                reason = getattr(error, "orig", None) or error
-                raise ImportRefused(
-                    f"the database failed after position {ledger.head.position}: {reason};"
-                    " run it again, and it goes on from there"
-                ) from error
-    finally:
-        await engine.dispose()
+    async with engine(settings, "writer") as pool, pool.connect() as connection:
+        await refuse_unsafe(connection)
+        await _refuse_writers(connection)
+        ledger = await load(connection)
+        before = ledger.head
+        if before.position > export.manifest.position:
+            raise ImportRefused(
+                f"the ledger is at position {before.position}, the export ends at"
+                f" {export.manifest.position}: import into an empty ledger"
+            )
+        # Every older writer is fenced off from here on.
+        ledger.head = await Store(connection).raise_epoch()
+        if (ledger.head.position, ledger.head.hash) != (before.position, before.hash):
+            raise ImportRefused(
+                f"a writer has gone on from position {before.position}: stop it first"
+            )
+        try:
+            # Keys before events: the projector must find the key of each name it reads.
+            if export.keys_path:
+                await _restore_keys(connection, export.keys_path)
+            await _append_all(pool, connection, export, ledger, settings.snapshot_every)
+        except DATABASE_ERRORS as error:
+            reason = getattr(error, "orig", None) or error
+            raise ImportRefused(
+                f"the database failed after position {ledger.head.position}: {reason};"
+                " run it again, and it goes on from there"
+            ) from error
     end = ledger.head
     appended = end.position - before.position
     return Imported(end.position, end.hash.hex(), appended, export.keys_path is not None)
@@ -186,7 +183,7 @@ async def _restore_keys(connection: AsyncConnection, path: Path) -> None:
 
 
 async def _append_all(
-    engine: AsyncEngine,
+    pool: AsyncEngine,
     connection: AsyncConnection,
     export: EventsExport,
     ledger: LedgerState,
@@ -204,7 +201,7 @@ async def _append_all(
             finally:
                 await appending
             if batch.snapshot:
-                await snapshots.save(engine, batch.snapshot)
+                await snapshots.save(pool, batch.snapshot)
             advance(len(batch.records))
             batch = following
 
