@@ -22,6 +22,7 @@ from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.codec import encode_submitted, join
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Record, Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import IN_FLIGHT
@@ -110,9 +111,9 @@ def _records(events: Sequence[Submitted]) -> list[Record]:
 
 async def paging(connection: AsyncConnection) -> float:
     """Events a second of a ledger that is read page by page and thrown away."""
-    store = Store(connection)
-    head = await store.head()
+    reader = EventReader(connection)
+    head = await reader.head()
     began = time.perf_counter()
-    async for _ in store.pages(0, head.position):
+    async for _ in reader.pages(0, head.position):
         pass
     return head.position / (time.perf_counter() - began)

@@ -9,13 +9,14 @@ from random import Random
 from typing import Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bench.history import Shop
 from cli.console import progress, read_settings, run
 from ledger.eventlog import snapshots
 from ledger.eventlog.composer import Composer, order_streams, recall_orders
 from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, customers_needing_keys
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
@@ -48,25 +49,27 @@ async def fill(
         if known.head.position:
             raise NotEmpty(f"the ledger is at position {known.head.position}, not at 0")
         await take_over(connection, known)
-        store = Store(connection)
         while known.head.position < count:
             before = known.head.position
-            await _record(store, known, list(islice(submitted, batch_events)))
+            await _record(connection, known, list(islice(submitted, batch_events)))
             moved(known.head.position - before)
             if known.head.position - known.snapshot_position >= snapshot_every:
                 await _snapshot(engine, known)
     return known.head.position
 
 
-async def _record(store: Store, known: LedgerState, events: list[Submitted]) -> None:
+async def _record(connection: AsyncConnection, known: LedgerState, events: list[Submitted]) -> None:
+    reader, store = EventReader(connection), Store(connection)
     event_ids = [event.event_id.bytes for event in events]
-    _, versions = await store.known(event_ids, {event.stream_id.bytes for event in events})
-    histories = await store.streams(order_streams(known.fold, versions))
+    _, versions = await store.repeats_and_versions(
+        event_ids, {event.stream_id.bytes for event in events}
+    )
+    histories = await reader.streams(order_streams(known.fold, versions))
     recall_orders(known.fold, histories.values())
     known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US
     head = known.head
     random = Random(head.position)
-    stored = await store.keys(customers_needing_keys(events))
+    stored = await reader.keys(customers_needing_keys(events))
     keys = CustomerKeys(stored, lambda: random.randbytes(KEY_BYTES))
     composer = Composer(known.fold, head.position, head.hash, versions, at_us, keys)
     composer.add(events)

@@ -106,11 +106,10 @@ async def take_over(connection: AsyncConnection, state: LedgerState) -> None:
     Raises LedgerDamaged when the ledger does not end where its head says, and Fenced where the
     reason is that yet another writer took over and appended meanwhile.
     """
-    store = Store(connection)
-    head = await store.raise_epoch()
+    head = await Store(connection).raise_epoch()
     await catch_up(connection, state)
     if (state.head.position, state.head.hash) != (head.position, head.hash):
-        if (await store.head()).epoch != head.epoch:
+        if (await EventReader(connection).head()).epoch != head.epoch:
             raise Fenced(f"epoch {head.epoch} ended while it began")
         raise LedgerDamaged(
             state.head.position,
@@ -240,7 +239,7 @@ class Writer:
             return 0
         began_ns = time.time_ns()
         reader, store = EventReader(connection), Store(connection)
-        repeats, versions = await store.known(
+        repeats, versions = await store.repeats_and_versions(
             [event.event_id.bytes for event in submitted],
             {event.stream_id.bytes for event in submitted},
         )

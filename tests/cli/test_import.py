@@ -21,8 +21,9 @@ from cli.export.formats import read_json_lines
 from cli.export.importer import Imported, import_events, whole_decisions
 from cli.settings import Settings
 from ledger.eventlog.chain import GENESIS_HASH, next_hash
+from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import Record
-from ledger.eventlog.store import PAGE, Store
+from ledger.eventlog.store import Store
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.audit import audit
 from tests.ledger.events import opening, orders

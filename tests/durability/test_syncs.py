@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from ledger.core.fold import Fold
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import Record, Submitted
-from ledger.eventlog.store import Head, Store
+from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import Head, Record, Submitted
+from ledger.eventlog.store import Store
 from tests.ledger.events import orders
 from tests.ledger.running import Ledger
 
@@ -75,7 +76,7 @@ async def timed_append(ledger: Ledger) -> Time:
     """An append as the writer makes it; only its COMMIT could have something synced."""
     async with ledger.connection() as connection:
         store = Store(connection)
-        head = await store.head()
+        head = await EventReader(connection).head()
         records = composed(head, orders(1))
 
         async def append() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.eventlog.store import Store
+from ledger.eventlog.reader import EventReader
 from projections.views.projection import from_columns
 from projections.views.registry import PROJECTIONS
 from tests.faults.evidence import HeadSeen, Views
@@ -59,5 +59,5 @@ async def _views(connection: AsyncConnection) -> list[tuple[int, Views]]:
 
 async def head_of(connection: AsyncConnection) -> HeadSeen:
     """Where the ledger ends now."""
-    head = await Store(connection).head()
+    head = await EventReader(connection).head()
     return HeadSeen(head.position, head.hash, head.epoch)

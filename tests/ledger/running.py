@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
 from ledger.eventlog.codec import encode_submitted, join
-from ledger.eventlog.records import Record, Submitted
-from ledger.eventlog.store import Head, Store
+from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import Head, Record, Submitted
+from ledger.eventlog.store import Store
 from ledger.messaging.consumer import PREFETCH, open_inbox
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, open_channel
@@ -101,14 +102,14 @@ class Ledger:
     async def head(self) -> Head:
         """Where the ledger ends."""
         async with self.connection() as connection:
-            return await Store(connection).head()
+            return await EventReader(connection).head()
 
     async def records(self) -> list[Record]:
         """The whole ledger."""
         async with self.connection() as connection:
             found: list[Record] = []
-            while page := await Store(connection).read(len(found)):
-                found += page
+            async for page in EventReader(connection).pages(0):
+                found += page.records
             return found
 
     async def forget_events(self) -> None:
@@ -129,7 +130,7 @@ class Ledger:
 
         async def have_all() -> bool:
             async with self.connection() as connection:
-                recorded, _ = await Store(connection).known(wanted, [b""])
+                recorded, _ = await Store(connection).repeats_and_versions(wanted, [b""])
                 return len(recorded) == len(set(wanted))
 
         await eventually(have_all, f"{len(wanted)} events are recorded")

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.eventlog.store import LedgerDamaged
+from ledger.eventlog.chain import LedgerDamaged
 from ledger.writer import load
 
 from .events import opening, orders

@@ -17,6 +17,7 @@ from ledger.core.fold import Fold
 from ledger.eventlog.codec import recorded
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import SEALED_VERSION, CustomerKeys, WrongKey
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime import failpoints
@@ -252,7 +253,7 @@ async def test_a_writer_that_was_overtaken_makes_and_destroys_no_key(ledger: Led
     async with ledger.connection() as old, ledger.connection() as new:
         behind = await Store(old).raise_epoch()
         await Store(new).raise_epoch()
-        keys = CustomerKeys(await Store(old).keys([ANN.bytes]))
+        keys = CustomerKeys(await EventReader(old).keys([ANN.bytes]))
         fold = Fold()
         fold.apply(ANN, recorded(first).payload)
         composer = Composer(fold, 1, first.hash, {ANN.bytes: 1}, 2, keys)

@@ -14,6 +14,7 @@ from cli.commands.migrate import grants
 from ledger.core.fold import Fold
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Fenced, Store
 from ledger.writer import load, take_over
@@ -38,10 +39,10 @@ def composed(head: Head, events: Sequence[Submitted]) -> list[Record]:
 async def test_an_append_moves_the_head_to_its_last_record(ledger: Ledger) -> None:
     async with ledger.connection() as connection:
         store = Store(connection)
-        records = composed(await store.head(), opening())
-        head = await store.append(await store.head(), records)
+        records = composed(await EventReader(connection).head(), opening())
+        head = await store.append(await EventReader(connection).head(), records)
         assert head == Head(2, records[-1].hash, 0)
-        assert await store.head() == head
+        assert await EventReader(connection).head() == head
     assert await ledger.records() == records
 
 
@@ -60,7 +61,7 @@ async def test_a_writer_of_an_older_epoch_appends_nothing(ledger: Ledger) -> Non
 async def test_a_writer_at_another_position_appends_nothing(ledger: Ledger, believed: int) -> None:
     async with ledger.connection() as connection:
         store = Store(connection)
-        head = await store.head()
+        head = await EventReader(connection).head()
         astray = structs.replace(head, position=believed)
         with pytest.raises(Fenced):
             await store.append(astray, composed(astray, opening()))
@@ -77,12 +78,12 @@ async def rows_walked(connection: AsyncConnection) -> int:
 async def test_what_a_large_batch_asks_does_not_walk_through_the_ledger(ledger: Ledger) -> None:
     async with ledger.connection() as connection:
         store = Store(connection)
-        head = await store.head()
+        head = await EventReader(connection).head()
         await store.append(head, composed(head, [*opening(), *orders(5_000)]))
         new = orders(1_200)
         before = await rows_walked(connection)
         event_ids, stream_ids = [e.event_id.bytes for e in new], [e.stream_id.bytes for e in new]
-        assert await store.known(event_ids, stream_ids) == (set(), {})
+        assert await store.repeats_and_versions(event_ids, stream_ids) == (set(), {})
         assert await rows_walked(connection) - before < 1_000
 
 
@@ -113,7 +114,9 @@ async def test_two_stores_with_no_broker_between_them_never_break_the_ledger(
                 try:
                     known = await load(connection)
                     await take_over(connection, known)
-                    recorded, _ = await Store(connection).known([event.event_id.bytes], [b""])
+                    recorded, _ = await Store(connection).repeats_and_versions(
+                        [event.event_id.bytes], [b""]
+                    )
                     if event.event_id.bytes not in recorded:
                         await Store(connection).append(known.head, composed(known.head, [event]))
                     await connection.rollback()
@@ -156,7 +159,7 @@ async def test_an_event_id_stands_once_for_ever(ledger: Ledger) -> None:
     first, second = opening()
     again = structs.replace(second, event_id=first.event_id)
     async with ledger.connection() as connection:
-        head = await Store(connection).head()
+        head = await EventReader(connection).head()
         with pytest.raises(IntegrityError, match="events_event_id"):
             await Store(connection).append(head, composed(head, [first, again]))
     assert await ledger.records() == []
@@ -165,7 +168,7 @@ async def test_an_event_id_stands_once_for_ever(ledger: Ledger) -> None:
 async def test_a_version_of_a_stream_stands_once(ledger: Ledger) -> None:
     async with ledger.connection() as connection:
         store = Store(connection)
-        head = await store.head()
+        head = await EventReader(connection).head()
         one, two = composed(head, opening())
         twice = structs.replace(two, stream_id=one.stream_id)
         with pytest.raises(IntegrityError, match="events_stream"):
@@ -196,7 +199,9 @@ async def test_recorded_events_and_the_versions_of_streams_are_told_apart(ledger
     event_ids = {record.event_id for record in records}
     versions = Counter(record.stream_id for record in records)
     async with ledger.connection() as connection:
-        found = await Store(connection).known({*event_ids, bytes(16)}, versions.keys())
+        found = await Store(connection).repeats_and_versions(
+            {*event_ids, bytes(16)}, versions.keys()
+        )
     assert found == (event_ids, versions)
 
 

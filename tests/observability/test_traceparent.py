@@ -5,7 +5,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ledger.eventlog.store import Store
+from ledger.eventlog.reader import EventReader
 from ledger.runtime import tracing
 from ledger.runtime.database import make_engine
 from tests.api.client import WAIT
@@ -19,7 +19,7 @@ async def recorded_trace(stack: Stack, order_id: str) -> str | None:
     """The traceparent of the order's first event, as the ledger has it."""
     engine = make_engine(stack.settings.db_url("projector"))
     async with engine.connect() as connection:
-        placed, *_ = await Store(connection).stream(UUID(order_id))
+        placed, *_ = await EventReader(connection).stream(UUID(order_id))
     await engine.dispose()
     trace: str | None = json.loads(placed.meta).get("traceparent")
     return trace

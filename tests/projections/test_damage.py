@@ -2,7 +2,7 @@
 
 import pytest
 
-from ledger.eventlog.store import LedgerDamaged
+from ledger.eventlog.chain import LedgerDamaged
 from projections.projector import advance
 from projections.tables import CheckpointLost
 from projections.views.projection import ViewDamaged

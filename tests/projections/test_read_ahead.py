@@ -2,7 +2,7 @@
 
 import pytest
 
-from ledger.eventlog.store import LedgerDamaged
+from ledger.eventlog.chain import LedgerDamaged
 from projections import projector
 from projections.projector import ReadAhead, advance
 from projections.views.registry import PROJECTIONS

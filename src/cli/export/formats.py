@@ -15,8 +15,8 @@ from msgspec.json import Decoder, Encoder
 from cli.export import BadExport, Format, NoParquet
 from cli.export.tables import EVENTS, Column, ColumnType, Rows
 from ledger.eventlog.encryption import KEY_BYTES, KeyRow
+from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import Record
-from ledger.eventlog.store import PAGE
 from ledger.runtime.timestamps import format_us, to_us
 
 KEYS_FILE: Final = "customer_keys.jsonl"

@@ -9,8 +9,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cli.export.tables import EVENTS, Column, ColumnType, Rows
+from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import Record
-from ledger.eventlog.store import PAGE
 
 # A reader has a whole group in memory; many small ones compress worse and are slower to scan.
 GROUP_ROWS: Final = 100_000

@@ -10,8 +10,8 @@ from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.export import ExportRefused
+from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import Record
-from ledger.eventlog.store import PAGE
 from projections.tables import CheckpointLost, pin, refuse_other_version
 from projections.views import registry
 from projections.views.projection import Projection
