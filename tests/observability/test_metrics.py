@@ -1,4 +1,4 @@
-"""The metrics of api, writer and projector report what happened."""
+"""GET /metrics of the API, and those of writer and projector: they report what happened."""
 
 import socket
 from collections.abc import Iterator
