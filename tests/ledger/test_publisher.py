@@ -10,7 +10,6 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import (
     GROUP_MAX_EVENTS,
     IN_FLIGHT,
-    MAX_WAITING,
     SECOND_FROM_EVENTS,
     SUBMIT_TIMEOUT_S,
     InboxFull,
@@ -311,11 +310,13 @@ async def until_waiting(publisher: Publisher, count: int) -> None:
 
 
 async def test_submissions_are_refused_while_too_many_events_wait(
-    broker: Proxy, publisher: Publisher
+    broker: Proxy, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Few are enough, and encoding many could take as long as a confirm may.
+    monkeypatch.setattr("ledger.messaging.publisher.MAX_WAITING", 100)
     broker.stall()
     began = await as_many_as_may_be_in_flight(publisher)
-    began.append(asyncio.create_task(publisher.submit(orders(MAX_WAITING))))
+    began.append(asyncio.create_task(publisher.submit(orders(100))))
     await until_waiting(publisher, 1)
     with pytest.raises(InboxFull, match="waiting"):
         await publisher.submit(orders(1))
