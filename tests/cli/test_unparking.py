@@ -12,7 +12,7 @@ from cli.settings import Settings
 from ledger.eventlog.codec import Rejected, encode_submitted
 from ledger.eventlog.records import Submitted
 from ledger.messaging import parking_log
-from ledger.messaging.parking import for_inbox, id_of, park
+from ledger.messaging.parking import id_of, inbox_body, park
 from ledger.messaging.parking_log import Action, Entry, MessageTooLarge
 from ledger.messaging.publisher import InboxFull
 from ledger.messaging.rabbitmq import Connection
@@ -254,5 +254,5 @@ async def test_only_operators_see_the_record(ledger: Ledger, role: str) -> None:
 
 
 def test_an_element_becomes_a_group_of_its_own() -> None:
-    assert for_inbox(b"{}", whole=False) == b"[{}]"
-    assert for_inbox(b"[{}]", whole=True) == b"[{}]"
+    assert inbox_body(b"{}", whole=False) == b"[{}]"
+    assert inbox_body(b"[{}]", whole=True) == b"[{}]"

@@ -9,7 +9,7 @@ from aio_pika import Message
 from cli.commands.migrate import migrate
 from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_submitted, join
 from ledger.messaging import parking, topology
-from ledger.messaging.parking import Parked, ParkingBusy, id_of, open_parking, park, parked
+from ledger.messaging.parking import Parked, ParkingBusy, describe, id_of, open_parking, park
 from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
 from tests.harness import eventually
@@ -109,7 +109,7 @@ async def park_numbers(ledger: Ledger, *numbers: int) -> None:
 
 async def read(ledger: Ledger) -> list[Parked]:
     async with open_parking(ledger.settings.amqp_url("migrate"), "t") as queue:
-        return [parked(message) async for message in queue.messages()]
+        return [describe(message) async for message in queue.messages()]
 
 
 async def numbers(ledger: Ledger) -> list[int]:

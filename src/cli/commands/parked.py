@@ -40,7 +40,7 @@ from cli.console import (
 )
 from ledger.core.events import TYPE_OF
 from ledger.eventlog.records import Submitted
-from ledger.messaging.parking import read_again
+from ledger.messaging.parking import decode_parked
 from ledger.messaging.parking_log import Action, Entry
 from ledger.runtime.timestamps import format_rfc3339, format_us
 
@@ -293,7 +293,7 @@ def _listed(message: ParkedMessage) -> ListedMessage:
 
 def _shown(details: Details) -> ShownMessage:
     body = details.body or b""
-    events, _ = read_again(body, details.message.parked.whole)
+    events, _ = decode_parked(body, details.message.parked.whole)
     text = _as_text(body)
     return ShownMessage(
         **asdict(_listed(details.message)),
@@ -343,7 +343,7 @@ def _facts(details: Details) -> str:
         same = trouble == parked_as.reason
         now = "unreadable, as then" if same else f"unreadable: {trouble}"
     else:
-        events, _ = read_again(details.body or b"", parked_as.whole)
+        events, _ = decode_parked(details.body or b"", parked_as.whole)
         named = ", ".join(f"{e.type} {e.id}" for e in map(_event, events[:MAX_NAMED]))
         more = f" and {len(events) - MAX_NAMED} more" if len(events) > MAX_NAMED else ""
         now = f"readable: {named}{more}"

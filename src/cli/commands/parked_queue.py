@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, Final
 
-from aio_pika.abc import AbstractExchange, AbstractIncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -25,14 +25,14 @@ from ledger.messaging import parking_log
 from ledger.messaging.parking import (
     Parked,
     Parking,
-    for_inbox,
+    decode_parked,
+    describe,
     id_of,
+    inbox_body,
     open_parking,
-    parked,
-    read_again,
 )
 from ledger.messaging.parking_log import Action, Entry
-from ledger.messaging.publisher import SUBMIT_TIMEOUT_S, InboxUnavailable, publish
+from ledger.messaging.publisher import publish
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime.failpoints import failpoint
@@ -99,7 +99,7 @@ async def survey(settings: Settings, advance: Advance) -> Survey:
     async with open_parking(settings.amqp_url("migrate"), CONNECTION_NAME) as parking:
         count = 0
         async for delivery in parking.messages():
-            _count_copy(by_id, parked(delivery))
+            _count_copy(by_id, describe(delivery))
             count += 1
             advance(1)
     return Survey(list(by_id.values()), parking.count - count)
@@ -114,7 +114,7 @@ async def find(settings: Settings, prefix: str, advance: Advance) -> Details:
     deliveries: dict[str, AbstractIncomingMessage] = {}
     async with open_parking(settings.amqp_url("migrate"), CONNECTION_NAME) as parking:
         async for delivery in parking.messages():
-            message = parked(delivery)
+            message = describe(delivery)
             if message.id.startswith(prefix):
                 _count_copy(by_id, message)
                 deliveries.setdefault(message.id, delivery)
@@ -130,7 +130,7 @@ async def find(settings: Settings, prefix: str, advance: Advance) -> Details:
         id_ = _only_one(sorted({entry.id for entry in entries}), prefix)
         body = await parking_log.body_of(connection, id_)
     last = entries[-1]
-    trouble = read_again(body, last.whole)[1] if body is not None else "its bytes were erased"
+    trouble = decode_parked(body, last.whole)[1] if body is not None else "its bytes were erased"
     as_parked = Parked(id_, last.reason, None, last.whole, last.size, trouble)
     return Details(ParkedMessage(as_parked, last.copies), body, {}, entries)
 
@@ -209,7 +209,8 @@ class Removal:
                 submitted: list[Delivery] = []
                 try:
                     for delivery in batch:
-                        await _submit(exchange, delivery)
+                        body = inbox_body(delivery.body, delivery.parked.whole)
+                        await publish(exchange, body, CONNECTION_NAME)
                         submitted.append(delivery)
                 finally:
                     # What the inbox has is logged and acked, even if the next message fails.
@@ -283,16 +284,6 @@ async def remove(
         removal = Removal(settings, engine, action, done)
         work = removal.resubmit if action == "resubmitted" else removal.discard
         await work(messages, advance)
-
-
-async def _submit(exchange: AbstractExchange, delivery: Delivery) -> None:
-    body = for_inbox(delivery.body, delivery.parked.whole)
-    try:
-        error = await publish(exchange, body, CONNECTION_NAME)
-    except TimeoutError:
-        raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
-    if error:
-        raise error
 
 
 async def _deliveries(parking: Parking, wanted: dict[str, Parked], limit: int) -> list[Delivery]:

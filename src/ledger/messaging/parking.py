@@ -100,23 +100,23 @@ def id_of(body: bytes) -> str:
     return sha256(body).hexdigest()
 
 
-def for_inbox(body: bytes, whole: bool) -> bytes:
+def inbox_body(body: bytes, whole: bool) -> bytes:
     """A parked message as the inbox takes it: an event of a group becomes a group of one."""
     return body if whole else join([body])
 
 
-def read_again(body: bytes, whole: bool) -> tuple[list[Submitted], str | None]:
+def decode_parked(body: bytes, whole: bool) -> tuple[list[Submitted], str | None]:
     """The events that today's code decodes; or none, and the reason.
 
     One event of a group is enough: those that can't be decoded will be parked on their own.
     """
-    events, rejected = decode_group(for_inbox(body, whole))
+    events, rejected = decode_group(inbox_body(body, whole))
     if events:
         return events, None
     return [], rejected[0].reason[:MAX_REASON] if rejected else "there is no event in it"
 
 
-def parked(message: AbstractIncomingMessage) -> Parked:
+def describe(message: AbstractIncomingMessage) -> Parked:
     """Describe a delivery from the parking queue."""
     headers: dict[str, Any] = dict(message.headers)
     match headers:
@@ -134,7 +134,7 @@ def parked(message: AbstractIncomingMessage) -> Parked:
         message.timestamp,
         whole,
         message.body_size or len(message.body),
-        read_again(message.body, whole)[1],
+        decode_parked(message.body, whole)[1],
     )
 
 

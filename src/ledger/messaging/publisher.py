@@ -196,7 +196,10 @@ class Publisher:
                 # No deadline: `submit` answers the callers in time. To close the channel now would
                 # lose the confirms of the others, and the broker's word that it blocks, which a new
                 # connection gets only once it publishes.
-                error = await publish(exchange, body, self.name, timeout_s=None)
+                await publish(exchange, body, self.name, timeout_s=None)
+                error = None
+            except InboxUnavailable as refusal:
+                error = refusal
             finally:
                 self._sent_s.remove(began_s)
                 for submission in group:
@@ -253,10 +256,10 @@ async def publish(
     body: bytes,
     instance: str,
     timeout_s: float | None = SUBMIT_TIMEOUT_S,
-) -> InboxUnavailable | None:
-    """Publish one message; returns None when the broker confirmed it, else the error.
+) -> None:
+    """Publish one message; returns when the broker has confirmed it.
 
-    Raises TimeoutError after `timeout_s`; None is for a caller that has a deadline of its own.
+    Raises InboxFull or InboxUnavailable. Without `timeout_s` the caller has a deadline of its own.
     """
     message = Message(
         body,
@@ -270,11 +273,13 @@ async def publish(
         async with asyncio.timeout(timeout_s):
             publishing = exchange.publish(message, routing_key="", mandatory=True)
             answer = await failpoint_after_send("publisher.before-confirm", publishing)
+    except TimeoutError:
+        raise InboxUnavailable(f"no confirm within {timeout_s} s") from None
     except PublishError:
-        return InboxUnavailable("no queue is bound: run `ledger migrate`")
+        # The message was returned: it is mandatory.
+        raise InboxUnavailable("no queue is bound: run `ledger migrate`") from None
     except DeliveryError:
-        return InboxFull("the inbox is full")
+        raise InboxFull("the inbox is full") from None
     if not isinstance(answer, Basic.Ack):
-        return InboxUnavailable("the broker did not confirm")
+        raise InboxUnavailable("the broker did not confirm")
     await failpoint("publisher.after-confirm")
-    return None
