@@ -90,14 +90,15 @@ class PendingOrders:
         after a reset, and every SWEEP_S those of the oldest that should have been decided by now.
         """
         while True:
-            everything = True
             try:
                 async with asyncio.timeout(SWEEP_S):
                     await self._reset.wait()
                 self._reset.clear()
+                order_ids = list(self._placed)
             except TimeoutError:
-                everything = False
-            order_ids = list(self._placed) if everything else self._overdue()
+                before_us = now_us() - int(SWEEP_S * SECOND_US)
+                oldest = islice(self._placed.items(), SWEEP_MAX)
+                order_ids = [key for key, order in oldest if _LAYOUT.unpack(order)[0] < before_us]
             try:
                 for start in range(0, len(order_ids), CHUNK):
                     chunk = [UUID(bytes=order_id) for order_id in order_ids[start : start + CHUNK]]
@@ -107,11 +108,6 @@ class PendingOrders:
                 log.warning("%d pending orders can't be checked: %s", len(self._placed), error)
                 self._reset.set()
                 await asyncio.sleep(1)
-
-    def _overdue(self) -> list[bytes]:
-        old_us = now_us() - int(SWEEP_S * SECOND_US)
-        oldest = islice(self._placed.items(), SWEEP_MAX)
-        return [order_id for order_id, packed in oldest if _LAYOUT.unpack(packed)[0] < old_us]
 
 
 class Peers:
