@@ -48,28 +48,32 @@ class Settings(BaseSettings):
     api_host: str = Field("127.0.0.1", description="address the API listens on")
     api_port: Port = Field(8000, description="port the API listens on")
     api_shared: bool = Field(
-        False, description="several API processes serve: each tells the others what it accepted"
+        False, description="several API processes serve, and tell each other what they accepted"
     )
     auth: Auth = Field(
         "off",
-        description="`required`: a key or token for all but products and health; `off`: none, on"
-        " loopback only; `outside`: none, something in front of the API asks who calls",
+        description="`required`: an API key or token for all but products and health; `off`: none,"
+        " on loopback only; `outside`: none, as a proxy in front of the API authenticates",
     )
     jwt_issuer: str | None = Field(
-        None, description="`iss` of tokens that are taken like keys; set the next two as well"
+        None,
+        description="`iss` of tokens accepted like API keys; set the next two as well",
     )
     jwt_audience: str | None = Field(None, description="`aud` that such tokens must have")
     jwt_key_file: Path | None = Field(
         None, description="public keys of the issuer: one as PEM, or several as JWKS"
     )
     rate_per_s: float = Field(
-        2000, ge=0, description="requests a second that an API process takes of one key; 0: any"
+        2000,
+        ge=0,
+        description="rate limit of an API process for one API key, in requests a second; 0: none",
     )
     concurrency: int = Field(
-        500, ge=0, description="requests of one key that it works on at once; 0: any"
+        500, ge=0, description="concurrent requests of one API key; 0: no limit"
     )
     cors_origins: str | None = Field(
-        None, description="web origins whose pages may call the API, with spaces between; `*`: all"
+        None,
+        description="CORS: web origins whose pages may call the API, with spaces between; `*`: all",
     )
     amqp_host: str = Field("127.0.0.1", description="RabbitMQ's host")
     amqp_port: Port = Field(5672, description="RabbitMQ's port; the local stack picks a free one")
@@ -91,7 +95,7 @@ class Settings(BaseSettings):
         "auto", description="how api, writer and projector log; `auto`: text on a terminal"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="the least that they log; `DEBUG` follows each event"
+        "INFO", description="lowest level that they log; `DEBUG` follows each event"
     )
     access_log: bool = Field(False, description="whether the API logs each request")
     metrics_host: str = Field(
@@ -104,13 +108,14 @@ class Settings(BaseSettings):
         None, description="its port in the projector; the local stack picks a free one"
     )
     otel_endpoint: str | None = Field(
-        None, description="where spans go, as `http://127.0.0.1:4318`; needs `order-ledger[otel]`"
+        None,
+        description="OTLP endpoint of traces: `http://127.0.0.1:4318`; needs `order-ledger[otel]`",
     )
     failpoints: str = Field("", description="for tests only: where the process fails on purpose")
 
     @field_validator("failpoints")
     @classmethod
-    def _known(cls, text: str) -> str:
+    def _valid_failpoints(cls, text: str) -> str:
         failpoints.parse(text)
         return text
 
@@ -147,7 +152,7 @@ class Settings(BaseSettings):
 
 
 class OtherSettings(Settings):
-    """The settings of another ledger, of which the environment of this process says nothing."""
+    """The settings of another ledger, which the environment of this process must not change."""
 
     @classmethod
     def settings_customise_sources(
@@ -158,28 +163,29 @@ class OtherSettings(Settings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What was given, and the file."""
+        """Arguments first, then the file."""
         return init_settings, dotenv_settings
 
 
 def load_settings() -> Settings:
     """Read the settings; raises BadSettings naming each variable that can't be used."""
     home = Path(os.environ.get("LEDGER_HOME", ".ledger"))
-    with _named():
+    with _naming_variables():
         return Settings(_env_file=home / "stack.env")
 
 
 def load_other_settings(home: Path) -> Settings:
-    """The settings of another ledger, from `stack.env` of its home; raises BadSettings as well."""
+    """The settings of another ledger, from `stack.env` of its home; raises BadSettings."""
     file = home / "stack.env"
     if not file.is_file():
         raise BadSettings(f"there is no {file}: name the LEDGER_HOME of the other ledger")
-    with _named():
+    with _naming_variables():
         return OtherSettings(_env_file=file, home=home)
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def _naming_variables() -> Iterator[None]:
+    """Turn pydantic's error into BadSettings that names the environment variables."""
     try:
         yield
     except ValidationError as error:

@@ -1,8 +1,5 @@
 """An API that asks nobody for a key is reached from this machine only, or does not start."""
 
-import asyncio
-import os
-import sys
 from pathlib import Path
 
 import httpx
@@ -13,7 +10,9 @@ from cli.commands import up
 from cli.localstack import StackRefused
 from cli.processes import AUTH_WARNINGS
 from cli.settings import Settings
-from tests.harness import Stack, environment
+from tests.harness import Stack
+
+from .conftest import Run
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
@@ -29,22 +28,6 @@ def test_without_keys_it_listens_nowhere_else(host: str) -> None:
         refuse_exposed(host, "off")
     refuse_exposed(host, "required")
     refuse_exposed(host, "outside")
-
-
-async def started(settings: Settings, **changes: str) -> str:
-    """What `ledger api` says when it refuses to start with these changes."""
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
-        "api",
-        env=os.environ | environment(settings) | changes,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), 20)
-    said = output.decode().strip()
-    assert process.returncode == 2, said
-    assert len(said.splitlines()) == 1
-    return said
 
 
 @pytest.mark.parametrize(
@@ -74,10 +57,12 @@ async def started(settings: Settings, **changes: str) -> str:
         ),
     ],
 )
-async def test_an_api_that_would_let_anybody_in_does_not_start(
-    settings: Settings, changes: dict[str, str], why: str
+async def test_an_api_with_unsafe_or_contradictory_settings_does_not_start(
+    run: Run, changes: dict[str, str], why: str
 ) -> None:
-    assert why in await started(settings, **changes)
+    done = await run("api", **changes)
+    assert (done.status, done.out) == (2, "")
+    assert why in done.said_one_sentence()
 
 
 def test_the_stack_refuses_before_it_starts_anything(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from tests.ledger.forging import forged
 from tests.ledger.running import Ledger
 
 from .conftest import Run
-from .verifying import filled, project, rewrite, verified, wrong
+from .damage import filled, project, rewrite, verified, wrong
 
 
 @pytest.fixture

@@ -1,12 +1,8 @@
 """`ledger keys`: made, listed, rotated and revoked, and shown once."""
 
-import asyncio
-import json
-import os
 import re
-import sys
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,46 +10,49 @@ import pytest
 
 from api.auth.api_keys import hash_secret
 from cli.settings import Settings
-from tests.harness import engine_of, environment
+from tests.harness import engine_of
+
+from .conftest import Done, Run
 
 KEY = re.compile(r"lk_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
 
 
-async def keys(settings: Settings, *arguments: str) -> tuple[int, str, str]:
-    """The exit status and output of `ledger keys ...`."""
-    process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
-        "keys",
-        *arguments,
-        env=os.environ | environment(settings) | {"COLUMNS": "200"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    output, errors = await asyncio.wait_for(process.communicate(), 20)
-    return process.returncode or 0, output.decode(), errors.decode()
+Keys = Callable[..., Awaitable[Done]]
 
 
-async def made(settings: Settings, *arguments: str) -> dict[str, Any]:
-    """What a command prints as JSON."""
-    status, output, errors = await keys(settings, *arguments, "--json")
-    assert status == 0, errors
-    found: dict[str, Any] = json.loads(output)
-    return found
+@pytest.fixture
+def keys(run: Run) -> Keys:
+    """Runs `ledger keys …`, with lines wide enough for its table."""
+
+    async def run_keys(*arguments: str) -> Done:
+        return await run("keys", *arguments, COLUMNS="200")
+
+    return run_keys
 
 
-async def listed(settings: Settings) -> dict[str, dict[str, Any]]:
+async def made(keys: Keys, *arguments: str) -> dict[str, Any]:
+    """The key that a command prints as JSON."""
+    done = await keys(*arguments, "--json")
+    assert done.status == 0, done.err
+    key: dict[str, Any] = done.json
+    return key
+
+
+async def listed(keys: Keys) -> dict[str, dict[str, Any]]:
     """All keys by prefix."""
-    return {key["prefix"]: key for key in (await made(settings, "list"))["keys"]}
+    return {key["prefix"]: key for key in (await made(keys, "list"))["keys"]}
 
 
-async def test_a_key_is_printed_once_and_only_its_hash_is_kept(settings: Settings) -> None:
-    status, output, _ = await keys(settings, "create", "--name", "shop", "--scope", "orders:write")
-    assert status == 0
-    assert KEY.fullmatch(output.strip())
-    _, prefix, secret = output.strip().split("_", 2)
-    for shown in await keys(settings, "list"), await keys(settings, "list", "--json"):
-        assert prefix in shown[1]
-        assert secret not in shown[1] + shown[2]
+async def test_a_key_is_printed_once_and_only_its_hash_is_kept(
+    keys: Keys, settings: Settings
+) -> None:
+    created = await keys("create", "--name", "shop", "--scope", "orders:write")
+    assert created.status == 0
+    assert KEY.fullmatch(created.out.strip())
+    _, prefix, secret = created.out.strip().split("_", 2)
+    for done in await keys("list"), await keys("list", "--json"):
+        assert prefix in done.out
+        assert secret not in done.out + done.err
     engine = engine_of(settings, "api")
     async with engine.connect() as connection:
         row = (await connection.exec_driver_sql("SELECT * FROM api_keys")).one()
@@ -62,11 +61,11 @@ async def test_a_key_is_printed_once_and_only_its_hash_is_kept(settings: Setting
     assert not [cell for cell in row if secret in str(cell)]
 
 
-async def test_a_key_has_what_was_asked_for(settings: Settings) -> None:
+async def test_a_key_has_the_scopes_customer_and_expiry_it_was_made_with(keys: Keys) -> None:
     customer = str(uuid4())
     asked = ("--scope", "orders:write", "--scope", "orders:read", "--customer", customer)
-    key = await made(settings, "create", "--name", "ann", *asked, "--expires-in-days", "7")
-    shown = (await listed(settings))[key["prefix"]]
+    key = await made(keys, "create", "--name", "ann", *asked, "--expires-in-days", "7")
+    shown = (await listed(keys))[key["prefix"]]
     assert {name: key[name] for name in shown} == shown
     assert shown["scopes"] == ["orders:read", "orders:write"]
     assert shown["customer_id"] == customer
@@ -74,30 +73,30 @@ async def test_a_key_has_what_was_asked_for(settings: Settings) -> None:
     assert shown["expires_at"] > shown["created_at"]
 
 
-async def test_a_revoked_key_stays_revoked_since_then(settings: Settings) -> None:
-    key = await made(settings, "create", "--name", "ann", "--scope", "admin")
-    first = await made(settings, "revoke", key["prefix"])
+async def test_revoking_again_keeps_the_first_revocation(keys: Keys) -> None:
+    key = await made(keys, "create", "--name", "ann", "--scope", "admin")
+    first = await made(keys, "revoke", key["prefix"])
     assert first["state"] == "revoked"
-    assert await made(settings, "revoke", key["prefix"]) == first
-    assert (await listed(settings))[key["prefix"]] == first
+    assert await made(keys, "revoke", key["prefix"]) == first
+    assert (await listed(keys))[key["prefix"]] == first
 
 
-async def test_rotation_gives_the_same_client_another_secret(settings: Settings) -> None:
-    old = await made(settings, "create", "--name", "ann", "--scope", "admin")
-    new = await made(settings, "rotate", old["prefix"])
-    newer = await made(settings, "rotate", new["prefix"], "--overlap-s", "3600")
+async def test_rotation_makes_another_secret_for_the_same_client(keys: Keys) -> None:
+    old = await made(keys, "create", "--name", "ann", "--scope", "admin")
+    new = await made(keys, "rotate", old["prefix"])
+    newer = await made(keys, "rotate", new["prefix"], "--overlap-s", "3600")
     assert len({old["key"], new["key"], newer["key"]}) == 3
     assert old["client"] == new["client"] == newer["client"]
     assert (new["name"], new["scopes"]) == (old["name"], old["scopes"])
-    states = {prefix: key["state"] for prefix, key in (await listed(settings)).items()}
+    states = {prefix: key["state"] for prefix, key in (await listed(keys)).items()}
     assert states == {old["prefix"]: "revoked", new["prefix"]: "active", newer["prefix"]: "active"}
 
 
-async def test_a_rotated_key_lives_as_long_as_the_one_before(settings: Settings) -> None:
+async def test_a_rotated_key_lives_as_long_as_the_one_before(keys: Keys) -> None:
     life = ("--expires-in-days", "7")
-    old = await made(settings, "create", "--name", "ann", "--scope", "admin", *life)
-    new = await made(settings, "rotate", old["prefix"])
-    longer = await made(settings, "rotate", new["prefix"], "--expires-in-days", "30")
+    old = await made(keys, "create", "--name", "ann", "--scope", "admin", *life)
+    new = await made(keys, "rotate", old["prefix"])
+    longer = await made(keys, "rotate", new["prefix"], "--expires-in-days", "30")
     assert [days(key) for key in (old, new, longer)] == [7, 7, 30]
 
 
@@ -106,14 +105,13 @@ def days(key: dict[str, Any]) -> int:
     return life.days
 
 
-async def test_what_cannot_be_done_is_told_in_one_sentence(settings: Settings) -> None:
-    key = await made(settings, "create", "--name", "ann", "--scope", "admin")
-    await made(settings, "revoke", key["prefix"])
+async def test_an_unknown_or_revoked_key_is_refused_in_one_sentence(keys: Keys) -> None:
+    key = await made(keys, "create", "--name", "ann", "--scope", "admin")
+    await made(keys, "revoke", key["prefix"])
     for arguments in (("revoke", "nobody"), ("rotate", "nobody"), ("rotate", key["prefix"])):
-        status, output, errors = await keys(settings, *arguments)
-        assert (status, output) == (1, "")
-        assert len(errors.strip().splitlines()) == 1
-        assert errors.startswith("✗")
+        done = await keys(*arguments)
+        assert (done.status, done.out) == (1, "")
+        assert done.said_one_sentence().startswith("✗")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +126,7 @@ async def test_what_cannot_be_done_is_told_in_one_sentence(settings: Settings) -
         ("create", "--name", "ann", "--scope", "admin", "--expires-in-days", "0"),
     ],
 )
-async def test_a_key_that_cannot_be_made(settings: Settings, arguments: tuple[str, ...]) -> None:
-    status, output, _ = await keys(settings, *arguments)
-    assert (status, output) == (2, "")
-    assert await listed(settings) == {}
+async def test_invalid_options_make_no_key(keys: Keys, arguments: tuple[str, ...]) -> None:
+    done = await keys(*arguments)
+    assert (done.status, done.out) == (2, "")
+    assert await listed(keys) == {}

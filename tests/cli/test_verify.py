@@ -20,7 +20,7 @@ from tests.ledger.forging import forged
 from tests.ledger.running import Ledger, running_ledger
 
 from .conftest import Run
-from .verifying import damaged, filled, project, rewrite, verified, wrong
+from .damage import damaged, filled, project, rewrite, verified, wrong
 
 NAMES = [projection.name for projection in PROJECTIONS]
 

@@ -13,7 +13,7 @@ from tests.ledger.events import opening, orders
 from tests.proxy import open_proxy
 
 from .conftest import Run, typed
-from .verifying import filled
+from .damage import filled
 
 TOML = """
 last_factor = 1.5

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from cli.settings import Settings
-from tests.cli.verifying import wrong
+from tests.cli.damage import wrong
 from tests.ledger.running import running_ledger
 
 from .example import fill_example

@@ -23,7 +23,7 @@ from projections.table_swap import SESSION_S
 from projections.views.registry import PROJECTIONS
 
 
-class Report(Struct, frozen=True):
+class RebuildReport(Struct, frozen=True):
     """What was done with each view, or which old tables were dropped."""
 
     views: Sequence[Rebuilt]
@@ -54,7 +54,7 @@ def rebuild(
         exit_with(BAD_USAGE, "--undo, --drop-old, and --repair or --restart, exclude each other")
     settings = read_settings()
 
-    async def work() -> Report:
+    async def work() -> RebuildReport:
         started = time.perf_counter()
         rebuilt: Sequence[Rebuilt] = ()
         dropped: Sequence[str] = ()
@@ -69,7 +69,7 @@ def rebuild(
                 rebuilt = await process.undo()
             else:
                 rebuilt = await process.rebuild(restart=restart, repair=repair)
-        return Report(rebuilt, dropped, round(time.perf_counter() - started, 3))
+        return RebuildReport(rebuilt, dropped, round(time.perf_counter() - started, 3))
 
     report = run(work())
     if as_json:
@@ -85,7 +85,7 @@ def rebuild(
             )
 
 
-def _show(report: Report, *, undo: bool) -> None:
+def _show(report: RebuildReport, *, undo: bool) -> None:
     for name in report.dropped:
         out.print(f"{name} is dropped")
     for view in report.views:

@@ -66,7 +66,7 @@ class RulesForm(BaseModel):
         return self
 
 
-class Report(Struct, frozen=True):
+class WhatIfReport(Struct, frozen=True):
     """The outcome of all orders up to a position, as decided and by the other rules."""
 
     position: int
@@ -126,7 +126,7 @@ def _problem(error: Any) -> str:
     return f"{field}: {message}" if field else message
 
 
-async def _compare(settings: Settings, rules: Rules) -> Report:
+async def _compare(settings: Settings, rules: Rules) -> WhatIfReport:
     """Decide all that was submitted by other rules, writing nothing.
 
     Raises VerificationFailed for a record that can not be read.
@@ -142,7 +142,7 @@ async def _compare(settings: Settings, rules: Rules) -> Report:
                 comparison.decide(page.records, last_positions)
                 advance(len(page.records))
     products = comparison.products()
-    return Report(
+    return WhatIfReport(
         head.position,
         total(product.decided for product in products),
         total(product.whatif for product in products),
@@ -150,7 +150,7 @@ async def _compare(settings: Settings, rules: Rules) -> Report:
     )
 
 
-def _orders_table(report: Report) -> Table:
+def _orders_table(report: WhatIfReport) -> Table:
     headers = ("decided", "what if", "change")
     table = Table("", *(Column(name, justify="right") for name in headers), box=None)
     decided, whatif = report.decided, report.whatif
