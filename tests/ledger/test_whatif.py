@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
-from ledger.audit.whatif import Product, Tally, WhatIf, total
+from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
 from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.decisions import last_start
 from ledger.eventlog.records import Record
@@ -21,7 +21,7 @@ TWICE = Rules(0, (), Decimal(2))
 HALF = Rules(0, (), Decimal("0.5"))
 
 
-def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> list[Product]:
+def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> list[ProductTallies]:
     """What would have come of a ledger, read page by page."""
     whatif = WhatIf(rules)
     after, limit = 0, page
@@ -39,7 +39,7 @@ def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> lis
     return whatif.products()
 
 
-def of(product_id: object, products: list[Product]) -> Product:
+def of(product_id: object, products: list[ProductTallies]) -> ProductTallies:
     (found,) = (each for each in products if each.product_id == product_id)
     return found
 

@@ -24,7 +24,7 @@ from cli.console import (
     run,
 )
 from cli.settings import Settings
-from ledger.audit.whatif import Product, Tally, WhatIf, total
+from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
 from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.money import to_amount
 from ledger.core.pricing import Rules, Tier
@@ -72,7 +72,7 @@ class WhatIfReport(Struct, frozen=True):
     position: int
     decided: Tally
     whatif: Tally
-    products: list[Product]
+    products: list[ProductTallies]
 
 
 def whatif(
@@ -163,7 +163,7 @@ def _orders_table(report: WhatIfReport) -> Table:
     return table
 
 
-def _products_table(products: list[Product]) -> Table:
+def _products_table(products: list[ProductTallies]) -> Table:
     headers = ("units", "what if", "revenue", "what if", "change")
     table = Table("product", *(Column(name, justify="right") for name in headers), box=None)
     for product in products:

@@ -1,6 +1,6 @@
-"""What if: what was submitted decided again by other rules, and counted beside what was decided.
+"""What if: all submitted events decided again by other rules, and both outcomes counted.
 
-The fold holds customers and products, and of the orders only those that more is asked of later.
+The fold holds customers and products, and of the orders only those that come up again later.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ Counted = OrderCompleted | OrderCancelled | OrderFailed
 
 
 class Tally(Struct):
-    """What came of orders: counts, units that stayed sold, and money that stayed paid for them."""
+    """The outcomes of orders: counts, units that stayed sold, and money that stayed paid."""
 
     completed: int = 0
     cancelled: int = 0
@@ -36,7 +36,7 @@ class Tally(Struct):
     revenue_minor: int = 0
 
     def count(self, event: Counted) -> None:
-        """Count what was decided of an order."""
+        """Count a decided event of an order."""
         match event:
             case OrderCompleted():
                 self.completed += 1
@@ -50,7 +50,7 @@ class Tally(Struct):
                 self.failed[event.reason] += 1
 
     def add(self, other: "Tally") -> None:
-        """Count what another one has counted."""
+        """Add the counts of another tally."""
         self.completed += other.completed
         self.cancelled += other.cancelled
         self.failed.update(other.failed)
@@ -58,12 +58,12 @@ class Tally(Struct):
         self.revenue_minor += other.revenue_minor
 
 
+# By product; None stands for the products that nobody listed.
 Tallies = dict[UUID | None, Tally]
-"""By product; None stands for those that nobody listed."""
 
 
-class Product(Struct, frozen=True):
-    """What came of one product's orders, and what would have; without id: of those not listed."""
+class ProductTallies(Struct, frozen=True):
+    """One product's orders as they were decided and as they would be; None for those not listed."""
 
     product_id: UUID | None
     name: str | None
@@ -72,12 +72,12 @@ class Product(Struct, frozen=True):
 
     @property
     def gain_minor(self) -> int:
-        """By how much revenue would be higher."""
+        """By how much revenue would be higher, in minor units."""
         return self.whatif.revenue_minor - self.decided.revenue_minor
 
 
 class WhatIf:
-    """Decides the records' submissions by other rules, page after page of whole runs."""
+    """Decides the submitted events by other rules, page after page of whole atomic batches."""
 
     def __init__(self, rules: Rules) -> None:
         self._fold = Fold(rules=rules)
@@ -118,10 +118,10 @@ class WhatIf:
                 listed = product_id if product_id in self._names else None
                 tallies.setdefault(listed, Tally()).count(payload)
 
-    def products(self) -> list[Product]:
+    def products(self) -> list[ProductTallies]:
         """Products with at least one decided order, largest revenue change first."""
         products = [
-            Product(
+            ProductTallies(
                 key,
                 self._names.get(key),
                 self._decided.get(key, Tally()),
@@ -133,8 +133,8 @@ class WhatIf:
 
 
 def total(tallies: Iterable[Tally]) -> Tally:
-    """All of them together."""
-    whole = Tally()
+    """The sum of tallies."""
+    sum_ = Tally()
     for tally in tallies:
-        whole.add(tally)
-    return whole
+        sum_.add(tally)
+    return sum_

@@ -17,8 +17,8 @@ MAX_USERNAME: Final = 100
 MAX_NAME: Final = 200
 MAX_DESCRIPTION: Final = 2000
 DEFAULT_BALANCE_MINOR: Final = 500_000
+# Stands for a name that can't be decrypted: shorter than any that a client can send.
 NO_NAME: Final = ""
-"""In the place of a name that can't be read: shorter than any that a client can send."""
 
 Amount = Annotated[int, Meta(ge=1, le=MAX_AMOUNT_MINOR)]
 Units = Annotated[int, Meta(ge=1, le=MAX_STOCK)]

@@ -23,18 +23,19 @@ MAX_SOURCE: Final = 200
 MAX_SUBMITTER: Final = 200
 DECIDED_SOURCE: Final = "/writer"
 MAX_TRACEPARENT: Final = 100
+# More bad elements of one message are parked as that message: each would be a message of its own,
+# and hold up all that waits behind it.
 MAX_REJECTED: Final = 1_000
-"""More would hold up the line: each is a message of its own for the parking queue."""
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+# By type and schema_version: the function that lifts data to the next schema_version.
 UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
-"""(type, schema_version) -> the function that lifts its data to the next schema_version."""
 
+# The current schema_version of each event type, as it is submitted or decided: one more than its
+# upcasters. A registration is recorded in a version of its own, with its name encrypted.
 CURRENT: Final[dict[str, int]] = {
     name: 1 + sum(of == name for of, _ in UPCASTERS) for name in (*SUBMITTED, *DECIDED)
 }
-"""The current schema_version of each event type, as it is submitted or decided: one more than its
-upcasters. A registration is recorded under seal instead, in a version of its own (see sealing)."""
 
 NO_KEYS: Final[Mapping[bytes, bytes | None]] = {}
 
@@ -75,9 +76,9 @@ class RecordedEnvelope(Envelope, frozen=True, gc=False, omit_defaults=True, kw_o
 
 
 class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
-    """What is known of an event besides its data: the `meta` of its record.
+    """The `meta` of a record: where a submitted event came from, or what decided a decided one.
 
-    With a submitted event it came; of a decided one it is the version of the rules alone.
+    A decided event has only the version of the rules.
     """
 
     source: str = DECIDED_SOURCE
@@ -88,7 +89,7 @@ class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Rejected(Struct, frozen=True):
-    """What the writer could not read, and why: a `whole` message, or one element of a group."""
+    """Bytes that are no event, and why: a `whole` message, or one element of a batch."""
 
     body: bytes
     reason: str
@@ -96,8 +97,8 @@ class Rejected(Struct, frozen=True):
 
 
 _BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
+# What `recorded`, `decode_payload` and `origin_of` raise for bytes that no event has.
 READ_ERRORS: Final = (*_BAD, Unreadable)
-"""What `recorded`, `decode_payload` and `origin_of` raise for bytes that no event has."""
 _encode = Encoder(order="sorted").encode
 _decode_group = Decoder(list[Envelope]).decode
 _decode_elements = Decoder(list[Raw]).decode
@@ -108,7 +109,7 @@ _decode_payload: Final = {name: Decoder(payload).decode for name, payload in _PA
 
 
 def encode_submitted(event: Submitted, source: str | None) -> bytes:
-    """The event as one CloudEvent, of this source, or of that which it came from before."""
+    """The event as one CloudEvent from a source: by default the one that its `meta` names."""
     name = TYPE_OF[type(event.payload)]
     return _encode(
         Envelope(
@@ -128,7 +129,7 @@ def encode_submitted(event: Submitted, source: str | None) -> bytes:
 
 
 def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
-    """The record as one CloudEvent; `cause_id` is the id of the event it was decided of."""
+    """The record as one CloudEvent; `cause_id` is the id of the event that it was decided of."""
     origin = origin_of(record)
     return _encode(
         RecordedEnvelope(
@@ -155,12 +156,13 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
 
 
 def origin_of(record: Record) -> Origin:
-    """What is known of an event besides its data."""
+    """The decoded `meta` of a record; raises READ_ERRORS."""
     return _decode_origin(record.meta)
 
 
 def uuid_of(sixteen: bytes) -> UUID:
-    """The id of its bytes, in half of the time that UUID itself takes."""
+    """The id of 16 bytes."""
+    # Half of the time that UUID itself takes, for each event that is read.
     return convert(sixteen, UUID)
 
 
@@ -235,12 +237,12 @@ def _meta(
 
 @lru_cache(maxsize=64)
 def decided_meta(rules: int) -> bytes:
-    """The `meta` of what was decided by this version of the rules; that of the first is empty."""
+    """The `meta` of events decided by a version of the rules; for the first version it is {}."""
     return _encode(Origin(rules=rules))
 
 
 def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:
-    """The payload of an event type, lifted from an old schema_version where it has to be.
+    """The payload of an event type, upcast if its schema_version is an old one.
 
     Raises Unreadable for an unknown type or schema_version, msgspec.DecodeError for bad data.
     """
@@ -251,17 +253,14 @@ def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:
         return decode(data)
     if not 1 <= version < CURRENT[name]:
         raise Unreadable(f"{name} is known up to schema_version {CURRENT[name]}, not {version}")
-    return convert(_lifted(name, version, _decode_object(data)), _PAYLOADS[name])
-
-
-def _lifted(name: str, version: int, data: dict[str, Any]) -> dict[str, Any]:
-    """The data in its current shape; an upcaster may trust the shape that it lifts from."""
+    fields = _decode_object(data)
     try:
+        # An upcaster may trust the shape that it lifts from: so these mean that it is another.
         for old in range(version, CURRENT[name]):
-            data = UPCASTERS[name, old](data)
+            fields = UPCASTERS[name, old](fields)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise Unreadable(f"{name} of schema_version {version}: {error!r}") from error
-    return data
+    return convert(fields, _PAYLOADS[name])
 
 
 def encode_payload(payload: AnyPayload) -> bytes:
@@ -284,9 +283,9 @@ def recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Re
 
 
 def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> AnyPayload:
-    """What an event says; with NO_NAME for a sealed name unless `keys` has the customer's key.
+    """The payload of a record; with NO_NAME for a sealed name unless `keys` has its key.
 
-    Raises READ_ERRORS, and WrongKey for a key of something else.
+    Raises READ_ERRORS, and WrongKey for a key that is not the name's.
     """
     if is_sealed(record):
         return unseal(record, keys.get(record.stream_id))
