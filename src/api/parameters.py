@@ -128,9 +128,11 @@ def query(name: str, form: Form[T], description: str, default: T | None = None) 
     return Parameter(name, "query", form, description, default)
 
 
-def header(name: str, schema: Json, description: str) -> Parameter[str | None]:
-    """A header that changes what the operation does; whoever obeys it reads it."""
-    return Parameter(name, "header", Form({**TEXT_SCHEMA, **schema}, parse_text), description)
+def header(
+    name: str, schema: Json, description: str, parse: Callable[[str, str], T]
+) -> Parameter[T | None]:
+    """A header that changes what the operation does. It is parsed where it is obeyed, if it is."""
+    return Parameter(name, "header", Form({**TEXT_SCHEMA, **schema}, parse), description)
 
 
 class Call(Generic[Body]):
@@ -151,10 +153,10 @@ class Call(Generic[Body]):
         value: T = self._values.get(parameter.name, parameter.default)
         return value
 
-    def header(self, parameter: Parameter[T]) -> T:
-        """The text of a header, or None."""
-        text: T = self.request.headers.get(parameter.name)  # type: ignore[assignment]
-        return text
+    def header(self, parameter: Parameter[T]) -> T | None:
+        """The value of a header, or None; raises Problem."""
+        text = self.request.headers.get(parameter.name)
+        return None if text is None else parameter.form.parse(parameter.name, text)
 
 
 ORDER_ID: Final = path("order_id", UUID_FORM, "an order")
@@ -203,22 +205,31 @@ PREFER: Final = header(
     "Prefer",
     {"examples": ["wait=5", "respond-async"]},
     f"`wait=N` waits up to N s ({MAX_WAIT_S} at most) for the decision (RFC 7240)",
+    parse_text,
 )
 IDEMPOTENCY_KEY: Final = header(
     "Idempotency-Key",
     {"pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY},
     "the same key and body make the same event, for ever: a retry can't happen twice",
+    parse_text,
 )
 IF_NONE_MATCH: Final = header(
-    "If-None-Match", {}, "ETags of the versions that the client has: 304 if one is current"
+    "If-None-Match",
+    {},
+    "ETags of the versions that the client has: 304 if one is current",
+    parse_text,
 )
 LAST_EVENT_ID: Final = header(
-    "Last-Event-ID", {}, "of a stream: go on after this position, whatever `after` says"
+    "Last-Event-ID",
+    {},
+    "of a stream: go on after this position, whatever `after` says",
+    POSITION_FORM.parse,
 )
 X_REQUEST_ID: Final = header(
     "X-Request-Id",
     {},
     "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
+    parse_text,
 )
 
 HEADERS: Final = (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, LAST_EVENT_ID, X_REQUEST_ID)

@@ -49,6 +49,13 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
     answers = [answer for operation in operations for answer in operation.answers.values()]
     structs = [answer for answer in answers if isinstance(answer, type)]
     bodies = [operation.body for operation in operations if operation.body]
+    paths: Json = {}
+    for path, methods in routes.items():
+        item = paths[path] = {}
+        for method, operation in methods.items():
+            if operation.path:
+                item["parameters"] = [_parameter(parameter) for parameter in operation.path]
+            item[method.lower()] = _operation(path, operation, guarded)
     return encode(
         {
             "openapi": "3.1.0",
@@ -60,7 +67,7 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
             },
             "servers": [{"url": "/"}],
             "tags": [{"name": name, "description": words} for name, words in TAGS.items()],
-            "paths": {path: _path_item(path, routes[path], guarded) for path in routes},
+            "paths": paths,
             "components": {
                 "schemas": {
                     **answer_schemas(dict.fromkeys([*structs, ProblemDetails, CloudEvent])),
@@ -86,15 +93,6 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
             },
         }
     )
-
-
-def _path_item(path: str, methods: Mapping[str, Operation], guarded: bool) -> Json:
-    item: Json = {}
-    for method, operation in methods.items():
-        if operation.path:
-            item["parameters"] = [_parameter(parameter) for parameter in operation.path]
-        item[method.lower()] = _operation(path, operation, guarded)
-    return item
 
 
 def _parameter(parameter: Parameter[Any]) -> Json:

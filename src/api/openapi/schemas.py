@@ -51,16 +51,11 @@ def body_schemas(models: Iterable[type[BaseModel]]) -> Json:
     for model in models:
         schema = model.model_json_schema(ref_template=f"{SCHEMAS}{{model}}")
         for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
-            schemas[name] = _without_titles(part)
+            # pydantic makes titles of the names, and descriptions of the docstrings.
+            for field in part.get("properties", {}).values():
+                field.pop("title", None)
+            schemas[name] = {k: v for k, v in part.items() if k not in ("title", "description")}
     return schemas
-
-
-def _without_titles(schema: Json) -> Json:
-    """The schema without the titles that pydantic makes of the names."""
-    parts = schema.get("properties", {})
-    for part in parts.values():
-        part.pop("title", None)
-    return {name: value for name, value in schema.items() if name not in ("title", "description")}
 
 
 def answer_schemas(structs: Iterable[type[Struct]]) -> Json:

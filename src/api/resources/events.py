@@ -17,7 +17,6 @@ from api.parameters import (
     OF_TYPE,
     ORDER_ID,
     PAGE,
-    POSITION_FORM,
     Call,
 )
 from api.resources.orders import visible_order
@@ -44,8 +43,7 @@ async def browse(context: Context, call: Call[None]) -> Response:
     request, after, type_ = call.request, call[AFTER_EVENT], call[OF_TYPE]
     if _wants_stream(request):
         last_event_id = call.header(LAST_EVENT_ID)
-        if last_event_id is not None:
-            after = POSITION_FORM.parse(LAST_EVENT_ID.name, last_event_id)
+        after = after if last_event_id is None else last_event_id
         head_only = request.method == "HEAD"
         return await context.streams.open(after, type_, call[MIN_POSITION], head_only=head_only)
 
