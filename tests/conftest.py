@@ -78,7 +78,7 @@ def servers(
     except StackRefused as refused:
         # Or each test that wants them would be an error of its own.
         request.session.shouldfail = str(refused)
-        pytest.fail(str(refused), pytrace=False)
+        raise pytest.fail.Exception(str(refused), pytrace=False) from None
     with running:
         yield running
 
