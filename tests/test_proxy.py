@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
+from tests.harness import DEADLINE_S
+
 from .proxy import Direction, Proxy, open_proxy
 
 SOON_S = 0.2
@@ -43,7 +45,7 @@ async def serving() -> AsyncIterator[Server]:
 
     listening = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    async with asyncio.timeout(10), listening, open_proxy(port) as proxy:
+    async with asyncio.timeout(DEADLINE_S), listening, open_proxy(port) as proxy:
         server = Server(proxy, accepted)
         yield server
         server.end()

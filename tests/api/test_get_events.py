@@ -22,7 +22,7 @@ from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.records import Record
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
-from tests.harness import Stack, eventually, free_port, start_stack
+from tests.harness import DEADLINE_S, Stack, eventually, free_port, start_stack
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
@@ -227,7 +227,7 @@ async def test_a_page_is_gzipped(http: httpx.AsyncClient) -> None:
 async def test_a_stream_goes_on_as_the_ledger_grows(http: httpx.AsyncClient) -> None:
     first = await register(http)
     start = await head_of(http)
-    async with asyncio.timeout(20), listen(http, start - 1) as stream:
+    async with asyncio.timeout(DEADLINE_S), listen(http, start - 1) as stream:
         assert (await anext(stream)).event["subject"] == first
         for _ in range(3):
             customer_id = await register(http)
@@ -239,14 +239,14 @@ async def test_a_stream_goes_on_as_the_ledger_grows(http: httpx.AsyncClient) -> 
 async def test_a_stream_sends_the_events_of_the_pages(http: httpx.AsyncClient) -> None:
     await order(http, await register(http), await list_product(http))
     events, _ = await page(http, after=0, limit=500)
-    async with asyncio.timeout(20), listen(http, 0) as stream:
+    async with asyncio.timeout(DEADLINE_S), listen(http, 0) as stream:
         assert [(await anext(stream)).event for _ in events] == events
 
 
 async def test_last_event_id_wins_over_the_parameter_after(http: httpx.AsyncClient) -> None:
     await register(http)
     start = await head_of(http)
-    async with asyncio.timeout(20), listen(http, 0, last=start - 1) as stream:
+    async with asyncio.timeout(DEADLINE_S), listen(http, 0, last=start - 1) as stream:
         assert (await anext(stream)).position == start
     bad = await http.get("/events", headers={**STREAM, "Last-Event-ID": "x"})
     problem(bad, 422, "invalid-fields", "Last-Event-ID")
@@ -255,7 +255,7 @@ async def test_last_event_id_wins_over_the_parameter_after(http: httpx.AsyncClie
 async def test_a_filtered_stream_sends_how_far_it_has_looked(http: httpx.AsyncClient) -> None:
     start = await head_of(http)
     await register(http)
-    async with asyncio.timeout(20), listen(http, start, type="product.listed") as stream:
+    async with asyncio.timeout(DEADLINE_S), listen(http, start, type="product.listed") as stream:
         seen = await anext(stream)
         assert seen.event is None
         assert seen.position == start + 1
@@ -290,7 +290,7 @@ async def test_without_database_pages_are_refused_and_a_stream_waits_for_it(
         other.start("api")
         await other.ready()
         start = await head_of(other.http)
-        async with asyncio.timeout(20), listen(other.http, start - 1) as stream:
+        async with asyncio.timeout(DEADLINE_S), listen(other.http, start - 1) as stream:
             assert (await anext(stream)).event["subject"] == first
             database.cut()
             for headers in ({}, STREAM):
@@ -324,7 +324,7 @@ async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
                     break
 
     async def follow() -> None:
-        async with httpx.AsyncClient(base_url=f"{running.url}/api/v1", timeout=20) as http:
+        async with httpx.AsyncClient(base_url=f"{running.url}/api/v1", timeout=DEADLINE_S) as http:
             while len(heard) < total:
                 try:
                     async with listen(http, start, last=heard[-1] if heard else None) as stream:
@@ -351,14 +351,14 @@ async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
             await running.ready()
             api_is_up.set()
 
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(DEADLINE_S):
         await asyncio.gather(place(), follow(), restart())
     assert heard == list(range(start + 1, start + total + 1))
 
 
 async def test_streams_end_when_the_process_is_told_to_stop(running: Stack) -> None:
     await register(running.http)
-    async with asyncio.timeout(20), listen(running.http, 0) as stream:
+    async with asyncio.timeout(DEADLINE_S), listen(running.http, 0) as stream:
         await anext(stream)
         ending = asyncio.create_task(asyncio.to_thread(running.terminate, "api"))
         async for _ in stream:
@@ -379,7 +379,7 @@ async def test_a_slow_client_does_not_hold_others_back(http: httpx.AsyncClient) 
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((url.hostname, url.port))
         slow.sendall(request.encode())
-        async with asyncio.timeout(20), listen(http, start) as stream:
+        async with asyncio.timeout(DEADLINE_S), listen(http, start) as stream:
             for _ in range(3):
                 await http.post("/orders/batch", json={"orders": [body] * 1000})
             while len(heard) < 6000:
@@ -436,7 +436,7 @@ async def test_a_client_that_reads_nothing_costs_one_page_and_is_cut_off(
     ledger, client = Ledger(100_000), Client(takes=3)
     opened = make_streams(ledger)
     stream = await opened.open(0, None, 0, head_only=False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_S):
         await stream(client.scope, client.receive, client.send)
     assert client.aborted.is_set()
     assert ledger.reads == 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import make_ledger
+from tests.harness import DEADLINE_S, make_ledger
 from tests.ledger.running import Ledger, running_ledger
 from tests.private_servers import Servers
 
@@ -67,7 +67,7 @@ async def test_a_client_of_the_analyst_shows_the_same(month: Ledger, query: str)
         env=os.environ | {"MYSQL_PWD": password},
         stdout=asyncio.subprocess.PIPE,
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 30)
+    out, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert out.decode() == drawn(await ask(month, query))
 
 

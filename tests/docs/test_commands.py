@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from cli.commands.migrate import migrate
-from tests.harness import Stack, environment, make_ledger
+from tests.harness import DEADLINE_S, Stack, environment, make_ledger
 from tests.private_servers import Servers
 
 from .example import fill_example
@@ -121,5 +121,5 @@ async def run(stack: Stack, command: str, directory: Path) -> str:
         stderr=asyncio.subprocess.STDOUT,
         env=os.environ | environment(stack.settings) | {"PATH": commands},
     )
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     return "\n".join(line.rstrip() for line in output.decode().splitlines())

@@ -16,7 +16,7 @@ import pytest
 from cli.export import Format
 from cli.export.exporter import ExportRequest, export_tables
 from cli.export.tables import tables_by_name
-from tests.harness import make_ledger
+from tests.harness import DEADLINE_S, make_ledger
 from tests.private_servers import Servers
 
 from .example import fill_month
@@ -45,7 +45,7 @@ async def test_the_script_draws_what_the_page_shows(exported: Path) -> None:
         cwd=exported,
         stdout=asyncio.subprocess.PIPE,
     )
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode == 0
     if "UPDATE_DOCS" in os.environ:
         update(out.decode(), (exported / "plot.svg").read_text())

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from tests.harness import Stack, environment, eventually
+from tests.harness import DEADLINE_S, Stack, environment, eventually
 from tests.packages import require_program
 
 README = Path(__file__).parents[2] / "README.md"
@@ -38,7 +38,7 @@ class Reader:
             return
         looks_only = " -d " not in command and "-X" not in command
         if looks_only:
-            await eventually(self._trying(command, printed), f"{command} prints {printed}", 5)
+            await eventually(self._trying(command, printed), f"{command} prints {printed}")
         else:
             shown = await self._run(command)
             assert self._matches(printed, shown), f"{command} printed {shown}"
@@ -60,7 +60,7 @@ class Reader:
             stdout=asyncio.subprocess.PIPE,
             env=os.environ | environment(self._stack.settings),
         )
-        output, _ = await asyncio.wait_for(process.communicate(), 20)
+        output, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
         return "\n".join(line.rstrip() for line in output.decode().splitlines())
 
     def _matches(self, printed: str, shown: str) -> bool:
@@ -99,7 +99,7 @@ async def test_the_tour_works_as_printed(make_stack: Callable[..., Awaitable[Sta
         env=os.environ | environment(stack.settings),
         stdout=asyncio.subprocess.DEVNULL,
     )
-    assert await asyncio.wait_for(demo.wait(), 20) == 0
+    assert await asyncio.wait_for(demo.wait(), DEADLINE_S) == 0
     reader = Reader(stack)
     for command, printed in examples():
         await reader.type(command, printed)

@@ -30,7 +30,7 @@ CLIENTS: Final = 40
 ORDERS_EACH: Final = 8
 FEW: Final = 3
 ANSWERED_WITHIN_S: Final = 60.0
-REFUSED_WITHIN_S: Final = 2.0
+REFUSED_WITHIN_S: Final = 8.0
 WATCHED_S: Final = 4.0
 """Longer than one try to publish, and what comes of it, takes."""
 

@@ -21,7 +21,7 @@ ORDINARY_FILES: Final = 1_024
 """What a shell allows by default."""
 
 OPENED_WITHIN_S: Final = 60.0
-SERVED_WITHIN_S: Final = 10.0
+SERVED_WITHIN_S: Final = 60.0
 ASK: Final = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
 
 MakeStack = Callable[..., Awaitable[Stack]]

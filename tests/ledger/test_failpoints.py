@@ -24,7 +24,7 @@ from ledger.runtime.failpoints import (
     failpoint,
     failpoint_after_send,
 )
-from tests.harness import environment, eventually
+from tests.harness import DEADLINE_S, environment, eventually
 from tests.projections.view_rows import all_live, all_replayed, until_projected
 
 from .audit import audit, causes, ids
@@ -120,7 +120,7 @@ def process_that_fails(action: str) -> subprocess.Popen[bytes]:
 
 def test_a_process_dies_at_once() -> None:
     with process_that_fails("die") as process:
-        assert process.communicate(timeout=20)[0] == b""
+        assert process.communicate(timeout=DEADLINE_S)[0] == b""
         assert process.returncode == -signal.SIGKILL
 
 
@@ -132,13 +132,15 @@ async def test_a_process_stops_until_it_is_told_to_go_on() -> None:
 
         await eventually(is_stopped, "the process has stopped")
         process.send_signal(signal.SIGCONT)
-        assert process.communicate(timeout=20)[0] == b"went on\n"
+        assert process.communicate(timeout=DEADLINE_S)[0] == b"went on\n"
 
 
 def ledger_migrate(settings: Settings, text: str) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).with_name("ledger"), "migrate"]
     env = os.environ | environment(settings) | {"LEDGER_FAILPOINTS": text}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
 
 
 def test_a_process_with_failpoints_warns_and_one_with_unknown_ones_does_not_start(

@@ -26,8 +26,9 @@ from .audit import causes, ids
 from .events import opening, orders
 from .running import Ledger, beside, running_ledger, until_connected
 
-AT_ONCE_S = 0.2
-SLACK_S = 0.5
+# Well below SUBMIT_TIMEOUT_S, and then below CONFIRM_TIMEOUT_S: the next longer waits.
+AT_ONCE_S = 1.0
+SLACK_S = 5.0
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 """Class 60, method 40 of AMQP 0-9-1."""
 

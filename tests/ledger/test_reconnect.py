@@ -7,6 +7,7 @@ import pytest
 
 from ledger.runtime import reconnect
 from ledger.runtime.reconnect import first_to_end, keep_alive
+from tests.harness import DEADLINE_S
 
 
 class Works:
@@ -50,7 +51,7 @@ async def test_a_lost_cancel_is_repeated(
     """Else a process whose work failed while it connected would hang, and never be restarted."""
     monkeypatch.setattr(reconnect, "CANCEL_AGAIN_S", 0.05)
     works = Works()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(DEADLINE_S):
         with pytest.raises(ConnectionError, match="gone"):
             await first_to_end(works.loses_a_cancel(), fails_later(works))
     assert works.ended == ["waits"]

@@ -14,7 +14,7 @@ from cli.localstack.leftovers import LEDGER
 from cli.localstack.servers import prepare_database
 from cli.settings import Settings
 from ledger.runtime.database import UnsafeDatabase, make_engine, refuse_unsafe
-from tests.harness import environment, free_port
+from tests.harness import DEADLINE_S, environment, free_port
 from tests.private_servers import Servers, wait_until
 
 PASSWORD = "for-this-test"
@@ -92,7 +92,7 @@ async def test_neither_writer_nor_migrate_starts_on_such_a_server(
         env=os.environ | environment(settings),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert await refusal(url, "SET GLOBAL innodb_flush_log_at_trx_commit = 1") == ""
