@@ -28,6 +28,7 @@ from ledger.core.events import TYPE_OF, CustomerErased, Recorded
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.encryption import WrongKey, is_sealed
 from ledger.eventlog.reader import PAGE, EventPage, EventReader
+from ledger.runtime.timestamps import format_rfc3339
 from projections.tables import Checkpoint, OnProgress, chunks, marks, pin
 from projections.views.projection import KeyedProjection, LineProjection, Projection
 
@@ -448,7 +449,7 @@ def _text(value: Any) -> str | None:
         case bytes():
             return str(UUID(bytes=value))
         case datetime():
-            return f"{value.isoformat()}Z"
+            return format_rfc3339(value)
         case _:
             return str(value)
 
