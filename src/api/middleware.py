@@ -1,4 +1,4 @@
-"""What every request passes on its way in and every answer on its way out, outermost first.
+"""Middleware: every request passes it on its way in, every answer on its way out.
 
 Pure ASGI classes. Most of them are plain functions rather than coroutines, as each `await` and
 each closure costs every request.
@@ -31,7 +31,7 @@ REQUEST_ID: Final = "request_id"
 ELSEWHERE: Final = "elsewhere"
 # Smaller answers fit into two packets as they are. Products and orders one by one are smaller.
 MIN_GZIP: Final = 2048
-# Packing this much takes long enough to be done beside the event loop.
+# Compressing this much takes long enough to be done beside the event loop.
 MIN_GZIP_IN_THREAD: Final = 64 * 1024
 
 _GZIP_LEVEL: Final = 4
@@ -175,25 +175,27 @@ def traceparent_of(scope: Scope) -> str | None:
 
 
 class ResponseHeaders:
-    """Adds the headers that every answer has, and packs a body that is large and whole."""
+    """Adds the headers that every answer has, and compresses a body that is large and whole."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
-        held: Message | None = None
+        unsent: Message | None = None
 
         def send_finished(message: Message) -> Awaitable[None]:
-            nonlocal held
-            if held is not None:
-                start, held = held, None
-                return _send_packed(start, message, send)
-            if message["type"] == "http.response.start" and add_headers(message, scope):
-                # Length and ETag of the packed body are known with the body: wait for it.
-                held = message
+            nonlocal unsent
+            if message["type"] == "http.response.start":
+                if not add_headers(message, scope):
+                    return send(message)
+                # Length and ETag depend on the compressed body, so the start waits for the body.
+                unsent = message
                 return _sent()
-            return send(message)
+            if unsent is None:
+                return send(message)
+            start, unsent = unsent, None
+            return _send_compressed(start, message, send)
 
         return self._app(scope, receive, send_finished)
 
@@ -203,13 +205,13 @@ async def _sent() -> None:
 
 
 def add_headers(start: Message, scope: Scope) -> bool:
-    """Add to the start of an answer what each has; returns whether its body is to be packed."""
+    """Add the headers that every answer has; returns whether its body is to be compressed."""
     headers: list[tuple[bytes, bytes]] = start["headers"]
     named = dict(headers)
     headers += [(b"x-request-id", scope[REQUEST_ID]), _NO_SNIFFING]
     if b"cache-control" not in named:
         headers.append(_NO_STORE)
-    # A stream has no length: packing would hold its events back.
+    # A stream has no length: compression would hold its events back.
     if int(named.get(b"content-length", 0)) < MIN_GZIP or b"content-encoding" in named:
         return False
     if _VARY not in headers:
@@ -217,12 +219,12 @@ def add_headers(start: Message, scope: Scope) -> bool:
     return accepts_gzip(scope)
 
 
-async def _send_packed(start: Message, message: Message, send: Send) -> None:
+async def _send_compressed(start: Message, message: Message, send: Send) -> None:
     body = message["body"]
     if len(body) >= MIN_GZIP_IN_THREAD:
-        body = await asyncio.to_thread(pack, body)
+        body = await asyncio.to_thread(compress, body)
     else:
-        body = pack(body)
+        body = compress(body)
     headers = [_weak(*header) for header in start["headers"] if header[0] != b"content-length"]
     headers += [(b"content-length", b"%d" % len(body)), _GZIP]
     await send({**start, "headers": headers})
@@ -230,14 +232,14 @@ async def _send_packed(start: Message, message: Message, send: Send) -> None:
 
 
 def _weak(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A strong ETag promises the same bytes, and packed ones are others (RFC 9110, 8.8.3)."""
+    """A strong ETag promises the same bytes, and compressed ones differ (RFC 9110, 8.8.3)."""
     if name == b"etag" and not value.startswith(b"W/"):
         return name, b"W/" + value
     return name, value
 
 
-def pack(body: bytes, level: int = _GZIP_LEVEL) -> bytes:
-    """The body in gzip, always the same bytes."""
+def compress(body: bytes, level: int = _GZIP_LEVEL) -> bytes:
+    """The body compressed with gzip; the same body always gives the same bytes."""
     return gzip.compress(body, level, mtime=0)
 
 

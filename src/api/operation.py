@@ -33,8 +33,8 @@ class Operation:
     """The declaration, which decorates its handler; `scope` is None where everybody may.
 
     `answers` has every answer by status. `problems` are the kinds that not all operations of its
-    sort can answer with. `own`: a key bound to one customer may, too, because path or handler keep
-    it to that customer.
+    sort can answer with. `own`: an API key bound to one customer may, too, because path or handler
+    keep it to that customer.
     """
 
     scope: Scope | None
@@ -54,7 +54,7 @@ class Operation:
         self.headers = [p for p in self.parameters if p.place == "header"]
 
     def __call__(self, handler: Handler) -> "Operation":
-        """This operation, done by the handler that follows."""
+        """Set the handler: an operation is the decorator of its handler."""
         self.handler = handler
         return self
 
@@ -94,14 +94,14 @@ class Operation:
     def statuses(self, *, guarded: bool = True) -> dict[int, list[str]]:
         """Every status it can answer with, in ascending order, and its kinds of problem, if any.
 
-        `guarded`: the API asks for keys.
+        `guarded`: the API asks for API keys.
         """
-        found: dict[int, list[str]] = {status: [] for status in self.answers}
+        statuses: dict[int, list[str]] = {status: [] for status in self.answers}
         kinds = set(self._problem_kinds(guarded))
         for kind in KINDS:
             if kind in kinds:
-                found.setdefault(int(KINDS[kind].status), []).append(kind)
-        return dict(sorted(found.items()))
+                statuses.setdefault(int(KINDS[kind].status), []).append(kind)
+        return dict(sorted(statuses.items()))
 
     def _problem_kinds(self, guarded: bool) -> Iterator[str]:
         # Any request can be no HTTP, too slow, too large, or have a parameter that is not known.

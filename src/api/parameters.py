@@ -68,14 +68,14 @@ def whole_number(low: int, high: int, **schema: int) -> Form[int]:
 
 def one_of(values: Iterable[str]) -> Form[str]:
     """One of these words."""
-    known = tuple(values)
+    words = tuple(values)
 
     def parse(name: str, text: str) -> str:
-        if text not in known:
-            raise invalid(name, f"must be one of {', '.join(known)}")
+        if text not in words:
+            raise invalid(name, f"must be one of {', '.join(words)}")
         return text
 
-    return Form({"enum": list(known)}, parse)
+    return Form({"enum": list(words)}, parse)
 
 
 def parse_boolean(name: str, text: str) -> bool:

@@ -1,6 +1,6 @@
 """Errors as clients see them: RFC 9457 problem details with stable types.
 
-One table says which status each kind of problem has, one which kind each reason of the fold is.
+KINDS has the status, title and remedy of each kind; REFUSALS the kind of each reason of the fold.
 """
 
 from collections.abc import Mapping, Sequence

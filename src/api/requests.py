@@ -1,6 +1,6 @@
 """Reading requests: the query, and JSON bodies that are bounded in size, time and depth.
 
-What is wrong is told field by field, in words that name the limit and the remedy.
+Every invalid field is reported, in words that name the limit and the remedy.
 """
 
 import asyncio
@@ -130,10 +130,10 @@ def _is_json(content_type: bytes) -> bool:
     media_type, _, rest = content_type.lower().partition(b";")
     charset = rest.replace(b" ", b"").replace(b'"', b"")
     media_type = media_type.strip()
-    known = media_type == b"application/json" or (
+    is_json = media_type == b"application/json" or (
         media_type.startswith(b"application/") and media_type.endswith(b"+json")
     )
-    return known and charset in (b"", b"charset=utf-8", b"charset=utf8")
+    return is_json and charset in (b"", b"charset=utf-8", b"charset=utf8")
 
 
 def parse_json(raw: bytes) -> object:

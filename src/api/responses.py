@@ -75,8 +75,8 @@ def next_link(
     if next_after is None:
         return {}
     # The next page is as new as this one without waiting again.
-    kept = {name: value for name, value in query.items() if name != "min_position"}
-    after = urlencode({**kept, "after": str(next_after)})
+    filters = {name: value for name, value in query.items() if name != "min_position"}
+    after = urlencode({**filters, "after": str(next_after)})
     return {"Link": f'<{quote(request.scope["path"])}?{after}>; rel="next"'}
 
 

@@ -16,7 +16,7 @@ from api.middleware import (
     RequestId,
     ResponseHeaders,
     accepts_gzip,
-    pack,
+    compress,
 )
 from api.operation import PREFIX
 
@@ -168,7 +168,7 @@ async def test_a_stream_is_never_compressed() -> None:
 
 
 async def test_a_compressed_body_is_not_compressed_again() -> None:
-    packed = pack(bytes(range(256)) * 64) * 20
+    packed = compress(bytes(range(256)) * 64) * 20
     headers, body = await sent(Response(packed, headers={"Content-Encoding": "gzip"}))
     assert headers.getlist("content-encoding") == ["gzip"]
     assert body == packed

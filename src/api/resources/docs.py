@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from api import schemas
 from api.context import Context
-from api.middleware import accepts_gzip, pack
+from api.middleware import accepts_gzip, compress
 from api.operation import Operation
 from api.parameters import IF_NONE_MATCH, Call, Form, path
 from api.problems import KINDS, Problem
@@ -33,10 +33,10 @@ ASSETS: Final = {
 
 def _existing(names: Iterable[str], what: str) -> Form[str]:
     """The part of a path that is one of these names; any other path does not exist."""
-    known = frozenset(names)
+    existing = frozenset(names)
 
     def parse(name: str, text: str) -> str:
-        if text not in known:
+        if text not in existing:
             raise Problem("no-such-path", f"{what} {text[:100]}")
         return text
 
@@ -57,7 +57,7 @@ class StaticDocument(Struct, frozen=True):
 
     media_type: str
     body: bytes
-    packed: bytes
+    compressed: bytes
     etag: str
 
     def response(self, request: Request) -> Response:
@@ -68,18 +68,20 @@ class StaticDocument(Struct, frozen=True):
         headers["Content-Security-Policy"] = POLICY
         if accepts_gzip(request.scope):
             headers["Content-Encoding"] = "gzip"
-            return Response(self.packed, 200, headers, self.media_type)
+            return Response(self.compressed, 200, headers, self.media_type)
         return Response(self.body, 200, headers, self.media_type)
 
 
 def static_document(media_type: str, body: bytes) -> StaticDocument:
     """A document with its ETag, which is weak because body and gzip share it."""
-    return StaticDocument(media_type, body, pack(body, 9), f'W/"{sha256(body).hexdigest()[:32]}"')
+    return StaticDocument(
+        media_type, body, compress(body, 9), f'W/"{sha256(body).hexdigest()[:32]}"'
+    )
 
 
 @cache
 def _file(name: str) -> StaticDocument:
-    # Packing takes a while, so a file is read and packed at its first request, in a thread.
+    # Packing takes a while, so a file is read and compressed at its first request, in a thread.
     file, media_type = ASSETS[name] if name in ASSETS else (_OURS / name, HTML)
     return static_document(media_type, file.read_bytes())
 

@@ -138,9 +138,9 @@ async def show(context: Context, call: Call[None]) -> Response:
             when, lambda reader, position: reader.row(STOCK, product_id, position)
         )
         page = _render(then, product_id, moment.position)
-        # What is not final yet may still change: a later event can be of the same time.
-        kept = _IMMUTABLE if moment.final else _NO_CACHE
-        return _page(call.request, page, moment.position, kept)
+        # An answer that is not final yet may still change: a later event can be of the same time.
+        cache_control = _IMMUTABLE if moment.final else _NO_CACHE
+        return _page(call.request, page, moment.position, cache_control)
     generation = context.product_cache.generation
     row, position = await context.reads.read_at_least(
         call[MIN_POSITION],
@@ -164,9 +164,12 @@ def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int)
 
 
 def _page(
-    request: Request, page: ProductPage, position: int, kept: tuple[bytes, bytes] = _NO_CACHE
+    request: Request,
+    page: ProductPage,
+    position: int,
+    cache_control: tuple[bytes, bytes] = _NO_CACHE,
 ) -> Response:
-    headers = [kept, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
+    headers = [cache_control, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
     if etag_matches(request, page.etag):
         response = Response(None, 304)
     else:
