@@ -47,8 +47,12 @@ def scribed(*batches: Iterable[Submitted]) -> list[Record]:
 
 
 def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
-    """Audit a ledger page by page and return the fold; raises VerificationFailed."""
+    """Audit a ledger page by page and return the fold; raises VerificationFailed.
+
+    As in `ledger verify`, a page is looked up before the one before it is checked.
+    """
     chain, decisions = ChainCheck(), DecisionAudit(Fold())
+    pages: list[tuple[Sequence[Record], Earlier]] = []
     after, limit = 0, page
     while after < len(records):
         found = records[after : after + limit]
@@ -57,9 +61,12 @@ def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
         if not found:
             limit *= 2
             continue
-        earlier = _earlier(records[:after], decisions.unknown(found))
-        check(chain, decisions, found, earlier)
+        pages.append((found, _earlier(records[:after], decisions.unknown(found))))
+        if len(pages) > 1:
+            check(chain, decisions, *pages.pop(0))
         after, limit = after + len(found), page
+    for last in pages:
+        check(chain, decisions, *last)
     return decisions.fold
 
 

@@ -102,7 +102,9 @@ class DecisionAudit:
             self._conservation.compare(self.fold.customers, self.fold.products)
         except InvariantViolated as error:
             raise VerificationFailed(records[-1].position, f"up to here {error}") from error
-        for stream_id in self._page_entries & self._page_versions.keys():
+        # A page is read ahead: its histories may have streams whose versions were kept meanwhile.
+        new_entries = self._page_entries & self._page_versions.keys() - self._versions.keys()
+        for stream_id in new_entries:
             key = UUID(bytes=stream_id)
             if key in self.fold.customers or key in self.fold.products:
                 self._versions[stream_id] = self._page_versions[stream_id]
