@@ -78,12 +78,13 @@ def run(
 ) -> Answer:
     """Run a command's work and return its result; raises what the command handles itself.
 
-    Any other error that is expected (see `_is_expected`) ends the command with status `failed` and
+    Any other error that is expected (see `is_expected`) ends the command with status `failed` and
     one sentence. What is left is a bug, and its traceback is shown.
     """
     _buffer_output()
     logs.configure("text", "INFO")
     failpoints.warn()
+    # What is imported lives as long as the process: no collection has to walk it.
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     try:
@@ -95,14 +96,14 @@ def run(
     except BadSettings as error:
         exit_with(BAD_USAGE, str(error))
     except Exception as error:
-        if isinstance(error, handled) or not _is_expected(error):
+        if isinstance(error, handled) or not is_expected(error):
             raise
         # Below its first line SQLAlchemy says only where its manual is.
         first_line, *_ = str(error).splitlines() or [""]
         exit_with(failed, f"{type(error).__name__}: {first_line}")
 
 
-def _is_expected(error: Exception) -> bool:
+def is_expected(error: Exception) -> bool:
     """True for errors of the database and the broker, and for exceptions that this project defines.
 
     Our exceptions are written to be read by whoever runs the command. Those of the pure core are
@@ -123,7 +124,7 @@ async def _until_interrupted(work: Coroutine[Any, Any, Answer]) -> Answer:
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
     interruption = asyncio.ensure_future(interrupted.wait())
     await asyncio.wait((task, interruption), return_when=asyncio.FIRST_COMPLETED)
-    interruption.cancel()
+    interruption.cancel()  # nobody waits for Ctrl-C any more
     if not task.done():
         await end_tasks([task])
         raise Interrupted

@@ -35,6 +35,7 @@ async def submit(
         return publisher.connected
 
     async def work() -> None:
+        # A submission without a connection fails at once: wait for the first one.
         await _wait_until(is_connected, InboxUnavailable("the broker is away"))
         await publisher.submit(events)
         await wait_until_shown(is_shown)

@@ -52,7 +52,7 @@ Capture = pytest.CaptureFixture[bytes]
 
 
 @pytest.mark.parametrize("view", VIEWS)
-async def test_a_view_as_json_lines_is_what_a_fold_cut_there_says(
+async def test_a_view_as_of_a_position_is_the_fold_up_to_it(
     history: tuple[Ledger, list[Record]], view: str, capfdbinary: Capture
 ) -> None:
     position = len(history[1]) * 2 // 3
@@ -95,7 +95,7 @@ async def test_a_time_is_the_last_position_recorded_by_then(
         (("stock", "--time", "yesterday"), "--time must be a time such as"),
     ],
 )
-def test_arguments_that_can_not_be_meant(arguments: tuple[str, ...], said: str) -> None:
+def test_contradictory_arguments_are_refused(arguments: tuple[str, ...], said: str) -> None:
     done = CliRunner().invoke(app, ["asof", *arguments])
     assert (done.exit_code, done.stdout) == (2, "")
     assert said in done.stderr
@@ -114,13 +114,13 @@ def test_arguments_that_can_not_be_meant(arguments: tuple[str, ...], said: str) 
         ("--position", "1", "stock", str(uuid4()), str(uuid4())),
     ],
 )
-def test_arguments_that_can_not_be_read(arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[str, ...]) -> None:
     done = CliRunner().invoke(app, ["asof", *arguments])
     assert (done.exit_code, done.stdout) == (2, "")
     assert "Usage:" in done.stderr
 
 
-async def test_what_lies_ahead_is_refused_and_the_head_named(
+async def test_a_position_beyond_the_head_is_refused_and_the_head_named(
     run: Run, history: tuple[Ledger, list[Record]]
 ) -> None:
     settings, head = history[0].settings, len(history[1])
@@ -134,13 +134,15 @@ async def test_what_lies_ahead_is_refused_and_the_head_named(
     assert f"the ledger ends at position {head}" in done.said_one_sentence()
 
 
-async def test_what_was_not_there_is_told_by_the_status(run: Run) -> None:
+async def test_a_row_that_did_not_exist_is_status_1(run: Run) -> None:
     done = await run("asof", "--position", "9", "wallets", nobody := str(uuid4()), "--json")
     assert (done.status, done.out) == (1, "")
     assert f"no such customer then: {nobody}" in done.said_one_sentence()
 
 
-async def test_an_empty_ledger_was_always_empty(servers: Servers, capfdbinary: Capture) -> None:
+async def test_an_empty_ledger_has_no_rows_as_of_any_position(
+    servers: Servers, capfdbinary: Capture
+) -> None:
     empty = await make_ledger(servers)
     for view in VIEWS:
         for when in (AsOf(0, None), AsOf(None, 0)):
@@ -150,7 +152,7 @@ async def test_an_empty_ledger_was_always_empty(servers: Servers, capfdbinary: C
         await show_view(empty, "stock", AsOf(1, None), as_json=True)
 
 
-async def test_a_reader_that_has_enough_is_no_failure(settings: Settings) -> None:
+async def test_a_pipe_that_is_closed_early_is_no_failure(settings: Settings) -> None:
     done = await shell(settings, "ledger asof --position 600 orders --json | head -n 1")
     assert (done.status, done.err) == (0, "")
     assert len(done.out.splitlines()) == 1
@@ -164,7 +166,7 @@ async def test_a_full_disk_is_one_sentence(settings: Settings) -> None:
     assert "No space left on device" in done.said_one_sentence()
 
 
-async def test_a_database_that_goes_half_way_is_told(run: Run, settings: Settings) -> None:
+async def test_a_database_that_fails_half_way_is_one_sentence(run: Run, settings: Settings) -> None:
     async with open_proxy(settings.db_port) as proxy:
         proxy.cut_after(20_000, "down")
         done = await run("asof", "--position", "600", "orders", LEDGER_DB_PORT=str(proxy.port))

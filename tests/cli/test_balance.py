@@ -30,7 +30,7 @@ def totals(found: Any) -> dict[str, tuple[int, int]]:
     return {total["unit"]: (total["debit"], total["credit"]) for total in found["totals"]}
 
 
-async def test_an_empty_ledger_has_empty_books(run: Run) -> None:
+async def test_an_empty_ledger_has_an_empty_trial_balance(run: Run) -> None:
     done = await run("balance", "--json")
     assert (done.status, done.err) == (0, "")
     assert (done.json["position"], done.json["balanced"]) == (0, True)
@@ -42,7 +42,7 @@ async def test_an_empty_ledger_has_empty_books(run: Run) -> None:
     assert (await run("balance")).status == 0
 
 
-async def test_what_was_sold_stands_in_the_books(run: Run, settings: Settings) -> None:
+async def test_sales_are_in_the_trial_balance(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(10_000, 50), orders(3))
         await shown(ledger)
@@ -66,7 +66,7 @@ async def test_what_was_sold_stands_in_the_books(run: Run, settings: Settings) -
 
 
 @pytest.mark.parametrize("step", [1, 7, 10_000])
-async def test_the_balance_at_any_position_is_that_of_the_lines_up_to_there(
+async def test_the_balance_as_of_a_position_sums_the_lines_up_to_it(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """However the positions are added up, and whatever is remembered of the time before."""
@@ -90,9 +90,7 @@ async def test_the_balance_at_any_position_is_that_of_the_lines_up_to_there(
         assert (await books.balance(position + 1_000)).position == position
 
 
-async def test_the_balance_of_a_position_stays_while_the_journal_grows(
-    run: Run, settings: Settings
-) -> None:
+async def test_the_balance_as_of_a_position_never_changes(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(), orders(2))
         await shown(ledger)
@@ -103,7 +101,7 @@ async def test_the_balance_of_a_position_stays_while_the_journal_grows(
     assert (await run("balance", "--json")).json["position"] == 16
 
 
-async def test_as_of_a_time_it_is_that_of_the_last_position_recorded_by_then(
+async def test_a_time_means_the_last_position_recorded_by_then(
     run: Run, settings: Settings
 ) -> None:
     async with running_ledger(settings) as ledger:
@@ -118,7 +116,7 @@ async def test_as_of_a_time_it_is_that_of_the_last_position_recorded_by_then(
     assert (before.json["position"], totals(before.json)["minor"]) == (0, (0, 0))
 
 
-async def test_what_lies_ahead_can_not_be_told(run: Run, settings: Settings) -> None:
+async def test_a_position_beyond_the_head_is_refused(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(), orders(2))
         await shown(ledger)
@@ -138,7 +136,7 @@ def test_a_position_and_a_time_at_once_are_refused() -> None:
     assert "either --position N or --time T" in done.said_one_sentence()
 
 
-def test_what_is_no_position_and_no_time_is_refused() -> None:
+def test_an_invalid_position_or_time_is_refused() -> None:
     for option, value in (("--position", "-1"), ("--position", "1.5"), ("--time", "yesterday")):
         done = typed("balance", option, value)
         assert done.status == 2
@@ -156,7 +154,7 @@ DAMAGES = [
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-async def test_every_damage_to_a_line_puts_the_books_out_of_balance(
+async def test_any_damaged_line_unbalances_the_journal(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 3)
@@ -171,9 +169,7 @@ async def test_every_damage_to_a_line_puts_the_books_out_of_balance(
         assert await books.first_torn(3) is None
 
 
-async def test_a_journal_that_does_not_balance_is_shown_and_named(
-    run: Run, settings: Settings
-) -> None:
+async def test_the_first_unbalanced_position_is_named(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(), orders(3))
         await shown(ledger)

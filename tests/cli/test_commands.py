@@ -53,7 +53,9 @@ async def test_status_shows_head_lag_and_depths(run: Run, settings: Settings) ->
     assert "2 messages wait, no writer is there" in table
 
 
-async def test_status_tells_how_much_it_can_not_see(settings: Settings) -> None:
+async def test_status_bounds_the_messages_that_the_broker_does_not_count(
+    settings: Settings,
+) -> None:
     async with running_ledger(settings) as ledger, ledger.connection("migrate") as other:
         await ledger.write(opening())
         # The writer takes what it may hold, and gets stuck at the head.
@@ -82,7 +84,7 @@ async def objects(ledger: Ledger) -> dict[str, object]:
     return found
 
 
-async def test_to_migrate_twice_is_to_migrate_once(run: Run, settings: Settings) -> None:
+async def test_migrating_twice_changes_nothing(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(), orders(3))
         await ledger.put_events(orders(1))
@@ -93,9 +95,7 @@ async def test_to_migrate_twice_is_to_migrate_once(run: Run, settings: Settings)
         assert len(await ledger.waiting()) == 1
 
 
-async def test_to_migrate_gives_a_view_of_an_earlier_version_its_new_indexes(
-    run: Run, settings: Settings
-) -> None:
+async def test_migrate_adds_missing_indexes_to_existing_views(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger, ledger.projecting():
         before = await indexes(ledger)
         for table in METADATA.sorted_tables:
@@ -116,7 +116,7 @@ async def indexes(ledger: Ledger) -> set[tuple[object, ...]]:
     return {row for row in rows if row[0] in METADATA.tables}
 
 
-async def test_the_demo_twice_is_the_demo_once(run: Run, settings: Settings) -> None:
+async def test_loading_the_demo_twice_changes_nothing(run: Run, settings: Settings) -> None:
     async with running_ledger(settings) as ledger, ledger.writing(), ledger.projecting():
         first = await run("demo")
         assert first.status == 0, first.err

@@ -44,7 +44,7 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
         yield found
 
 
-async def test_an_erasure_leaves_no_name_and_breaks_no_chain(ledger: Ledger, run: Run) -> None:
+async def test_an_erasure_removes_the_name_and_keeps_the_chain(ledger: Ledger, run: Run) -> None:
     before = await ledger.records()
     async with ledger.writing(), ledger.projecting():
         done = await run("erase-customer", ID, "--yes")
@@ -59,7 +59,7 @@ async def test_an_erasure_leaves_no_name_and_breaks_no_chain(ledger: Ledger, run
     assert await all_live(ledger) == await all_replayed(ledger)
 
 
-async def test_verify_passes_before_it_is_shown_and_after_and_finds_a_name_that_stayed(
+async def test_verify_passes_during_an_erasure_and_finds_a_name_that_stayed(
     ledger: Ledger, run: Run
 ) -> None:
     async with ledger.projecting():
@@ -76,7 +76,7 @@ async def test_verify_passes_before_it_is_shown_and_after_and_finds_a_name_that_
     assert "username" in wrong.err
 
 
-async def test_to_erase_twice_is_to_erase_once(ledger: Ledger, run: Run) -> None:
+async def test_erasing_twice_changes_nothing_more(ledger: Ledger, run: Run) -> None:
     async with ledger.writing(), ledger.projecting():
         first = await run("erase-customer", ID, "--yes", "--json")
         records = await ledger.records()
@@ -88,9 +88,7 @@ async def test_to_erase_twice_is_to_erase_once(ledger: Ledger, run: Run) -> None
     assert await ledger.records() == records
 
 
-async def test_what_a_rebuild_left_beside_the_view_forgets_the_name_too(
-    ledger: Ledger, run: Run
-) -> None:
+async def test_tables_left_by_a_rebuild_are_erased_too(ledger: Ledger, run: Run) -> None:
     async with ledger.writing(), ledger.projecting():
         await until_projected(ledger)
         assert (await run("rebuild", "wallets")).status == 0
@@ -103,7 +101,7 @@ async def test_what_a_rebuild_left_beside_the_view_forgets_the_name_too(
     assert await all_live(ledger) == await all_replayed(ledger)
 
 
-async def test_two_at_once_erase_once(ledger: Ledger, run: Run) -> None:
+async def test_concurrent_erasures_are_recorded_once(ledger: Ledger, run: Run) -> None:
     async with ledger.writing(), ledger.projecting():
         command = ("erase-customer", ID, "--yes", "--json")
         both = await asyncio.gather(run(*command), run(*command))
@@ -112,26 +110,26 @@ async def test_two_at_once_erase_once(ledger: Ledger, run: Run) -> None:
 
 
 @pytest.mark.parametrize("nobody", ["11111111-2222-4333-8444-555555555555", str(PEN)])
-async def test_who_is_no_customer_is_not_erased(ledger: Ledger, run: Run, nobody: str) -> None:
+async def test_an_unknown_customer_is_refused(ledger: Ledger, run: Run, nobody: str) -> None:
     done = await run("erase-customer", nobody, "--yes")
     assert done.status == 1
     assert f"no customer {nobody}" in done.said_one_sentence()
     assert len(await ledger.records()) == 6
 
 
-async def test_where_nobody_can_be_asked_it_takes_a_yes(ledger: Ledger, run: Run) -> None:
+async def test_without_a_terminal_it_needs_yes(ledger: Ledger, run: Run) -> None:
     done = await run("erase-customer", ID)
     assert done.status == 2
     assert "--yes" in done.said_one_sentence()
     assert len(await ledger.records()) == 6
 
 
-def test_what_is_no_id_is_a_bad_argument() -> None:
+def test_an_invalid_id_is_a_usage_error() -> None:
     assert typed("erase-customer", "ann", "--yes").status == 2
 
 
 @pytest.mark.parametrize(("answer", "status"), [("n", 1), ("y", 0)])
-async def test_on_a_terminal_it_asks_first(
+async def test_at_a_terminal_it_asks_first(
     ledger: Ledger, settings: Settings, answer: str, status: int
 ) -> None:
     ours, theirs = pty.openpty()
@@ -156,7 +154,7 @@ async def test_on_a_terminal_it_asks_first(
     assert (key is None) == (answer == "y")
 
 
-async def test_what_was_submitted_is_decided_though_nobody_waits_for_it(
+async def test_a_submitted_erasure_is_decided_without_the_command(
     ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -56,7 +56,7 @@ async def test_the_head_is_position_hash_and_recorded_time(run: Run, settings: S
         assert last.hash.hex() in (await run("head")).out
 
 
-async def test_a_signed_head_is_a_proof_for_whoever_has_the_public_key(
+async def test_a_signed_head_is_verified_with_the_public_key(
     run: Run, settings: Settings, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
     private, public = keys
@@ -75,9 +75,7 @@ async def test_a_signed_head_is_a_proof_for_whoever_has_the_public_key(
         assert (await run(*against, "--public-key", str(public))).status == 0
 
 
-async def test_a_key_that_openssl_made_is_as_good(
-    run: Run, settings: Settings, tmp_path: Path
-) -> None:
+async def test_a_key_made_by_openssl_works(run: Run, settings: Settings, tmp_path: Path) -> None:
     private, public, file = tmp_path / "key", tmp_path / "key.pub", tmp_path / "head.json"
     for command in (
         f"openssl genpkey -algorithm ed25519 -out {private}",
@@ -98,7 +96,7 @@ async def forge(ledger: Ledger) -> None:
     await rewrite(ledger, forged(records, len(records), data=encode_payload(WalletCredited(900))))
 
 
-async def test_a_rewritten_tail_that_verify_alone_takes_is_found(
+async def test_a_kept_head_finds_a_rewritten_tail(
     run: Run, settings: Settings, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
     file = tmp_path / "head.json"
@@ -119,7 +117,7 @@ async def test_a_rewritten_tail_that_verify_alone_takes_is_found(
         assert quick.position == head.position
 
 
-async def test_a_tail_that_was_cut_off_is_missed(
+async def test_a_kept_head_finds_a_truncated_tail(
     run: Run, settings: Settings, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
     async with filled(settings) as ledger:
@@ -130,7 +128,7 @@ async def test_a_tail_that_was_cut_off_is_missed(
         assert (found.position, "are gone" in found.detail) == (head.position, True)
 
 
-async def test_of_damage_and_a_kept_head_the_first_position_is_named(settings: Settings) -> None:
+async def test_the_first_position_of_damage_and_kept_head_is_named(settings: Settings) -> None:
     async with filled(settings) as ledger:
         last = (await ledger.records())[-1]
         head = KeptHead(last.position, "ab" * 32, None)
@@ -140,7 +138,7 @@ async def test_of_damage_and_a_kept_head_the_first_position_is_named(settings: S
         assert (await wrong(ledger, Options(against=KeptHead(2, "ab" * 32, None)))).position == 2
 
 
-async def test_what_is_before_a_kept_head_is_never_left_out(settings: Settings) -> None:
+async def test_records_before_a_kept_head_must_be_verified(settings: Settings) -> None:
     async with filled(settings) as ledger:
         last = (await ledger.records())[-1]
         wish = Options(since_position=9, quick=True, against=KeptHead(5, "ab" * 32, None))
@@ -157,7 +155,7 @@ def refusal(file: Path, public: Path) -> str:
     return str(raised.value)
 
 
-def test_a_head_that_was_changed_or_is_of_another_key_is_refused(tmp_path: Path) -> None:
+def test_a_forged_head_is_refused(tmp_path: Path) -> None:
     file, key, other = (tmp_path / name for name in ("head.json", "key", "other"))
     public = tmp_path / "key.pub"
     make_signing_keys(key)
@@ -183,7 +181,7 @@ def test_a_head_that_was_changed_or_is_of_another_key_is_refused(tmp_path: Path)
         assert said in refusal(file, public)
 
 
-def test_keys_that_can_not_be_used_are_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_unusable_keys_are_refused_with_the_remedy(tmp_path: Path) -> None:
     key, public, rsa = (tmp_path / name for name in ("key", "key.pub", "rsa"))
     make_signing_keys(key)
     with pytest.raises(BadFile, match="can't write"):
@@ -203,7 +201,7 @@ def test_keys_that_can_not_be_used_are_refused_with_the_remedy(tmp_path: Path) -
             load_signing_key(path)
 
 
-async def test_files_that_can_not_be_used_are_status_2(run: Run, tmp_path: Path) -> None:
+async def test_unusable_files_are_status_2(run: Run, tmp_path: Path) -> None:
     none = str(tmp_path / "none")
     for arguments in (
         ("head", "--sign", "--key", none),
@@ -223,11 +221,11 @@ async def test_files_that_can_not_be_used_are_status_2(run: Run, tmp_path: Path)
         ("--make-key", "x", "--sign", "--key", "y"),
     ],
 )
-def test_arguments_that_make_no_sense_are_status_2(arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_are_status_2(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(app, ["head", *arguments]).exit_code == 2
 
 
-async def test_a_head_that_is_not_the_last_record_is_not_signed(
+async def test_a_head_that_is_not_the_last_record_is_never_signed(
     run: Run, settings: Settings, keys: tuple[Path, Path]
 ) -> None:
     async with filled(settings) as ledger:

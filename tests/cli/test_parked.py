@@ -108,7 +108,7 @@ async def test_every_kind_of_poison_is_listed_with_its_reason(run: Run, ledger: 
     assert len(table.splitlines()) == 1 + len(found)
 
 
-async def test_what_was_parked_twice_is_one_message(run: Run, ledger: Ledger) -> None:
+async def test_copies_are_listed_as_one_message(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, b"twice", b"once", b"twice")
     assert [(each["id"], each["copies"]) for each in await listed(run)] == [
         (id_of(b"twice"), 2),
@@ -116,7 +116,7 @@ async def test_what_was_parked_twice_is_one_message(run: Run, ledger: Ledger) ->
     ]
 
 
-async def test_a_list_is_cut_and_says_so(run: Run, ledger: Ledger) -> None:
+async def test_a_list_names_how_many_it_left_out(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, join(b"%d" % number for number in range(5)))
     done = await run("parked", "list", "--limit", "2", "--json")
     assert (len(done.json["messages"]), done.json["left_out"]) == (2, 3)
@@ -125,7 +125,7 @@ async def test_a_list_is_cut_and_says_so(run: Run, ledger: Ledger) -> None:
     assert done.said_one_sentence() == "3 more are parked: see them with --limit 5"
 
 
-async def test_a_list_changes_nothing_however_often(run: Run, ledger: Ledger) -> None:
+async def test_listing_changes_nothing(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, b"one", b"two")
     first = await listed(run)
     assert [await listed(run) for _ in range(2)] == [first, first]
@@ -135,7 +135,7 @@ async def test_a_list_changes_nothing_however_often(run: Run, ledger: Ledger) ->
     ]
 
 
-async def test_what_can_be_read_today_is_told(run: Run, ledger: Ledger) -> None:
+async def test_a_message_that_can_be_read_now_is_marked_readable(run: Run, ledger: Ledger) -> None:
     (event,) = orders(1)
     await park_event(ledger, event)
     (found,) = await listed(run)
@@ -160,7 +160,7 @@ async def test_json_is_shown_indented_and_to_the_digit(run: Run, ledger: Ledger)
     assert done.out.endswith('{\n  "a": [\n    1.50,\n    1e400\n  ]\n}\n')
 
 
-async def test_bytes_are_shown_in_hex_and_given_out_as_they_are(run: Run, ledger: Ledger) -> None:
+async def test_binary_is_shown_in_hex_and_raw_as_it_is(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, BINARY)
     done = await run("parked", "show", id_of(BINARY))
     assert "000000f0  f0 f1 f2" in done.out
@@ -170,7 +170,7 @@ async def test_bytes_are_shown_in_hex_and_given_out_as_they_are(run: Run, ledger
     assert (b64decode(shown["base64"]), shown["text"]) == (BINARY, None)
 
 
-async def test_raw_bytes_are_the_very_ones(run: Run, ledger: Ledger) -> None:
+async def test_raw_prints_the_exact_bytes(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, b"\x1b[31mred\n\n")
     assert (
         await run("parked", "show", id_of(b"\x1b[31mred\n\n"), "--raw")
@@ -189,7 +189,7 @@ async def test_a_parked_message_can_not_command_the_terminal(run: Run, ledger: L
         assert "\u202e" not in text
 
 
-async def test_an_id_that_is_none_or_of_several_is_one_sentence(run: Run, ledger: Ledger) -> None:
+async def test_an_unknown_or_ambiguous_id_is_one_sentence(run: Run, ledger: Ledger) -> None:
     done = await run("parked", "show", "0000")
     assert done.status == 1
     assert "`ledger parked list` shows all" in done.said_one_sentence()
@@ -214,7 +214,7 @@ async def test_a_broker_that_is_away_is_one_sentence(run: Run, arguments: tuple[
     assert done.said_one_sentence()
 
 
-async def test_what_can_be_read_is_resubmitted_and_the_rest_stays_with_its_reason(
+async def test_readable_messages_are_resubmitted_and_others_stay_with_their_reason(
     run: Run, ledger: Ledger
 ) -> None:
     (event,) = orders(1)
@@ -246,7 +246,7 @@ async def test_what_can_be_read_is_resubmitted_and_the_rest_stays_with_its_reaso
         assert part in table
 
 
-async def test_what_is_discarded_can_still_be_shown(run: Run, ledger: Ledger) -> None:
+async def test_a_discarded_message_can_still_be_shown(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, b"poison", b"poison", b"other")
     one = id_of(b"poison")
     done = await run("parked", "discard", one[:6].upper(), "--yes", "--json")
@@ -261,7 +261,7 @@ async def test_what_is_discarded_can_still_be_shown(run: Run, ledger: Ledger) ->
     assert (await run("parked", "show", one, "--raw")).status == 1
 
 
-async def test_a_reason_picks_what_is_discarded(run: Run, ledger: Ledger) -> None:
+async def test_a_reason_selects_what_is_discarded(run: Run, ledger: Ledger) -> None:
     await park_event(ledger, *orders(2), reason="a [bad] one")
     await put_poison(ledger, b"poison")
     assert (await run("parked", "discard", "--all", "--reason", "a ?bad* one", "--yes")).status == 0
@@ -312,7 +312,7 @@ async def test_at_a_terminal_nothing_is_discarded_without_a_yes(ledger: Ledger, 
         (("discard", "--all", "--reason", "*"), "give --yes"),
     ],
 )
-async def test_arguments_that_do_not_say_which_are_refused(
+async def test_ambiguous_arguments_are_refused(
     run: Run, ledger: Ledger, arguments: tuple[str, ...], said: str
 ) -> None:
     await put_poison(ledger, b"poison")
@@ -324,7 +324,7 @@ async def test_arguments_that_do_not_say_which_are_refused(
 
 @pytest.mark.parametrize("command", ["resubmit", "discard"])
 @pytest.mark.parametrize("moment", ["parked.before-log", "parked.before-ack"])
-async def test_an_operator_who_is_killed_does_it_again_and_nothing_is_lost_or_doubled(
+async def test_running_a_killed_command_again_loses_and_doubles_nothing(
     run: Run, ledger: Ledger, command: str, moment: str
 ) -> None:
     (event,) = orders(1)

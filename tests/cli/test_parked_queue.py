@@ -1,4 +1,4 @@
-"""Nothing leaves the parking queue that is not recorded, whatever breaks."""
+"""Nothing leaves the parking queue before it is in the log, whatever breaks."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -77,7 +77,7 @@ async def body(ledger: Ledger, id_: str) -> bytes | None:
         return await parking_log.body_of(connection, id_)
 
 
-async def test_what_is_discarded_is_recorded_to_the_byte(ledger: Ledger) -> None:
+async def test_discarded_bytes_are_in_the_log(ledger: Ledger) -> None:
     bodies = [b"", b"\x00\xff'\"\\%s", "größe".encode()]
     await park_bytes(ledger, *bodies, bodies[1])
     assert await discard_all(ledger) == {
@@ -96,7 +96,7 @@ async def test_what_is_discarded_is_recorded_to_the_byte(ledger: Ledger) -> None
     assert [await body(ledger, id_of(each)) for each in bodies] == bodies
 
 
-async def test_the_largest_message_fits_into_the_record(ledger: Ledger) -> None:
+async def test_the_largest_message_fits_into_the_log(ledger: Ledger) -> None:
     largest = b"'" * LARGEST
     await park_bytes(ledger, largest)
     assert await discard_all(ledger) == {id_of(largest): 1}
@@ -148,7 +148,7 @@ async def test_copies_are_submitted_once(ledger: Ledger) -> None:
     assert [entry.copies for entry in await recorded(ledger)] == [3]
 
 
-async def test_what_comes_meanwhile_stays(ledger: Ledger) -> None:
+async def test_messages_parked_meanwhile_stay(ledger: Ledger) -> None:
     await park_bytes(ledger, b"one")
     chosen = await parked(ledger)
     await park_bytes(ledger, b"one", b"two")
@@ -157,9 +157,7 @@ async def test_what_comes_meanwhile_stays(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("name", ["parked.before-log", "parked.before-ack"])
-async def test_a_discard_that_breaks_off_leaves_the_message_parked(
-    ledger: Ledger, name: str
-) -> None:
+async def test_an_interrupted_discard_leaves_the_message_parked(ledger: Ledger, name: str) -> None:
     await park_bytes(ledger, b"poison")
     failpoints.arm(f"{name}=raise@1")
     with pytest.raises(FailpointReached):
@@ -180,7 +178,7 @@ async def test_a_discard_that_breaks_off_leaves_the_message_parked(
         "parked.before-ack",
     ],
 )
-async def test_a_resubmission_that_breaks_off_is_decided_once_when_it_is_done_again(
+async def test_an_interrupted_resubmission_is_decided_once_when_run_again(
     ledger: Ledger, name: str
 ) -> None:
     events = [*opening(), *orders(2)]
@@ -214,7 +212,7 @@ async def test_a_full_inbox_stops_a_resubmission_and_loses_nothing(servers: Serv
         assert len(await recorded(ledger)) == waiting
 
 
-async def test_two_who_discard_the_same_take_it_off_once(ledger: Ledger) -> None:
+async def test_concurrent_discards_take_a_message_off_once(ledger: Ledger) -> None:
     await park_bytes(ledger, *[b"%d" % number for number in range(30)])
     taken = await asyncio.gather(discard_all(ledger), discard_all(ledger))
     assert sum(len(each) for each in taken) == 30
@@ -231,14 +229,14 @@ async def test_two_who_discard_the_same_take_it_off_once(ledger: Ledger) -> None
         "DELETE FROM parking_log",
     ],
 )
-async def test_the_record_is_append_only(ledger: Ledger, statement: str) -> None:
+async def test_the_log_is_append_only(ledger: Ledger, statement: str) -> None:
     await park_bytes(ledger, b"poison")
     await discard_all(ledger)
     with pytest.raises(DBAPIError, match="append-only"):
         await ledger.execute(statement)
 
 
-async def test_bytes_in_the_record_can_be_erased_and_nothing_else(ledger: Ledger) -> None:
+async def test_bytes_in_the_log_can_be_erased_and_nothing_else(ledger: Ledger) -> None:
     await park_bytes(ledger, b'{"username":"ann"}')
     await discard_all(ledger)
     before = await recorded(ledger)
@@ -248,7 +246,7 @@ async def test_bytes_in_the_record_can_be_erased_and_nothing_else(ledger: Ledger
 
 
 @pytest.mark.parametrize("role", ["writer", "projector", "api", "analyst"])
-async def test_only_operators_see_the_record(ledger: Ledger, role: str) -> None:
+async def test_only_operators_see_the_log(ledger: Ledger, role: str) -> None:
     with pytest.raises(DBAPIError, match="denied"):
         await ledger.rows("SELECT COUNT(*) FROM parking_log", role)
 

@@ -81,7 +81,7 @@ async def whole_again(ledger: Ledger) -> None:
     assert await tables(ledger) == {f"{name}_old" for name in NAMES}
 
 
-async def test_it_says_view_by_view_what_came_of_it(run: Run, ledger: Ledger) -> None:
+async def test_the_result_of_each_view_is_reported(run: Run, ledger: Ledger) -> None:
     position = (await ledger.head()).position
     done = await run("rebuild", "orders", "stock")
     assert (done.status, done.err) == (0, "")
@@ -158,7 +158,7 @@ async def test_nothing_to_undo_is_one_sentence(run: Run) -> None:
         "after-swap",
     ],
 )
-async def test_killed_anywhere_it_leaves_whole_views_and_the_next_goes_on(
+async def test_a_rebuild_killed_anywhere_leaves_whole_views_and_is_resumed(
     ledger: Ledger, failpoint: str
 ) -> None:
     process = await begun(ledger, f"rebuild.{failpoint}=die")

@@ -28,9 +28,7 @@ async def terminated(stack: Stack, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["writer", "projector"])
-async def test_a_process_that_is_asked_to_end_leaves_its_work_whole(
-    make_stack: MakeStack, name: str
-) -> None:
+async def test_a_stopped_process_leaves_no_work_half_done(make_stack: MakeStack, name: str) -> None:
     stack = await make_stack()
     async with running_ledger(stack.settings) as ledger, ledger.publishing() as publisher:
         events = [*opening(), *orders(1_500)]
@@ -57,7 +55,7 @@ async def both_are_at_work(ledger: Ledger) -> None:
     await eventually(shown, "the views show something")
 
 
-async def test_an_api_that_is_asked_to_end_answers_what_it_took(make_stack: MakeStack) -> None:
+async def test_a_stopped_api_answers_the_requests_it_accepted(make_stack: MakeStack) -> None:
     stack = await make_stack()
     body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
     accepted: list[str] = []

@@ -25,7 +25,7 @@ from .damage import damaged, filled, project, rewrite, verified, wrong
 NAMES = [projection.name for projection in PROJECTIONS]
 
 
-async def test_a_right_ledger_and_its_views_are_found_right(run: Run, settings: Settings) -> None:
+async def test_an_intact_ledger_and_its_views_pass(run: Run, settings: Settings) -> None:
     async with filled(settings) as ledger:
         head = await ledger.head()
         done = await run("verify", "--json")
@@ -47,7 +47,7 @@ async def test_a_right_ledger_and_its_views_are_found_right(run: Run, settings: 
 
 
 @pytest.mark.parametrize("arguments", [(), ("--quick",)])
-async def test_an_empty_ledger_is_right(run: Run, arguments: tuple[str, ...]) -> None:
+async def test_an_empty_ledger_passes(run: Run, arguments: tuple[str, ...]) -> None:
     done = await run("verify", "--json", *arguments)
     assert (done.status, done.err) == (0, "")
     assert done.json["ledger"] == {"position": 0, "hash": "00" * 32, "since": 0}
@@ -65,7 +65,7 @@ async def test_pages_may_end_anywhere(settings: Settings, monkeypatch: pytest.Mo
         assert (await wrong(ledger)).position == 20
 
 
-async def test_views_may_be_behind_and_apart(settings: Settings) -> None:
+async def test_views_may_be_at_different_checkpoints(settings: Settings) -> None:
     async with filled(settings) as ledger:
         behind = (await ledger.head()).position
         await ledger.write(orders(3))
@@ -118,7 +118,7 @@ IN_EVENTS: dict[str, tuple[int, tuple[str, ...]]] = {
 """What was done, and where it shows: -1 stands for what is after the last record, -2 for that."""
 
 
-async def test_whatever_was_changed_in_events_or_head_is_found(settings: Settings) -> None:
+async def test_any_change_in_events_or_head_is_found(settings: Settings) -> None:
     async with filled(settings) as ledger:
         last = (await ledger.head()).position
         for change, (position, statements) in IN_EVENTS.items():
@@ -129,7 +129,7 @@ async def test_whatever_was_changed_in_events_or_head_is_found(settings: Setting
         await verified(ledger)
 
 
-async def test_the_last_records_may_be_gone_with_the_head_but_not_behind_the_views(
+async def test_truncated_events_are_found_by_a_view_that_is_ahead(
     settings: Settings,
 ) -> None:
     async with filled(settings) as ledger:
@@ -187,7 +187,7 @@ async def two_rows(ledger: Ledger, name: str, key: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_whatever_was_changed_in_a_view_is_found(settings: Settings, name: str) -> None:
+async def test_any_change_in_a_view_is_found(settings: Settings, name: str) -> None:
     (view,) = (each for each in PROJECTIONS if each.name == name)
     key = view.key_columns[-1]
     async with filled(settings) as ledger:
@@ -200,7 +200,7 @@ async def test_whatever_was_changed_in_a_view_is_found(settings: Settings, name:
         await verified(ledger)
 
 
-async def test_of_two_views_that_are_wrong_the_first_position_is_named(settings: Settings) -> None:
+async def test_the_first_position_of_two_wrong_views_is_named(settings: Settings) -> None:
     async with filled(settings) as ledger:
         ((journal,),) = await ledger.rows("SELECT MAX(position) FROM journal")
         async with damaged(
@@ -213,9 +213,7 @@ async def test_of_two_views_that_are_wrong_the_first_position_is_named(settings:
         assert found.position == first < journal
 
 
-async def test_a_finding_is_one_sentence_and_status_1_and_json_if_wanted(
-    run: Run, settings: Settings
-) -> None:
+async def test_a_failure_is_one_sentence_and_status_1_or_json(run: Run, settings: Settings) -> None:
     async with filled(settings) as ledger:
         await ledger.execute("UPDATE wallets SET username = 'Ann Other', balance_minor = 7")
         ((position,),) = await ledger.rows("SELECT MIN(position) FROM wallets")
@@ -231,7 +229,7 @@ async def test_a_finding_is_one_sentence_and_status_1_and_json_if_wanted(
         assert "position 3: the hash is not" in (await run("verify")).said_one_sentence()
 
 
-async def test_quick_sees_the_chain_and_no_decision(settings: Settings) -> None:
+async def test_quick_checks_the_chain_and_no_decision(settings: Settings) -> None:
     async with filled(settings) as ledger:
         records = await ledger.records()
         refused = next(r for r in records if r.type == "order.cancel-refused")
@@ -242,7 +240,7 @@ async def test_quick_sees_the_chain_and_no_decision(settings: Settings) -> None:
         assert (await wrong(ledger, Options(quick=True))).position == 2
 
 
-async def test_what_is_before_since_position_is_trusted(settings: Settings) -> None:
+async def test_records_before_since_position_are_trusted(settings: Settings) -> None:
     async with running_ledger(settings) as ledger:
         await fill(ledger.engine("writer"), Shop(5, 3, 3, 1000).events(), 300, 100, 20)
         await project(ledger)
@@ -312,7 +310,7 @@ async def test_a_database_that_is_away_is_status_3(run: Run) -> None:
     done.said_one_sentence()
 
 
-async def test_a_position_that_is_not_there_is_status_2(run: Run) -> None:
+async def test_a_start_beyond_the_head_is_status_2(run: Run) -> None:
     done = await run("verify", "--since-position", "5")
     assert (done.status, "--since-position 5" in done.said_one_sentence()) == (2, True)
 
@@ -328,5 +326,5 @@ async def test_a_position_that_is_not_there_is_status_2(run: Run) -> None:
         ("everything",),
     ],
 )
-def test_arguments_that_make_no_sense_are_status_2(arguments: tuple[str, ...]) -> None:
+def test_invalid_arguments_are_status_2(arguments: tuple[str, ...]) -> None:
     assert CliRunner().invoke(app, ["verify", *arguments]).exit_code == 2

@@ -100,6 +100,7 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
 def write_head(path: Path, kept: KeptHead) -> None:
     """Write a head into a file; raises BadFile."""
     try:
+        # Atomically: a crash must not leave half of the only proof.
         write_atomically(path, signatures.encode(kept) + b"\n")
     except OSError as error:
         raise BadFile(f"can't write {path}: {error.strerror}") from error
@@ -107,7 +108,7 @@ def write_head(path: Path, kept: KeptHead) -> None:
 
 def load_head(path: Path, public_key_path: Path | None) -> KeptHead:
     """The head in a file, signed with the key if one is named; raises BadFile."""
-    reading = path
+    reading = path  # the file that an error is about
     try:
         kept = signatures.decode(path.read_bytes())
         if public_key_path:

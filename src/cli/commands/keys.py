@@ -151,6 +151,7 @@ async def revoke(settings: Settings, prefix: str) -> StoredApiKey:
     """End a key, now or earlier, and return it; raises NoSuchKey."""
     async with connections.connection(settings, "migrate") as connection, connection.begin():
         await _find(connection, prefix)
+        # A key that ended before keeps its time: the UPDATE leaves earlier ends alone.
         await revoke_api_key(connection, prefix, now_us())
         return await _find(connection, prefix)
 
@@ -180,6 +181,7 @@ async def rotate(
             expires_at_us=expires_at_us,
             revoked_at_us=None,
         )
+        # In one transaction: a client must never be left without a key that works.
         await insert_api_key(connection, key)
         await revoke_api_key(connection, prefix, created_at_us + overlap_s * SECOND_US)
     return key, parts

@@ -103,6 +103,7 @@ async def _create_accounts(connection: AsyncConnection, settings: Settings) -> N
             await connection.exec_driver_sql(
                 f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY %s", (password,)
             )
+            # The account may be there with an earlier password.
             await connection.exec_driver_sql(f"ALTER USER {account} IDENTIFIED BY %s", (password,))
             for table, rights in grants(role, PROJECTIONS).items():
                 await connection.exec_driver_sql(

@@ -160,6 +160,7 @@ def resubmit_parked(
 ) -> None:
     """Put messages that can be read now back into the inbox, in the order they were parked in."""
     chosen = _choose(ids or [], every, reason)
+    # What can't be read now would only be parked again.
     readable = [message for message in chosen if not message.parked.trouble]
     unreadable = [message for message in chosen if message.parked.trouble]
     done = _remove("resubmitted", readable)
@@ -418,6 +419,7 @@ def _table(*names: str) -> Table:
 
 def _print_table(console: Console, table: Table) -> None:
     """Print a table, at a terminal folded to its width, else one line a row."""
+    # A program that reads lines must not get folded ones.
     wide = Console(file=console.file, width=UNFOLDED_WIDTH)
     (console if console.is_terminal else wide).print(table)
 

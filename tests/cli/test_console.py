@@ -1,0 +1,34 @@
+"""What commands share: which errors are one sentence, and what may reach a terminal."""
+
+import pytest
+
+from cli.console import is_expected, printable
+from cli.export import ExportRefused
+from ledger.core.invariants import InvariantViolated
+from ledger.eventlog.chain import LedgerDamaged
+from ledger.messaging.publisher import InboxUnavailable
+from projections.as_of import PositionBeyondHead
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LedgerDamaged(7, "the event is gone"),
+        PositionBeyondHead("position 9", 7),
+        InboxUnavailable("the broker is away"),
+        ExportRefused("the directory is not empty"),
+        ConnectionRefusedError(111, "Connection refused"),
+    ],
+)
+def test_an_error_of_ours_or_of_a_server_is_one_sentence(error: Exception) -> None:
+    assert is_expected(error)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), InvariantViolated("stock is -1")])
+def test_a_bug_shows_its_traceback(error: Exception) -> None:
+    assert not is_expected(error)
+
+
+def test_text_from_outside_can_not_command_the_terminal() -> None:
+    assert printable("größe\x1b[2J\x07\u202e\n") == "größe\\x1b[2J\\x07\\u202e\\n"
+    assert printable("one\ntwo\r", keep="\n") == "one\ntwo\\r"
