@@ -105,7 +105,7 @@ class App(Router):
         return (
             context.publisher.run(),
             context.announcements.run(),
-            context.pending.run(context.views.shown),
+            context.pending.run(context.views.existing_orders),
             context.streams.run(),
             *(context.peers.works() if context.peers else ()),
             *((context.depths.run(),) if context.depths else ()),

@@ -4,7 +4,6 @@ For one row little is read: the event that created it, its entry of the nearest 
 those later events that concern it. Answers never change, but for a name that is erased later.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,9 +21,8 @@ from ledger.core.state import Customer
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import origin_of
 from ledger.eventlog.reader import EventPage, EventReader
-from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.timestamps import now_us
-from projections.queries import ViewsUnavailable
+from projections.queries import connected
 from projections.tables import OnProgress, chunks
 from projections.views.projection import STREAM, KeyedProjection
 
@@ -53,11 +51,8 @@ class AsOfPosition(Struct, frozen=True):
 @asynccontextmanager
 async def open_as_of(engine: AsyncEngine, timeout_s: float) -> AsyncIterator["AsOfReader"]:
     """A reader on a connection of its own; raises ViewsUnavailable, after `timeout_s` too."""
-    try:
-        async with asyncio.timeout(timeout_s), engine.connect() as connection:
-            yield AsOfReader(connection)
-    except DATABASE_ERRORS as error:
-        raise ViewsUnavailable(f"the database did not answer: {error}") from error
+    async with connected(engine, timeout_s) as connection:
+        yield AsOfReader(connection)
 
 
 class AsOfReader:

@@ -1,4 +1,4 @@
-"""Reads of the views. Each answer comes with the position at which all of it was true."""
+"""Reads of the views: each result comes with the position that it is as of."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.state import Customer, Product
 from ledger.runtime.database import DATABASE_ERRORS
+from projections.tables import marks
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Projection, Row, from_columns
 from projections.views.stock import STOCK, StockRow
@@ -29,41 +30,39 @@ class Views:
         self._engine = engine
 
     async def product(self, product_id: UUID) -> tuple[StockRow | None, int]:
-        """A product, if the view has it."""
-        return await self._one(STOCK, product_id)
+        """A product, or None."""
+        return await self._row(STOCK, product_id)
 
     async def wallet(self, customer_id: UUID) -> tuple[WalletRow | None, int]:
-        """A customer's wallet, if the view has it."""
-        return await self._one(WALLETS, customer_id)
+        """A customer's wallet, or None."""
+        return await self._row(WALLETS, customer_id)
 
     async def order(self, order_id: UUID) -> tuple[OrderRow | None, int]:
-        """An order, if the view has it."""
-        return await self._one(ORDERS, order_id)
+        """An order, or None."""
+        return await self._row(ORDERS, order_id)
 
-    async def shown(self, order_ids: Sequence[UUID]) -> set[UUID]:
-        """Those of the orders that the view has."""
+    async def existing_orders(self, order_ids: Sequence[UUID]) -> set[UUID]:
+        """The ids that are orders of the view."""
         if not order_ids:
             return set()
-        marks = ", ".join(["%s"] * len(order_ids))
         rows = await self._rows(
-            f"SELECT order_id FROM orders WHERE order_id IN ({marks})",
+            f"SELECT order_id FROM orders WHERE order_id IN ({marks(order_ids)})",
             tuple(order_id.bytes for order_id in order_ids),
         )
         return {UUID(bytes=order_id) for (order_id,) in rows}
 
-    async def these_orders(self, order_ids: Sequence[UUID]) -> tuple[dict[UUID, OrderRow], int]:
-        """Those of the orders that the view has."""
-        marks = ", ".join(["%s"] * len(order_ids))
+    async def orders_by_id(self, order_ids: Sequence[UUID]) -> tuple[dict[UUID, OrderRow], int]:
+        """The orders of the view with these ids, by id."""
         ids = tuple(order_id.bytes for order_id in order_ids)
         rows, position = await self._page(
-            ORDERS, f"order_id IN ({marks})", "order_id", (*ids, len(ids))
+            ORDERS, f"order_id IN ({marks(order_ids)})", "order_id", (*ids, len(ids))
         )
         return {row.order_id: row for row in rows}, position
 
-    async def party(
+    async def customer_and_product(
         self, customer_id: UUID, product_id: UUID
     ) -> tuple[tuple[Customer | None, Product | None], int]:
-        """Who and what an order would be about, as the fold knows them, as of one moment."""
+        """A customer and a product as `decide` takes them, as of one position."""
         rows = await self._rows(
             "SELECT c.position, w.balance_minor, s.base_price_minor, s.stock, s.initial_stock"
             " FROM checkpoints c JOIN checkpoints d ON d.position = c.position"
@@ -99,13 +98,13 @@ class Views:
         limit: int,
     ) -> tuple[list[OrderRow], int]:
         """A page of orders, newest first, before the `placed_position` given as `after`."""
-        wanted = {
+        conditions = {
             "customer_id = %s": customer_id and customer_id.bytes,
             "product_id = %s": product_id and product_id.bytes,
             "status = %s": status,
             "placed_position < %s": after,
         }
-        given = {clause: value for clause, value in wanted.items() if value is not None}
+        given = {clause: value for clause, value in conditions.items() if value is not None}
         rows, position = await self._page(
             ORDERS,
             " AND ".join(given) or "TRUE",
@@ -114,8 +113,8 @@ class Views:
         )
         return sorted(rows, key=lambda row: -row.placed_position), position
 
-    async def _one(self, view: KeyedProjection[Row], key: UUID) -> tuple[Row | None, int]:
-        """A row and the view's checkpoint, in one statement and so as of one moment."""
+    async def _row(self, view: KeyedProjection[Row], key: UUID) -> tuple[Row | None, int]:
+        """The row with a key, if any, and the view's checkpoint, by one statement."""
         columns = ", ".join(f"v.{name}" for name in view.columns)
         rows = await self._rows_with_position(
             f"SELECT c.position, {columns} FROM checkpoints c"
@@ -128,16 +127,17 @@ class Views:
     async def _page(
         self, view: Projection[Row], where: str, order: str, parameters: tuple[Any, ...]
     ) -> tuple[list[Row], int]:
-        fields = view.columns
-        columns = ", ".join(f"v.{name}" for name in fields)
+        """The rows of a condition, in some order, and the view's checkpoint."""
+        columns = ", ".join(f"v.{name}" for name in view.columns)
         rows = await self._rows_with_position(
-            f"SELECT c.position, {columns} FROM checkpoints c LEFT JOIN (SELECT"
-            f" {', '.join(fields)} FROM {view.name} WHERE {where} ORDER BY {order} LIMIT %s) v"
-            " ON TRUE WHERE c.name = %s",
+            f"SELECT c.position, {columns} FROM checkpoints c"
+            f" LEFT JOIN (SELECT {', '.join(view.columns)} FROM {view.name}"
+            f" WHERE {where} ORDER BY {order} LIMIT %s) v ON TRUE WHERE c.name = %s",
             (*parameters, view.name),
         )
-        found = [from_columns(view.row, row[1:]) for row in rows if row[1] is not None]
-        return found, rows[0][0]
+        # Without any row the LEFT JOIN gives one of NULLs, for the sake of the position.
+        present = [from_columns(view.row, row[1:]) for row in rows if row[1] is not None]
+        return present, rows[0][0]
 
     async def _rows(self, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         return await fetch(self._engine, statement, parameters)

@@ -83,17 +83,16 @@ async def lock_checkpoints(
 async def _lock_unless_swapping(
     connection: AsyncConnection, projections: Sequence[Projection[Any]]
 ) -> dict[str, Checkpoint]:
-    """The checkpoints, under lock, or nothing where a session may be renaming views.
-
-    The server looks for that session once it has locked a row: each row's word counts.
-    """
+    """The checkpoints, locked; empty if another session may be renaming views."""
+    # The server evaluates IS_FREE_LOCK for each row once it has locked it: so every row has to say
+    # that the lock is free.
     is_free = f"IS_FREE_LOCK({SWAP_LOCK})"
     rows = await _checkpoint_rows(connection, projections, is_free, "FOR UPDATE")
     return _by_name(row[:3] for row in rows) if all(free for *_, free in rows) else {}
 
 
 async def lock_swap(connection: AsyncConnection, timeout_s: int) -> bool:
-    """Let no projector write until `release_swap`, or the end of the session; whether it could."""
+    """Let no projector write until `release_swap` or the session's end; False if it timed out."""
     return bool(await _scalar(connection, f"SELECT GET_LOCK({SWAP_LOCK}, {timeout_s})"))
 
 
@@ -192,9 +191,9 @@ async def fetch_rows(
 async def write_rows(
     connection: AsyncConnection, changed: Iterable[tuple[Projection[Any], Iterable[Struct]]]
 ) -> None:
-    """Write whole rows of views: new or not in one with keys, new ones in one of lines.
+    """Write whole rows: keyed ones replace those that are there, lines must be new.
 
-    What changed in a view is asked for while the database still works on the one before. Raises
+    The rows of a view are made while the database still works on those of the one before. Raises
     ViewDamaged where a line is there already.
     """
     inserts = (
@@ -205,7 +204,7 @@ async def write_rows(
     try:
         await run_inserts(connection, inserts)
     except IntegrityError as error:
-        raise ViewDamaged(f"rows are there too early: {error.orig}, {error.statement}") from error
+        raise ViewDamaged(f"a line is there already: {error.orig}, {error.statement}") from error
 
 
 async def _scalar(connection: AsyncConnection, statement: str) -> Any:

@@ -1,16 +1,16 @@
-"""The trial balance: what each account of the journal was debited and credited, at a position."""
+"""The trial balance: the debits and credits of each account of the journal, at a position."""
 
-from collections.abc import Callable
 from typing import Any, Final, get_args
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable, fetch
+from projections.tables import OnProgress
 from projections.views.journal import JOURNAL, UNIT_OF, Unit
 
+# Positions that one statement adds up, so that none of them takes long.
 STEP: Final = 50_000
-"""Positions that one statement adds up, so that none of them takes long."""
 
 _MONEY: Final = "SUM(CASE unit WHEN 'minor' THEN {} ELSE 0 END)"
 
@@ -20,7 +20,7 @@ class JournalBehind(Exception):
 
 
 class Sums(Struct, frozen=True):
-    """What was debited and credited, in all."""
+    """The sums of debits and of credits."""
 
     debit: int = 0
     credit: int = 0
@@ -35,12 +35,12 @@ class Sums(Struct, frozen=True):
         return Sums(self.debit + other.debit, self.credit + other.credit)
 
 
+# By account and unit.
 Accounts = dict[tuple[str, str], Sums]
-"""By account and unit."""
 
 
 class TrialBalance(Struct, frozen=True):
-    """Every account as it was at a position. In a sound journal the total of each unit is 0."""
+    """Every account at a position. In a right journal the balance of each unit is 0."""
 
     position: int
     accounts: Accounts
@@ -50,17 +50,17 @@ class TrialBalance(Struct, frozen=True):
         return {account: sums for (account, of), sums in self.accounts.items() if of == unit}
 
     def total(self, unit: Unit) -> Sums:
-        """All that was debited and credited of this unit."""
+        """The sums of all accounts that count this unit."""
         return sum(self.of(unit).values(), Sums())
 
     @property
     def balanced(self) -> bool:
-        """Whether debits equal credits, of money and of units."""
+        """True if debits equal credits, of money and of units."""
         return not any(self.total(unit).balance for unit in get_args(Unit))
 
 
 class TrialBalanceReader:
-    """The journal added up. Its lines never change, so what was added up once is remembered.
+    """Adds up the journal. Its lines never change, so the sums of full steps are remembered.
 
     Every method raises ViewsUnavailable.
     """
@@ -71,18 +71,18 @@ class TrialBalanceReader:
         self._steps: dict[int, Accounts] = {}
 
     async def position(self) -> int:
-        """Where the journal is."""
+        """The checkpoint of the journal."""
         rows = await self._rows("SELECT position FROM checkpoints WHERE name = %s", JOURNAL.name)
         if not rows:
             raise ViewsUnavailable("the journal has no checkpoint: run `ledger migrate`")
         return int(rows[0][0])
 
     async def balance(
-        self, at_most: int, moved: Callable[[int], None] = lambda more: None
+        self, at_most: int, on_progress: OnProgress = lambda more: None
     ) -> TrialBalance:
         """The trial balance at this position, or where the journal is if that is before it.
 
-        `moved` is called with how many more positions are added up.
+        `on_progress` is called with numbers of positions.
         """
         position = min(await self.position(), at_most)
         accounts: Accounts = {(account, unit): Sums() for account, unit in UNIT_OF.items()}
@@ -90,10 +90,10 @@ class TrialBalanceReader:
             end = min(start + STEP, position)
             for key, sums in (await self._step(start, end)).items():
                 accounts[key] = accounts.get(key, Sums()) + sums
-            moved(end - start)
+            on_progress(end - start)
         return TrialBalance(position, accounts)
 
-    async def first_torn(self, position: int) -> int | None:
+    async def first_unbalanced(self, position: int) -> int | None:
         """The first position up to this one where debits and credits differ."""
         for start in range(0, position, STEP):
             rows = await self._rows(

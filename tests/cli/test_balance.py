@@ -165,8 +165,8 @@ async def test_any_damaged_line_unbalances_the_journal(
         books = TrialBalanceReader(ledger.engine("projector"), timeout_s=10)
         assert not (await books.balance(8)).balanced
         assert (await books.balance(3)).balanced
-        assert await books.first_torn(8) == 4
-        assert await books.first_torn(3) is None
+        assert await books.first_unbalanced(8) == 4
+        assert await books.first_unbalanced(3) is None
 
 
 async def test_the_first_unbalanced_position_is_named(run: Run, settings: Settings) -> None:

@@ -176,7 +176,7 @@ async def test_a_line_that_is_there_already_stops_the_projector(written: Ledger)
         before = await all_live(written)
         await set_checkpoint(written, JOURNAL.name, 0)
         with pytest.raises(
-            ViewDamaged, match=r"rows are there too early: .*Duplicate entry.*INTO journal "
+            ViewDamaged, match=r"a line is there already: .*Duplicate entry.*INTO journal "
         ):
             await advance_to_the_end(connection)
         await connection.rollback()

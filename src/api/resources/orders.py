@@ -86,7 +86,7 @@ async def place(context: Context, call: Call[s.PlaceOrder]) -> Response:
 async def dry_run(context: Context, placed: OrderPlaced) -> Response:
     """Decide an order as the writer would, on what the views hold at one position."""
     (customer, product), position = await context.reads.read(
-        lambda: context.views.party(placed.customer_id, placed.product_id)
+        lambda: context.views.customer_and_product(placed.customer_id, placed.product_id)
     )
     (decided,) = decide(State(None, customer, product), placed)
     completed = decided if isinstance(decided, OrderCompleted) else None
@@ -146,7 +146,7 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     ids = [event.stream_id for event in submission.events]
 
     async def query() -> tuple[dict[UUID, OrderRow] | None, int]:
-        return await context.views.these_orders(ids)
+        return await context.views.orders_by_id(ids)
 
     rows, position = None, 0
     if submission.preference.wait_s and submission.outcome:

@@ -75,7 +75,7 @@ async def _read(settings: Settings, as_of: AsOf) -> tuple[TrialBalance, int | No
             )
         with progress("adding up", position) as advance:
             trial_balance = await reader.balance(position, advance)
-        unbalanced_at = None if trial_balance.balanced else await reader.first_torn(position)
+        unbalanced_at = None if trial_balance.balanced else await reader.first_unbalanced(position)
     return trial_balance, unbalanced_at
 
 
