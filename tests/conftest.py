@@ -14,7 +14,7 @@ from cli.localstack import StackRefused
 from cli.settings import Settings
 from tests.harness import Stack, make_ledger, start_stack
 from tests.leaks import failing_leaks
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
 from tests.private_servers import Servers, start_servers
 
 TESTS = Path(__file__).parent

@@ -16,7 +16,7 @@ from api.problems import Problem
 from projections.as_of import AsOfPosition, AsOfReader
 from projections.views.wallets import WALLETS
 from tests.harness import Stack, make_ledger
-from tests.ledger.running import running_ledger
+from tests.ledger.pipeline import running_ledger
 from tests.private_servers import Servers
 
 from .client import WAIT, cancel, exact, limit, list_product, order, post, problem, register

@@ -14,8 +14,8 @@ from api.problems import Problem
 from cli.settings import Settings
 from projections import trial_balance
 from projections.queries import ViewsUnavailable
-from tests.ledger.events import opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import opening, orders
 from tests.projections.view_rows import advance_to_the_end
 
 from .client import balance, cancel, exact, limit, list_product, order, problem, register, stock

@@ -11,7 +11,7 @@ import httpx
 
 from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, environment, eventually
-from tests.ledger.running import running_ledger
+from tests.ledger.pipeline import running_ledger
 
 from .client import list_product, order, register
 

@@ -8,8 +8,8 @@ from bench.fill import NotEmpty, fill
 from bench.history import Shop
 from cli.settings import Settings
 from tests.harness import make_ledger
-from tests.ledger.audit import audit
-from tests.ledger.running import Ledger
+from tests.ledger.naive_audit import audit
+from tests.ledger.pipeline import Ledger
 from tests.private_servers import Servers
 
 

@@ -13,8 +13,8 @@ from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.records import Record, Submitted
 from projections.views.registry import PROJECTIONS
 from tests.core.story import INK, cancel, credit, order, product
-from tests.ledger.events import asked, history, opening
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, history, opening
 from tests.projections.view_rows import advance_to_the_end
 
 TABLES = ("events", "ledger_head", "checkpoints", *(view.name for view in PROJECTIONS))
@@ -23,13 +23,13 @@ TABLES = ("events", "ledger_head", "checkpoints", *(view.name for view in PROJEC
 def events() -> list[list[Submitted]]:
     """Batches with two customers' worth of everything, and an atomic batch that fails."""
     atomic_id, first = uuid4(), uuid4()
-    together = [asked(order(1, at=uuid4())), asked(order(10**6, at=uuid4()))]
+    together = [event_of(order(1, at=uuid4())), event_of(order(10**6, at=uuid4()))]
     return [
-        [*opening(), asked(product(500, 9, INK))],
-        [asked(order(2, at=first)), asked(cancel(first)), asked(cancel(first))],
+        [*opening(), event_of(product(500, 9, INK))],
+        [event_of(order(2, at=first)), event_of(cancel(first)), event_of(cancel(first))],
         history(31, 60),
         [structs.replace(event, atomic_id=atomic_id) for event in together],
-        [asked(credit(500))],
+        [event_of(credit(500))],
     ]
 
 

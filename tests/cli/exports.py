@@ -17,8 +17,8 @@ from cli.export.tables import tables_by_name
 from cli.settings import Settings
 from ledger.eventlog.records import Record
 from projections.views.registry import PROJECTIONS
-from tests.ledger.events import history
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import history
 from tests.projections.view_rows import advance_to_the_end
 
 EVERYTHING = ("events", *(projection.name for projection in PROJECTIONS))

@@ -18,7 +18,7 @@ from ledger.eventlog.records import Record
 from ledger.runtime.timestamps import from_us
 from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
 from tests.private_servers import Servers
 from tests.projections.as_of_states import Then, write_history
 from tests.proxy import open_proxy

@@ -10,8 +10,8 @@ from ledger.messaging.consumer import PREFETCH
 from projections.views.projection import METADATA
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually, free_port
-from tests.ledger.events import opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import opening, orders
 from tests.private_servers import Servers
 
 from .conftest import Run, typed

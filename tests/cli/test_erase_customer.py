@@ -24,9 +24,9 @@ from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable
 from tests.core.story import ANN, BOB, PEN, erasure
 from tests.harness import environment, free_port
-from tests.ledger.audit import audit
-from tests.ledger.events import asked, opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.naive_audit import audit
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, opening, orders
 from tests.projections.view_rows import all_live, all_replayed, until_projected
 
 from .conftest import Run, typed
@@ -64,7 +64,7 @@ async def test_verify_passes_during_an_erasure_and_finds_a_name_that_stayed(
 ) -> None:
     async with ledger.projecting():
         await until_projected(ledger)
-    await ledger.write([asked(erasure())])
+    await ledger.write([event_of(erasure())])
     before = await run("verify")
     async with ledger.projecting():
         await until_projected(ledger)
@@ -191,7 +191,7 @@ async def test_an_export_of_events_never_has_the_name_and_one_of_views_has_it_un
     name = "Quartermaine-Łukasz"
     export = ("export", "--all", "--format", layout, "--out")
     async with ledger.writing(), ledger.projecting():
-        registered = [asked((BOB, CustomerRegistered(name)))]
+        registered = [event_of((BOB, CustomerRegistered(name)))]
         await ledger.put_events(registered)
         await ledger.until_recorded(registered)
         await until_projected(ledger)

@@ -23,8 +23,8 @@ from projections.views.journal import JOURNAL
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, make_ledger
-from tests.ledger.events import history, opening, orders
-from tests.ledger.running import running_ledger
+from tests.ledger.pipeline import running_ledger
+from tests.ledger.submissions import history, opening, orders
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
 

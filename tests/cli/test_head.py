@@ -21,9 +21,9 @@ from ledger.audit.signatures import KeptHead, decode, sign
 from ledger.core.events import WalletCredited
 from ledger.eventlog.codec import encode_payload
 from ledger.runtime.timestamps import from_us
-from tests.ledger.events import orders
-from tests.ledger.forging import forged
-from tests.ledger.running import Ledger
+from tests.ledger.built_ledgers import forged
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import orders
 
 from .conftest import Run
 from .damage import filled, project, rewrite, verified, wrong

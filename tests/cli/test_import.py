@@ -25,9 +25,9 @@ from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import Record
 from ledger.eventlog.store import Store
 from tests.harness import environment, eventually, make_ledger
-from tests.ledger.audit import audit
-from tests.ledger.events import opening, orders
-from tests.ledger.running import running_ledger
+from tests.ledger.naive_audit import audit
+from tests.ledger.pipeline import running_ledger
+from tests.ledger.submissions import opening, orders
 from tests.private_servers import Servers
 from tests.projections.view_rows import all_live
 from tests.proxy import open_proxy

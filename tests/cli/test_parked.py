@@ -21,8 +21,8 @@ from ledger.messaging.parking import id_of, park
 from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, PARKING
 from tests.harness import environment, free_port
-from tests.ledger.events import opening, orders
-from tests.ledger.running import Ledger, group_of, running_ledger, until_acked
+from tests.ledger.pipeline import Ledger, group_of, running_ledger, until_acked
+from tests.ledger.submissions import opening, orders
 
 from .conftest import Run
 

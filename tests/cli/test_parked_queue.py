@@ -20,9 +20,9 @@ from ledger.messaging.topology import INBOX
 from ledger.runtime import failpoints
 from ledger.runtime.failpoints import FailpointReached
 from tests.harness import make_ledger
-from tests.ledger.audit import audit, causes, ids
-from tests.ledger.events import opening, orders
-from tests.ledger.running import Ledger, group_of, running_ledger
+from tests.ledger.naive_audit import audit, causes, ids
+from tests.ledger.pipeline import Ledger, group_of, running_ledger
+from tests.ledger.submissions import opening, orders
 from tests.private_servers import Servers
 
 LARGEST = 16 * 2**20

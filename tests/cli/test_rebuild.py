@@ -16,8 +16,8 @@ from cli.settings import Settings
 from projections.tables import pin
 from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
-from tests.ledger.events import history, opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import history, opening, orders
 from tests.projections.rebuilding import rebuilt, tables
 from tests.projections.view_rows import (
     advance_to_the_end,

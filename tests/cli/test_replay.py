@@ -20,8 +20,8 @@ from ledger.eventlog.codec import encode_recorded
 from ledger.eventlog.records import Record
 from projections.as_of import PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
-from tests.ledger.events import history, opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import history, opening, orders
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
 

@@ -26,8 +26,8 @@ from ledger.eventlog.records import Record, Submitted
 from projections.views.wallets import WALLETS
 from tests.core.story import customer, erasure, order, product
 from tests.harness import environment, make_ledger
-from tests.ledger.events import asked, history, opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, history, opening, orders
 from tests.private_servers import Servers
 from tests.projections.view_rows import advance_to_the_end, live
 from tests.proxy import open_proxy
@@ -65,7 +65,7 @@ async def decide(target: Ledger) -> list[Record]:
     async with target.writing():
         await target.until_inbox_empty()
         # What was delivered is recorded once a later event is.
-        await target.put_events(last := [asked(product(at=uuid4()))])
+        await target.put_events(last := [event_of(product(at=uuid4()))])
         records = await target.until_recorded(last)
     return [record for record in records if record.event_id != last[0].event_id.bytes]
 
@@ -79,7 +79,7 @@ def same(record: Record) -> Record:
 async def test_the_other_ledger_makes_the_same_decisions_once(
     source: Ledger, target: Ledger
 ) -> None:
-    refused_batch = [asked(order(n, at=uuid4())) for n in (1, 2, 10**6)]
+    refused_batch = [event_of(order(n, at=uuid4())) for n in (1, 2, 10**6)]
     events = [*opening(), *history(31, 300), *atomic(*refused_batch), *history(32, 300)]
     records = await source.write(events, atomic(*orders(3)), orders(2))
     submitted = sum(not record.cause_position for record in records)
@@ -95,7 +95,7 @@ async def test_the_other_ledger_makes_the_same_decisions_once(
 async def test_metadata_of_an_event_is_submitted_again(source: Ledger, target: Ledger) -> None:
     """Its time, its source, who submitted it, its trace; and the name of a customer."""
     full = structs.replace(
-        asked(customer(at=UUID(int=7))),
+        event_of(customer(at=UUID(int=7))),
         occurred_at_us=1_600_000_000_123_456,
         submitter="key:abc",
         traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
@@ -112,8 +112,8 @@ async def test_metadata_of_an_event_is_submitted_again(source: Ledger, target: L
 async def test_names_are_submitted_unless_they_were_erased(source: Ledger, target: Ledger) -> None:
     ann, bob = uuid4(), uuid4()
     await source.write(
-        [asked(customer(at=ann)), asked(customer(at=bob)), asked(erasure(bob))],
-        [asked(customer(at=bob))],
+        [event_of(customer(at=ann)), event_of(customer(at=bob)), event_of(erasure(bob))],
+        [event_of(customer(at=bob))],
     )
     await resubmit(source, target)
     await decide(target)
@@ -185,7 +185,7 @@ def test_groups_hold_every_event_once_and_whole_batches(
     atomics: Sequence[int | None], cuts: int
 ) -> None:
     events = [
-        structs.replace(asked(order(at=uuid4())), atomic_id=number and UUID(int=number))
+        structs.replace(event_of(order(at=uuid4())), atomic_id=number and UUID(int=number))
         for number in atomics
     ]
     held: list[Submitted] = []

@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from tests.harness import Stack, eventually
-from tests.ledger.audit import audit, causes, ids
-from tests.ledger.events import opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.naive_audit import audit, causes, ids
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import opening, orders
 from tests.projections.view_rows import all_live, all_replayed, checkpoints, until_projected
 
 STOP_S = 10

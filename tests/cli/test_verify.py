@@ -15,9 +15,9 @@ from ledger.core.state import Customer
 from ledger.eventlog import reader, snapshots
 from projections.views.registry import PROJECTIONS
 from tests.harness import free_port
-from tests.ledger.events import opening, orders
-from tests.ledger.forging import forged
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.built_ledgers import forged
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import opening, orders
 
 from .conftest import Run
 from .damage import damaged, filled, project, rewrite, verified, wrong

@@ -9,7 +9,7 @@ from cli.commands.whatif import BadRules, load_rules
 from cli.settings import Settings
 from ledger.core.pricing import Rules, Tier
 from tests.harness import free_port
-from tests.ledger.events import opening, orders
+from tests.ledger.submissions import opening, orders
 from tests.proxy import open_proxy
 
 from .conftest import Run, typed

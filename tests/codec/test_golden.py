@@ -88,7 +88,7 @@ def test_the_data_of_a_current_golden_record_is_written_in_the_same_bytes(path: 
         assert encode_payload(payload) == record.data
 
 
-def test_a_golden_sealed_name_opens_to_its_key_and_is_sealed_in_the_same_bytes() -> None:
+def test_a_golden_sealed_name_is_decrypted_and_encrypted_to_the_same_bytes() -> None:
     golden = read(FOLDER / SEALED)
     record = record_of(golden)
     registration = CustomerRegistered(NAME, 500_000)

@@ -83,7 +83,7 @@ def test_only_orders_can_be_atomic() -> None:
     assert "atomicid" in rejected.reason
 
 
-def test_what_was_decided_says_by_which_rules_unless_by_the_first() -> None:
+def test_decided_events_name_the_version_of_the_rules_from_the_second_on() -> None:
     assert [decided_meta(version) for version in (1, 2)] == [b"{}", b'{"rules":2}']
     by = {}
     for meta in (decided_meta(1), decided_meta(2)):

@@ -268,7 +268,7 @@ def test_good_and_bad_are_told_apart_in_order(mixed: list[Submitted | bytes]) ->
 @given(st.binary(max_size=200))
 @example(b"[[]]")
 @example(b'[{"id":"\xff"}]')
-def test_no_bytes_at_all_get_past_the_decoder_as_an_error(body: bytes) -> None:
+def test_the_decoder_raises_for_no_bytes_whatsoever(body: bytes) -> None:
     events, rejected = decode_group(body)
     assert events == []
     assert all(isinstance(each, Rejected) and each.reason for each in rejected)

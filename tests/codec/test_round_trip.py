@@ -155,7 +155,7 @@ def test_an_empty_group_is_no_event_and_no_poison() -> None:
 
 
 @given(submitted)
-def test_a_schema_version_that_nobody_named_is_the_first(event: Submitted) -> None:
+def test_the_default_schema_version_is_one(event: Submitted) -> None:
     wire = json.loads(encode_submitted(event, "tests"))
     wire.pop("schemaversion", None)
     named = wire | {"schemaversion": 1}

@@ -53,7 +53,7 @@ def old_record(schema_version: int, data: bytes) -> Record:
     ("schema_version", "data"),
     [(1, b'{"euros":7}'), (2, b'{"cents":700}'), (3, b'{"amount_minor":700}')],
 )
-def test_each_old_shape_is_lifted_step_by_step_to_the_current_one(
+def test_each_old_shape_is_upcast_step_by_step_to_the_current_one(
     schema_version: int, data: bytes
 ) -> None:
     assert decode_payload(TYPE, schema_version, data) == WalletCredited(700)
@@ -67,7 +67,7 @@ def test_reading_an_old_record_rewrites_neither_its_bytes_nor_its_hash() -> None
     assert next_hash(GENESIS_HASH, record) == before
 
 
-def test_a_client_of_old_is_still_understood() -> None:
+def test_an_old_schema_version_from_a_client_is_accepted() -> None:
     wire = GOOD | {"schemaversion": 1, "data": {"euros": 7}}
     (event,), rejected = decode_group(json.dumps([wire]).encode())
     assert (event.payload, rejected) == (WalletCredited(700), [])
@@ -81,7 +81,7 @@ def test_what_is_written_today_says_that_it_has_todays_shape() -> None:
     assert (read.payload, rejected) == (event.payload, [])
 
 
-def test_a_lifted_event_is_written_in_todays_shape() -> None:
+def test_an_upcast_event_is_written_in_todays_shape() -> None:
     assert encode_payload(decode_payload(TYPE, 1, b'{"euros":7}')) == b'{"amount_minor":700}'
 
 
@@ -90,7 +90,7 @@ def test_the_upcasters_of_one_type_touch_no_other() -> None:
     assert decode_payload("product.listed", 1, data) == ProductListed("pen", "", 1, 0)
 
 
-def test_ids_are_lifted_like_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_upcast_like_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(codec.UPCASTERS, ("order.placed", 1), lambda data: {**data, "quantity": 9})
     monkeypatch.setitem(codec.CURRENT, "order.placed", 2)
     data = json.dumps({"customer_id": str(UUID(int=1)), "product_id": str(UUID(int=2))}).encode()

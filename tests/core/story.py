@@ -111,7 +111,7 @@ def given(*history: Submission) -> Story:
     return Story(fold)
 
 
-def given_at_hand(balance_minor: int = 10**9, shelf: Product | None = None) -> Story:
+def given_state(balance_minor: int = 10**9, shelf: Product | None = None) -> Story:
     """A story that starts from a snapshot, for states that take too long to tell."""
     return Story(Fold({ANN: Customer(balance_minor)}, {PEN: shelf or Product(1000, 10, 10)}))
 

@@ -27,7 +27,7 @@ def shop() -> Fold:
     return fold
 
 
-def test_all_of_them_are_completed_where_all_of_them_can_be() -> None:
+def test_an_atomic_batch_completes_if_every_order_can() -> None:
     fold = shop()
     decided = fold.submit_atomic(
         [(FIRST, OrderPlaced(ANN, TEA, 2)), (SECOND, OrderPlaced(ANN, POT))]
@@ -53,7 +53,7 @@ def test_a_later_order_sees_what_the_earlier_ones_of_its_batch_took() -> None:
     ]
 
 
-def test_none_of_them_is_completed_where_one_can_not_be() -> None:
+def test_an_atomic_batch_fails_if_one_order_can_not_complete() -> None:
     fold = shop()
     decided = fold.submit_atomic(
         [

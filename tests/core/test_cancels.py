@@ -26,7 +26,7 @@ from .story import (
     credit,
     customer,
     given,
-    given_at_hand,
+    given_state,
     order,
     price,
     product,
@@ -48,7 +48,7 @@ def test_a_cancel_returns_exactly_what_was_paid_and_taken() -> None:
     [(price(9999),), (receipt(1000),), (credit(1),), (order(6, at=OTHER_ORDER),)],
     ids=["price changed", "stock received", "wallet credited", "another order"],
 )
-def test_a_refund_is_the_total_of_then_whatever_happened_since(
+def test_a_refund_is_the_total_that_was_paid_whatever_happened_since(
     between: tuple[Submission, ...],
 ) -> None:
     story = given(customer(), product(1000, 10), order(4), *between)
@@ -57,8 +57,8 @@ def test_a_refund_is_the_total_of_then_whatever_happened_since(
     story.leaves(balance_minor=balance_minor + 4000)
 
 
-def test_a_refund_of_a_dear_order_is_its_dear_total() -> None:
-    story = given_at_hand(10_000, Product(1000, 1, 4)).when(order()).when(cancel())
+def test_an_order_at_a_raised_price_is_refunded_at_that_price() -> None:
+    story = given_state(10_000, Product(1000, 1, 4)).when(order()).when(cancel())
     story.then(OrderCancelled(ANN, PEN, 1, 1500)).leaves(balance_minor=10_000, stock=1)
 
 
@@ -116,7 +116,7 @@ def test_a_cancel_pays_the_one_who_ordered_and_nobody_else() -> None:
 def test_a_refund_fills_a_wallet_to_its_limit_and_not_a_cent_over(
     room_minor: int, decided: OrderCancelled | OrderCancelRefused
 ) -> None:
-    story = given_at_hand(MAX_BALANCE_MINOR).when(order())
+    story = given_state(MAX_BALANCE_MINOR).when(order())
     story.when(credit(1000 - room_minor) if room_minor < 1000 else price(1))
     story.when(cancel()).then(decided)
     if isinstance(decided, OrderCancelRefused):
@@ -132,10 +132,10 @@ def test_a_refund_fills_a_wallet_to_its_limit_and_not_a_cent_over(
         (3, OrderCancelRefused(Reason.STOCK_LIMIT)),
     ],
 )
-def test_a_return_fills_a_shelf_to_its_limit_and_not_a_unit_over(
+def test_a_return_fills_the_stock_to_its_limit_and_not_a_unit_over(
     received: int, decided: OrderCancelled | OrderCancelRefused
 ) -> None:
-    story = given_at_hand(shelf=Product(1000, MAX_STOCK - 2, MAX_STOCK))
+    story = given_state(shelf=Product(1000, MAX_STOCK - 2, MAX_STOCK))
     story.when(order(3), receipt(received), cancel()).then(decided)
     if isinstance(decided, OrderCancelRefused):
         story.changes_nothing().leaves(status=Status.COMPLETED)
@@ -143,19 +143,19 @@ def test_a_return_fills_a_shelf_to_its_limit_and_not_a_unit_over(
         story.leaves(stock=MAX_STOCK)
 
 
-def test_of_both_limits_the_wallet_is_named_first() -> None:
-    story = given_at_hand(MAX_BALANCE_MINOR, Product(1000, MAX_STOCK, MAX_STOCK))
+def test_the_balance_limit_is_reported_before_the_stock_limit() -> None:
+    story = given_state(MAX_BALANCE_MINOR, Product(1000, MAX_STOCK, MAX_STOCK))
     story.when(order(), credit(1), receipt(1), cancel())
     story.then(OrderCancelRefused(Reason.BALANCE_LIMIT))
 
 
 def test_a_cancel_that_met_a_limit_works_once_there_is_room() -> None:
-    story = given_at_hand(MAX_BALANCE_MINOR).when(order(), credit(1), cancel())
+    story = given_state(MAX_BALANCE_MINOR).when(order(), credit(1), cancel())
     story.then(OrderCancelRefused(Reason.BALANCE_LIMIT))
     story.when(order(at=OTHER_ORDER), cancel()).then(OrderCancelled(ANN, PEN, 1, 1000))
 
 
-def test_an_order_whose_product_is_not_at_hand_is_not_cancelled() -> None:
+def test_an_order_whose_product_is_unknown_is_not_cancelled() -> None:
     story = given(customer(), product(), order())
     del story.fold.products[PEN]
     story.when(cancel(at=ORDER)).then(OrderCancelRefused(Reason.NOT_COMPLETED)).changes_nothing()

@@ -27,7 +27,7 @@ from .story import (
     customer,
     erasure,
     given,
-    given_at_hand,
+    given_state,
     order,
     price,
     product,
@@ -41,7 +41,7 @@ def test_a_customer_starts_with_the_opening_balance() -> None:
     given().when(customer(123)).then().leaves(balance_minor=123)
 
 
-def test_an_opening_balance_that_nobody_named_is_5000_00() -> None:
+def test_the_default_opening_balance_is_5000_00() -> None:
     story = given().when((ANN, CustomerRegistered("ann"))).then()
     story.leaves(balance_minor=DEFAULT_BALANCE_MINOR)
     assert DEFAULT_BALANCE_MINOR == 5000_00
@@ -106,7 +106,7 @@ def test_a_new_price_holds_from_the_next_order_on_and_moves_no_stock() -> None:
 
 
 def test_a_new_price_is_multiplied_like_the_first_one() -> None:
-    story = given_at_hand(shelf=Product(1000, 5, 10)).when(price(2000), order())
+    story = given_state(shelf=Product(1000, 5, 10)).when(price(2000), order())
     story.then(OrderCompleted(ANN, PEN, 1, 2400, 2400))
 
 
@@ -140,7 +140,7 @@ def test_an_id_in_use_by_any_kind_is_never_given_again(at: UUID, kind: str, reas
         (cancel(at=NOBODY), Reason.UNKNOWN_ORDER),
     ],
 )
-def test_what_names_nothing_known_is_refused_and_changes_nothing(
+def test_an_event_about_an_unknown_customer_or_product_is_refused_and_changes_nothing(
     submission: Submission, reason: Reason
 ) -> None:
     story = given(*EVERYTHING).when(submission)
@@ -149,7 +149,7 @@ def test_what_names_nothing_known_is_refused_and_changes_nothing(
 
 def test_a_wallet_fills_to_its_limit_and_not_a_cent_over() -> None:
     (
-        given_at_hand(MAX_BALANCE_MINOR - MAX_AMOUNT_MINOR)
+        given_state(MAX_BALANCE_MINOR - MAX_AMOUNT_MINOR)
         .when(credit(MAX_AMOUNT_MINOR))
         .then()
         .leaves(balance_minor=MAX_BALANCE_MINOR)
@@ -159,7 +159,7 @@ def test_a_wallet_fills_to_its_limit_and_not_a_cent_over() -> None:
     )
 
 
-def test_a_shelf_fills_to_its_limit_and_not_a_unit_over() -> None:
+def test_a_stock_fills_to_its_limit_and_not_a_unit_over() -> None:
     (
         given(product(stock=0))
         .when(receipt(MAX_STOCK))

@@ -28,7 +28,7 @@ from .story import (
     credit,
     customer,
     given,
-    given_at_hand,
+    given_state,
     order,
     product,
 )
@@ -55,7 +55,7 @@ def test_an_order_remembers_what_a_cancel_must_pay_back() -> None:
     assert story.fold.orders[ORDER] == Order(ANN, PEN, 2, Status.COMPLETED, 2000)
 
 
-def test_a_quantity_that_nobody_named_is_one() -> None:
+def test_the_default_quantity_is_one() -> None:
     story = given(customer(), product(1000)).when((ORDER, OrderPlaced(ANN, PEN)))
     story.then(OrderCompleted(ANN, PEN, 1, 1000, 1000))
 
@@ -125,11 +125,11 @@ PRECEDENCE = [
 
 
 @pytest.mark.parametrize("wrong", list(combinations([False, True], repeat=4)))
-def test_of_several_reasons_the_first_of_the_precedence_is_given(
+def test_refusals_follow_the_fixed_precedence(
     wrong: tuple[bool, bool, bool, bool],
 ) -> None:
     no_product, no_customer, no_stock, no_money = wrong
-    story = given_at_hand(0 if no_money else 10**9, Product(1000, 0 if no_stock else 10, 10))
+    story = given_state(0 if no_money else 10**9, Product(1000, 0 if no_stock else 10, 10))
     story.when(order(1, by=NOBODY if no_customer else ANN, of=NOBODY if no_product else PEN))
     reasons = [reason for reason, holds in zip(PRECEDENCE, wrong, strict=True) if holds]
     if reasons:
@@ -180,5 +180,5 @@ def test_a_failed_order_is_not_tried_again_when_the_money_arrives() -> None:
 
 def test_the_dearest_order_the_limits_allow_fails_for_want_of_money_only() -> None:
     shelf = Product(10**12, 10**6, 10**9)
-    story = given_at_hand(10**15, shelf).when(order(MAX_QUANTITY))
+    story = given_state(10**15, shelf).when(order(MAX_QUANTITY))
     story.then(OrderFailed(Reason.INSUFFICIENT_BALANCE))

@@ -82,7 +82,7 @@ def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
     assert fold.orders[ORDER].total_minor == 4999
 
 
-def test_a_cancel_replays_although_its_order_is_no_longer_at_hand() -> None:
+def test_a_cancel_replays_although_its_order_was_forgotten() -> None:
     fold = Fold({ANN: Customer(3000)}, {PEN: Product(1000, 8, 10)})
     replayed(history((ORDER, ASKED), (ORDER, CANCELLED)), fold)
     assert fold.customers == {ANN: Customer(5000)}
@@ -127,7 +127,7 @@ def test_a_refusal_applied_changes_nothing(refusal: AnyPayload, at: UUID) -> Non
         ((customer(), product(stock=1)), ORDER, COMPLETED, "stock would be -1"),
     ],
 )
-def test_a_history_that_breaks_a_law_is_named_and_not_applied(
+def test_a_history_that_violates_an_invariant_is_refused(
     start: tuple[tuple[UUID, AnyPayload], ...], at: UUID, event: AnyPayload, names: str
 ) -> None:
     fold = replayed(history(*start))
@@ -139,7 +139,7 @@ def test_a_history_that_breaks_a_law_is_named_and_not_applied(
     assert fold.orders == {}
 
 
-def test_a_wallet_and_a_shelf_may_end_at_exactly_zero() -> None:
+def test_a_balance_and_a_stock_may_be_exactly_zero() -> None:
     fold = replayed(history(customer(2000), product(stock=2), (ORDER, PLACED), (ORDER, COMPLETED)))
     assert fold.customers == {ANN: Customer(0)}
     assert fold.products == {PEN: Product(1000, 0, 2)}
@@ -162,7 +162,7 @@ def test_a_wallet_and_a_shelf_may_end_at_exactly_zero() -> None:
         (REFUSED, 0),
     ],
 )
-def test_the_money_an_event_moves_is_told_exactly(event: AnyPayload, moved_minor: int) -> None:
+def test_money_moved_is_exact_for_every_event(event: AnyPayload, moved_minor: int) -> None:
     assert money_moved_minor(event) == moved_minor
 
 

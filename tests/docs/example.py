@@ -3,7 +3,7 @@
 from bench.fill import fill
 from bench.history import Shop
 from cli.settings import Settings
-from tests.ledger.running import running_ledger
+from tests.ledger.pipeline import running_ledger
 from tests.projections.view_rows import advance_to_the_end
 
 EVENTS = 120

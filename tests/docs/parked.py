@@ -9,7 +9,7 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import park
 from ledger.messaging.rabbitmq import Connection
 from tests.harness import Stack
-from tests.ledger.running import Ledger, until_acked
+from tests.ledger.pipeline import Ledger, until_acked
 
 EVENT_ID = UUID("0199e1c0-0000-7000-8000-000000000001")
 OCCURRED_AT_US = int(datetime(2026, 1, 20, 12, tzinfo=UTC).timestamp()) * 1_000_000

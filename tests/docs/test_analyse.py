@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.harness import DEADLINE_S, make_ledger
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
 from tests.private_servers import Servers
 
 from .example import fill_month

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cli.settings import Settings
 from tests.cli.damage import wrong
-from tests.ledger.running import running_ledger
+from tests.ledger.pipeline import running_ledger
 
 from .example import fill_example
 

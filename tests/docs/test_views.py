@@ -8,7 +8,7 @@ import pytest
 from projections.tables import CHECKPOINTS
 from projections.views.registry import PROJECTIONS
 from tests.harness import make_ledger
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
 from tests.private_servers import Servers
 
 from .test_reference import rows

@@ -9,7 +9,7 @@ from typing import Final
 import psutil
 
 from tests.harness import Stack
-from tests.ledger.running import beside
+from tests.ledger.pipeline import beside
 
 LIMIT_BYTES: Final = 400 * 2**20
 GROWTH_BYTES: Final = 24 * 2**20

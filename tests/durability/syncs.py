@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cli.localstack.leftovers import find_processes
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
 from tests.packages import require_program
 
 CALLS: Final = "fsync,fdatasync"

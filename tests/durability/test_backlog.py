@@ -9,8 +9,8 @@ import pytest
 from api.schemas import MAX_BATCH
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually
-from tests.ledger.events import opening
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import opening
 
 from .memory import measured
 

@@ -18,9 +18,9 @@ from ledger.messaging.topology import INBOX
 from tests.api.client import problem
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, broker_admin, eventually, make_ledger
-from tests.ledger.audit import audit
-from tests.ledger.events import opening
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.naive_audit import audit
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import opening
 from tests.observability.test_metrics import memory_alarm
 from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy

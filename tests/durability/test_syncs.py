@@ -9,8 +9,8 @@ from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Store
-from tests.ledger.events import orders
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import orders
 
 from .syncs import BROKER, DATABASES, Sync, Trace, watched
 

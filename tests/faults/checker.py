@@ -27,7 +27,7 @@ from ledger.eventlog.records import Record
 from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Operation, Outcome
 from tests.faults.shown_values import shown
-from tests.ledger.audit import audit
+from tests.ledger.naive_audit import audit
 
 AT_POSITION: Final = re.compile(r"at position (\d+)")
 MAX_SAID: Final = 20

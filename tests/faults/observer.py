@@ -11,7 +11,7 @@ from ledger.eventlog.reader import EventReader
 from projections.views.projection import from_columns
 from projections.views.registry import PROJECTIONS
 from tests.faults.evidence import HeadSeen, Views
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
 
 HEAD_EVERY_S: Final = 0.25
 READ_TIMEOUT_S: Final = 5.0

@@ -18,7 +18,7 @@ from tests.faults.observer import Observer
 from tests.faults.schedule import Round
 from tests.faults.workload import Clients
 from tests.faults.world import APIS, World, open_world
-from tests.ledger.running import beside
+from tests.ledger.pipeline import beside
 
 INJECTED_WITHIN_S: Final = 240.0
 HEARS: Final = "receiving the orders that other API processes accept"

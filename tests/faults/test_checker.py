@@ -72,7 +72,7 @@ def plain(payload: SubmittedPayload) -> dict[str, Any]:
     return data
 
 
-def asked(
+def event_of(
     history: History, outcome: Outcome, *wishes: tuple[UUID, SubmittedPayload]
 ) -> list[Submitted]:
     """An operation that ended like this, and the events that it would leave."""
@@ -123,15 +123,15 @@ def case(tmp_path: Path) -> Iterator[Case]:
     """Four orders of two units each, one of them cancelled, one refused for lack of stock."""
     history = History(tmp_path / "history.jsonl")
     events = [
-        *asked(history, OK, (ANN, CustomerRegistered("ann"))),
-        *asked(history, OK, (PEN, ProductListed("pen", "", 1_000, 6))),
-        *asked(history, OK, (ORDERS[0], PLACED)),
-        *asked(history, OK, (ORDERS[1], PLACED), (ORDERS[2], PLACED)),
-        *asked(history, UNKNOWN, (ORDERS[3], PLACED)),
-        *asked(history, OK, (ORDERS[1], OrderCancelRequested())),
+        *event_of(history, OK, (ANN, CustomerRegistered("ann"))),
+        *event_of(history, OK, (PEN, ProductListed("pen", "", 1_000, 6))),
+        *event_of(history, OK, (ORDERS[0], PLACED)),
+        *event_of(history, OK, (ORDERS[1], PLACED), (ORDERS[2], PLACED)),
+        *event_of(history, UNKNOWN, (ORDERS[3], PLACED)),
+        *event_of(history, OK, (ORDERS[1], OrderCancelRequested())),
     ]
-    asked(history, FAILED, (ORDERS[4], PLACED))
-    asked(history, UNKNOWN, (ORDERS[5], PLACED))
+    event_of(history, FAILED, (ORDERS[4], PLACED))
+    event_of(history, UNKNOWN, (ORDERS[5], PLACED))
     records, keys = ledger_of(events)
     at_four = {view.name: replayed(view, records[:4], keys) for view in PROJECTIONS}
     at_end = {view.name: replayed(view, records, keys) for view in PROJECTIONS}

@@ -24,7 +24,7 @@ from ledger.messaging.topology import INBOX, PARKING
 from tests.faults.history import History
 from tests.faults.workload import Clients
 from tests.harness import Stack, broker_admin, environment, eventually, make_ledger, rabbitmqctl
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
 from tests.private_servers import Servers, start_servers
 from tests.proxy import Proxy
 

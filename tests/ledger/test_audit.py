@@ -16,11 +16,11 @@ from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
 from ledger.eventlog.records import Record, Submitted, decided_id
 from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, product
-from tests.core.test_rules import DEARER
+from tests.core.test_pricing_rules import DEARER
 
-from .audit import audit
-from .events import asked, history, opening, orders
-from .forging import Scribe, audited, forged, rechained, scribed
+from .built_ledgers import LedgerBuilder, audited, forged, rechained, records_of
+from .naive_audit import audit
+from .submissions import event_of, history, opening, orders
 
 OTHER = uuid4()
 
@@ -37,11 +37,11 @@ def shop() -> list[Record]:
     1 customer, 2 product of 2 units, 3–4 completed, 5–6 failed, 7–8 cancelled, 9–10 refused, 11.
     """
     first, second = uuid4(), uuid4()
-    return scribed(
-        [asked(customer(10_000)), asked(product(1000, 2))],
-        [asked(order(2, at=first)), asked(order(1, at=second))],
-        [asked(cancel(first)), asked(cancel(first))],
-        [asked(credit(500))],
+    return records_of(
+        [event_of(customer(10_000)), event_of(product(1000, 2))],
+        [event_of(order(2, at=first)), event_of(order(1, at=second))],
+        [event_of(cancel(first)), event_of(cancel(first))],
+        [event_of(credit(500))],
     )
 
 
@@ -56,13 +56,13 @@ def wrong(records: list[Record], page: int = 10_000) -> VerificationFailed:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_right_ledger_is_found_right_whatever_its_pages(page: int, seed: int) -> None:
     events = history(seed, 200)
-    records = scribed(
+    records = records_of(
         atomic(*orders(3)),
         opening(20_000, 9),
         *(events[start : start + 9] for start in range(0, 200, 9)),
-        [asked(customer(5_000, OTHER)), asked(product(1, 9, INK))],
-        atomic(*(asked(order(4, uuid4(), OTHER, INK)) for _ in range(3))),
-        atomic(*(asked(order(4, uuid4(), OTHER, INK)) for _ in range(2))),
+        [event_of(customer(5_000, OTHER)), event_of(product(1, 9, INK))],
+        atomic(*(event_of(order(4, uuid4(), OTHER, INK)) for _ in range(3))),
+        atomic(*(event_of(order(4, uuid4(), OTHER, INK)) for _ in range(2))),
         orders(1),
     )
     assert Reason.BATCH_FAILED in {msgspec.json.decode(r.data).get("reason") for r in records}
@@ -71,8 +71,8 @@ def test_a_right_ledger_is_found_right_whatever_its_pages(page: int, seed: int) 
     assert {OTHER, ANN} <= set(fold.customers)
 
 
-def test_it_holds_as_much_as_the_auditor_of_the_tests() -> None:
-    records = scribed(opening(), history(3, 300))
+def test_the_audit_ends_with_the_same_fold_as_the_naive_audit() -> None:
+    records = records_of(opening(), history(3, 300))
     whole = audit(records)
     fold = audited(records, page=20)
     assert (fold.customers, fold.products) == (whole.customers, whole.products)
@@ -147,7 +147,7 @@ def data_of(total_minor: int) -> bytes:
     return encode_payload(OrderCompleted(ANN, PEN, 2, total_minor // 2, total_minor))
 
 
-def test_what_is_wrong_with_a_decision_is_said_in_words() -> None:
+def test_the_error_describes_the_wrong_decision() -> None:
     records = shop()
     failed = encode_payload(OrderFailed(Reason.INSUFFICIENT_BALANCE))
     said = {
@@ -199,7 +199,7 @@ def test_a_decision_that_stands_twice_is_found(position: int) -> None:
     assert (found.position, "nothing caused it" in found.detail) == (position + 1, True)
 
 
-def test_a_decision_after_a_submission_that_says_it_all_is_found() -> None:
+def test_a_decided_event_after_a_submission_that_needs_none_is_found() -> None:
     records = shop()
     extra = structs.replace(
         records[5],
@@ -243,8 +243,8 @@ def test_a_recorded_time_that_falls_is_found() -> None:
 
 
 def test_an_atomic_batch_that_was_taken_apart_is_found() -> None:
-    placed = [asked(order(1, at=uuid4())), asked(order(9, at=uuid4()))]
-    together = scribed(opening(10_000, 3), atomic(*placed))
+    placed = [event_of(order(1, at=uuid4())), event_of(order(9, at=uuid4()))]
+    together = records_of(opening(10_000, 3), atomic(*placed))
     audited(together, page=1)
     meta = together[2].meta.replace(b'"atomicid"', b'"anything"')
     for position in (3, 5):
@@ -253,15 +253,15 @@ def test_an_atomic_batch_that_was_taken_apart_is_found() -> None:
 
 
 def test_an_amount_that_was_put_in_changes_what_is_decided_later() -> None:
-    story = [asked(customer(500)), asked(product(1000, 5))]
-    poor = scribed([*story, asked(credit(100)), asked(order(1))])
+    story = [event_of(customer(500)), event_of(product(1000, 5))]
+    poor = records_of([*story, event_of(credit(100)), event_of(order(1))])
     rich = forged(poor, 3, data=encode_payload(WalletCredited(600)))
     assert str(wrong(rich)) == (
         "position 5: order.failed stands here, but decided is order.completed"
     )
 
 
-def test_what_can_not_be_read_is_named() -> None:
+def test_an_unreadable_record_is_reported_at_its_position() -> None:
     for changes in (
         {"data": b"{"},
         {"data": b'{"amount_minor": -1}'},
@@ -273,7 +273,7 @@ def test_what_can_not_be_read_is_named() -> None:
         assert wrong(forged(shop(), 11, **changes)).position == 11
 
 
-def test_what_stands_before_a_record_that_can_not_be_read_is_named_first() -> None:
+def test_an_earlier_wrong_record_is_reported_before_an_unreadable_one() -> None:
     records = forged(shop(), 10, data=b"{}")
     assert wrong(forged(records, 11, data=b"{")).position == 10
     broken = forged(shop(), 4, data=data_of(1800))
@@ -289,21 +289,23 @@ class TestRules:
         monkeypatch.setitem(RULES, 2, DEARER)
 
     def ledger(self, *versions: int) -> list[Record]:
-        scribe = Scribe()
-        scribe.record([asked(customer(10**9)), asked(product(1000, 10)), asked(product(9, 9, INK))])
+        scribe = LedgerBuilder()
+        scribe.record(
+            [event_of(customer(10**9)), event_of(product(1000, 10)), event_of(product(9, 9, INK))]
+        )
         for version in versions:
-            events = [asked(order(2, at=uuid4())), asked(order(1, at=uuid4(), of=INK))]
+            events = [event_of(order(2, at=uuid4())), event_of(order(1, at=uuid4(), of=INK))]
             scribe.record([*events, *atomic(*orders(2))], RULES[version])
         return scribe.records
 
     @pytest.mark.parametrize("page", [1, 10_000])
-    def test_a_ledger_decided_partly_under_each_is_right(self, page: int) -> None:
+    def test_a_ledger_decided_by_two_versions_of_the_rules_verifies(self, page: int) -> None:
         records = self.ledger(1, 2, 1, 2)
         metas = {record.meta for record in records if record.cause_position}
         assert metas == {b"{}", b'{"rules":2}'}
         audited(records, page)
 
-    def test_what_names_other_rules_than_it_was_decided_by_is_wrong(self) -> None:
+    def test_an_event_that_names_other_rules_than_decided_it_is_found(self) -> None:
         records = self.ledger(1, 2)
         first = next(r for r in records if r.meta == decided_meta(2) and b'"total_minor"' in r.data)
         found = wrong(forged(records, first.position, meta=decided_meta(1)))
@@ -358,4 +360,4 @@ def test_whatever_is_changed_in_any_decided_event_is_found(data: st.DataObject) 
     assert wrong(forgery, data.draw(st.sampled_from([3, 50, 10_000]))).position == record.position
 
 
-RANDOM = scribed(opening(50_000, 9), history(5, 60), history(6, 60))
+RANDOM = records_of(opening(50_000, 9), history(5, 60), history(6, 60))

@@ -15,9 +15,9 @@ from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually
 from tests.projections.view_rows import all_live, all_replayed, until_projected
 
-from .audit import audit
-from .events import opening, orders
-from .running import running_ledger
+from .naive_audit import audit
+from .pipeline import running_ledger
+from .submissions import opening, orders
 
 ORDERS = 2_000
 CLIENTS = 16

@@ -6,8 +6,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.eventlog.chain import LedgerDamaged
 from ledger.writer import load
 
-from .events import opening, orders
-from .running import Ledger
+from .pipeline import Ledger
+from .submissions import opening, orders
 
 TAMPERING = {
     "one byte of a payload": "UPDATE events SET data = REPLACE(data, '1000', '1001')"

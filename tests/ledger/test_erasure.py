@@ -31,9 +31,9 @@ from tests.projections.view_rows import (
     until_projected,
 )
 
-from .audit import audit
-from .events import asked
-from .running import Ledger
+from .naive_audit import audit
+from .pipeline import Ledger
+from .submissions import event_of
 
 NAME = "Zoë Quartermaine-Łukasz"
 """Long and odd enough to stand nowhere by chance."""
@@ -48,18 +48,18 @@ def _disarm() -> Iterator[None]:
 
 
 def registered(at: UUID = ANN, name: str = NAME) -> Submitted:
-    return asked((at, CustomerRegistered(name, 10_000)))
+    return event_of((at, CustomerRegistered(name, 10_000)))
 
 
 def erased(at: UUID = ANN) -> Submitted:
-    return asked(erasure(at))
+    return event_of(erasure(at))
 
 
 def shop() -> list[Submitted]:
     """A customer with a history."""
     return [
         registered(),
-        *map(asked, (product(100, 10), credit(5), order(2, FIRST), cancel(FIRST))),
+        *map(event_of, (product(100, 10), credit(5), order(2, FIRST), cancel(FIRST))),
     ]
 
 
@@ -104,7 +104,7 @@ async def test_a_name_stands_in_the_view_and_nowhere_in_the_ledger(ledger: Ledge
 
 
 async def test_after_an_erasure_the_name_is_gone_and_all_else_is_as_it_was(ledger: Ledger) -> None:
-    before = await ledger.write(shop(), [asked(order(1, SECOND))])
+    before = await ledger.write(shop(), [event_of(order(1, SECOND))])
     await project(ledger)
     told = audit(before)
     after = await ledger.write([erased()])
@@ -122,7 +122,7 @@ async def test_after_an_erasure_the_name_is_gone_and_all_else_is_as_it_was(ledge
 async def test_a_view_made_anew_after_an_erasure_equals_the_live_one(ledger: Ledger) -> None:
     await ledger.write([*shop(), registered(BOB, "bob")])
     await project(ledger)
-    await ledger.write([erased(), asked(order(1, SECOND))])
+    await ledger.write([erased(), event_of(order(1, SECOND))])
     await project(ledger)
     live = await all_live(ledger)
     await ledger.execute("DELETE FROM wallets")
@@ -156,7 +156,7 @@ async def test_a_key_of_something_else_stops_the_projector_and_shows_nobody_as_e
 
 
 async def test_an_erased_customer_orders_and_pays_as_before(ledger: Ledger) -> None:
-    later = [asked(credit(7)), asked(order(3, SECOND)), asked(cancel(SECOND))]
+    later = [event_of(credit(7)), event_of(order(3, SECOND)), event_of(cancel(SECOND))]
     records = await ledger.write([*shop(), erased(), *later])
     assert audit(records).customers[ANN].balance_minor == 10_012
     await project(ledger)
@@ -196,7 +196,7 @@ async def test_a_refused_registration_is_sealed_with_the_key_that_is_there(ledge
 
 async def test_a_registration_where_no_customer_can_be_leaves_no_key(ledger: Ledger) -> None:
     """Nobody could ever erase it: that id is a product's."""
-    records = await ledger.write([asked(product())], [registered(PEN)])
+    records = await ledger.write([event_of(product())], [registered(PEN)])
     assert await ledger.keys() == {}
     assert recorded(records[1]).payload == CustomerRegistered(NO_NAME, 10_000)
     audit(records)
@@ -273,7 +273,7 @@ async def test_two_writers_at_once_agree_on_every_key(ledger: Ledger) -> None:
         ledger.publishing() as inbox,
     ):
         await asyncio.gather(*(inbox.submit([registered(at, f"n {at}")]) for at in people))
-        events = [asked((at, CustomerErased()), uuid4()) for at in people[::2]]
+        events = [event_of((at, CustomerErased()), uuid4()) for at in people[::2]]
         await asyncio.gather(*(inbox.submit([event]) for event in events for _ in range(2)))
         records = await ledger.until_recorded(events)
         await until_projected(ledger)

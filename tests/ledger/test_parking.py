@@ -14,9 +14,9 @@ from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
 from tests.harness import eventually
 
-from .audit import audit, causes, ids
-from .events import opening, orders
-from .running import Ledger, group_of, until_acked
+from .naive_audit import audit, causes, ids
+from .pipeline import Ledger, group_of, until_acked
+from .submissions import opening, orders
 
 UNDECODABLE = [b"", b"\xff\xfe", b"null", b"{}", b"[", b"[[]]", b"[" * 100_000, b"\x00" * 1_000_000]
 

@@ -22,9 +22,9 @@ from tests.harness import eventually, make_ledger
 from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
 
-from .audit import causes, ids
-from .events import opening, orders
-from .running import Ledger, beside, running_ledger, until_connected
+from .naive_audit import causes, ids
+from .pipeline import Ledger, beside, running_ledger, until_connected
+from .submissions import opening, orders
 
 # Well below SUBMIT_TIMEOUT_S, and then below CONFIRM_TIMEOUT_S: the next longer waits.
 AT_ONCE_S = 1.0

@@ -12,7 +12,7 @@ from ledger.messaging.topology import INBOX
 from tests.harness import eventually
 from tests.proxy import Proxy, open_proxy
 
-from .running import Ledger, beside
+from .pipeline import Ledger, beside
 
 
 @pytest.fixture

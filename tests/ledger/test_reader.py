@@ -14,9 +14,9 @@ from ledger.eventlog.reader import EventReader, Prefetch
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, credit, customer, order
 
-from .events import asked, history, opening, orders
-from .forging import scribed
-from .running import Ledger
+from .built_ledgers import records_of
+from .pipeline import Ledger
+from .submissions import event_of, history, opening, orders
 from .test_audit import atomic
 
 REFUSED, PLACED = "submission.refused", "order.placed"
@@ -24,11 +24,13 @@ REFUSED, PLACED = "submission.refused", "order.placed"
 
 def refused_twice() -> list[Record]:
     """1 a customer, 2-3 the same again, refused, 4 a deposit, 5-6 an order that fails."""
-    return scribed([asked(customer()), asked(customer()), asked(credit(5)), asked(order())])
+    return records_of(
+        [event_of(customer()), event_of(customer()), event_of(credit(5)), event_of(order())]
+    )
 
 
 def test_records_are_grouped_into_decisions_that_give_them_back() -> None:
-    records = scribed(opening(), history(3, 60))
+    records = records_of(opening(), history(3, 60))
     decisions = group(records)
     assert [record for decision in decisions for record in decision.records] == records
     assert all(not decision.cause.cause_position for decision in decisions)
@@ -64,7 +66,7 @@ def test_records_that_begin_with_a_decided_event_are_no_decisions() -> None:
 
 
 def test_the_last_start_is_that_of_the_last_decision_or_of_its_atomic_batch() -> None:
-    records = scribed(opening(), atomic(*orders(3)))
+    records = records_of(opening(), atomic(*orders(3)))
     assert last_start(records, whole_batches=False) == 6
     assert last_start(records, whole_batches=True) == 2
     assert last_start(records[2:], whole_batches=True) == 0

@@ -10,9 +10,9 @@ from ledger.eventlog.snapshots import KEPT, NEWEST, spread
 from ledger.writer import LedgerState, load
 from tests.harness import eventually
 
-from .audit import audit
-from .events import history, opening, orders
-from .running import Ledger
+from .naive_audit import audit
+from .pipeline import Ledger
+from .submissions import history, opening, orders
 
 
 async def written(ledger: Ledger, every: int = 20) -> Fold:
@@ -91,9 +91,7 @@ def kept_one_by_one(steps: list[int], kept: int) -> list[int]:
 
 
 @given(Steps, st.integers(NEWEST, 20))
-def test_no_more_are_kept_than_there_is_room_for_and_the_newest_always(
-    steps: list[int], kept: int
-) -> None:
+def test_at_most_the_limit_is_kept_and_always_the_newest(steps: list[int], kept: int) -> None:
     taken = [sum(steps[:count]) for count in range(1, len(steps) + 1)]
     left = kept_one_by_one(steps, kept)
     assert len(left) == min(len(steps), kept)
@@ -103,13 +101,13 @@ def test_no_more_are_kept_than_there_is_room_for_and_the_newest_always(
 
 
 @given(Steps, st.integers(NEWEST, 20))
-def test_what_is_kept_lies_all_over_the_history(steps: list[int], kept: int) -> None:
+def test_kept_snapshots_are_spread_over_the_history(steps: list[int], kept: int) -> None:
     left = kept_one_by_one(steps, kept)
     gaps = [after - before for before, after in zip([0, *left], left, strict=False)]
     assert max(gaps) <= max(*steps, 2 * sum(steps) / (kept - 1), 0)
 
 
-async def test_the_ledger_keeps_so_many_and_the_two_newest(
+async def test_saving_a_snapshot_deletes_those_beyond_the_limit(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "spread", lambda positions: spread(positions, 5))
@@ -139,7 +137,7 @@ async def test_a_writer_that_has_to_fold_the_whole_ledger_leaves_snapshots_on_it
     assert same(known, whole)
 
 
-async def test_a_snapshot_that_can_not_be_used_takes_no_room_for_ever(ledger: Ledger) -> None:
+async def test_unusable_snapshots_are_deleted(ledger: Ledger) -> None:
     """As those of a ledger that was brought back from an older backup, beyond its head."""
     whole = await written(ledger)
     good = await positions(ledger)

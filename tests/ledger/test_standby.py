@@ -20,9 +20,9 @@ from ledger.writer import LedgerState
 from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
 
-from .audit import audit, causes, ids
-from .events import opening, orders
-from .running import Ledger
+from .naive_audit import audit, causes, ids
+from .pipeline import Ledger
+from .submissions import opening, orders
 
 
 async def test_a_writer_that_stands_by_does_not_fence_off_the_one_that_leads(
@@ -120,7 +120,7 @@ async def test_two_writers_that_both_get_messages_append_each_event_once(
     assert (await ledger.head()).epoch > 2
 
 
-async def test_a_writer_that_is_overtaken_while_it_takes_over_calls_no_ledger_damaged(
+async def test_a_writer_overtaken_during_its_takeover_is_fenced_and_reports_no_damage(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its new epoch and its look at the ledger another one took over and appended."""

@@ -21,9 +21,9 @@ from ledger.writer import load, take_over
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
 
-from .audit import audit
-from .events import history, opening, orders
-from .running import Ledger
+from .naive_audit import audit
+from .pipeline import Ledger
+from .submissions import history, opening, orders
 
 DENIED = 1142
 """ER_TABLEACCESS_DENIED_ERROR of both servers."""
@@ -75,7 +75,7 @@ async def rows_walked(connection: AsyncConnection) -> int:
     return sum(int(count) for _, count in found)
 
 
-async def test_what_a_large_batch_asks_does_not_walk_through_the_ledger(ledger: Ledger) -> None:
+async def test_the_look_up_of_a_large_batch_does_not_scan_the_ledger(ledger: Ledger) -> None:
     async with ledger.connection() as connection:
         store = Store(connection)
         head = await EventReader(connection).head()
@@ -155,7 +155,7 @@ async def test_a_takeover_waits_for_a_commit_under_way_and_sees_what_it_wrote(
     assert (known.head.position, known.head.epoch) == (2, 2)
 
 
-async def test_an_event_id_stands_once_for_ever(ledger: Ledger) -> None:
+async def test_an_event_id_is_unique_for_ever(ledger: Ledger) -> None:
     first, second = opening()
     again = structs.replace(second, event_id=first.event_id)
     async with ledger.connection() as connection:
@@ -165,7 +165,7 @@ async def test_an_event_id_stands_once_for_ever(ledger: Ledger) -> None:
     assert await ledger.records() == []
 
 
-async def test_a_version_of_a_stream_stands_once(ledger: Ledger) -> None:
+async def test_a_version_of_a_stream_is_unique(ledger: Ledger) -> None:
     async with ledger.connection() as connection:
         store = Store(connection)
         head = await EventReader(connection).head()
@@ -249,9 +249,7 @@ async def test_an_account_may_do_what_it_was_granted_and_no_more(ledger: Ledger,
 
 
 @pytest.mark.parametrize("column", ["customer_id", "created_at_us"])
-async def test_of_a_customers_key_the_writer_may_change_nothing_but_its_end(
-    ledger: Ledger, column: str
-) -> None:
+async def test_the_writer_may_only_destroy_a_customers_key(ledger: Ledger, column: str) -> None:
     with pytest.raises(DBAPIError, match=f"column '{column}'"):
         await ledger.execute(f"UPDATE customer_keys SET {column} = 0", "writer")
 

@@ -20,8 +20,8 @@ from ledger.messaging.topology import (
     SUBMITTED_EXCHANGE,
 )
 
-from .events import opening
-from .running import Ledger
+from .pipeline import Ledger
+from .submissions import opening
 
 
 async def test_declaring_twice_changes_nothing_and_loses_nothing(ledger: Ledger) -> None:

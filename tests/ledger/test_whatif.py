@@ -12,10 +12,10 @@ from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.decisions import last_start
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
-from tests.core.test_rules import DEARER
+from tests.core.test_pricing_rules import DEARER
 
-from .events import asked, history, opening
-from .forging import scribed
+from .built_ledgers import records_of
+from .submissions import event_of, history, opening
 
 TWICE = Rules(0, (), Decimal(2))
 HALF = Rules(0, (), Decimal("0.5"))
@@ -45,8 +45,8 @@ def of(product_id: object, products: list[ProductTallies]) -> ProductTallies:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_rules_that_decided_change_nothing(seed: int) -> None:
-    records = scribed(opening(20_000, 9), history(seed, 300))
+def test_the_same_rules_give_the_same_outcomes(seed: int) -> None:
+    records = records_of(opening(20_000, 9), history(seed, 300))
     for each in supposed(records, CURRENT_RULES, page=40):
         assert each.decided == each.whatif
         assert each.gain_minor == 0
@@ -54,18 +54,18 @@ def test_the_rules_that_decided_change_nothing(seed: int) -> None:
 
 @pytest.mark.parametrize("rules", [TWICE, HALF, DEARER])
 def test_where_pages_end_changes_nothing(rules: Rules) -> None:
-    records = scribed(opening(20_000, 9), history(4, 300))
+    records = records_of(opening(20_000, 9), history(4, 300))
     whole_ledger = supposed(records, rules)
     assert supposed(records, rules, page=1) == supposed(records, rules, page=50) == whole_ledger
 
 
 def test_what_was_decided_is_counted_from_the_record() -> None:
     first = uuid4()
-    records = scribed(
-        [asked(customer(10_000)), asked(product(1000, 10)), asked(product(500, 1, INK))],
-        [asked(order(2, first)), asked(order(3, uuid4())), asked(order(9, uuid4()))],
-        [asked(cancel(first)), asked(cancel(first)), asked(order(1, uuid4(), of=INK))],
-        [asked(order(1, uuid4(), of=uuid4())), asked(order(1, uuid4(), by=uuid4()))],
+    records = records_of(
+        [event_of(customer(10_000)), event_of(product(1000, 10)), event_of(product(500, 1, INK))],
+        [event_of(order(2, first)), event_of(order(3, uuid4())), event_of(order(9, uuid4()))],
+        [event_of(cancel(first)), event_of(cancel(first)), event_of(order(1, uuid4(), of=INK))],
+        [event_of(order(1, uuid4(), of=uuid4())), event_of(order(1, uuid4(), by=uuid4()))],
     )
     products = supposed(records, TWICE)
     pen = of(PEN, products)
@@ -85,9 +85,9 @@ def test_what_was_decided_is_counted_from_the_record() -> None:
 
 
 def test_dearer_rules_fail_orders_that_were_paid() -> None:
-    records = scribed(
-        [asked(customer(3000)), asked(product(1000, 100))],
-        [asked(order(1, uuid4())) for _ in range(4)],
+    records = records_of(
+        [event_of(customer(3000)), event_of(product(1000, 100))],
+        [event_of(order(1, uuid4())) for _ in range(4)],
     )
     (pen,) = supposed(records, TWICE)
     assert pen.decided == Tally(3, 0, {"INSUFFICIENT_BALANCE": 1}, 3, 3000)
@@ -98,11 +98,11 @@ def test_dearer_rules_fail_orders_that_were_paid() -> None:
 @pytest.mark.parametrize("page", [1, 10_000])
 def test_a_cancel_undoes_what_would_have_happened(page: int) -> None:
     dear, cheap = uuid4(), uuid4()
-    records = scribed(
-        [asked(customer(2500)), asked(product(1000, 100)), asked(product(1, 1, INK))],
-        [asked(order(2, dear)), asked(order(1, cheap))],
-        [asked(order(1, uuid4(), of=INK))],
-        [asked(cancel(dear)), asked(cancel(cheap)), asked(order(1, uuid4()))],
+    records = records_of(
+        [event_of(customer(2500)), event_of(product(1000, 100)), event_of(product(1, 1, INK))],
+        [event_of(order(2, dear)), event_of(order(1, cheap))],
+        [event_of(order(1, uuid4(), of=INK))],
+        [event_of(cancel(dear)), event_of(cancel(cheap)), event_of(order(1, uuid4()))],
     )
     pen = of(PEN, supposed(records, HALF, page))
     assert pen.decided == Tally(2, 1, {"INSUFFICIENT_BALANCE": 1}, 1, 1000)
@@ -110,10 +110,10 @@ def test_a_cancel_undoes_what_would_have_happened(page: int) -> None:
 
 
 def test_receipts_and_prices_are_facts_in_either_world() -> None:
-    records = scribed(
-        [asked(customer(10**6)), asked(product(1000, 2))],
-        [asked(order(2, uuid4())), asked(order(1, uuid4()))],
-        [asked(receipt(5)), asked(price(3000)), asked(order(1, uuid4()))],
+    records = records_of(
+        [event_of(customer(10**6)), event_of(product(1000, 2))],
+        [event_of(order(2, uuid4())), event_of(order(1, uuid4()))],
+        [event_of(receipt(5)), event_of(price(3000)), event_of(order(1, uuid4()))],
     )
     (pen,) = supposed(records, HALF)
     assert pen.decided == Tally(2, 0, {"INSUFFICIENT_STOCK": 1}, 3, 5000)
@@ -122,17 +122,17 @@ def test_receipts_and_prices_are_facts_in_either_world() -> None:
 
 def test_an_atomic_batch_is_all_or_none_in_either_world() -> None:
     atomic_id = uuid4()
-    batch = [structs.replace(asked(order(1, uuid4())), atomic_id=atomic_id) for _ in range(3)]
-    records = scribed([asked(customer(2000)), asked(product(1000, 100))], batch)
+    batch = [structs.replace(event_of(order(1, uuid4())), atomic_id=atomic_id) for _ in range(3)]
+    records = records_of([event_of(customer(2000)), event_of(product(1000, 100))], batch)
     (pen,) = supposed(records, HALF)
     assert pen.decided.completed == 0
     assert pen.whatif == Tally(3, 0, {}, 3, 1500)
 
 
 def test_products_come_with_the_greatest_change_first() -> None:
-    records = scribed(
-        [asked(customer(10**9)), asked(product(10, 100)), asked(product(9000, 100, INK))],
-        [asked(order(1, uuid4())), asked(order(1, uuid4(), of=INK))],
+    records = records_of(
+        [event_of(customer(10**9)), event_of(product(10, 100)), event_of(product(9000, 100, INK))],
+        [event_of(order(1, uuid4())), event_of(order(1, uuid4(), of=INK))],
     )
     assert [each.product_id for each in supposed(records, HALF)] == [INK, PEN]
     assert ANN not in {each.product_id for each in supposed(records, TWICE)}

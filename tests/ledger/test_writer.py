@@ -22,9 +22,9 @@ from ledger.writer import load, take_over
 from tests.core.story import ANN, PEN, cancel, credit, customer, order, product
 from tests.harness import eventually
 
-from .audit import audit, causes, ids
-from .events import asked, history, opening, orders
-from .running import Ledger
+from .naive_audit import audit, causes, ids
+from .pipeline import Ledger
+from .submissions import event_of, history, opening, orders
 
 
 def decisions(records: list[Record]) -> list[tuple[object, ...]]:
@@ -50,7 +50,7 @@ async def test_what_was_submitted_is_decided_in_the_order_of_the_inbox(ledger: L
 
 
 async def test_a_decided_event_stands_right_after_its_cause(ledger: Ledger) -> None:
-    placed = asked(order(quantity=2))
+    placed = event_of(order(quantity=2))
     records = await ledger.write([*opening(5000), placed])
     cause, decided = map(recorded, records[-2:])
     assert cause.event_id == placed.event_id
@@ -86,9 +86,9 @@ async def test_an_event_delivered_again_after_a_restart_counts_once(ledger: Ledg
 
 
 async def test_a_reused_event_id_with_another_body_changes_nothing(ledger: Ledger) -> None:
-    paid_in = asked(credit(100))
-    forged = asked(credit(10**9), paid_in.event_id)
-    elsewhere = asked(product(at=uuid4()), paid_in.event_id)
+    paid_in = event_of(credit(100))
+    forged = event_of(credit(10**9), paid_in.event_id)
+    elsewhere = event_of(product(at=uuid4()), paid_in.event_id)
     await ledger.write([*opening(0), paid_in, forged])
     records = await ledger.write([forged, elsewhere])
     assert audit(records).customers[ANN].balance_minor == 100
@@ -130,11 +130,11 @@ async def test_the_id_of_an_old_order_never_becomes_a_customer_or_a_product(
     ledger: Ledger, together: bool
 ) -> None:
     old = uuid4()
-    events = [asked(order(at=old)), asked(customer(at=old)), asked(product(at=old))]
+    events = [event_of(order(at=old)), event_of(customer(at=old)), event_of(product(at=old))]
     await ledger.write(opening())
     records = await ledger.write(*([events] if together else [[event] for event in events]))
     if not together:
-        records = await ledger.write([asked(customer(at=old)), asked(product(at=old))])
+        records = await ledger.write([event_of(customer(at=old)), event_of(product(at=old))])
     fold = audit(records)
     assert old not in fold.customers
     assert old not in fold.products
@@ -145,14 +145,14 @@ async def test_the_id_of_an_old_order_never_becomes_a_customer_or_a_product(
     ]
 
 
-async def test_an_order_that_is_no_longer_at_hand_is_cancelled_from_its_history(
+async def test_an_order_is_cancelled_from_its_history_after_it_was_forgotten(
     ledger: Ledger,
 ) -> None:
     old = uuid4()
-    await ledger.write([*opening(5000, 10), asked(order(3, at=old))])
-    records = await ledger.write([asked(cancel(old))])
+    await ledger.write([*opening(5000, 10), event_of(order(3, at=old))])
+    records = await ledger.write([event_of(cancel(old))])
     assert recorded(records[-1]).payload == OrderCancelled(ANN, PEN, 3, 3000)
-    records = await ledger.write([asked(cancel(old)), asked(order(1, at=old))])
+    records = await ledger.write([event_of(cancel(old)), event_of(order(1, at=old))])
     assert recorded(records[-3]).payload == OrderCancelRefused(Reason.ALREADY_CANCELLED)
     assert recorded(records[-1]).payload == SubmissionRefused(Reason.DUPLICATE_ORDER)
     fold = audit(records)
@@ -174,8 +174,8 @@ async def test_recorded_time_never_falls_though_the_clock_does(ledger: Ledger) -
     assert records[-1].recorded_at_us > 5
 
 
-async def test_who_submitted_is_kept_with_the_event(ledger: Ledger) -> None:
-    (event,) = [asked(customer())]
+async def test_the_submitter_is_recorded_with_the_event(ledger: Ledger) -> None:
+    (event,) = [event_of(customer())]
     await ledger.put(join([encode_submitted(event, "/somewhere")]))
     async with ledger.writing():
         records = await ledger.until_recorded([event])

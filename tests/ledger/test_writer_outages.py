@@ -13,9 +13,9 @@ from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
 from tests.proxy import BASIC_ACK, COMMIT, Proxy, open_proxy
 
-from .audit import audit, causes, ids
-from .events import opening, orders
-from .running import Ledger, beside, until_connected
+from .naive_audit import audit, causes, ids
+from .pipeline import Ledger, beside, until_connected
+from .submissions import opening, orders
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from projections.views.projection import KeyedProjection
 from projections.views.stock import STOCK, ProductAsOf, StockRow
 from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
 from tests.core.story import effective
-from tests.ledger.events import history, opening
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import history, opening
 
 from .view_rows import Keys
 

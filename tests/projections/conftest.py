@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.ledger.events import history, opening
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import history, opening
 
 
 @pytest.fixture

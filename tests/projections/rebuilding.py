@@ -14,7 +14,7 @@ from projections.rebuild import Rebuild, Rebuilt, open_rebuild
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import Projection
 from projections.views.registry import PROJECTIONS
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
 
 
 @contextmanager

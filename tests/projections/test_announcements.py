@@ -16,8 +16,8 @@ from projections.projector import POLL_S, advance
 from projections.views.registry import PROJECTIONS
 from tests.core.story import PEN, cancel, customer, order, price
 from tests.harness import eventually
-from tests.ledger.events import asked, opening, orders
-from tests.ledger.running import Ledger, beside
+from tests.ledger.pipeline import Ledger, beside
+from tests.ledger.submissions import event_of, opening, orders
 from tests.proxy import open_proxy
 
 from .view_rows import until_projected
@@ -70,9 +70,9 @@ async def listener(ledger: Ledger) -> AsyncIterator[Listener]:
 
 
 async def test_every_submission_gets_its_outcome(ledger: Ledger, listener: Listener) -> None:
-    placed, failing = asked(order()), asked(order(10**6, at=uuid4()))
-    undone, twice = asked(cancel()), asked(cancel())
-    again, ghost = asked(customer()), asked(price(5, at=uuid4()))
+    placed, failing = event_of(order()), event_of(order(10**6, at=uuid4()))
+    undone, twice = event_of(cancel()), event_of(cancel())
+    again, ghost = event_of(customer()), event_of(price(5, at=uuid4()))
     events = [*opening(), placed, failing, undone, twice, again, ghost]
     async with ledger.projecting():
         await ledger.write(events)
@@ -108,7 +108,7 @@ async def test_the_products_that_changed_are_named(ledger: Ledger, listener: Lis
     async with ledger.projecting():
         await ledger.write(opening())
         await until_projected(ledger)
-        await ledger.write([asked(customer(at=uuid4()))])
+        await ledger.write([event_of(customer(at=uuid4()))])
         await ledger.write(last := orders(1))
         await listener.until(last[0])
     named = {heard.position: heard.products for heard in listener.heard if heard.outcomes}

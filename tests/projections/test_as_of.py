@@ -25,8 +25,8 @@ from projections.views.stock import STOCK
 from projections.views.wallets import WALLETS
 from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, erasure, order
 from tests.harness import free_port, make_ledger
-from tests.ledger.events import asked, opening, orders
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, opening, orders
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
@@ -81,7 +81,7 @@ async def test_without_any_snapshot_the_past_is_the_same(ledger: Ledger) -> None
 
 
 async def test_an_order_is_pending_between_its_placing_and_its_decision(ledger: Ledger) -> None:
-    records = await ledger.write(opening(), [asked(order()), asked(cancel())])
+    records = await ledger.write(opening(), [event_of(order()), event_of(cancel())])
     placed = next(r.position for r in records if r.type == TYPE_OF[OrderPlaced])
     async with open_as_of(ledger.engine("api"), 60) as past:
         found = [await past.row(ORDERS, ORDER, placed + later) for later in (-1, 0, 1, 2, 3)]
@@ -91,7 +91,9 @@ async def test_an_order_is_pending_between_its_placing_and_its_decision(ledger: 
 
 async def test_a_submission_that_was_refused_never_had_an_effect(ledger: Ledger) -> None:
     """Not even at its own position, where the refusal is not recorded yet."""
-    records = await ledger.write(opening(), [asked(customer(1, PEN)), asked(customer(1, ANN))])
+    records = await ledger.write(
+        opening(), [event_of(customer(1, PEN)), event_of(customer(1, ANN))]
+    )
     async with open_as_of(ledger.engine("api"), 60) as past:
         for position in range(3, len(records) + 1):
             assert await past.row(WALLETS, PEN, position) is None
@@ -194,7 +196,7 @@ async def test_what_takes_too_long_is_unavailable(ledger: Ledger) -> None:
 
 
 async def test_a_name_that_was_erased_is_erased_from_the_past_as_well(ledger: Ledger) -> None:
-    await ledger.write(opening(), [asked(order()), asked(erasure())])
+    await ledger.write(opening(), [event_of(order()), event_of(erasure())])
     async with open_as_of(ledger.engine("api"), 60) as past:
         found = [await past.row(WALLETS, ANN, position) for position in range(1, 6)]
     assert [row and row.username for row in found] == ["erased"] * 5
@@ -206,7 +208,7 @@ async def test_a_price_is_by_the_rules_of_then(
 ) -> None:
     second = Rules(2, (Tier(40, Decimal(3)),), Decimal(4))
     monkeypatch.setitem(RULES, 2, second)
-    first = await ledger.write(opening(stock=10), [asked(order(5))])
+    first = await ledger.write(opening(stock=10), [event_of(order(5))])
     async with ledger.connection() as connection:
         known = await load(connection)
         await take_over(connection, known)
@@ -214,7 +216,7 @@ async def test_a_price_is_by_the_rules_of_then(
         composer = Composer(
             known.fold, len(first), known.head.hash, {}, known.recorded_at_us, CustomerKeys({})
         )
-        composer.add([asked(order(1, OTHER_ORDER))])
+        composer.add([event_of(order(1, OTHER_ORDER))])
         await Store(connection).append(known.head, composer.records)
     async with open_as_of(ledger.engine("api"), 60) as past:
         found = [await past.row(STOCK, PEN, position) for position in range(2, len(first) + 3)]

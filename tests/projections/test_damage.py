@@ -7,8 +7,8 @@ from projections.projector import advance
 from projections.tables import CheckpointLost
 from projections.views.projection import ViewDamaged
 from projections.views.registry import PROJECTIONS
-from tests.ledger.events import opening, orders
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import opening, orders
 
 from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 

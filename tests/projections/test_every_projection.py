@@ -13,8 +13,8 @@ from projections.views.projection import Key, Projection
 from projections.views.registry import PROJECTIONS
 from tests.core.story import effective
 from tests.harness import eventually
-from tests.ledger.events import history, opening, orders
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import history, opening, orders
 
 from .view_rows import (
     View,

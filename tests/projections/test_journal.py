@@ -30,8 +30,8 @@ from tests.core.story import (
     product,
     receipt,
 )
-from tests.ledger.events import asked, history
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import event_of, history
 
 from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 
@@ -39,7 +39,7 @@ from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 def recorded_of(*submissions: Submission) -> list[Recorded]:
     """What the writer would record of these, one after the other."""
     composer = Composer(Fold(), 0, GENESIS_HASH, {}, 1_700_000_000_000_000, CustomerKeys({}))
-    composer.add(asked(submission) for submission in submissions)
+    composer.add(event_of(submission) for submission in submissions)
     return [recorded(record) for record in composer.records]
 
 

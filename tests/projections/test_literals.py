@@ -12,7 +12,7 @@ from ledger.runtime import bulk_insert
 from projections.tables import write_rows
 from projections.views.projection import ViewDamaged
 from projections.views.stock import STOCK, StockRow
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
 
 from .view_rows import live
 

@@ -22,8 +22,8 @@ from projections.projector import advance
 from projections.views.projection import METADATA
 from projections.views.registry import PROJECTIONS
 from tests.core.story import ANN, PEN, order
-from tests.ledger.events import asked, history, opening
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, history, opening
 
 from .rebuilding import opened
 from .toy_views import RECEIPTS, REGISTRY, SPENDING
@@ -46,7 +46,7 @@ async def ledger(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
         for table in tables:
             METADATA.remove(table)
     async with running_ledger(settings) as ledger:
-        await ledger.write(opening(), [asked(order(2))], history(31, 200))
+        await ledger.write(opening(), [event_of(order(2))], history(31, 200))
         async with ledger.projecting():
             await until_projected(ledger)
         yield ledger
@@ -156,7 +156,7 @@ async def test_its_columns_are_listed_for_the_analyst(ledger: Ledger, view: Any)
 
 
 async def test_changed_keys_of_an_announced_view_are_announced(ledger: Ledger) -> None:
-    await ledger.write([asked(order(1, at=uuid4()))])
+    await ledger.write([event_of(order(1, at=uuid4()))])
     async with ledger.connection("projector") as connection:
         announcement = await advance(connection, REGISTRY)
     assert set(announcement.products) == {ANN, PEN}

@@ -12,8 +12,8 @@ from projections.views.stock import STOCK
 from projections.views.wallets import WALLETS
 from tests.core.story import ANN, PEN, cancel, order
 from tests.harness import free_port, make_ledger
-from tests.ledger.events import asked, history, opening
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, history, opening
 from tests.private_servers import Servers
 
 from .view_rows import advance_to_the_end, live, replayed
@@ -127,14 +127,14 @@ async def test_an_empty_page_still_says_its_position(ledger: Ledger) -> None:
 
 
 async def test_a_page_does_not_shift_when_new_orders_come(ledger: Ledger) -> None:
-    first = [asked(order(at=uuid4())) for _ in range(6)]
+    first = [event_of(order(at=uuid4())) for _ in range(6)]
     await ledger.write(opening(), first)
     engine = make_engine(ledger.settings.db_url("api"), autocommit=True)
     views = Views(engine)
     async with ledger.connection("projector") as connection:
         await advance_to_the_end(connection)
         page, _ = await views.orders(limit=3)
-        await ledger.write([asked(order(at=uuid4())), asked(cancel(first[0].stream_id))])
+        await ledger.write([event_of(order(at=uuid4())), event_of(cancel(first[0].stream_id))])
         await advance_to_the_end(connection)
     rest, _ = await views.orders(after=page[-1].placed_position, limit=10)
     assert [row.order_id for row in page + rest] == [e.stream_id for e in reversed(first)]

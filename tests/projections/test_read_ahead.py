@@ -6,8 +6,8 @@ from ledger.eventlog.chain import LedgerDamaged
 from projections import projector
 from projections.projector import ReadAhead, advance
 from projections.views.registry import PROJECTIONS
-from tests.ledger.events import history, opening
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import history, opening
 
 from .view_rows import all_live, all_replayed, checkpoints
 

@@ -17,8 +17,8 @@ from projections.views.orders import ORDERS
 from projections.views.projection import Projection
 from projections.views.registry import PROJECTIONS
 from tests.harness import engine_of, eventually
-from tests.ledger.events import PRODUCTS, history, opening, orders
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import PRODUCTS, history, opening, orders
 
 from .rebuilding import NEXT, opened, rebuilt, tables
 from .view_rows import (

@@ -12,8 +12,8 @@ from projections.tables import ViewOutdated, lock_swap, pin, release_swap
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, engine_of, eventually
-from tests.ledger.events import orders
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
+from tests.ledger.submissions import orders
 
 from .view_rows import advance_to_the_end, all_live, all_replayed, checkpoints, until_projected
 

@@ -14,8 +14,8 @@ from projections.views.stock import STOCK
 from projections.views.wallets import WALLETS
 from tests.core.story import cancel, order
 from tests.harness import make_ledger
-from tests.ledger.events import asked, opening
-from tests.ledger.running import Ledger, running_ledger
+from tests.ledger.pipeline import Ledger, running_ledger
+from tests.ledger.submissions import event_of, opening
 from tests.private_servers import Servers
 
 from .as_of_states import Then, moments, write_history
@@ -63,9 +63,9 @@ async def test_an_order_that_was_cancelled_long_after_is_seen_as_it_was_then(
 ) -> None:
     """The cancel is in another page than the order."""
     monkeypatch.setattr("ledger.eventlog.reader.PAGE", 4)
-    placed = [asked(order(at=uuid4())) for _ in range(12)]
+    placed = [event_of(order(at=uuid4())) for _ in range(12)]
     last = cancel(placed[0].stream_id)
-    records = await ledger.write(opening(), placed, [asked(last)])
+    records = await ledger.write(opening(), placed, [event_of(last)])
     before, after = [
         {row.order_id: row.status for row in await listed(ledger, "orders", position)}
         for position in (len(records) - 1, len(records))

@@ -13,7 +13,7 @@ from projections.views.projection import Key, Projection, from_columns
 from projections.views.registry import PROJECTIONS
 from tests.core.story import effective
 from tests.harness import eventually
-from tests.ledger.running import Ledger
+from tests.ledger.pipeline import Ledger
 
 View = dict[Key, Struct]
 Keys = Mapping[bytes, bytes | None]

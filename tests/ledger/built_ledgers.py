@@ -1,4 +1,4 @@
-"""Ledgers without a server: as a writer would record them, and forged so that the chain holds."""
+"""Ledgers built without a server, as a writer records them, or forged so that the chain holds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record, Submitted
 
 
-class Scribe:
+class LedgerBuilder:
     """Records events batch by batch, as a writer does that forgets no order."""
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class Scribe:
         self.records += composer.records
 
 
-def scribed(*batches: Iterable[Submitted]) -> list[Record]:
+def records_of(*batches: Iterable[Submitted]) -> list[Record]:
     """The ledger of these batches."""
-    scribe = Scribe()
+    scribe = LedgerBuilder()
     for batch in batches:
         scribe.record(batch)
     return scribe.records

@@ -43,7 +43,7 @@ def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
     assert without_repeats([single, *longer], set()) == [single]
 
 
-def test_what_is_decided_names_the_version_of_the_rules_unless_it_is_the_first() -> None:
+def test_the_composer_names_the_version_of_the_rules_from_the_second_on() -> None:
     for version, meta in ((1, b"{}"), (7, b'{"rules":7}')):
         fold = Fold(rules=structs.replace(CURRENT_RULES, version=version))
         composer = Composer(fold, 0, GENESIS_HASH, {}, 1, CustomerKeys({}))

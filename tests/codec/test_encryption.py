@@ -32,19 +32,19 @@ def record(name: str, key: bytes = KEY) -> Record:
 
 
 @given(text(1, MAX_USERNAME))
-def test_a_name_comes_out_as_it_went_in(name: str) -> None:
+def test_a_name_is_encrypted_and_decrypted_unchanged(name: str) -> None:
     assert recorded(record(name), {ANN: KEY}).payload == CustomerRegistered(name, 700)
 
 
 @pytest.mark.parametrize("keys", [{}, {ANN: None}, {OTHER: KEY}])
-def test_without_its_key_a_registration_has_no_name_and_all_else(
+def test_without_its_key_only_the_name_of_a_registration_is_missing(
     keys: dict[bytes, bytes | None],
 ) -> None:
     assert recorded(record("ann"), keys).payload == CustomerRegistered(NO_NAME, 700)
 
 
 @given(text(1, MAX_USERNAME))
-def test_what_is_recorded_tells_a_name_only_by_steps_of_its_length(name: str) -> None:
+def test_the_length_of_a_name_shows_only_in_steps_of_64_bytes(name: str) -> None:
     data = record(name).data
     assert len(data) == len(record("x" * (len(name.encode()) // 64 * 64 or 1)).data)
 
@@ -65,9 +65,7 @@ def test_the_same_name_of_two_customers_or_in_two_events_looks_different() -> No
     ],
     ids=["another key", "another event", "data of another", "a letter more"],
 )
-def test_what_does_not_belong_together_is_refused_and_not_taken_for_erased(
-    record: Record, key: bytes
-) -> None:
+def test_a_wrong_key_raises_instead_of_looking_erased(record: Record, key: bytes) -> None:
     with pytest.raises(WrongKey, match="position 1"):
         recorded(record, {ANN: key})
 
@@ -78,7 +76,7 @@ def test_data_that_is_no_sealed_registration_is_unreadable(fault: bytes) -> None
         recorded(structs.replace(record("ann"), data=fault))
 
 
-def test_nobody_can_submit_a_name_under_a_seal_of_his_own() -> None:
+def test_a_sealed_registration_can_not_be_submitted() -> None:
     sealed = record("ann")
     wire = {"type": REGISTERED, "schemaversion": SEALED_VERSION, "data": json.loads(sealed.data)}
     events, (rejected,) = decode_group(json.dumps([GOOD | wire]).encode())

@@ -1,4 +1,4 @@
-"""What must be true of every ledger, whatever happened to those who wrote it."""
+"""A naive audit of a whole ledger in memory: a second opinion, apart from `ledger.audit`."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Submitted events as clients would send them, and random histories of them."""
+"""Submitted events as clients would send them, and random histories of such."""
 
 import random
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ PRODUCTS = [UUID(int=0xB1 + n) for n in range(3)]
 ORDERS = [UUID(int=0xC1 + n) for n in range(12)]
 
 
-def asked(submission: Submission, event_id: UUID | None = None) -> Submitted:
+def event_of(submission: Submission, event_id: UUID | None = None) -> Submitted:
     """An event that a client submits now."""
     stream_id, payload = submission
     return Submitted(event_id or uuid4(), stream_id, now_us(), payload)
@@ -31,12 +31,12 @@ def asked(submission: Submission, event_id: UUID | None = None) -> Submitted:
 
 def opening(balance_minor: int = 10**9, stock: int = 10_000) -> list[Submitted]:
     """A customer who can pay and a product that is there."""
-    return [asked(customer(balance_minor)), asked(product(1000, stock))]
+    return [event_of(customer(balance_minor)), event_of(product(1000, stock))]
 
 
 def orders(count: int) -> list[Submitted]:
     """Orders of one unit each, by the customer of `opening`."""
-    return [asked(order(at=uuid4())) for _ in range(count)]
+    return [event_of(order(at=uuid4())) for _ in range(count)]
 
 
 def history(seed: int, length: int) -> list[Submitted]:
@@ -45,7 +45,7 @@ def history(seed: int, length: int) -> list[Submitted]:
     submissions = _submissions(chance)
     numbers = random.Random(seed + 1)
     return [
-        asked(next(submissions), UUID(int=numbers.getrandbits(128), version=4))
+        event_of(next(submissions), UUID(int=numbers.getrandbits(128), version=4))
         for _ in range(length)
     ]
 
