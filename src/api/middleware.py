@@ -79,8 +79,12 @@ class RequestId:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
-        given = (value for name, value in scope["headers"] if name == b"x-request-id")
-        scope[REQUEST_ID] = next(filter(_REQUEST_ID, given), None) or new_request_id()
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and _REQUEST_ID(value):
+                scope[REQUEST_ID] = value
+                break
+        else:
+            scope[REQUEST_ID] = new_request_id()
         return self._app(scope, receive, send)
 
 
