@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -159,8 +158,9 @@ class Stack:
         }
         command = name.partition(".")[0]
         servers = next((pair for pair in RUNNING if pair.home == self.settings.home), None)
-        if servers and self.warm and sys.platform == "linux":
-            self.processes[name] = servers.warm_ledger.start((command,), env, self.log_path(name))
+        if servers and self.warm:
+            log_path = self.log_path(name)
+            self.processes[name] = servers.warm_ledger.start((command,), env, log_path, log_path)
             return
         with self.log_path(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests import harness, private_servers
+from tests import harness, private_servers, warm
 
 # The processes that were started since the present test began, by asyncio, too.
 _started: list["subprocess.Popen[Any]"] = []
@@ -28,15 +28,15 @@ subprocess.Popen.__init__ = _remember  # type: ignore[method-assign]
 def failing_leaks() -> Iterator[None]:
     """Fail if the block leaves a process, unless it's one of servers or a stack from before."""
     _started.clear()
+    warm.FORKS.clear()
     servers, stacks = set(private_servers.RUNNING), set(harness.STACKS)
     yield
     shared = [process for pair in servers for process in pair.started()]
     shared += [process for stack in stacks for process in stack.processes.values()]
     # poll() also reaps the dead: who never waited for them would raise in another test.
-    forks = [process for stack in harness.STACKS for process in stack.processes.values()]
     left = [
         process
-        for process in {*_started, *forks}
+        for process in [*_started, *warm.FORKS]
         if process.poll() is None and process not in shared
     ]
     for process in left:

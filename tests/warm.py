@@ -24,6 +24,10 @@ from cli.localstack.leftovers import LEDGER, MARK
 PR_SET_CHILD_SUBREAPER = 36
 
 
+# Those of the present test; tests/leaks.py forgets and checks them.
+FORKS: list["subprocess.Popen[bytes]"] = []
+
+
 class Forked(subprocess.Popen[bytes]):
     """A child of this process that something else forked; all but communicate() works."""
 
@@ -34,6 +38,7 @@ class Forked(subprocess.Popen[bytes]):
         self.stdin = self.stdout = self.stderr = None
         self._child_created = True
         self._waitpid_lock = threading.Lock()
+        FORKS.append(self)
 
 
 class WarmLedger:
@@ -52,10 +57,25 @@ class WarmLedger:
         self._answers = self._socket.makefile("rb")
 
     def start(
-        self, arguments: tuple[str, ...], environment: Mapping[str, str], log: Path
+        self, arguments: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path
     ) -> subprocess.Popen[bytes]:
-        """Start `ledger` with these arguments, this whole environment, and its output in a file."""
-        request = {"arguments": arguments, "environment": dict(environment), "log": str(log)}
+        """Start `ledger` with these arguments and this whole environment; it appends to files."""
+        if sys.platform != "linux":
+            with out.open("ab") as out_file, err.open("ab") as err_file:
+                return subprocess.Popen(
+                    [LEDGER, *arguments],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out_file,
+                    stderr=err_file,
+                )
+        request = {
+            "arguments": arguments,
+            "environment": dict(environment),
+            "directory": os.getcwd(),
+            "out": str(out),
+            "err": str(err),
+        }
         with _adopting_orphans():
             self._socket.sendall(json.dumps(request).encode() + b"\n")
             pid = int(self._answers.readline())
@@ -100,20 +120,22 @@ def serve() -> dict[str, Any]:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Take over the standard files and the environment of the request."""
+    """Take over the standard files, the directory and the environment of the request."""
+    os.chdir(request["directory"])
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     nothing = os.open(os.devnull, os.O_RDONLY)
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    for number, file in enumerate((nothing, log, log)):
+    out, err = (os.open(request[name], append, 0o600) for name in ("out", "err"))
+    for number, file in enumerate((nothing, out, err)):
         os.dup2(file, number)
     os.environ.clear()
     os.environ.update(request["environment"])
 
 
 if __name__ == "__main__":
-    import cli.processes
-    from cli.main import app
+    from cli.main import COMMANDS, app, load
 
-    assert cli.processes
+    for target, _ in COMMANDS.values():
+        load(target)
     gc.freeze()  # the forks share the pages of what is imported
     request = serve()
     become(request)
