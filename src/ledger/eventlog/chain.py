@@ -72,23 +72,27 @@ class ChainCheck(Struct):
     def check(self, records: Iterable[Record]) -> None:
         """Check the records that come next; raises LedgerDamaged for the first that is wrong."""
         position, hash_, recorded_at_us = self.position, self.hash, self.recorded_at_us
+        last: Record | None = None
         try:
             for record in records:
-                if record.position != position + 1:
-                    raise missing(position + 1, record)
-                next_ = next_hash(hash_, record)
-                if next_ != record.hash:
+                position += 1
+                if record.position != position:
+                    raise missing(position, record)
+                hash_ = next_hash(hash_, record)
+                if hash_ != record.hash:
                     raise LedgerDamaged(
-                        position + 1, "the hash is not that of the record and of all before it"
+                        position, "the hash is not that of the record and of all before it"
                     )
                 if record.recorded_at_us < recorded_at_us:
                     raise LedgerDamaged(
-                        position + 1, "it was recorded before the event that precedes it"
+                        position, "it was recorded before the event that precedes it"
                     )
-                position, hash_, recorded_at_us = record.position, next_, record.recorded_at_us
+                last, recorded_at_us = record, record.recorded_at_us
         finally:
             # Also after a failure: the caller asks for the last position that was right.
-            self.position, self.hash, self.recorded_at_us = position, hash_, recorded_at_us
+            if last:
+                self.position, self.hash = last.position, last.hash
+                self.recorded_at_us = last.recorded_at_us
 
 
 def missing(position: int, found: Record | None) -> LedgerDamaged:

@@ -43,7 +43,10 @@ class Decision(Struct, frozen=True, gc=False):
     @property
     def effective_records(self) -> tuple[Record, ...]:
         """The records to apply to state and views: all but a cause that was refused."""
-        return self.records if self.took_effect else self.decided
+        # Spelled out, as every event that is read passes here.
+        if self.decided and self.decided[0].type == REFUSED:
+            return self.decided
+        return (self.cause, *self.decided)
 
 
 def group(records: Sequence[Record]) -> list[Decision]:
