@@ -278,7 +278,9 @@ class OwnStreamCheck(ViewCheck):
             )
             for event in later:
                 view.project(rows, event)
-            shown = await _rows_by_key(connection, view, keys)
+            these = f"{view.key_column} IN ({marks(keys)})"
+            ids = tuple(key.bytes for key in keys)
+            shown = _by_key(view, await _select(connection, view, these, ids))
             nameless = set(events.nameless) - erased - _erased(later)
             found += differences(view, shown, _expected(view, rows, keys, shown, nameless))
         _refuse(found)
@@ -327,17 +329,13 @@ class KeyedCheck(ViewCheck):
         missing = set(self._rows)
         found: list[Difference] = []
         async for shown in _key_pages(connection, self.view, PAGE):
-            keys = [key for key in map(_uuid, shown) if key in missing]
+            keys = [key for key in (UUID(bytes=key) for key in shown) if key in missing]
             expected = _expected(self.view, self._rows, keys, shown, self._nameless)
             found += differences(self.view, shown, expected)
             missing.difference_update(keys)
         found += differences(self.view, {}, _expected(self.view, self._rows, missing, {}, ()))
         _refuse(found)
         return len(self._rows)
-
-
-def _uuid(key: bytes) -> UUID:
-    return UUID(bytes=key)
 
 
 def _erased(events: Iterable[Recorded]) -> set[UUID]:
@@ -387,13 +385,6 @@ async def _select(
         f"SELECT {', '.join(view.columns)} FROM {view.name} WHERE {where}", parameters
     )
     return [tuple(row) for row in found]
-
-
-async def _rows_by_key(
-    connection: AsyncConnection, view: KeyedProjection[Any], keys: Collection[UUID]
-) -> dict[RowKey, Values]:
-    where = f"{view.key_column} IN ({marks(keys)})"
-    return _by_key(view, await _select(connection, view, where, tuple(key.bytes for key in keys)))
 
 
 async def _key_pages(

@@ -93,7 +93,8 @@ async def _lock_unless_swapping(
 
 async def lock_swap(connection: AsyncConnection, timeout_s: int) -> bool:
     """Let no projector write until `release_swap` or the session's end; False if it timed out."""
-    return bool(await _scalar(connection, f"SELECT GET_LOCK({SWAP_LOCK}, {timeout_s})"))
+    locked = await connection.exec_driver_sql(f"SELECT GET_LOCK({SWAP_LOCK}, {timeout_s})")
+    return bool(locked.scalar_one())
 
 
 async def release_swap(connection: AsyncConnection) -> None:
@@ -205,10 +206,6 @@ async def write_rows(
         await run_inserts(connection, inserts)
     except IntegrityError as error:
         raise ViewDamaged(f"a line is there already: {error.orig}, {error.statement}") from error
-
-
-async def _scalar(connection: AsyncConnection, statement: str) -> Any:
-    return (await connection.exec_driver_sql(statement)).scalar_one()
 
 
 def marks(values: Collection[object]) -> str:

@@ -149,7 +149,9 @@ async def say(ledger: Ledger, *announcements: Announcement | bytes) -> None:
             await exchange.publish(Message(body), routing_key="")
 
 
-async def test_who_missed_an_announcement_is_told(ledger: Ledger, listener: Listener) -> None:
+async def test_a_listener_is_reset_after_a_missed_announcement(
+    ledger: Ledger, listener: Listener
+) -> None:
     await say(ledger, Announcement(0, 5), Announcement(5, 9))
     await listener.until_heard(2)
     before = listener.resets
@@ -181,7 +183,7 @@ async def test_an_announcement_that_cannot_be_read_is_passed_over(
     assert "another version" in caplog.text
 
 
-async def test_a_listener_that_lost_its_connection_is_told_and_listens_again(
+async def test_a_listener_that_lost_its_connection_is_reset_and_listens_again(
     ledger: Ledger,
 ) -> None:
     async with open_proxy(ledger.settings.amqp_port) as proxy:
@@ -206,7 +208,7 @@ async def test_a_listener_that_lost_its_connection_is_told_and_listens_again(
             await listener.until_heard(1)
 
 
-async def test_a_hint_of_the_writer_wakes_the_projector_before_its_poll(
+async def test_a_notification_of_the_writer_wakes_the_projector_before_its_poll(
     ledger: Ledger, listener: Listener
 ) -> None:
     """Ten orders one after the other would take ten polls without hints."""
@@ -221,7 +223,7 @@ async def test_a_hint_of_the_writer_wakes_the_projector_before_its_poll(
         assert loop.time() - begun < 10 * POLL_S / 2
 
 
-async def test_without_any_hint_the_poll_finds_what_is_new(
+async def test_without_notifications_the_poll_finds_new_events(
     ledger: Ledger, listener: Listener
 ) -> None:
     writer, _ = ledger.make_writer()  # its hints never leave

@@ -130,7 +130,7 @@ async def test_two_that_advance_at_the_same_moment_take_turns(
     assert await all_live(written) == await all_replayed(written)
 
 
-async def test_to_advance_again_at_the_end_changes_nothing(written: Ledger) -> None:
+async def test_advancing_at_the_head_changes_nothing(written: Ledger) -> None:
     async with written.connection("projector") as connection:
         await advance_to_the_end(connection)
         before = await all_live(written), await checkpoints(written)

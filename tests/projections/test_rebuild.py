@@ -168,7 +168,7 @@ async def test_a_difference_is_found_in_whatever_range_it_is(
         assert outcome.difference.key == {"order_id": key}
 
 
-async def test_a_space_too_much_is_a_difference(projected: Ledger) -> None:
+async def test_a_trailing_space_is_a_difference(projected: Ledger) -> None:
     await projected.execute("UPDATE stock SET name = CONCAT(name, ' ') LIMIT 1")
     (outcome,) = await rebuilt(projected, "stock")
     assert outcome.difference

@@ -1,4 +1,4 @@
-"""Whole views of the past: at every position what a fold of the ledger, cut there, says."""
+"""Views as of a position: at every position what a fold of the ledger up to there makes."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,7 +24,7 @@ VIEWS = {view.name: view for view in (ORDERS, WALLETS, STOCK)}
 
 
 @pytest.fixture(scope="module")
-async def told(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
+async def written(servers: Servers) -> AsyncIterator[tuple[Ledger, list[Record]]]:
     """A random history with snapshots, which these tests only read."""
     async with running_ledger(await make_ledger(servers)) as ledger:
         yield ledger, await write_history(ledger)
@@ -39,12 +39,12 @@ async def listed(ledger: Ledger, name: str, position: int) -> list[Any]:
 
 @pytest.mark.parametrize("page", [9, 5_000])
 @pytest.mark.parametrize("name", VIEWS)
-async def test_a_whole_view_is_what_a_fold_cut_there_says(
-    told: tuple[Ledger, list[Record]], name: str, page: int, monkeypatch: pytest.MonkeyPatch
+async def test_a_view_as_of_any_position_equals_a_fold_up_to_there(
+    written: tuple[Ledger, list[Record]], name: str, page: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ledger.eventlog.reader.PAGE", page)
     monkeypatch.setattr(as_of, "STREAMS", 4)
-    ledger, records = told
+    ledger, records = written
     keys = await ledger.keys()
     for position in moments(records, 12):
         expected = list(getattr(Then(records, position, keys), name)().values())
@@ -76,9 +76,9 @@ async def test_an_order_that_was_cancelled_long_after_is_seen_as_it_was_then(
 
 @pytest.mark.parametrize("name", VIEWS)
 async def test_progress_ends_where_the_work_does(
-    told: tuple[Ledger, list[Record]], name: str
+    written: tuple[Ledger, list[Record]], name: str
 ) -> None:
-    ledger, records = told
+    ledger, records = written
     seen = 0
 
     def moved(more: int) -> None:
