@@ -1,6 +1,6 @@
 """A second opinion: the rules of the ledger written again, naively, from the design alone.
 
-It shares no code with the fold. It hears submitted events as a type and plain data, keeps plain
+It shares no code with the fold. It decide submitted events as a type and plain data, keeps plain
 dicts, reckons in fractions and predicts every decided event.
 """
 
@@ -18,7 +18,7 @@ LARGEST_STOCK = 1_000_000_000
 
 
 class Auditor:
-    """Keeps the books by hand."""
+    """Keeps balances, stocks and orders by hand, and predicts each decision."""
 
     def __init__(self) -> None:
         self.money: dict[UUID, int] = {}
@@ -27,7 +27,7 @@ class Auditor:
         self.paid_in = 0
         self.delivered: dict[UUID, int] = {}
 
-    def hears(self, stream: UUID, name: str, data: Data) -> Events:
+    def decide(self, stream: UUID, name: str, data: Data) -> Events:
         """What the ledger must decide of this event."""
         rules: dict[str, Callable[[UUID, Data], Events]] = {
             "customer.registered": self._registered,
@@ -41,11 +41,11 @@ class Auditor:
         }
         return rules[name](stream, data)
 
-    def opens(self, customer: UUID, balance: int) -> None:
+    def open_wallet(self, customer: UUID, balance: int) -> None:
         self.money[customer] = balance
         self.paid_in += balance
 
-    def shelves(self, product: UUID, price: int, stock: int, initial: int) -> None:
+    def list_product(self, product: UUID, price: int, stock: int, initial: int) -> None:
         self.shop[product] = {"price": price, "stock": stock, "initial": initial}
         self.delivered[product] = stock
 
@@ -67,7 +67,7 @@ class Auditor:
     def _registered(self, stream: UUID, data: Data) -> Events:
         if self._taken(stream):
             return refused("DUPLICATE_CUSTOMER")
-        self.opens(stream, data["opening_balance_minor"])
+        self.open_wallet(stream, data["opening_balance_minor"])
         return []
 
     def _erased(self, stream: UUID, _: Data) -> Events:
@@ -86,7 +86,7 @@ class Auditor:
         if self._taken(stream):
             return refused("DUPLICATE_PRODUCT")
         stock = data["initial_stock"]
-        self.shelves(stream, data["base_price_minor"], stock, stock)
+        self.list_product(stream, data["base_price_minor"], stock, stock)
         return []
 
     def _received(self, stream: UUID, data: Data) -> Events:
@@ -111,7 +111,7 @@ class Auditor:
         who, what, quantity = data["customer_id"], data["product_id"], data["quantity"]
         order = {"customer": who, "product": what, "quantity": quantity, "total": 0}
         self.orders[stream] = order
-        why = self._why_not(who, what, quantity)
+        why = self._order_failure(who, what, quantity)
         if why:
             order["status"] = "FAILED"
             return [("order.failed", {"reason": why})]
@@ -126,7 +126,7 @@ class Auditor:
             )
         ]
 
-    def _why_not(self, who: UUID, what: UUID, quantity: int) -> str | None:
+    def _order_failure(self, who: UUID, what: UUID, quantity: int) -> str | None:
         if what not in self.shop:
             return "UNKNOWN_PRODUCT"
         if who not in self.money:
@@ -153,7 +153,7 @@ class Auditor:
         if stream not in self.orders:
             return refused("UNKNOWN_ORDER")
         order = self.orders[stream]
-        why = self._why_no_cancel(order)
+        why = self._cancel_refusal(order)
         if why:
             return [("order.cancel-refused", {"reason": why})]
         order["status"] = "CANCELLED"
@@ -171,7 +171,7 @@ class Auditor:
             )
         ]
 
-    def _why_no_cancel(self, order: Data) -> str | None:
+    def _cancel_refusal(self, order: Data) -> str | None:
         if order["status"] == "CANCELLED":
             return "ALREADY_CANCELLED"
         if order["status"] == "FAILED":

@@ -86,9 +86,9 @@ class Bookkeeping(RuleBasedStateMachine):
         )
         self.fold = self._fresh()
         for at, balance in wallets.items():
-            self.auditor.opens(at, balance)
+            self.auditor.open_wallet(at, balance)
         for at, (base, stock) in shelves.items():
-            self.auditor.shelves(at, base, stock, stock)
+            self.auditor.list_product(at, base, stock, stock)
 
     @rule(at=mostly(CUSTOMERS), balance=balances)
     def registers(self, at: UUID, balance: int) -> None:
@@ -161,7 +161,7 @@ class Bookkeeping(RuleBasedStateMachine):
         self.seen.add(event_id)
         before = remembered(self.fold)
         decided = self.fold.submit(stream, payload)
-        told = self.auditor.hears(stream, *plain(payload))
+        told = self.auditor.decide(stream, *plain(payload))
         assert [plain(each) for each in decided] == told
         refusal_changes_nothing(decided, before, remembered(self.fold), stream)
         self.decided.append(decided)

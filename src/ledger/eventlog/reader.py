@@ -32,8 +32,8 @@ MAX_POSITION: Final = 2**63 - 1
 _FIELDS: Final = Record.__struct_fields__
 _WIDTH: Final = len(_FIELDS)
 
+# Encryption keys by customer; None for one that was destroyed.
 Keys = Mapping[bytes, bytes | None]
-"""Encryption keys by customer; None for one that was destroyed."""
 
 _position = attrgetter("position")
 
