@@ -18,7 +18,7 @@ from bench.history import Shop
 from bench.system import ENOUGH_MINOR, System, WrongResult
 from ledger import writer
 from ledger.core.fold import Fold
-from ledger.core.state import Customer, Product
+from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import encode_submitted, join
 from ledger.messaging.rabbitmq import open_channel
@@ -112,8 +112,8 @@ async def populous(system: System, customers: int, products: int) -> int:
         async with engine.connect() as connection:
             known = await writer.load(connection)
         held = known.fold
-        held.customers.update((uuid4(), Customer(ENOUGH_MINOR + n)) for n in range(customers))
-        held.products.update((uuid4(), Product(1 + n, n, n)) for n in range(products))
+        held.customers.update((uuid4(), CustomerState(ENOUGH_MINOR + n)) for n in range(customers))
+        held.products.update((uuid4(), ProductState(1 + n, n, n)) for n in range(products))
         at = known.head
         await snapshots.save(
             engine, snapshots.snapshot_of(held, at.position, at.hash, known.recorded_at_us)

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.parameters import AS_OF_POSITION, AS_OF_TIME, MIN_POSITION, Call
 from api.problems import Problem, invalid
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
-from projections.trial_balance import TrialBalance, TrialBalanceReader
+from projections.trial_balance import JournalBalance, TrialBalanceReader
 
 MAX_READS: Final = 2
 TURN_TIMEOUT_S: Final = 2.0
@@ -98,7 +98,7 @@ class TrialBalanceReads:
         self._reader = TrialBalanceReader(engine)
         self._turn = asyncio.Lock()
 
-    async def read(self, at_most: int) -> tuple[TrialBalance, int]:
+    async def read(self, at_most: int) -> tuple[JournalBalance, int]:
         """The trial balance at the journal's position, or at `at_most` if that is earlier.
 
         Raises ViewsUnavailable, and Problem when it takes too long.

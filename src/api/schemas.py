@@ -20,8 +20,7 @@ from ledger.core.events import (
 from ledger.core.money import to_minor
 from ledger.core.state import Status
 from ledger.runtime.timestamps import format_rfc3339, format_us
-from projections.trial_balance import Sums
-from projections.trial_balance import TrialBalance as Balances
+from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import Unit
 from projections.views.orders import OrderRow
 from projections.views.stock import ProductAsOf, StockRow
@@ -340,7 +339,7 @@ def pending_order(
     )
 
 
-def trial_balance(balances: Balances) -> TrialBalance:
+def trial_balance(balances: JournalBalance) -> TrialBalance:
     """The trial balance of the journal."""
     units = get_args(Unit)
     return TrialBalance(

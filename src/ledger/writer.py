@@ -22,7 +22,7 @@ from ledger.eventlog.encryption import CustomerKeys, customers_needing_keys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Submitted
 from ledger.eventlog.store import Fenced, Store
-from ledger.messaging.consumer import Batch, Inbox, open_inbox
+from ledger.messaging.consumer import Inbox, InboxBatch, open_inbox
 from ledger.messaging.parking import park
 from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, Notifier
 from ledger.runtime import tracing
@@ -214,7 +214,7 @@ class Writer:
         )
 
     async def _append(
-        self, connection: AsyncConnection, state: LedgerState, batch: Batch, inbox: Inbox
+        self, connection: AsyncConnection, state: LedgerState, batch: InboxBatch, inbox: Inbox
     ) -> None:
         await park(self._publishing, batch.rejected)
         before = state.head.position

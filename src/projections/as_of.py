@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger.core.events import TYPE_OF, Recorded
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules
-from ledger.core.state import Customer
+from ledger.core.state import CustomerState
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import origin_of
 from ledger.eventlog.reader import EventPage, EventReader
@@ -202,7 +202,7 @@ async def _rows_by_snapshot(
         for event in events:
             fold.apply(event.stream_id, event.payload)
         fold.orders.clear()
-    entries: Any = fold.customers if view.snapshot_entry is Customer else fold.products
+    entries: Any = fold.customers if view.snapshot_entry is CustomerState else fold.products
     for keys in chunks(sorted(entries, key=_BYTES), STREAMS):
         creates = [TYPE_OF[view.creates]]
         events = await reader.effective_of_streams(keys, creates, up_to=position)

@@ -41,7 +41,7 @@ PAGE: Final = 10_000
 BEHIND: Final = 4
 
 
-class Batch(Struct, frozen=True):
+class ProjectedBatch(Struct, frozen=True):
     """A page of the ledger, decoded: its events that took effect, and the outcomes."""
 
     records: Sequence[Record]
@@ -49,11 +49,11 @@ class Batch(Struct, frozen=True):
     outcomes: list[Outcome]
 
 
-async def read_batch(reader: EventReader, after: int, limit: int) -> Batch:
+async def read_batch(reader: EventReader, after: int, limit: int) -> ProjectedBatch:
     """The batch after a position, empty at the end; raises LedgerDamaged at a gap."""
     page = await reader.page(after, limit, with_keys=True)
     decisions = page.decisions()
-    return Batch(
+    return ProjectedBatch(
         page.records,
         [recorded(record, page.keys) for d in decisions for record in d.effective_records],
         [outcome_of(decision) for decision in decisions],
@@ -68,14 +68,14 @@ class ReadAhead:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self._batches: Prefetch[Batch] | None = None
+        self._batches: Prefetch[ProjectedBatch] | None = None
 
     def start(self, after: int) -> None:
         """Begin to read after a position, unless batches are read already."""
         if self._batches is None:
             self._batches = Prefetch(self._read(after))
 
-    async def next(self, after: int) -> Batch | None:
+    async def next(self, after: int) -> ProjectedBatch | None:
         """The batch after a position, if it was read ahead; raises LedgerDamaged at a gap."""
         if self._batches is None:
             return None
@@ -92,7 +92,7 @@ class ReadAhead:
         if batches:
             await batches.aclose()
 
-    async def _read(self, after: int) -> AsyncGenerator[Batch, None]:
+    async def _read(self, after: int) -> AsyncGenerator[ProjectedBatch, None]:
         while True:
             # A connection for each batch: one that goes on would see the ledger as of its begin.
             async with self._engine.connect() as connection:

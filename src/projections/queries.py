@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.core.state import Customer, Product
+from ledger.core.state import CustomerState, ProductState
 from ledger.runtime.database import DATABASE_ERRORS
 from projections.tables import marks
 from projections.views.orders import ORDERS, OrderRow
@@ -61,7 +61,7 @@ class Views:
 
     async def customer_and_product(
         self, customer_id: UUID, product_id: UUID
-    ) -> tuple[tuple[Customer | None, Product | None], int]:
+    ) -> tuple[tuple[CustomerState | None, ProductState | None], int]:
         """A customer and a product as `decide` takes them, as of one position."""
         rows = await self._rows(
             "SELECT c.position, w.balance_minor, s.base_price_minor, s.stock, s.initial_stock"
@@ -73,8 +73,8 @@ class Views:
         if not rows:
             raise ViewsUnavailable("wallets and stock are at different positions")
         position, balance, price, stock, initial_stock = rows[0]
-        customer = None if balance is None else Customer(balance)
-        product = None if price is None else Product(price, stock, initial_stock)
+        customer = None if balance is None else CustomerState(balance)
+        product = None if price is None else ProductState(price, stock, initial_stock)
         return (customer, product), position
 
     async def position(self) -> int:

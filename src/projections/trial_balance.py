@@ -39,7 +39,7 @@ class Sums(Struct, frozen=True):
 Accounts = dict[tuple[str, str], Sums]
 
 
-class TrialBalance(Struct, frozen=True):
+class JournalBalance(Struct, frozen=True):
     """Every account at a position. In a right journal the balance of each unit is 0."""
 
     position: int
@@ -79,7 +79,7 @@ class TrialBalanceReader:
 
     async def balance(
         self, at_most: int, on_progress: OnProgress = lambda more: None
-    ) -> TrialBalance:
+    ) -> JournalBalance:
         """The trial balance at this position, or where the journal is if that is before it.
 
         `on_progress` is called with numbers of positions.
@@ -91,7 +91,7 @@ class TrialBalanceReader:
             for key, sums in (await self._step(start, end)).items():
                 accounts[key] = accounts.get(key, Sums()) + sums
             on_progress(end - start)
-        return TrialBalance(position, accounts)
+        return JournalBalance(position, accounts)
 
     async def first_unbalanced(self, position: int) -> int | None:
         """The first position up to this one where debits and credits differ."""

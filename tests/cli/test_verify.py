@@ -11,7 +11,7 @@ from cli.commands.verify import Options
 from cli.connections import connection
 from cli.main import app
 from cli.settings import Settings
-from ledger.core.state import Customer
+from ledger.core.state import CustomerState
 from ledger.eventlog import reader, snapshots
 from projections.views.registry import PROJECTIONS
 from tests.harness import free_port
@@ -298,7 +298,7 @@ async def test_a_snapshot_that_is_not_what_the_events_make_is_found(settings: Se
         async with ledger.connection() as connection:
             snapshot = await snapshots.nearest(connection, 10**9)
         assert snapshot
-        changed = {key: Customer(7) for key in snapshot.customers}
+        changed = {key: CustomerState(7) for key in snapshot.customers}
         await snapshots.save(ledger.engine("writer"), structs.replace(snapshot, customers=changed))
         found = await wrong(ledger)
         assert (found.position, "snapshot" in found.detail) == (snapshot.position, True)

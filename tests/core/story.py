@@ -20,7 +20,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.fold import Fold, is_refusal
-from ledger.core.state import Customer, Order, Product, Status
+from ledger.core.state import CustomerState, OrderState, ProductState, Status
 
 ANN, BOB = UUID(int=0xA1), UUID(int=0xA2)
 PEN, INK = UUID(int=0xB1), UUID(int=0xB2)
@@ -111,9 +111,11 @@ def given(*history: Submission) -> Story:
     return Story(fold)
 
 
-def given_state(balance_minor: int = 10**9, shelf: Product | None = None) -> Story:
+def given_state(balance_minor: int = 10**9, shelf: ProductState | None = None) -> Story:
     """A story that starts from a snapshot, for states that take too long to tell."""
-    return Story(Fold({ANN: Customer(balance_minor)}, {PEN: shelf or Product(1000, 10, 10)}))
+    return Story(
+        Fold({ANN: CustomerState(balance_minor)}, {PEN: shelf or ProductState(1000, 10, 10)})
+    )
 
 
 def effective(events: Sequence[Recorded]) -> list[Recorded]:
@@ -125,7 +127,7 @@ def effective(events: Sequence[Recorded]) -> list[Recorded]:
     ]
 
 
-Remembered = tuple[dict[UUID, Customer], dict[UUID, Product], dict[UUID, Order]]
+Remembered = tuple[dict[UUID, CustomerState], dict[UUID, ProductState], dict[UUID, OrderState]]
 
 
 def remembered(fold: Fold) -> Remembered:

@@ -12,7 +12,7 @@ from ledger.core.events import (
     SubmissionRefused,
 )
 from ledger.core.fold import Fold
-from ledger.core.state import Customer, Product, Status
+from ledger.core.state import CustomerState, ProductState, Status
 
 ANN, BOB, TEA, POT = (UUID(int=number) for number in range(1, 5))
 FIRST, SECOND, THIRD = (UUID(int=number) for number in range(11, 14))
@@ -36,7 +36,7 @@ def test_an_atomic_batch_completes_if_every_order_can() -> None:
         (OrderCompleted(ANN, TEA, 2, 1_000, 2_000),),
         (OrderCompleted(ANN, POT, 1, 2_000, 2_000),),
     ]
-    assert fold.customers[ANN] == Customer(6_000)
+    assert fold.customers[ANN] == CustomerState(6_000)
     assert fold.products[TEA].stock == 8
 
 
@@ -67,8 +67,8 @@ def test_an_atomic_batch_fails_if_one_order_can_not_complete() -> None:
         (OrderFailed(Reason.INSUFFICIENT_BALANCE),),
         (OrderFailed(Reason.BATCH_FAILED),),
     ]
-    assert fold.customers == {ANN: Customer(10_000), BOB: Customer(10)}
-    assert fold.products == {TEA: Product(1_000, 10, 10), POT: Product(2_000, 1, 1)}
+    assert fold.customers == {ANN: CustomerState(10_000), BOB: CustomerState(10)}
+    assert fold.products == {TEA: ProductState(1_000, 10, 10), POT: ProductState(2_000, 1, 1)}
     assert {order.status for order in fold.orders.values()} == {Status.FAILED}
 
 
@@ -82,4 +82,4 @@ def test_an_order_that_is_there_already_fails_its_batch_and_stays_as_it_was() ->
         (OrderFailed(Reason.BATCH_FAILED),),
     ]
     assert fold.orders[FIRST] == before
-    assert fold.customers[ANN] == Customer(9_000)
+    assert fold.customers[ANN] == CustomerState(9_000)

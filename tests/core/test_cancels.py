@@ -12,7 +12,7 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import Product, Status
+from ledger.core.state import ProductState, Status
 
 from .story import (
     ANN,
@@ -58,7 +58,7 @@ def test_a_refund_is_the_total_that_was_paid_whatever_happened_since(
 
 
 def test_an_order_at_a_raised_price_is_refunded_at_that_price() -> None:
-    story = given_state(10_000, Product(1000, 1, 4)).when(order()).when(cancel())
+    story = given_state(10_000, ProductState(1000, 1, 4)).when(order()).when(cancel())
     story.then(OrderCancelled(ANN, PEN, 1, 1500)).leaves(balance_minor=10_000, stock=1)
 
 
@@ -135,7 +135,7 @@ def test_a_refund_fills_a_wallet_to_its_limit_and_not_a_cent_over(
 def test_a_return_fills_the_stock_to_its_limit_and_not_a_unit_over(
     received: int, decided: OrderCancelled | OrderCancelRefused
 ) -> None:
-    story = given_state(shelf=Product(1000, MAX_STOCK - 2, MAX_STOCK))
+    story = given_state(shelf=ProductState(1000, MAX_STOCK - 2, MAX_STOCK))
     story.when(order(3), receipt(received), cancel()).then(decided)
     if isinstance(decided, OrderCancelRefused):
         story.changes_nothing().leaves(status=Status.COMPLETED)
@@ -144,7 +144,7 @@ def test_a_return_fills_the_stock_to_its_limit_and_not_a_unit_over(
 
 
 def test_the_balance_limit_is_reported_before_the_stock_limit() -> None:
-    story = given_state(MAX_BALANCE_MINOR, Product(1000, MAX_STOCK, MAX_STOCK))
+    story = given_state(MAX_BALANCE_MINOR, ProductState(1000, MAX_STOCK, MAX_STOCK))
     story.when(order(), credit(1), receipt(1), cancel())
     story.then(OrderCancelRefused(Reason.BALANCE_LIMIT))
 

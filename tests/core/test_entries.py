@@ -14,7 +14,7 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import Customer, Product, Status
+from ledger.core.state import CustomerState, ProductState, Status
 
 from .story import (
     ANN,
@@ -69,7 +69,7 @@ def test_an_erased_customer_can_not_be_registered_again() -> None:
 
 def test_a_product_starts_with_its_stock_as_the_initial_stock() -> None:
     story = given().when(product(1000, 7)).then()
-    assert story.fold.products == {PEN: Product(1000, 7, 7)}
+    assert story.fold.products == {PEN: ProductState(1000, 7, 7)}
 
 
 def test_a_credit_adds_to_the_wallet() -> None:
@@ -91,7 +91,7 @@ def test_received_stock_makes_the_price_plain_again() -> None:
 
 def test_received_stock_keeps_the_base_price() -> None:
     story = given(product(1234, 1)).when(receipt(1)).then()
-    assert story.fold.products[PEN] == Product(1234, 2, 2)
+    assert story.fold.products[PEN] == ProductState(1234, 2, 2)
 
 
 def test_a_new_price_holds_from_the_next_order_on_and_moves_no_stock() -> None:
@@ -106,7 +106,7 @@ def test_a_new_price_holds_from_the_next_order_on_and_moves_no_stock() -> None:
 
 
 def test_a_new_price_is_multiplied_like_the_first_one() -> None:
-    story = given_state(shelf=Product(1000, 5, 10)).when(price(2000), order())
+    story = given_state(shelf=ProductState(1000, 5, 10)).when(price(2000), order())
     story.then(OrderCompleted(ANN, PEN, 1, 2400, 2400))
 
 
@@ -174,4 +174,4 @@ def test_a_stock_fills_to_its_limit_and_not_a_unit_over() -> None:
 def test_a_refused_submission_takes_no_id() -> None:
     story = given().when(credit(1), price(1, at=ANN), cancel(at=ANN)).when(customer(5))
     story.then().leaves(balance_minor=5)
-    assert story.fold.customers == {ANN: Customer(5)}
+    assert story.fold.customers == {ANN: CustomerState(5)}

@@ -28,7 +28,7 @@ from ledger.core.events import (
 )
 from ledger.core.fold import Fold
 from ledger.core.invariants import money_moved_minor
-from ledger.core.state import Customer, Order, Product
+from ledger.core.state import CustomerState, OrderState, ProductState
 from tests.core.story import effective
 
 from .auditor import Auditor
@@ -63,7 +63,7 @@ class Bookkeeping(RuleBasedStateMachine):
         super().__init__()
         self.fold = Fold()
         self.auditor = Auditor()
-        self.start: tuple[dict[UUID, Customer], dict[UUID, Product]] = ({}, {})
+        self.start: tuple[dict[UUID, CustomerState], dict[UUID, ProductState]] = ({}, {})
         self.deliveries: list[Delivery] = []
         self.seen: set[UUID] = set()
         self.decided: list[tuple[DecidedPayload, ...]] = []
@@ -81,8 +81,8 @@ class Bookkeeping(RuleBasedStateMachine):
         wallets = {RICH: 10**15 - room, POOR: price * affords}
         shelves = {FULL: (price, 10**9 - room % 4), FEW: (price, few)}
         self.start = (
-            {at: Customer(balance) for at, balance in wallets.items()},
-            {at: Product(base, stock, stock) for at, (base, stock) in shelves.items()},
+            {at: CustomerState(balance) for at, balance in wallets.items()},
+            {at: ProductState(base, stock, stock) for at, (base, stock) in shelves.items()},
         )
         self.fold = self._fresh()
         for at, balance in wallets.items():
@@ -223,7 +223,7 @@ class Bookkeeping(RuleBasedStateMachine):
 
     def _the_same_history_is_decided_the_same_way(self) -> None:
         fold, forgetful = self._fresh(), self._fresh()
-        kept: dict[UUID, Order] = {}
+        kept: dict[UUID, OrderState] = {}
         decided = []
         for _, stream, payload in once(self.deliveries):
             decided.append(fold.submit(stream, payload))
@@ -236,7 +236,7 @@ class Bookkeeping(RuleBasedStateMachine):
 
     def _each_order_is_told_by_its_own_stream(self) -> None:
         for stream in {event.stream_id for event in self.ledger}:
-            order: Order | None = None
+            order: OrderState | None = None
             for event in effective([e for e in self.ledger if e.stream_id == stream]):
                 order = evolve_order(order, event.payload)
             assert order == self.fold.orders.get(stream)
@@ -246,7 +246,7 @@ def plain(payload: AnyPayload) -> tuple[str, dict[str, object]]:
     return TYPE_OF[type(payload)], structs.asdict(payload)
 
 
-def shelf(product: Product) -> dict[str, int]:
+def shelf(product: ProductState) -> dict[str, int]:
     return {
         "price": product.base_price_minor,
         "stock": product.stock,
@@ -254,7 +254,7 @@ def shelf(product: Product) -> dict[str, int]:
     }
 
 
-def bill(order: Order) -> dict[str, object]:
+def bill(order: OrderState) -> dict[str, object]:
     return {
         "customer": order.customer_id,
         "product": order.product_id,

@@ -13,7 +13,7 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import Order, Product, Status
+from ledger.core.state import OrderState, ProductState, Status
 
 from .story import (
     ANN,
@@ -47,12 +47,12 @@ def test_a_completed_order_touches_no_other_wallet_and_no_other_product() -> Non
     story = given(customer(), product(), customer(77, at=BOB), product(9, 9, at=INK))
     story.when(order())
     assert story.fold.customers[BOB].balance_minor == 77
-    assert story.fold.products[INK] == Product(9, 9, 9)
+    assert story.fold.products[INK] == ProductState(9, 9, 9)
 
 
 def test_an_order_remembers_what_a_cancel_must_pay_back() -> None:
     story = given(customer(), product(1000)).when(order(2))
-    assert story.fold.orders[ORDER] == Order(ANN, PEN, 2, Status.COMPLETED, 2000)
+    assert story.fold.orders[ORDER] == OrderState(ANN, PEN, 2, Status.COMPLETED, 2000)
 
 
 def test_the_default_quantity_is_one() -> None:
@@ -129,7 +129,7 @@ def test_refusals_follow_the_fixed_precedence(
     wrong: tuple[bool, bool, bool, bool],
 ) -> None:
     no_product, no_customer, no_stock, no_money = wrong
-    story = given_state(0 if no_money else 10**9, Product(1000, 0 if no_stock else 10, 10))
+    story = given_state(0 if no_money else 10**9, ProductState(1000, 0 if no_stock else 10, 10))
     story.when(order(1, by=NOBODY if no_customer else ANN, of=NOBODY if no_product else PEN))
     reasons = [reason for reason, holds in zip(PRECEDENCE, wrong, strict=True) if holds]
     if reasons:
@@ -179,6 +179,6 @@ def test_a_failed_order_is_not_tried_again_when_the_money_arrives() -> None:
 
 
 def test_the_dearest_order_the_limits_allow_fails_for_want_of_money_only() -> None:
-    shelf = Product(10**12, 10**6, 10**9)
+    shelf = ProductState(10**12, 10**6, 10**9)
     story = given_state(10**15, shelf).when(order(MAX_QUANTITY))
     story.then(OrderFailed(Reason.INSUFFICIENT_BALANCE))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ledger.core.events import MAX_AMOUNT_MINOR, MAX_STOCK, OrderCompleted
 from ledger.core.pricing import unit_price_minor
-from ledger.core.state import Product
+from ledger.core.state import ProductState
 
 from .story import ANN, PEN, customer, given_state, order, product
 from .story import given as given_history
@@ -42,7 +42,7 @@ def test_an_order_pays_by_the_share_of_stock_it_finds(
     stock: int, initial_stock: int, unit_price: int
 ) -> None:
     (
-        given_state(shelf=Product(1000, stock, initial_stock))
+        given_state(shelf=ProductState(1000, stock, initial_stock))
         .when(order(1))
         .then(OrderCompleted(ANN, PEN, 1, unit_price, unit_price))
     )
@@ -72,7 +72,7 @@ def test_a_unit_price_is_rounded_half_up_to_the_cent(
     base_minor: int, stock: int, unit_price: int
 ) -> None:
     (
-        given_state(10**14, Product(base_minor, stock, 4))
+        given_state(10**14, ProductState(base_minor, stock, 4))
         .when(order(1))
         .then(OrderCompleted(ANN, PEN, 1, unit_price, unit_price))
     )
@@ -85,14 +85,14 @@ def test_one_unit_price_holds_for_the_whole_quantity(
     stock: int, quantity: int, unit_price: int
 ) -> None:
     (
-        given_state(shelf=Product(1000, stock, 100))
+        given_state(shelf=ProductState(1000, stock, 100))
         .when(order(quantity))
         .then(OrderCompleted(ANN, PEN, quantity, unit_price, unit_price * quantity))
     )
 
 
 def test_rounding_comes_before_the_multiplication_by_the_quantity() -> None:
-    story = given_state(shelf=Product(1, 10, 100)).when(order(10))
+    story = given_state(shelf=ProductState(1, 10, 100)).when(order(10))
     story.then(OrderCompleted(ANN, PEN, 10, 2, 20))
 
 

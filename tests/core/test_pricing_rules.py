@@ -9,7 +9,7 @@ from ledger.core.decider import decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced, Reason
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules, Tier, unit_price_minor
-from ledger.core.state import Customer, Product, State
+from ledger.core.state import CustomerState, ProductState, State
 from projections.views.stock import STOCK
 
 from .story import ANN, PEN
@@ -51,17 +51,17 @@ def test_rules_without_tiers_ask_the_same_price_always() -> None:
 
 
 def test_an_order_is_decided_by_the_rules_that_are_given() -> None:
-    state = State(None, Customer(1000), Product(1000, 40, 100))
+    state = State(None, CustomerState(1000), ProductState(1000, 40, 100))
     assert decide(state, PLACED, DEARER) == (OrderFailed(Reason.INSUFFICIENT_BALANCE),)
-    rich = State(None, Customer(9000), Product(1000, 40, 100))
+    rich = State(None, CustomerState(9000), ProductState(1000, 40, 100))
     assert decide(rich, PLACED, DEARER) == (OrderCompleted(ANN, PEN, 1, 3000, 3000),)
 
 
 def test_a_fold_decides_by_its_rules_what_stands_alone_and_what_is_all_or_none() -> None:
-    fold = Fold({ANN: Customer(5500)}, {PEN: Product(1000, 80, 100)}, DEARER)
+    fold = Fold({ANN: CustomerState(5500)}, {PEN: ProductState(1000, 80, 100)}, DEARER)
     first, second = UUID(int=1), UUID(int=2)
     assert fold.submit(first, PLACED) == (OrderCompleted(ANN, PEN, 1, 1250, 1250),)
     assert fold.submit_atomic([(second, OrderPlaced(ANN, PEN, 3))]) == [
         (OrderCompleted(ANN, PEN, 3, 1250, 3750),)
     ]
-    assert fold.customers[ANN] == Customer(500)
+    assert fold.customers[ANN] == CustomerState(500)

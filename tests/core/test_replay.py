@@ -25,7 +25,7 @@ from ledger.core.events import (
 )
 from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import InvariantViolated, money_moved_minor
-from ledger.core.state import Customer, Order, Product, State, Status
+from ledger.core.state import CustomerState, OrderState, ProductState, State, Status
 
 from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product
 
@@ -69,9 +69,9 @@ def test_a_replay_ends_where_the_fold_ended() -> None:
         (ORDER, CANCEL_REFUSED),
     )
     fold = replayed(events)
-    assert fold.customers == {ANN: Customer(5001 - 2000 + 2000)}
-    assert fold.products == {PEN: Product(3000, 15, 13)}
-    assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.CANCELLED, 2000)}
+    assert fold.customers == {ANN: CustomerState(5001 - 2000 + 2000)}
+    assert fold.products == {PEN: ProductState(3000, 15, 13)}
+    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.CANCELLED, 2000)}
 
 
 def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
@@ -83,18 +83,18 @@ def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
 
 
 def test_a_cancel_replays_although_its_order_was_forgotten() -> None:
-    fold = Fold({ANN: Customer(3000)}, {PEN: Product(1000, 8, 10)})
+    fold = Fold({ANN: CustomerState(3000)}, {PEN: ProductState(1000, 8, 10)})
     replayed(history((ORDER, ASKED), (ORDER, CANCELLED)), fold)
-    assert fold.customers == {ANN: Customer(5000)}
-    assert fold.products == {PEN: Product(1000, 10, 10)}
-    assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.CANCELLED, 2000)}
+    assert fold.customers == {ANN: CustomerState(5000)}
+    assert fold.products == {PEN: ProductState(1000, 10, 10)}
+    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.CANCELLED, 2000)}
 
 
 def test_a_placed_order_is_pending_until_its_decision_is_applied() -> None:
     fold = replayed(history((ANN, REGISTERED), (PEN, LISTED), (ORDER, PLACED)))
-    assert fold.orders == {ORDER: Order(ANN, PEN, 2, Status.PENDING)}
-    assert fold.customers == {ANN: Customer(5000)}
-    assert fold.products == {PEN: Product(1000, 10, 10)}
+    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.PENDING)}
+    assert fold.customers == {ANN: CustomerState(5000)}
+    assert fold.products == {PEN: ProductState(1000, 10, 10)}
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_a_refusal_applied_changes_nothing(refusal: AnyPayload, at: UUID) -> Non
     story = given(customer(), product(), order())
     replayed(history((at, ASKED), (at, refusal)), story.fold)
     assert story.fold.orders[ORDER].status is Status.COMPLETED
-    assert story.fold.customers == {ANN: Customer(499_000)}
-    assert story.fold.products == {PEN: Product(1000, 9, 10)}
+    assert story.fold.customers == {ANN: CustomerState(499_000)}
+    assert story.fold.products == {PEN: ProductState(1000, 9, 10)}
     assert len(story.fold.orders) == 1
 
 
@@ -141,8 +141,8 @@ def test_a_history_that_violates_an_invariant_is_refused(
 
 def test_a_balance_and_a_stock_may_be_exactly_zero() -> None:
     fold = replayed(history(customer(2000), product(stock=2), (ORDER, PLACED), (ORDER, COMPLETED)))
-    assert fold.customers == {ANN: Customer(0)}
-    assert fold.products == {PEN: Product(1000, 0, 2)}
+    assert fold.customers == {ANN: CustomerState(0)}
+    assert fold.products == {PEN: ProductState(1000, 0, 2)}
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,13 @@ def test_only_a_refused_submission_has_no_effect(
 
 
 def test_evolve_leaves_the_state_it_was_given_as_it_was() -> None:
-    state = State(Order(ANN, PEN, 2), Customer(5000), Product(1000, 10, 10))
+    state = State(OrderState(ANN, PEN, 2), CustomerState(5000), ProductState(1000, 10, 10))
     evolved = evolve(state, COMPLETED)
-    assert state == State(Order(ANN, PEN, 2), Customer(5000), Product(1000, 10, 10))
+    assert state == State(OrderState(ANN, PEN, 2), CustomerState(5000), ProductState(1000, 10, 10))
     assert evolved == State(
-        Order(ANN, PEN, 2, Status.COMPLETED, 2000), Customer(3000), Product(1000, 8, 10)
+        OrderState(ANN, PEN, 2, Status.COMPLETED, 2000),
+        CustomerState(3000),
+        ProductState(1000, 8, 10),
     )
 
 

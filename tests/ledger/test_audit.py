@@ -11,7 +11,7 @@ from msgspec import structs
 from ledger.core.events import OrderCancelled, OrderCompleted, OrderFailed, Reason, WalletCredited
 from ledger.core.invariants import ConservationCheck, InvariantViolated
 from ledger.core.pricing import RULES
-from ledger.core.state import Customer
+from ledger.core.state import CustomerState
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
 from ledger.eventlog.records import Record, Submitted, decided_id
@@ -334,14 +334,14 @@ def test_a_decided_event_in_an_older_shape_is_right_if_it_says_the_same(
 
 def test_money_that_evolve_makes_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     records = shop()
-    generous = lambda balance_minor: Customer(balance_minor + 1)  # noqa: E731
+    generous = lambda balance_minor: CustomerState(balance_minor + 1)  # noqa: E731
     monkeypatch.setattr("ledger.core.decider.customer_with", generous)
     found = wrong(records[:4])
     assert f"{ANN} holds 8001, but 8000 by what the events moved" in found.detail
 
 
 def test_an_amount_below_zero_is_refused_by_the_conservation_check() -> None:
-    conservation = ConservationCheck({ANN: Customer(5)}, {})
+    conservation = ConservationCheck({ANN: CustomerState(5)}, {})
     with pytest.raises(InvariantViolated, match="would hold -1"):
         conservation.add(UUID(int=1), OrderCompleted(ANN, PEN, 1, 6, 6))
 

@@ -129,7 +129,9 @@ async def test_the_command_shows_it_as_of_a_position(
 ) -> None:
     monkeypatch.setitem(asof.VIEWS, "spending", SPENDING)
     position = (await ledger.head()).position
-    await asof.show_view(ledger.settings, "spending", asof.AsOf(position, None), as_json=False)
+    await asof.show_view(
+        ledger.settings, "spending", asof.AsOfTarget(position, None), as_json=False
+    )
     titles, *rows = capfdbinary.readouterr().out.splitlines()
     assert titles.split() == [b"customer", b"id", b"username", b"spent", b"position"]
     assert len(rows) == len(await live(ledger, SPENDING))

@@ -9,7 +9,7 @@ from msgspec import Struct
 from pydantic import BaseModel
 
 from api import schemas as s
-from projections.trial_balance import Sums, TrialBalance
+from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import UNIT_OF
 
 _CUSTOMER: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
@@ -72,7 +72,7 @@ _SUMS: Final = {
     "received": Sums(0, 10),
     "sold": Sums(2, 0),
 }
-_TRIAL_BALANCE: Final = TrialBalance(
+_TRIAL_BALANCE: Final = JournalBalance(
     9, {(account, unit): _SUMS.get(account, Sums()) for account, unit in UNIT_OF.items()}
 )
 

@@ -34,7 +34,7 @@ from projections.views.registry import PROJECTIONS
 ROW_TIMEOUT_S: Final = 60.0
 
 
-class AsOf(Struct, frozen=True):
+class AsOfTarget(Struct, frozen=True):
     """What the options name: a position, a time, or neither."""
 
     position: int | None
@@ -100,7 +100,7 @@ def asof(
     """Run `ledger asof`."""
     if (position is None) == (time is None):
         exit_with(BAD_USAGE, "say as of when: either --position N or --time T")
-    as_of = AsOf(position, parse_time(time))
+    as_of = AsOfTarget(position, parse_time(time))
     if entity_id is None:
         run(show_view(read_settings(), view, as_of, as_json=as_json))
         return
@@ -125,7 +125,9 @@ def parse_time(text: str | None) -> int | None:
         exit_with(BAD_USAGE, f"--time {error}")
 
 
-async def read_row(settings: Settings, view: str, entity_id: UUID, as_of: AsOf) -> Struct | None:
+async def read_row(
+    settings: Settings, view: str, entity_id: UUID, as_of: AsOfTarget
+) -> Struct | None:
     """One row of a view; None if it was not there yet. Raises PositionBeyondHead."""
     async with (
         connections.engine(settings, "projector", read_only=True, autocommit=True) as engine,
@@ -136,7 +138,7 @@ async def read_row(settings: Settings, view: str, entity_id: UUID, as_of: AsOf) 
         return row
 
 
-async def show_view(settings: Settings, view: str, as_of: AsOf, *, as_json: bool) -> None:
+async def show_view(settings: Settings, view: str, as_of: AsOfTarget, *, as_json: bool) -> None:
     """Print a whole view, row by row as they are computed."""
     columns, lines = COLUMNS.get(view) or columns_of(VIEWS[view]), LineWriter()
     async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from cli import connections
-from cli.commands.asof import AsOf, parse_time
+from cli.commands.asof import AsOfTarget, parse_time
 from cli.console import (
     BAD_USAGE,
     FAILED,
@@ -21,7 +21,7 @@ from cli.console import (
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from projections.as_of import open_as_of
-from projections.trial_balance import JournalBehind, Sums, TrialBalance, TrialBalanceReader
+from projections.trial_balance import JournalBalance, JournalBehind, Sums, TrialBalanceReader
 from projections.views.journal import Unit
 
 TIMEOUT_S: Final = 60.0
@@ -44,7 +44,7 @@ def balance(
     """Run `ledger balance`."""
     if position is not None and time is not None:
         exit_with(BAD_USAGE, "say either --position N or --time T")
-    as_of = AsOf(position, parse_time(time))
+    as_of = AsOfTarget(position, parse_time(time))
     trial_balance, unbalanced_at = run(_read(read_settings(), as_of))
     if as_json:
         print_json(_json_object(trial_balance))
@@ -55,7 +55,7 @@ def balance(
         exit_with(FAILED, f"{message}: `ledger verify`")
 
 
-async def _read(settings: Settings, as_of: AsOf) -> tuple[TrialBalance, int | None]:
+async def _read(settings: Settings, as_of: AsOfTarget) -> tuple[JournalBalance, int | None]:
     """The trial balance, and the first position that is out of balance, if one is.
 
     Raises PositionBeyondHead, JournalBehind and ViewsUnavailable.
@@ -65,7 +65,7 @@ async def _read(settings: Settings, as_of: AsOf) -> tuple[TrialBalance, int | No
     ) as engine:
         reader = TrialBalanceReader(engine, TIMEOUT_S)
         latest = position = await reader.position()
-        if as_of != AsOf(None, None):
+        if as_of != AsOfTarget(None, None):
             async with open_as_of(engine, TIMEOUT_S) as as_of_reader:
                 position = (await as_of.resolve(as_of_reader)).position
         if position > latest:
@@ -79,7 +79,7 @@ async def _read(settings: Settings, as_of: AsOf) -> tuple[TrialBalance, int | No
     return trial_balance, unbalanced_at
 
 
-def _table(trial_balance: TrialBalance) -> Table:
+def _table(trial_balance: JournalBalance) -> Table:
     """For people: money with two decimals, units as whole numbers."""
     caption = f"at position {trial_balance.position}"
     table = Table(box=None, caption=caption, caption_justify="left")
@@ -95,7 +95,7 @@ def _table(trial_balance: TrialBalance) -> Table:
     return table
 
 
-def _json_object(trial_balance: TrialBalance) -> dict[str, Any]:
+def _json_object(trial_balance: JournalBalance) -> dict[str, Any]:
     """For programs: integers, money in minor units."""
 
     def entry(sums: Sums, **labels: str) -> dict[str, Any]:

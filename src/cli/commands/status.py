@@ -33,7 +33,7 @@ class ViewStatus(Struct, frozen=True):
     code_version: int | None
 
 
-class Status(Struct, frozen=True):
+class LedgerStatus(Struct, frozen=True):
     """The whole at one moment. The inbox is counted in messages, each a group of events.
 
     A broker counts only messages that no consumer holds. So `inbox_messages` leaves out what the
@@ -61,7 +61,7 @@ def status(
         out.print(_table(current))
 
 
-async def read_status(settings: Settings) -> Status:
+async def read_status(settings: Settings) -> LedgerStatus:
     """Ask the database and the broker; raises what they raise when they are away."""
     async with connections.connection(
         settings, "projector", read_timeout_s=READ_TIMEOUT_S
@@ -76,7 +76,7 @@ async def read_status(settings: Settings) -> Status:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             inbox = (await channel.declare_queue(INBOX, passive=True)).declaration_result
             parking = (await channel.declare_queue(PARKING, passive=True)).declaration_result
-    return Status(
+    return LedgerStatus(
         head.position,
         head.hash.hex(),
         head.epoch,
@@ -91,7 +91,7 @@ async def read_status(settings: Settings) -> Status:
     )
 
 
-def _table(current: Status) -> Table:
+def _table(current: LedgerStatus) -> Table:
     table = Table(show_header=False, box=None)
     table.add_row("head", f"position {current.position}, epoch {current.epoch}")
     table.add_row("", f"hash {current.hash}")

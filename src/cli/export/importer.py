@@ -101,7 +101,7 @@ class Imported(Struct, frozen=True):
     with_keys: bool
 
 
-class Batch(Struct, frozen=True):
+class ImportBatch(Struct, frozen=True):
     """The records of one transaction, and the state after them where a snapshot is due."""
 
     records: list[Record]
@@ -206,7 +206,9 @@ async def _append_all(
             batch = following
 
 
-def _new_batches(export: EventsExport, ledger: LedgerState, snapshot_every: int) -> Iterator[Batch]:
+def _new_batches(
+    export: EventsExport, ledger: LedgerState, snapshot_every: int
+) -> Iterator[ImportBatch]:
     """The records that the ledger does not have, with the snapshots that a writer would take."""
     # The head as it is now: `ledger.head` moves while this runs.
     head = ledger.head
@@ -238,7 +240,7 @@ def _new_batches(export: EventsExport, ledger: LedgerState, snapshot_every: int)
             snapshot = snapshots.snapshot_of(
                 ledger.fold, last.position, last.hash, last.recorded_at_us
             )
-        yield Batch(records, snapshot)
+        yield ImportBatch(records, snapshot)
 
 
 async def _append(connection: AsyncConnection, ledger: LedgerState, records: list[Record]) -> None:

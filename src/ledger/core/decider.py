@@ -29,7 +29,7 @@ from ledger.core.events import (
 )
 from ledger.core.invariants import InvariantViolated, customer_with, product_with
 from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
-from ledger.core.state import Customer, Order, Product, State, Status, Subject
+from ledger.core.state import CustomerState, OrderState, ProductState, State, Status, Subject
 
 Entry = (
     CustomerRegistered
@@ -62,18 +62,18 @@ def _refusal(subject: Subject, event: Entry) -> Reason | None:
         case ProductListed():
             return Reason.DUPLICATE_PRODUCT if subject else None
         case CustomerErased():
-            return None if isinstance(subject, Customer) else Reason.UNKNOWN_CUSTOMER
+            return None if isinstance(subject, CustomerState) else Reason.UNKNOWN_CUSTOMER
         case WalletCredited():
-            if not isinstance(subject, Customer):
+            if not isinstance(subject, CustomerState):
                 return Reason.UNKNOWN_CUSTOMER
             over = subject.balance_minor + event.amount_minor > MAX_BALANCE_MINOR
             return Reason.BALANCE_LIMIT if over else None
         case StockReceived():
-            if not isinstance(subject, Product):
+            if not isinstance(subject, ProductState):
                 return Reason.UNKNOWN_PRODUCT
             return Reason.STOCK_LIMIT if subject.stock + event.quantity > MAX_STOCK else None
         case PriceChanged():
-            return None if isinstance(subject, Product) else Reason.UNKNOWN_PRODUCT
+            return None if isinstance(subject, ProductState) else Reason.UNKNOWN_PRODUCT
     assert_never(event)
 
 
@@ -100,7 +100,7 @@ def _decide_order(state: State, order: OrderPlaced, rules: Rules) -> DecidedPayl
 
 def _decide_cancel(state: State) -> DecidedPayload:
     order, customer, product = state.subject, state.customer, state.product
-    if not isinstance(order, Order):
+    if not isinstance(order, OrderState):
         return SubmissionRefused(Reason.UNKNOWN_ORDER)
     if order.status is Status.CANCELLED:
         return OrderCancelRefused(Reason.ALREADY_CANCELLED)
@@ -121,26 +121,28 @@ def evolve(state: State, event: AnyPayload) -> State:
     subject = state.subject
     match event:
         case OrderPlaced() | OrderFailed():
-            order = subject if isinstance(subject, Order) else None
+            order = subject if isinstance(subject, OrderState) else None
             return State(evolve_order(order, event), state.customer, state.product)
         case OrderCompleted():
             return _moved(state, event, -event.total_minor, -event.quantity)
         case CustomerRegistered():
-            return State(Customer(event.opening_balance_minor))
+            return State(CustomerState(event.opening_balance_minor))
         case ProductListed():
-            return State(Product(event.base_price_minor, event.initial_stock, event.initial_stock))
+            return State(
+                ProductState(event.base_price_minor, event.initial_stock, event.initial_stock)
+            )
         case WalletCredited():
-            if not isinstance(subject, Customer):
+            if not isinstance(subject, CustomerState):
                 raise InvariantViolated("a wallet was credited that no customer has")
-            return State(Customer(subject.balance_minor + event.amount_minor))
+            return State(CustomerState(subject.balance_minor + event.amount_minor))
         case StockReceived() | PriceChanged():
-            if not isinstance(subject, Product):
+            if not isinstance(subject, ProductState):
                 raise InvariantViolated("stock or price of a product changed that was never listed")
             if isinstance(event, PriceChanged):
                 price_minor, stock = event.base_price_minor, subject.stock
-                return State(Product(price_minor, stock, subject.initial_stock))
+                return State(ProductState(price_minor, stock, subject.initial_stock))
             stock = subject.stock + event.quantity
-            return State(Product(subject.base_price_minor, stock, stock))
+            return State(ProductState(subject.base_price_minor, stock, stock))
         case OrderCancelled():
             return _moved(state, event, event.refund_minor, event.quantity)
         case CustomerErased() | OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
@@ -148,11 +150,11 @@ def evolve(state: State, event: AnyPayload) -> State:
     assert_never(event)
 
 
-def evolve_order(order: Order | None, event: AnyPayload) -> Order | None:
+def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | None:
     """The order alone after an event that took effect, as its own history tells it."""
     match event:
         case OrderPlaced():
-            return Order(event.customer_id, event.product_id, event.quantity)
+            return OrderState(event.customer_id, event.product_id, event.quantity)
         case OrderCompleted():
             status, total_minor = Status.COMPLETED, event.total_minor
         case OrderCancelled():
@@ -160,10 +162,10 @@ def evolve_order(order: Order | None, event: AnyPayload) -> Order | None:
         case OrderFailed():
             if order is None:
                 raise InvariantViolated("an order failed that was never placed")
-            return Order(order.customer_id, order.product_id, order.quantity, Status.FAILED)
+            return OrderState(order.customer_id, order.product_id, order.quantity, Status.FAILED)
         case _:
             return order
-    return Order(event.customer_id, event.product_id, event.quantity, status, total_minor)
+    return OrderState(event.customer_id, event.product_id, event.quantity, status, total_minor)
 
 
 def _moved(

@@ -22,7 +22,7 @@ from ledger.core.events import (
     SubmittedPayload,
 )
 from ledger.core.pricing import CURRENT_RULES, Rules
-from ledger.core.state import Customer, Order, Product, State
+from ledger.core.state import CustomerState, OrderState, ProductState, State
 
 _NAMES_PARTIES: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
 
@@ -37,13 +37,13 @@ class Fold:
 
     def __init__(
         self,
-        customers: MutableMapping[UUID, Customer] | None = None,
-        products: MutableMapping[UUID, Product] | None = None,
+        customers: MutableMapping[UUID, CustomerState] | None = None,
+        products: MutableMapping[UUID, ProductState] | None = None,
         rules: Rules = CURRENT_RULES,
     ) -> None:
         self.customers = {} if customers is None else customers
         self.products = {} if products is None else products
-        self.orders: MutableMapping[UUID, Order] = {}
+        self.orders: MutableMapping[UUID, OrderState] = {}
         self.rules = rules
 
     def submit(self, stream_id: UUID, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
@@ -95,15 +95,15 @@ class Fold:
 
     def _keep(self, stream_id: UUID, state: State) -> None:
         match state.subject:
-            case Order() as order:
+            case OrderState() as order:
                 self.orders[stream_id] = order
                 if state.customer:
                     self.customers[order.customer_id] = state.customer
                 if state.product:
                     self.products[order.product_id] = state.product
-            case Customer() as customer:
+            case CustomerState() as customer:
                 self.customers[stream_id] = customer
-            case Product() as product:
+            case ProductState() as product:
                 self.products[stream_id] = product
 
 

@@ -12,25 +12,25 @@ from ledger.core.events import (
     StockReceived,
     WalletCredited,
 )
-from ledger.core.state import Customer, Product
+from ledger.core.state import CustomerState, ProductState
 
 
 class InvariantViolated(Exception):
     """The history breaks an invariant: it was changed, or decided by other rules."""
 
 
-def customer_with(balance_minor: int) -> Customer:
+def customer_with(balance_minor: int) -> CustomerState:
     """A customer with this balance; raises InvariantViolated below zero."""
     if balance_minor < 0:
         raise InvariantViolated(f"a wallet would hold {balance_minor}")
-    return Customer(balance_minor)
+    return CustomerState(balance_minor)
 
 
-def product_with(product: Product, stock: int) -> Product:
+def product_with(product: ProductState, stock: int) -> ProductState:
     """The product with this stock; raises InvariantViolated below zero."""
     if stock < 0:
         raise InvariantViolated(f"a stock would be {stock}")
-    return Product(product.base_price_minor, stock, product.initial_stock)
+    return ProductState(product.base_price_minor, stock, product.initial_stock)
 
 
 def money_moved_minor(event: AnyPayload) -> int:
@@ -73,7 +73,7 @@ class ConservationCheck:
     __slots__ = ("_money", "_units")
 
     def __init__(
-        self, customers: Mapping[UUID, Customer], products: Mapping[UUID, Product]
+        self, customers: Mapping[UUID, CustomerState], products: Mapping[UUID, ProductState]
     ) -> None:
         self._money = _Sums((key, customer.balance_minor) for key, customer in customers.items())
         self._units = _Sums((key, product.stock) for key, product in products.items())
@@ -91,7 +91,9 @@ class ConservationCheck:
             case _:
                 pass
 
-    def compare(self, customers: Mapping[UUID, Customer], products: Mapping[UUID, Product]) -> None:
+    def compare(
+        self, customers: Mapping[UUID, CustomerState], products: Mapping[UUID, ProductState]
+    ) -> None:
         """Compare the sums that changed since the last time; raises InvariantViolated."""
         self._money.compare(lambda key: customers[key].balance_minor)
         self._units.compare(lambda key: products[key].stock)

@@ -15,13 +15,13 @@ class Status(StrEnum):
     CANCELLED = "CANCELLED"
 
 
-class Customer(Struct, frozen=True, gc=False):
+class CustomerState(Struct, frozen=True, gc=False):
     """A customer's wallet."""
 
     balance_minor: int
 
 
-class Product(Struct, frozen=True, gc=False):
+class ProductState(Struct, frozen=True, gc=False):
     """A product's stock and the two numbers that price it."""
 
     base_price_minor: int
@@ -29,7 +29,7 @@ class Product(Struct, frozen=True, gc=False):
     initial_stock: int
 
 
-class Order(Struct, frozen=True, gc=False):
+class OrderState(Struct, frozen=True, gc=False):
     """An order; `total_minor` is what a cancel pays back."""
 
     customer_id: UUID
@@ -39,7 +39,7 @@ class Order(Struct, frozen=True, gc=False):
     total_minor: int = 0
 
 
-Subject = Customer | Product | Order | None
+Subject = CustomerState | ProductState | OrderState | None
 
 
 class State(Struct, frozen=True, gc=False):
@@ -50,5 +50,5 @@ class State(Struct, frozen=True, gc=False):
     """
 
     subject: Subject = None
-    customer: Customer | None = None
-    product: Product | None = None
+    customer: CustomerState | None = None
+    product: ProductState | None = None

@@ -17,7 +17,7 @@ from ledger.core.events import (
     DecidedPayload,
 )
 from ledger.core.fold import Fold, is_refusal
-from ledger.core.state import Order
+from ledger.core.state import OrderState
 from ledger.eventlog.chain import next_hash
 from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload, payload_of, uuid_of
 from ledger.eventlog.decisions import decide_together, group
@@ -147,7 +147,7 @@ def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:
 def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
     """Load orders into the fold from the histories of their streams."""
     for history in histories:
-        order: Order | None = None
+        order: OrderState | None = None
         for decision in group(history):
             for record in decision.effective_records:
                 order = evolve_order(order, payload_of(record))

@@ -15,7 +15,7 @@ from msgspec.msgpack import Decoder, Encoder
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.fold import Fold
-from ledger.core.state import Customer, Product
+from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog.reader import MAX_POSITION, EventReader
 from ledger.eventlog.records import Record
 
@@ -36,8 +36,8 @@ class Snapshot(Struct, frozen=True):
     position: int
     hash: bytes
     recorded_at_us: int
-    customers: dict[UUID, Customer]
-    products: dict[UUID, Product]
+    customers: dict[UUID, CustomerState]
+    products: dict[UUID, ProductState]
 
 
 class _Part(Struct, frozen=True, array_like=True):
@@ -120,8 +120,12 @@ async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None
         # One part after the other: a million customers are in memory once, not twice.
         for part in map(_unpack, result.scalars()):
             if part:
-                snapshot.customers.update({key: Customer(*c) for key, c in part.customers.items()})
-                snapshot.products.update({key: Product(*p) for key, p in part.products.items()})
+                snapshot.customers.update(
+                    {key: CustomerState(*c) for key, c in part.customers.items()}
+                )
+                snapshot.products.update(
+                    {key: ProductState(*p) for key, p in part.products.items()}
+                )
                 count += 1
         if count == stored.parts:
             return snapshot
@@ -131,7 +135,7 @@ async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None
 
 async def entry(
     connection: AsyncConnection, key: UUID, since: int, position: int
-) -> tuple[int, Customer | Product] | None:
+) -> tuple[int, CustomerState | ProductState] | None:
     """A customer or product in the newest usable snapshot between two positions, with its position.
 
     It must be there since the first of them: a snapshot that lacks it is passed over as damaged.
@@ -144,9 +148,9 @@ async def entry(
         )
         part = _unpack(result.scalar() or b"")
         if part and (customer := part.customers.get(key)):
-            return at, Customer(*customer)
+            return at, CustomerState(*customer)
         if part and (product := part.products.get(key)):
-            return at, Product(*product)
+            return at, ProductState(*product)
         _warn(at)
     return None
 

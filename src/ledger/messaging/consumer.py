@@ -22,7 +22,7 @@ class InboxLost(ConnectionError):
     """The broker has cancelled this consumer, so nothing more will be delivered to it."""
 
 
-class Batch(Struct, frozen=True):
+class InboxBatch(Struct, frozen=True):
     """Deliveries decoded: their events in order, what could not be decoded, and the last one.
 
     `messages` is their number. Acking `last` acks all of them.
@@ -46,7 +46,7 @@ class Inbox:
         # It never awaits: the client runs each callback as a task, and one could overtake another.
         self._deliveries.put_nowait(message)
 
-    async def batch(self, max_events: int, timeout_s: float) -> Batch | None:
+    async def batch(self, max_events: int, timeout_s: float) -> InboxBatch | None:
         """The deliveries at hand, until they have `max_events`; None after `timeout_s` without one.
 
         A batch has at least one message and ends with a whole one, so it may exceed `max_events`.
@@ -68,9 +68,9 @@ class Inbox:
             if len(events) >= max_events or self._deliveries.empty():
                 break
             message = self._deliveries.get_nowait()
-        return Batch(events, rejected, message, messages)
+        return InboxBatch(events, rejected, message, messages)
 
-    async def ack(self, batch: Batch) -> None:
+    async def ack(self, batch: InboxBatch) -> None:
         """Ack the batch and all before it; only after its COMMIT may this be called."""
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await batch.last.ack(multiple=True)

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
 from ledger.core.events import AnyPayload, Recorded
 from ledger.core.pricing import Rules
-from ledger.core.state import Customer, Product
+from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog.codec import uuid_of
 
 METADATA: Final = MetaData()
@@ -102,7 +102,7 @@ class KeyedProjection(Projection[Row]):
     apply: Callable[[Row | None, Recorded], Row]
     announced: bool = False
     as_of_row: type[Struct] | None = None
-    snapshot_entry: type[Customer] | type[Product] | None = None
+    snapshot_entry: type[CustomerState] | type[ProductState] | None = None
     by_rules: Callable[[Row, Rules], Row] | None = None
     verb = "REPLACE"
 

@@ -18,7 +18,7 @@ from ledger.core.events import (
     StockReceived,
 )
 from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
-from ledger.core.state import Product
+from ledger.core.state import ProductState
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,
@@ -140,6 +140,6 @@ STOCK: Final = KeyedProjection(
     # The API's product cache drops what changed.
     announced=True,
     as_of_row=ProductAsOf,
-    snapshot_entry=Product,
+    snapshot_entry=ProductState,
     by_rules=priced_by,
 )

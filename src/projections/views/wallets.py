@@ -17,7 +17,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.invariants import money_moved_minor
-from ledger.core.state import Customer
+from ledger.core.state import CustomerState
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     CUSTOMER,
@@ -111,5 +111,5 @@ WALLETS: Final = KeyedProjection(
     apply,
     personal="username",
     as_of_row=WalletAsOf,
-    snapshot_entry=Customer,
+    snapshot_entry=CustomerState,
 )
