@@ -19,7 +19,7 @@ from bench.loads import closed
 from bench.system import System
 from ledger.core.fold import Fold
 from ledger.eventlog.chain import GENESIS_HASH
-from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader
@@ -65,7 +65,7 @@ async def answering() -> float:
 async def publishing(system: System, group_events: int) -> float:
     """Events a second through confirmed publishes of groups, as many in flight as the API has."""
     url = system.settings.amqp_url("api")
-    body = join(encode_submitted(event, "/bench") for event in history(group_events))
+    body = encode_group(encode_submitted(event, "/bench") for event in history(group_events))
     async with open_channel(url, "bench", confirms=True) as channel:
         exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
         end = time.perf_counter() + MEASURED_S

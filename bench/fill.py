@@ -61,7 +61,7 @@ async def fill(
 async def _record(connection: AsyncConnection, known: LedgerState, events: list[Submitted]) -> None:
     reader, store = EventReader(connection), Store(connection)
     event_ids = [event.event_id.bytes for event in events]
-    _, versions = await store.repeats_and_versions(
+    _, versions = await store.duplicates_and_versions(
         event_ids, {event.stream_id.bytes for event in events}
     )
     histories = await reader.streams(order_streams(known.fold, versions))

@@ -20,7 +20,7 @@ from ledger import writer
 from ledger.core.fold import Fold
 from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog import snapshots
-from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from tests.harness import environment, eventually
@@ -36,7 +36,7 @@ def fold(events: int = 100_000) -> float:
     folding = Fold()
     began = time.perf_counter()
     for event in submitted:
-        folding.submit(event.stream_id, event.payload)
+        folding.decide_and_apply(event.stream_id, event.payload)
     return len(submitted) / (time.perf_counter() - began)
 
 
@@ -56,7 +56,7 @@ async def fill_inbox(system: System, submitted: int) -> None:
         exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
         for first in range(0, submitted, GROUP_EVENTS):
             group = events[first : first + GROUP_EVENTS]
-            body = join(encode_submitted(event, "/bench") for event in group)
+            body = encode_group(encode_submitted(event, "/bench") for event in group)
             message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
             await exchange.publish(message, routing_key="")
 

@@ -50,7 +50,7 @@ from api.pending import Peers, PendingOrders
 from api.problems import Problem, invalid, refused
 from api.responses import position_header, reply
 from ledger.core.events import NO_NAME, CustomerRegistered, OrderPlaced, SubmittedPayload
-from ledger.eventlog.codec import submitted
+from ledger.eventlog.codec import decode_submitted
 from ledger.eventlog.decisions import Decision
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
@@ -192,7 +192,7 @@ class RememberedKey:
         """Replace what came here by what the ledger has of the key: that is what was decided."""
         if decisions:
             self.events = tuple(
-                submitted(decision.cause, encryption_keys.get(decision.cause.stream_id))
+                decode_submitted(decision.cause, encryption_keys.get(decision.cause.stream_id))
                 for decision in decisions
             )
             self.outcome = outcome_of(decisions[-1])

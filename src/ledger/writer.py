@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
-from ledger.eventlog.composer import Composer, order_streams, recall_orders, without_repeats
+from ledger.eventlog.composer import Composer, drop_duplicates, order_streams, recall_orders
 from ledger.eventlog.encryption import CustomerKeys, customers_needing_keys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Submitted
@@ -33,10 +33,10 @@ from ledger.runtime.metrics import (
     COMMIT_S,
     CONNECTED,
     DECIDED,
+    DUPLICATES,
     EPOCH,
     HEAD_POSITION,
     PARKED,
-    REPEATS,
 )
 from ledger.runtime.reconnect import keep_alive
 from ledger.runtime.timestamps import now_us
@@ -129,7 +129,7 @@ class Progress(Struct):
 
     messages: int = 0
     commits: int = 0
-    repeats: int = 0
+    duplicates: int = 0
     parked: int = 0
 
 
@@ -194,7 +194,7 @@ class Writer:
         while not self._stopping.is_set():
             batch = await inbox.batch(BATCH_EVENTS, IDLE_CHECK_S)
             if batch is None:
-                await inbox.check()
+                await inbox.ensure_consumed()
                 await catch_up(connection, state)
                 HEAD_POSITION.set(state.head.position)
                 continue
@@ -225,9 +225,9 @@ class Writer:
         if state.head.position > before:
             self._notifier.notify(str(state.head.position).encode())
         self.progress.messages += batch.messages
-        self.progress.repeats += len(batch.events) - events
+        self.progress.duplicates += len(batch.events) - events
         self.progress.parked += len(batch.rejected)
-        REPEATS.inc(len(batch.events) - events)
+        DUPLICATES.inc(len(batch.events) - events)
         PARKED.inc(len(batch.rejected))
         self._snapshot_when_due(state)
 
@@ -239,11 +239,11 @@ class Writer:
             return 0
         began_ns = time.time_ns()
         reader, store = EventReader(connection), Store(connection)
-        repeats, versions = await store.repeats_and_versions(
+        duplicates, versions = await store.duplicates_and_versions(
             [event.event_id.bytes for event in submitted],
             {event.stream_id.bytes for event in submitted},
         )
-        events = without_repeats(submitted, repeats)
+        events = drop_duplicates(submitted, duplicates)
         if not events:
             await connection.rollback()
             return 0

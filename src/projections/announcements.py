@@ -50,7 +50,7 @@ class Announcement(Struct, frozen=True):
 _WITH_REASON: Final = tuple(
     TYPE_OF[payload] for payload in (OrderFailed, OrderCancelRefused, SubmissionRefused)
 )
-encode: Final = Encoder().encode
+encode_announcement: Final = Encoder().encode
 _decode = Decoder(Announcement).decode
 
 

@@ -29,7 +29,7 @@ from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.encryption import WrongKey, is_sealed
 from ledger.eventlog.reader import PAGE, EventPage, EventReader
 from ledger.runtime.timestamps import format_rfc3339
-from projections.tables import Checkpoint, OnProgress, chunks, marks, pin
+from projections.tables import Checkpoint, OnProgress, begin_consistent_read, chunks, marks
 from projections.views.projection import KeyedProjection, LineProjection, Projection
 
 # Keys that one statement names: of 1,000 and more MariaDB makes a temporary table.
@@ -140,7 +140,7 @@ async def check_views(
     position = 0
     await connection.rollback()
     while checks:
-        checkpoints = await pin(connection, [check.view for check in checks])
+        checkpoints = await begin_consistent_read(connection, [check.view for check in checks])
         for check in checks:
             _refuse_checkpoint(check.view, checkpoints.get(check.view.name))
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())

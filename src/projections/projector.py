@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
 from ledger.eventlog.chain import LedgerDamaged
-from ledger.eventlog.codec import origin_of, recorded
+from ledger.eventlog.codec import decode_recorded, origin_of
 from ledger.eventlog.reader import EventReader, Prefetch
 from ledger.eventlog.records import Record
 from ledger.messaging.rabbitmq import Connection, Notifier, subscribe, until_closed
@@ -24,7 +24,7 @@ from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.reconnect import keep_alive
 from projections import metrics
-from projections.announcements import Announcement, Outcome, encode, outcome_of
+from projections.announcements import Announcement, Outcome, encode_announcement, outcome_of
 from projections.tables import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 from projections.views.projection import Projection
 
@@ -55,7 +55,7 @@ async def read_batch(reader: EventReader, after: int, limit: int) -> ProjectedBa
     decisions = page.decisions()
     return ProjectedBatch(
         page.records,
-        [recorded(record, page.keys) for d in decisions for record in d.effective_records],
+        [decode_recorded(record, page.keys) for d in decisions for record in d.effective_records],
         [outcome_of(decision) for decision in decisions],
     )
 
@@ -143,7 +143,7 @@ class Projector:
                 announcement = await advance(connection, self._projections, ahead)
                 moved = announcement.position - announcement.after
                 if moved or not await self._woken_in_time():
-                    self._announcer.notify(encode(announcement))
+                    self._announcer.notify(encode_announcement(announcement))
                 if 0 < moved < LARGE_BATCH:
                     await asyncio.sleep(began + LINGER_S - time.monotonic())
 
@@ -188,11 +188,11 @@ async def advance(
     # The last views have the most rows; they go first, so that the database is busy with them while
     # the others' rows are made.
     rows = [
-        (view, await fetch_rows(connection, view, view.needs(batch.events)))
+        (view, await fetch_rows(connection, view, view.keys_needed(batch.events)))
         for view in reversed(behind)
     ]
     await write_rows(
-        connection, ((view, view.changed(at_hand, batch.events)) for view, at_hand in rows)
+        connection, ((view, view.changed_rows(at_hand, batch.events)) for view, at_hand in rows)
     )
     await move_checkpoints(connection, behind, last)
     await failpoint("projector.before-commit")

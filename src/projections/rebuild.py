@@ -40,8 +40,8 @@ from projections.table_swap import (
 from projections.tables import (
     Checkpoint,
     OnProgress,
+    begin_consistent_read,
     fetch_rows,
-    pin,
     read_checkpoints,
     write_rows,
 )
@@ -93,7 +93,7 @@ class Loader(Generic[Row]):
     async def add(self, connection: AsyncConnection, events: Sequence[Recorded]) -> None:
         """Project events that took effect; raises ViewDamaged."""
         missing = []
-        for key in self._projection.needs(events):
+        for key in self._projection.keys_needed(events):
             if (row := self._held.pop(key, None)) is not None:
                 self._changed[key] = row
             elif key not in self._changed:
@@ -246,7 +246,7 @@ class Rebuild:
             await self._load_all(shadows, await self._target(checkpoints))
             await self._reading.rollback()
             tables = [table for shadow in shadows for table in (shadow.live, shadow.table)]
-            await pin(self._reading, tables)
+            await begin_consistent_read(self._reading, tables)
         results = []
         for shadow in shadows:
             live = checkpoints[shadow.live.name]

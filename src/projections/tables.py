@@ -137,7 +137,7 @@ def refuse_other_version(projection: Projection[Any], version: int) -> None:
         )
 
 
-async def pin(
+async def begin_consistent_read(
     connection: AsyncConnection, projections: Sequence[Projection[Any]]
 ) -> dict[str, Checkpoint]:
     """Begin a transaction that reads all of these views as of this moment, and nothing later.

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cli.settings import Settings
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from ledger.runtime.timestamps import from_us
 from projections import trial_balance
 from projections.trial_balance import TrialBalanceReader
@@ -74,7 +74,7 @@ async def test_the_balance_as_of_a_position_sums_the_lines_up_to_it(
     async with running_ledger(settings) as ledger:
         await ledger.write(opening(), history(23, 60))
         await shown(ledger)
-        events = [recorded(record) for record in await ledger.records()]
+        events = [decode_recorded(record) for record in await ledger.records()]
         books = TrialBalanceReader(ledger.engine("api"), timeout_s=10)
         held: Counter[tuple[str, str]] = Counter()
         changes = {event.position: lines(event) for event in effective(events)}

@@ -15,7 +15,7 @@ import pytest
 
 from cli.commands.parked_queue import operator, survey
 from cli.settings import Settings
-from ledger.eventlog.codec import Rejected, encode_submitted, join
+from ledger.eventlog.codec import Rejected, encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import id_of, park
 from ledger.messaging.rabbitmq import Connection
@@ -117,7 +117,7 @@ async def test_copies_are_listed_as_one_message(run: Run, ledger: Ledger) -> Non
 
 
 async def test_a_list_names_how_many_it_left_out(run: Run, ledger: Ledger) -> None:
-    await put_poison(ledger, join(b"%d" % number for number in range(5)))
+    await put_poison(ledger, encode_group(b"%d" % number for number in range(5)))
     done = await run("parked", "list", "--limit", "2", "--json")
     assert (len(done.json["messages"]), done.json["left_out"]) == (2, 3)
     done = await run("parked", "list", "--limit", "2")

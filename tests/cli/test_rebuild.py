@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import Settings
-from projections.tables import pin
+from projections.tables import begin_consistent_read
 from projections.views.registry import PROJECTIONS
 from tests.harness import environment, eventually, free_port
 from tests.ledger.pipeline import Ledger, running_ledger
@@ -184,7 +184,7 @@ async def test_killed_while_its_rename_waits_it_lets_no_projector_write_before_t
     """Else views would be swapped that are behind what was written and shown meanwhile."""
     head = (await ledger.write(orders(3)))[-1].position
     async with ledger.connection("analyst") as reader, ledger.connection("projector") as other:
-        await pin(reader, PROJECTIONS)
+        await begin_consistent_read(reader, PROJECTIONS)
         await ended(await begun(ledger, "rebuild.swap-sent=die"))
         moving = asyncio.create_task(advance_to_the_end(other))
 

@@ -20,7 +20,7 @@ from cli.replay.resubmission import (
     with_whole_batches,
 )
 from cli.settings import BadSettings, Settings, load_other_settings
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Record, Submitted
 from projections.views.wallets import WALLETS
@@ -106,7 +106,7 @@ async def test_metadata_of_an_event_is_submitted_again(source: Ledger, target: L
     assert b'"source":"/tests"' in after.meta
     assert after.meta == before.meta
     assert after.occurred_at_us == full.occurred_at_us
-    assert recorded(after, await target.keys()).payload == full.payload
+    assert decode_recorded(after, await target.keys()).payload == full.payload
 
 
 async def test_names_are_submitted_unless_they_were_erased(source: Ledger, target: Ledger) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from msgspec import DecodeError, structs
 
 from ledger.core.events import MAX_USERNAME, NO_NAME, CustomerRegistered
-from ledger.eventlog.codec import Unreadable, decode_group, decode_payload, recorded
+from ledger.eventlog.codec import Unreadable, decode_group, decode_payload, decode_recorded
 from ledger.eventlog.encryption import (
     KEY_BYTES,
     REGISTERED,
@@ -33,14 +33,14 @@ def record(name: str, key: bytes = KEY) -> Record:
 
 @given(text(1, MAX_USERNAME))
 def test_a_name_is_encrypted_and_decrypted_unchanged(name: str) -> None:
-    assert recorded(record(name), {ANN: KEY}).payload == CustomerRegistered(name, 700)
+    assert decode_recorded(record(name), {ANN: KEY}).payload == CustomerRegistered(name, 700)
 
 
 @pytest.mark.parametrize("keys", [{}, {ANN: None}, {OTHER: KEY}])
 def test_without_its_key_only_the_name_of_a_registration_is_missing(
     keys: dict[bytes, bytes | None],
 ) -> None:
-    assert recorded(record("ann"), keys).payload == CustomerRegistered(NO_NAME, 700)
+    assert decode_recorded(record("ann"), keys).payload == CustomerRegistered(NO_NAME, 700)
 
 
 @given(text(1, MAX_USERNAME))
@@ -67,13 +67,13 @@ def test_the_same_name_of_two_customers_or_in_two_events_looks_different() -> No
 )
 def test_a_wrong_key_raises_instead_of_looking_erased(record: Record, key: bytes) -> None:
     with pytest.raises(WrongKey, match="position 1"):
-        recorded(record, {ANN: key})
+        decode_recorded(record, {ANN: key})
 
 
 @pytest.mark.parametrize("fault", [b"", b"{}", b"[]", b'{"opening_balance_minor":-1}'])
 def test_data_that_is_no_sealed_registration_is_unreadable(fault: bytes) -> None:
     with pytest.raises(DecodeError):
-        recorded(structs.replace(record("ann"), data=fault))
+        decode_recorded(structs.replace(record("ann"), data=fault))
 
 
 def test_a_sealed_registration_can_not_be_submitted() -> None:

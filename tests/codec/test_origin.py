@@ -8,10 +8,10 @@ from ledger.core.events import OrderPlaced, WalletCredited
 from ledger.eventlog.codec import (
     decided_meta,
     decode_group,
+    encode_group,
     encode_payload,
     encode_recorded,
     encode_submitted,
-    join,
 )
 from ledger.eventlog.records import Record, Submitted
 
@@ -29,7 +29,7 @@ EVENT = Submitted(
 
 
 def test_submitter_trace_and_batch_come_through_the_inbox() -> None:
-    (event,), rejected = decode_group(join([encode_submitted(EVENT, "/api")]))
+    (event,), rejected = decode_group(encode_group([encode_submitted(EVENT, "/api")]))
     assert rejected == []
     assert (event.submitter, event.traceparent, event.atomic_id) == ("key:abc", TRACE, UUID(int=9))
     assert msgspec.json.decode(event.meta) == {
@@ -41,7 +41,7 @@ def test_submitter_trace_and_batch_come_through_the_inbox() -> None:
 
 
 def test_the_ledger_gives_an_event_out_as_a_cloudevent_with_all_that_came_with_it() -> None:
-    (event,), _ = decode_group(join([encode_submitted(EVENT, "/api")]))
+    (event,), _ = decode_group(encode_group([encode_submitted(EVENT, "/api")]))
     record = Record(
         7,
         event.event_id.bytes,
@@ -78,7 +78,7 @@ def test_the_ledger_gives_an_event_out_as_a_cloudevent_with_all_that_came_with_i
 
 def test_only_orders_can_be_atomic() -> None:
     event = Submitted(UUID(int=1), UUID(int=2), 5, WalletCredited(1), atomic_id=UUID(int=9))
-    events, (rejected,) = decode_group(join([encode_submitted(event, "/api")]))
+    events, (rejected,) = decode_group(encode_group([encode_submitted(event, "/api")]))
     assert events == []
     assert "atomicid" in rejected.reason
 

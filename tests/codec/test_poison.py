@@ -15,9 +15,9 @@ from ledger.eventlog.codec import (
     Unreadable,
     decode_group,
     decode_payload,
+    encode_group,
     encode_payload,
     encode_submitted,
-    join,
 )
 from ledger.eventlog.records import Submitted, decided_id
 
@@ -218,7 +218,7 @@ MALFORMED: dict[str, bytes] = {
 @pytest.mark.parametrize("label", POISON)
 def test_poison_is_rejected_with_a_reason_and_its_neighbours_survive(label: str) -> None:
     bad, reason = POISON[label]
-    events, rejected = decode_group(join([GOOD_BYTES, bad, GOOD_BYTES]))
+    events, rejected = decode_group(encode_group([GOOD_BYTES, bad, GOOD_BYTES]))
     assert [event.event_id for event in events] == [UUID(GOOD["id"])] * 2
     (parked,) = rejected
     assert parked.body == bad
@@ -237,21 +237,21 @@ def test_a_body_that_no_json_reader_gets_through_is_rejected_whole(label: str) -
 
 
 def test_the_event_that_the_poison_is_made_from_is_good() -> None:
-    events, rejected = decode_group(join([GOOD_BYTES]))
+    events, rejected = decode_group(encode_group([GOOD_BYTES]))
     assert len(events) == 1
     assert rejected == []
 
 
 @pytest.mark.parametrize("label", AT_THE_LIMIT)
 def test_what_is_just_within_the_limits_is_taken(label: str) -> None:
-    events, rejected = decode_group(join([AT_THE_LIMIT[label]]))
+    events, rejected = decode_group(encode_group([AT_THE_LIMIT[label]]))
     assert len(events) == 1
     assert rejected == []
 
 
 def test_every_kind_of_poison_in_one_group_costs_only_itself() -> None:
     group = [each for bad, _ in POISON.values() for each in (GOOD_BYTES, bad)]
-    events, rejected = decode_group(join(group))
+    events, rejected = decode_group(encode_group(group))
     assert len(events) == len(POISON)
     assert [parked.body for parked in rejected] == [bad for bad, _ in POISON.values()]
 
@@ -259,7 +259,7 @@ def test_every_kind_of_poison_in_one_group_costs_only_itself() -> None:
 @given(st.lists(st.one_of(submitted, st.sampled_from([bad for bad, _ in POISON.values()]))))
 def test_good_and_bad_are_told_apart_in_order(mixed: list[Submitted | bytes]) -> None:
     sent = [each if isinstance(each, bytes) else encode_submitted(each, "t") for each in mixed]
-    events, rejected = decode_group(join(sent))
+    events, rejected = decode_group(encode_group(sent))
     good = [each.event_id for each in mixed if isinstance(each, Submitted)]
     assert [event.event_id for event in events] == good
     assert [parked.body for parked in rejected] == [b for b in mixed if isinstance(b, bytes)]
@@ -278,7 +278,7 @@ def test_the_decoder_raises_for_no_bytes_whatsoever(body: bytes) -> None:
 def test_damaged_bytes_are_rejected_or_become_events_that_can_be_kept(
     events: list[Submitted], data: st.DataObject
 ) -> None:
-    body = bytearray(join(encode_submitted(event, "t") for event in events))
+    body = bytearray(encode_group(encode_submitted(event, "t") for event in events))
     for at in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=4)):
         body[at] = data.draw(st.integers(0, 255))
     read, rejected = decode_group(bytes(body))
@@ -302,7 +302,7 @@ def test_no_value_in_any_field_spoils_a_neighbour(field: str, value: object) -> 
         spoiled = json.dumps(GOOD | {field: value}, allow_nan=False).encode()
     except ValueError:
         return
-    events, rejected = decode_group(join([GOOD_BYTES, spoiled, GOOD_BYTES]))
+    events, rejected = decode_group(encode_group([GOOD_BYTES, spoiled, GOOD_BYTES]))
     assert len(events) + len(rejected) == 3
     assert len(events) >= 2
 

@@ -13,10 +13,10 @@ from ledger.eventlog.codec import (
     Unreadable,
     decode_group,
     decode_payload,
+    decode_recorded,
+    encode_group,
     encode_payload,
     encode_submitted,
-    join,
-    recorded,
 )
 from ledger.eventlog.records import Record, Submitted
 
@@ -62,7 +62,7 @@ def test_each_old_shape_is_upcast_step_by_step_to_the_current_one(
 def test_reading_an_old_record_rewrites_neither_its_bytes_nor_its_hash() -> None:
     record = old_record(1, b'{"euros":7}')
     before = next_hash(GENESIS_HASH, record)
-    assert recorded(record).payload == WalletCredited(700)
+    assert decode_recorded(record).payload == WalletCredited(700)
     assert (record.data, record.schema_version) == (b'{"euros":7}', 1)
     assert next_hash(GENESIS_HASH, record) == before
 
@@ -77,7 +77,7 @@ def test_what_is_written_today_says_that_it_has_todays_shape() -> None:
     event = Submitted(UUID(int=1), UUID(int=2), 5, WalletCredited(700))
     sent = encode_submitted(event, "tests")
     assert json.loads(sent)["schemaversion"] == 3
-    (read,), rejected = decode_group(join([sent]))
+    (read,), rejected = decode_group(encode_group([sent]))
     assert (read.payload, rejected) == (event.payload, [])
 
 

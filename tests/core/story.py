@@ -73,7 +73,7 @@ class Story:
     def when(self, *submissions: Submission) -> Self:
         for stream_id, event in submissions:
             self.before = remembered(self.fold)
-            self.decided = self.fold.submit(stream_id, event)
+            self.decided = self.fold.decide_and_apply(stream_id, event)
         return self
 
     def then(self, *decided: DecidedPayload) -> Self:
@@ -107,7 +107,7 @@ def given(*history: Submission) -> Story:
     """A story that starts after this history, none of which may be refused."""
     fold = Fold()
     for stream_id, event in history:
-        assert not is_refusal(fold.submit(stream_id, event)), "the premise does not hold"
+        assert not is_refusal(fold.decide_and_apply(stream_id, event)), "the premise does not hold"
     return Story(fold)
 
 

@@ -20,16 +20,16 @@ FIRST, SECOND, THIRD = (UUID(int=number) for number in range(11, 14))
 
 def shop() -> Fold:
     fold = Fold()
-    fold.submit(ANN, CustomerRegistered("ann", 10_000))
-    fold.submit(BOB, CustomerRegistered("bob", 10))
-    fold.submit(TEA, ProductListed("tea", "", 1_000, 10))
-    fold.submit(POT, ProductListed("pot", "", 2_000, 1))
+    fold.decide_and_apply(ANN, CustomerRegistered("ann", 10_000))
+    fold.decide_and_apply(BOB, CustomerRegistered("bob", 10))
+    fold.decide_and_apply(TEA, ProductListed("tea", "", 1_000, 10))
+    fold.decide_and_apply(POT, ProductListed("pot", "", 2_000, 1))
     return fold
 
 
 def test_an_atomic_batch_completes_if_every_order_can() -> None:
     fold = shop()
-    decided = fold.submit_atomic(
+    decided = fold.decide_and_apply_batch(
         [(FIRST, OrderPlaced(ANN, TEA, 2)), (SECOND, OrderPlaced(ANN, POT))]
     )
     assert decided == [
@@ -42,7 +42,7 @@ def test_an_atomic_batch_completes_if_every_order_can() -> None:
 
 def test_a_later_order_sees_what_the_earlier_ones_of_its_batch_took() -> None:
     fold = shop()
-    decided = fold.submit_atomic(
+    decided = fold.decide_and_apply_batch(
         [(FIRST, OrderPlaced(ANN, TEA, 5)), (SECOND, OrderPlaced(ANN, TEA))]
     )
     assert [
@@ -55,7 +55,7 @@ def test_a_later_order_sees_what_the_earlier_ones_of_its_batch_took() -> None:
 
 def test_an_atomic_batch_fails_if_one_order_can_not_complete() -> None:
     fold = shop()
-    decided = fold.submit_atomic(
+    decided = fold.decide_and_apply_batch(
         [
             (FIRST, OrderPlaced(ANN, TEA)),
             (SECOND, OrderPlaced(BOB, TEA)),
@@ -74,9 +74,11 @@ def test_an_atomic_batch_fails_if_one_order_can_not_complete() -> None:
 
 def test_an_order_that_is_there_already_fails_its_batch_and_stays_as_it_was() -> None:
     fold = shop()
-    fold.submit(FIRST, OrderPlaced(ANN, TEA))
+    fold.decide_and_apply(FIRST, OrderPlaced(ANN, TEA))
     before = fold.orders[FIRST]
-    decided = fold.submit_atomic([(FIRST, OrderPlaced(ANN, TEA)), (SECOND, OrderPlaced(ANN, TEA))])
+    decided = fold.decide_and_apply_batch(
+        [(FIRST, OrderPlaced(ANN, TEA)), (SECOND, OrderPlaced(ANN, TEA))]
+    )
     assert decided == [
         (SubmissionRefused(Reason.DUPLICATE_ORDER),),
         (OrderFailed(Reason.BATCH_FAILED),),

@@ -160,7 +160,7 @@ class Bookkeeping(RuleBasedStateMachine):
             return
         self.seen.add(event_id)
         before = remembered(self.fold)
-        decided = self.fold.submit(stream, payload)
+        decided = self.fold.decide_and_apply(stream, payload)
         told = self.auditor.decide(stream, *plain(payload))
         assert [plain(each) for each in decided] == told
         refusal_changes_nothing(decided, before, remembered(self.fold), stream)
@@ -226,9 +226,9 @@ class Bookkeeping(RuleBasedStateMachine):
         kept: dict[UUID, OrderState] = {}
         decided = []
         for _, stream, payload in once(self.deliveries):
-            decided.append(fold.submit(stream, payload))
+            decided.append(fold.decide_and_apply(stream, payload))
             forgetful.orders = {stream: kept[stream]} if stream in kept else {}
-            assert forgetful.submit(stream, payload) == decided[-1]
+            assert forgetful.decide_and_apply(stream, payload) == decided[-1]
             kept |= forgetful.orders
         assert decided == self.decided
         assert remembered(fold) == remembered(self.fold)

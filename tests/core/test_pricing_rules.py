@@ -60,8 +60,8 @@ def test_an_order_is_decided_by_the_rules_that_are_given() -> None:
 def test_a_fold_decides_by_its_rules_what_stands_alone_and_what_is_all_or_none() -> None:
     fold = Fold({ANN: CustomerState(5500)}, {PEN: ProductState(1000, 80, 100)}, DEARER)
     first, second = UUID(int=1), UUID(int=2)
-    assert fold.submit(first, PLACED) == (OrderCompleted(ANN, PEN, 1, 1250, 1250),)
-    assert fold.submit_atomic([(second, OrderPlaced(ANN, PEN, 3))]) == [
+    assert fold.decide_and_apply(first, PLACED) == (OrderCompleted(ANN, PEN, 1, 1250, 1250),)
+    assert fold.decide_and_apply_batch([(second, OrderPlaced(ANN, PEN, 3))]) == [
         (OrderCompleted(ANN, PEN, 3, 1250, 3750),)
     ]
     assert fold.customers[ANN] == CustomerState(500)

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from ledger.core.events import WalletCredited
-from ledger.eventlog.codec import Rejected, encode_submitted, join
+from ledger.eventlog.codec import Rejected, encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import park
 from ledger.messaging.rabbitmq import Connection
@@ -23,7 +23,7 @@ async def with_parked(stack: Stack) -> None:
     )
     shipped = credit.replace(b"wallet.credited", b"order.shipped")
     ledger = Ledger(stack.settings)
-    await ledger.put(b"order 17: 3 lamps", join([shipped]), b"order 17: 3 lamps")
+    await ledger.put(b"order 17: 3 lamps", encode_group([shipped]), b"order 17: 3 lamps")
     async with ledger.writing() as writer:
         await until_acked(writer, 3)
     # As a writer would have parked it that did not know this type of event yet.

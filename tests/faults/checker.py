@@ -22,7 +22,7 @@ from ledger.core.events import (
     StockReceived,
     WalletCredited,
 )
-from ledger.eventlog.codec import origin_of, recorded
+from ledger.eventlog.codec import decode_recorded, origin_of
 from ledger.eventlog.records import Record
 from tests.faults.evidence import Evidence, HeadSeen
 from tests.faults.history import Operation, Outcome
@@ -219,7 +219,7 @@ def _streams_of(operation: Operation) -> Sequence[str | None]:
 
 def _plain(record: Record, keys: Mapping[bytes, bytes | None]) -> dict[str, Any]:
     """The data of an event as JSON has it."""
-    plain: dict[str, Any] = to_builtins(recorded(record, keys).payload)
+    plain: dict[str, Any] = to_builtins(decode_recorded(record, keys).payload)
     return plain
 
 

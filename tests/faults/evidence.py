@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ledger.core.events import Recorded
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.records import Record
 from tests.core.story import effective
 from tests.faults.history import History
@@ -39,4 +39,4 @@ class Evidence:
 
     def events(self) -> Iterator[Recorded]:
         """The events that took effect, as far as they can be read."""
-        return effective([recorded(record, self.keys) for record in self.records])
+        return effective([decode_recorded(record, self.keys) for record in self.records])

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractIncomingMessage
 
-from ledger.eventlog.codec import encode_submitted, join, origin_of, recorded
+from ledger.eventlog.codec import decode_recorded, encode_group, encode_submitted, origin_of
 from ledger.eventlog.records import Record, Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel, subscribe
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
@@ -59,7 +59,7 @@ async def decided(world: World) -> list[list[bytes]]:
 
 def submitted(record: Record, keys: Mapping[bytes, bytes | None]) -> bytes:
     """An event as it came."""
-    event, origin = recorded(record, keys), origin_of(record)
+    event, origin = decode_recorded(record, keys), origin_of(record)
     again = Submitted(
         event.event_id,
         event.stream_id,
@@ -99,7 +99,7 @@ async def captured(world: World) -> AsyncIterator[deque[bytes]]:
 
 async def offer_again(world: World, how: str, groups: Sequence[Sequence[bytes]]) -> None:
     """Put events into the inbox that were decided before."""
-    await offer(world, how, sum(map(len, groups)), [join(group) for group in groups])
+    await offer(world, how, sum(map(len, groups)), [encode_group(group) for group in groups])
 
 
 async def offer(world: World, how: str, duplicates: int, bodies: Sequence[bytes]) -> None:
@@ -161,7 +161,7 @@ def unreadable_bodies() -> list[bytes]:
         b"[" * 100_000,
         b"[" + b"9" * 10_000,
         uuid4().bytes,
-        join([element(data='"\\ud800"')]),
+        encode_group([element(data='"\\ud800"')]),
         b"x" * MAX_BODY,
     ]
 
@@ -173,7 +173,7 @@ async def poisoned(world: World, chance: Random, seconds: float) -> None:
         first, last = chance.choice(known), chance.choice(known)
         world.planted.add(bad)
         group = [*first, bad, *last]
-        await offer(world, "beside poison", len(group) - 1, [join(group)])
+        await offer(world, "beside poison", len(group) - 1, [encode_group(group)])
     bodies = unreadable_bodies()
     world.planted |= set(bodies)
     await offer(world, "beside poison", 0, bodies)

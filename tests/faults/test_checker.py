@@ -28,7 +28,13 @@ from ledger.core.events import (
 )
 from ledger.core.fold import Fold
 from ledger.eventlog.chain import GENESIS_HASH, next_hash
-from ledger.eventlog.codec import decode_group, encode_payload, encode_submitted, join, recorded
+from ledger.eventlog.codec import (
+    decode_group,
+    decode_recorded,
+    encode_group,
+    encode_payload,
+    encode_submitted,
+)
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record, Submitted
@@ -90,7 +96,9 @@ def event_of(
 
 def ledger_of(events: list[Submitted]) -> tuple[list[Record], dict[bytes, bytes | None]]:
     """The records that a writer makes of events that came through the inbox, and the keys."""
-    read, rejected = decode_group(join(encode_submitted(event, "/tests") for event in events))
+    read, rejected = decode_group(
+        encode_group(encode_submitted(event, "/tests") for event in events)
+    )
     assert not rejected
     keys = CustomerKeys({})
     composer = Composer(Fold(), 0, GENESIS_HASH, {}, 1_000, keys)
@@ -211,7 +219,7 @@ def sells_what_is_not_there(case: Case, records: list[Record]) -> None:
 
 def pays_back_too_much(case: Case, records: list[Record]) -> None:
     at = find(case, OrderCancelled)
-    payload = recorded(records[at]).payload
+    payload = decode_recorded(records[at]).payload
     assert isinstance(payload, OrderCancelled)
     more = structs.replace(payload, refund_minor=payload.refund_minor + 1)
     records[at] = structs.replace(records[at], data=encode_payload(more))

@@ -6,13 +6,13 @@ from typing import Any
 
 from msgspec import structs
 
-from ledger.audit.decisions import DecisionAudit, Earlier, check
+from ledger.audit.decision_audit import DecisionAudit, Earlier, check_page
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, next_hash
-from ledger.eventlog.codec import decode_group, encode_submitted, join
+from ledger.eventlog.codec import decode_group, encode_group, encode_submitted
 from ledger.eventlog.composer import Composer
-from ledger.eventlog.decisions import last_start
+from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record, Submitted
 
@@ -27,7 +27,9 @@ class LedgerBuilder:
 
     def record(self, events: Iterable[Submitted], rules: Rules = CURRENT_RULES) -> None:
         """One batch, as it came through the inbox."""
-        events, rejected = decode_group(join(encode_submitted(event, "/tests") for event in events))
+        events, rejected = decode_group(
+            encode_group(encode_submitted(event, "/tests") for event in events)
+        )
         assert rejected == []
         self._fold.rules = rules
         hash_ = self.records[-1].hash if self.records else GENESIS_HASH
@@ -57,16 +59,16 @@ def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
     while after < len(records):
         found = records[after : after + limit]
         if after + limit < len(records):
-            found = found[: last_start(found, whole_batches=True)]
+            found = found[: last_decision_index(found, whole_batches=True)]
         if not found:
             limit *= 2
             continue
-        pages.append((found, _earlier(records[:after], decisions.unknown(found))))
+        pages.append((found, _earlier(records[:after], decisions.streams_to_look_up(found))))
         if len(pages) > 1:
-            check(chain, decisions, *pages.pop(0))
+            check_page(chain, decisions, *pages.pop(0))
         after, limit = after + len(found), page
     for last in pages:
-        check(chain, decisions, *last)
+        check_page(chain, decisions, *last)
     return decisions.fold
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from ledger.core.events import DecidedPayload, Recorded
 from ledger.core.fold import Fold
 from ledger.eventlog.chain import GENESIS_HASH, next_hash
-from ledger.eventlog.codec import origin_of, recorded
+from ledger.eventlog.codec import decode_recorded, origin_of
 from ledger.eventlog.records import Record, Submitted, decided_id
 
 
@@ -44,9 +44,9 @@ def _decided_again(records: Sequence[Record]) -> Fold:
         told = [(cause, decided) for _, cause, decided in group]
         orders = [(cause.stream_id, cause.payload) for cause, _ in told]
         if atomic_id is None:
-            again = [fold.submit(*order) for order in orders]
+            again = [fold.decide_and_apply(*order) for order in orders]
         else:
-            again = fold.submit_atomic(orders)
+            again = fold.decide_and_apply_batch(orders)
         for (cause, decided), payloads in zip(told, again, strict=True):
             _is_what_was_decided(cause, decided, payloads)
     return fold
@@ -58,7 +58,7 @@ def _submissions(
     """Each cause with the id of its atomic batch, if any, and what stands right after it."""
     told: tuple[UUID | None, Recorded, list[Recorded]] | None = None
     for record in records:
-        event = recorded(record)
+        event = decode_recorded(record)
         if event.cause_position == 0:
             if told:
                 yield told

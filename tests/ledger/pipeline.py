@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
-from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Store
@@ -130,7 +130,7 @@ class Ledger:
 
         async def have_all() -> bool:
             async with self.connection() as connection:
-                recorded, _ = await Store(connection).repeats_and_versions(wanted, [b""])
+                recorded, _ = await Store(connection).duplicates_and_versions(wanted, [b""])
                 return len(recorded) == len(set(wanted))
 
         await eventually(have_all, f"{len(wanted)} events are recorded")
@@ -258,7 +258,7 @@ async def until_acked(writer: Writer, messages: int) -> None:
 
 def group_of(events: Iterable[Submitted]) -> bytes:
     """Events as one message."""
-    return join(encode_submitted(event, "/tests") for event in events)
+    return encode_group(encode_submitted(event, "/tests") for event in events)
 
 
 async def until_connected(publisher: Publisher) -> None:

@@ -8,7 +8,7 @@ from ledger.core.events import OrderPlaced
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES
 from ledger.eventlog.chain import GENESIS_HASH
-from ledger.eventlog.composer import Composer, without_repeats
+from ledger.eventlog.composer import Composer, drop_duplicates
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Submitted
 
@@ -21,15 +21,15 @@ def placed(event_id: UUID | None = None, atomic_id: UUID | None = None) -> Submi
 def test_the_first_of_two_with_one_id_counts() -> None:
     first, other = placed(), placed()
     again = placed(first.event_id)
-    assert without_repeats([first, other, again], set()) == [first, other]
-    assert without_repeats([first, other], {first.event_id.bytes}) == [other]
+    assert drop_duplicates([first, other, again], set()) == [first, other]
+    assert drop_duplicates([first, other], {first.event_id.bytes}) == [other]
 
 
 def test_an_atomic_batch_delivered_twice_stays_whole() -> None:
     atomic_id = uuid4()
     batch = [placed(atomic_id=atomic_id) for _ in range(3)]
-    assert without_repeats(batch + batch, set()) == batch
-    assert without_repeats(batch, {event.event_id.bytes for event in batch}) == []
+    assert drop_duplicates(batch + batch, set()) == batch
+    assert drop_duplicates(batch, {event.event_id.bytes for event in batch}) == []
 
 
 def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
@@ -37,10 +37,10 @@ def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
     batch = [placed(atomic_id=one) for _ in range(2)]
     longer = [placed(event.event_id, two) for event in batch] + [placed(atomic_id=two)]
     alone = placed()
-    assert without_repeats([*batch, *longer, alone], set()) == [*batch, alone]
-    assert without_repeats([*longer, alone], {longer[0].event_id.bytes}) == [alone]
+    assert drop_duplicates([*batch, *longer, alone], set()) == [*batch, alone]
+    assert drop_duplicates([*longer, alone], {longer[0].event_id.bytes}) == [alone]
     single = placed(longer[2].event_id)
-    assert without_repeats([single, *longer], set()) == [single]
+    assert drop_duplicates([single, *longer], set()) == [single]
 
 
 def test_the_composer_names_the_version_of_the_rules_from_the_second_on() -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually
@@ -112,7 +112,7 @@ def outcomes(records: list[Record]) -> dict[str, list[object]]:
     """What was decided of each order."""
     found: dict[str, list[object]] = {}
     for record in records:
-        event = recorded(record)
+        event = decode_recorded(record)
         key = str(UUID(bytes=record.stream_id))
         if isinstance(event.payload, OrderPlaced):
             found.setdefault(key, [])

@@ -14,7 +14,7 @@ from ledger.core.events import (
     SubmissionRefused,
 )
 from ledger.core.fold import Fold
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import SEALED_VERSION, CustomerKeys, WrongKey
 from ledger.eventlog.reader import EventReader
@@ -175,11 +175,11 @@ async def test_a_key_is_made_and_destroyed_alike_in_one_batch_or_in_many(
         records = await ledger.write(group)
     audit(records)
     duplicate, unknown = Reason.DUPLICATE_CUSTOMER, Reason.UNKNOWN_CUSTOMER
-    refused = [recorded(record).payload for record in records if record.cause_position]
+    refused = [decode_recorded(record).payload for record in records if record.cause_position]
     assert refused == [SubmissionRefused(reason) for reason in (unknown, duplicate, duplicate)]
     assert await ledger.keys() == {ANN.bytes: None}
     sealed = [record for record in records if record.schema_version == SEALED_VERSION]
-    assert [recorded(r, await ledger.keys()).payload for r in sealed] == [
+    assert [decode_recorded(r, await ledger.keys()).payload for r in sealed] == [
         CustomerRegistered(NO_NAME, 10_000)
     ] * 3
     ((created, erased_at),) = await ledger.rows(
@@ -190,7 +190,7 @@ async def test_a_key_is_made_and_destroyed_alike_in_one_batch_or_in_many(
 
 async def test_a_refused_registration_is_sealed_with_the_key_that_is_there(ledger: Ledger) -> None:
     records = await ledger.write([registered()], [registered(name="another")])
-    payload = recorded(records[1], await ledger.keys()).payload
+    payload = decode_recorded(records[1], await ledger.keys()).payload
     assert payload == CustomerRegistered("another", 10_000)
 
 
@@ -198,7 +198,7 @@ async def test_a_registration_where_no_customer_can_be_leaves_no_key(ledger: Led
     """Nobody could ever erase it: that id is a product's."""
     records = await ledger.write([event_of(product())], [registered(PEN)])
     assert await ledger.keys() == {}
-    assert recorded(records[1]).payload == CustomerRegistered(NO_NAME, 10_000)
+    assert decode_recorded(records[1]).payload == CustomerRegistered(NO_NAME, 10_000)
     audit(records)
 
 
@@ -244,7 +244,7 @@ async def test_a_writer_that_dies_keeps_event_and_key_together_or_neither(
     ((key,),) = await ledger.rows("SELECT sealing_key FROM customer_keys")
     assert (key is None) == erases
     name = NO_NAME if erases else NAME
-    assert recorded(records[0], {ANN.bytes: key}).payload == CustomerRegistered(name, 10_000)
+    assert decode_recorded(records[0], {ANN.bytes: key}).payload == CustomerRegistered(name, 10_000)
 
 
 async def test_a_writer_that_was_overtaken_makes_and_destroys_no_key(ledger: Ledger) -> None:
@@ -255,7 +255,7 @@ async def test_a_writer_that_was_overtaken_makes_and_destroys_no_key(ledger: Led
         await Store(new).raise_epoch()
         keys = CustomerKeys(await EventReader(old).keys([ANN.bytes]))
         fold = Fold()
-        fold.apply(ANN, recorded(first).payload)
+        fold.apply(ANN, decode_recorded(first).payload)
         composer = Composer(fold, 1, first.hash, {ANN.bytes: 1}, 2, keys)
         composer.add([erased(), registered(BOB)])
         with pytest.raises(Fenced):

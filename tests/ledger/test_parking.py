@@ -7,7 +7,7 @@ import pytest
 from aio_pika import Message
 
 from cli.commands.migrate import migrate
-from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_submitted, join
+from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_group, encode_submitted
 from ledger.messaging import parking, topology
 from ledger.messaging.parking import Parked, ParkingBusy, describe, id_of, open_parking, park
 from ledger.messaging.rabbitmq import Connection, open_channel
@@ -40,7 +40,7 @@ async def test_an_undecodable_event_is_parked_and_the_rest_of_its_group_recorded
     one, two, three = *opening(), *orders(1)
     good = [encode_submitted(event, "/tests") for event in (one, two, three)]
     bad = good[2].replace(b"order.placed", b"order.completed")
-    await ledger.put(join([good[0], bad, good[1], b"7", good[2]]))
+    await ledger.put(encode_group([good[0], bad, good[1], b"7", good[2]]))
     async with ledger.writing():
         records = await ledger.until_recorded([one, two, three])
         (first, why), (second, _) = await ledger.until_parked(2)
@@ -71,7 +71,7 @@ async def test_an_event_with_a_newer_schema_version_is_parked(ledger: Ledger) ->
     body = encode_submitted(opening()[0], "/tests")
     versions = ("0", "2", "-1", "99999999999999999999")
     newer = [body[:-1] + f',"schemaversion":{version}}}'.encode() for version in versions]
-    await ledger.put(*[join([event]) for event in newer])
+    await ledger.put(*[encode_group([event]) for event in newer])
     async with ledger.writing():
         parked = await ledger.until_parked(len(newer))
     assert [body for body, _ in parked] == newer
@@ -80,7 +80,7 @@ async def test_an_event_with_a_newer_schema_version_is_parked(ledger: Ledger) ->
 
 async def test_all_undecodable_elements_of_a_message_are_parked(ledger: Ledger) -> None:
     elements = [b"%d" % number for number in range(MAX_REJECTED)]
-    await ledger.put(join(elements))
+    await ledger.put(encode_group(elements))
     async with ledger.writing() as writer:
         await until_acked(writer, 1)
     assert [message.id for message in await read(ledger)] == [
@@ -118,7 +118,7 @@ async def numbers(ledger: Ledger) -> list[int]:
 
 async def test_a_parked_message_has_its_id_reason_and_time(ledger: Ledger) -> None:
     began = datetime.now(UTC) - timedelta(seconds=1)
-    await ledger.put(b"no JSON", join([b"7"]))
+    await ledger.put(b"no JSON", encode_group([b"7"]))
     async with ledger.writing() as writer:
         await until_acked(writer, 2)
     message, element = await read(ledger)

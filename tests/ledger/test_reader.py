@@ -9,7 +9,7 @@ import pytest
 
 from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import payload_of
-from ledger.eventlog.decisions import group, last_start
+from ledger.eventlog.decisions import last_decision_index, to_decisions
 from ledger.eventlog.reader import EventReader, Prefetch
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, credit, customer, order
@@ -31,7 +31,7 @@ def refused_twice() -> list[Record]:
 
 def test_records_are_grouped_into_decisions_that_give_them_back() -> None:
     records = records_of(opening(), history(3, 60))
-    decisions = group(records)
+    decisions = to_decisions(records)
     assert [record for decision in decisions for record in decision.records] == records
     assert all(not decision.cause.cause_position for decision in decisions)
     assert all(
@@ -42,7 +42,7 @@ def test_records_are_grouped_into_decisions_that_give_them_back() -> None:
 
 
 def test_only_a_refused_submission_takes_no_effect() -> None:
-    registered, refused, deposit, failed = group(refused_twice())
+    registered, refused, deposit, failed = to_decisions(refused_twice())
     assert [d.took_effect for d in (registered, refused, deposit, failed)] == [
         True,
         False,
@@ -61,16 +61,16 @@ def test_only_a_refused_submission_takes_no_effect() -> None:
 
 def test_records_that_begin_with_a_decided_event_are_no_decisions() -> None:
     with pytest.raises(VerificationFailed, match=r"position 3: submission\.refused"):
-        group(refused_twice()[2:])
-    assert group([]) == []
+        to_decisions(refused_twice()[2:])
+    assert to_decisions([]) == []
 
 
 def test_the_last_start_is_that_of_the_last_decision_or_of_its_atomic_batch() -> None:
     records = records_of(opening(), atomic(*orders(3)))
-    assert last_start(records, whole_batches=False) == 6
-    assert last_start(records, whole_batches=True) == 2
-    assert last_start(records[2:], whole_batches=True) == 0
-    assert last_start(records[3:4], whole_batches=False) == 0
+    assert last_decision_index(records, whole_batches=False) == 6
+    assert last_decision_index(records, whole_batches=True) == 2
+    assert last_decision_index(records[2:], whole_batches=True) == 0
+    assert last_decision_index(records[3:4], whole_batches=False) == 0
 
 
 async def read(reader: EventReader, limit: int, *, whole_batches: bool = False) -> list[Record]:
@@ -183,14 +183,16 @@ async def test_records_are_found_by_stream_position_and_id(ledger: Ledger) -> No
     assert found == {
         stream: [record for record in whole if record.stream_id == stream] for stream in streams
     }
-    assert sorted(decisions, key=lambda d: d.cause.position) == group(whole)
+    assert sorted(decisions, key=lambda d: d.cause.position) == to_decisions(whole)
 
 
 async def test_the_events_of_streams_that_took_effect_are_those_of_the_decisions(
     ledger: Ledger,
 ) -> None:
     whole = await ledger.write([*opening(), *history(5, 60)])
-    effective = [record for decision in group(whole) for record in decision.effective_records]
+    effective = [
+        record for decision in to_decisions(whole) for record in decision.effective_records
+    ]
     assert len(effective) < len(whole)
     streams = {record.stream_id for record in whole}
     ids = [UUID(bytes=stream_id) for stream_id in streams]

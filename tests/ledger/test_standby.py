@@ -38,7 +38,7 @@ async def test_a_writer_that_stands_by_does_not_fence_off_the_one_that_leads(
             await ledger.put_events(*[[event] for event in events])
             records = await ledger.until_recorded(events)
             assert standby.progress.commits == 0
-            assert leader.progress.repeats == 0
+            assert leader.progress.duplicates == 0
     assert (await ledger.head()).epoch == 1
     assert causes(records) == ids([*first, *events])
 

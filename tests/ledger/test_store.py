@@ -83,7 +83,7 @@ async def test_the_look_up_of_a_large_batch_does_not_scan_the_ledger(ledger: Led
         new = orders(1_200)
         before = await rows_walked(connection)
         event_ids, stream_ids = [e.event_id.bytes for e in new], [e.stream_id.bytes for e in new]
-        assert await store.repeats_and_versions(event_ids, stream_ids) == (set(), {})
+        assert await store.duplicates_and_versions(event_ids, stream_ids) == (set(), {})
         assert await rows_walked(connection) - before < 1_000
 
 
@@ -114,7 +114,7 @@ async def test_two_stores_with_no_broker_between_them_never_break_the_ledger(
                 try:
                     known = await load(connection)
                     await take_over(connection, known)
-                    recorded, _ = await Store(connection).repeats_and_versions(
+                    recorded, _ = await Store(connection).duplicates_and_versions(
                         [event.event_id.bytes], [b""]
                     )
                     if event.event_id.bytes not in recorded:
@@ -199,7 +199,7 @@ async def test_recorded_events_and_the_versions_of_streams_are_told_apart(ledger
     event_ids = {record.event_id for record in records}
     versions = Counter(record.stream_id for record in records)
     async with ledger.connection() as connection:
-        found = await Store(connection).repeats_and_versions(
+        found = await Store(connection).duplicates_and_versions(
             {*event_ids, bytes(16)}, versions.keys()
         )
     assert found == (event_ids, versions)

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
 from ledger.core.pricing import CURRENT_RULES, Rules
-from ledger.eventlog.decisions import last_start
+from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.records import Record
 from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
 from tests.core.test_pricing_rules import DEARER
@@ -28,7 +28,7 @@ def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> lis
     while after < len(records):
         found = records[after : after + limit]
         if after + limit < len(records):
-            found = found[: last_start(found, whole_batches=True)]
+            found = found[: last_decision_index(found, whole_batches=True)]
         if not found:
             limit *= 2
             continue

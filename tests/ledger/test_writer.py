@@ -14,7 +14,7 @@ from ledger.core.events import (
     SubmissionRefused,
     WalletCredited,
 )
-from ledger.eventlog.codec import encode_submitted, join, recorded
+from ledger.eventlog.codec import decode_recorded, encode_group, encode_submitted
 from ledger.eventlog.encryption import is_sealed
 from ledger.eventlog.records import Record, Submitted
 from ledger.messaging.topology import INBOX
@@ -36,7 +36,7 @@ def decisions(records: list[Record]) -> list[tuple[object, ...]]:
 
 
 def data_of(record: Record) -> object:
-    return recorded(record).payload if is_sealed(record) else record.data
+    return decode_recorded(record).payload if is_sealed(record) else record.data
 
 
 async def test_what_was_submitted_is_decided_in_the_order_of_the_inbox(ledger: Ledger) -> None:
@@ -52,7 +52,7 @@ async def test_what_was_submitted_is_decided_in_the_order_of_the_inbox(ledger: L
 async def test_a_decided_event_stands_right_after_its_cause(ledger: Ledger) -> None:
     placed = event_of(order(quantity=2))
     records = await ledger.write([*opening(5000), placed])
-    cause, decided = map(recorded, records[-2:])
+    cause, decided = map(decode_recorded, records[-2:])
     assert cause.event_id == placed.event_id
     assert (decided.cause_position, decided.version) == (cause.position, 2)
     assert decided.payload == OrderCompleted(ANN, PEN, 2, 1000, 2000)
@@ -92,7 +92,7 @@ async def test_a_reused_event_id_with_another_body_changes_nothing(ledger: Ledge
     await ledger.write([*opening(0), paid_in, forged])
     records = await ledger.write([forged, elsewhere])
     assert audit(records).customers[ANN].balance_minor == 100
-    assert recorded(records[-1]).payload == WalletCredited(100)
+    assert decode_recorded(records[-1]).payload == WalletCredited(100)
 
 
 async def test_no_decision_depends_on_where_a_batch_ends(ledger: Ledger) -> None:
@@ -138,7 +138,9 @@ async def test_the_id_of_an_old_order_never_becomes_a_customer_or_a_product(
     fold = audit(records)
     assert old not in fold.customers
     assert old not in fold.products
-    refused = [recorded(record).payload for record in records if record.type.endswith("refused")]
+    refused = [
+        decode_recorded(record).payload for record in records if record.type.endswith("refused")
+    ]
     assert refused[:2] == [
         SubmissionRefused(Reason.DUPLICATE_CUSTOMER),
         SubmissionRefused(Reason.DUPLICATE_PRODUCT),
@@ -151,10 +153,10 @@ async def test_an_order_is_cancelled_from_its_history_after_it_was_forgotten(
     old = uuid4()
     await ledger.write([*opening(5000, 10), event_of(order(3, at=old))])
     records = await ledger.write([event_of(cancel(old))])
-    assert recorded(records[-1]).payload == OrderCancelled(ANN, PEN, 3, 3000)
+    assert decode_recorded(records[-1]).payload == OrderCancelled(ANN, PEN, 3, 3000)
     records = await ledger.write([event_of(cancel(old)), event_of(order(1, at=old))])
-    assert recorded(records[-3]).payload == OrderCancelRefused(Reason.ALREADY_CANCELLED)
-    assert recorded(records[-1]).payload == SubmissionRefused(Reason.DUPLICATE_ORDER)
+    assert decode_recorded(records[-3]).payload == OrderCancelRefused(Reason.ALREADY_CANCELLED)
+    assert decode_recorded(records[-1]).payload == SubmissionRefused(Reason.DUPLICATE_ORDER)
     fold = audit(records)
     assert (fold.customers[ANN].balance_minor, fold.products[PEN].stock) == (5000, 10)
 
@@ -176,7 +178,7 @@ async def test_recorded_time_never_falls_though_the_clock_does(ledger: Ledger) -
 
 async def test_the_submitter_is_recorded_with_the_event(ledger: Ledger) -> None:
     (event,) = [event_of(customer())]
-    await ledger.put(join([encode_submitted(event, "/somewhere")]))
+    await ledger.put(encode_group([encode_submitted(event, "/somewhere")]))
     async with ledger.writing():
         records = await ledger.until_recorded([event])
     assert records[0].meta == b'{"source":"/somewhere"}'

@@ -61,7 +61,7 @@ async def test_a_commit_whose_answer_is_lost_is_neither_lost_nor_doubled(
 
         async def repeats_are_counted() -> bool:
             # One message, or both, are in the batch whose answer is lost.
-            return writer.progress.repeats in ((25, 50) if delivered else (0,))
+            return writer.progress.duplicates in ((25, 50) if delivered else (0,))
 
         await eventually(repeats_are_counted, "what was committed is not appended again")
 
@@ -98,7 +98,7 @@ async def test_an_ack_that_is_lost_after_the_commit_is_harmless(
         await ledger.until_recorded(events)
 
         async def came_again() -> bool:
-            return writer.progress.repeats == len(events)
+            return writer.progress.duplicates == len(events)
 
         await eventually(came_again, "the broker delivers again what was not acked")
         assert broker.lost == 1

@@ -12,7 +12,7 @@ from aio_pika import Message
 from cli.processes import serve_metrics
 from cli.settings import BadSettings
 from ledger.core.events import CustomerRegistered
-from ledger.eventlog.codec import encode_submitted, join
+from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
@@ -227,7 +227,7 @@ async def test_repeated_events_are_counted_and_not_decided_again(verbose_stack: 
     event = Submitted(uuid4(), uuid4(), now_us(), CustomerRegistered("ann"))
     before = await until_idle(verbose_stack)
     for _ in range(3):
-        await publish(verbose_stack, join([encode_submitted(event, "/test")]))
+        await publish(verbose_stack, encode_group([encode_submitted(event, "/test")]))
 
     async def counted() -> bool:
         seen = Growth(before["writer"], await scrape(verbose_stack, "writer"))

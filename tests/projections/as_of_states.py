@@ -10,7 +10,7 @@ from msgspec import structs
 from ledger.core.events import TYPE_OF, Recorded, SubmissionRefused
 from ledger.core.fold import Fold
 from ledger.core.pricing import unit_price_minor
-from ledger.eventlog.codec import NO_KEYS, recorded
+from ledger.eventlog.codec import NO_KEYS, decode_recorded
 from ledger.eventlog.records import Record
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection
@@ -48,7 +48,7 @@ class Then:
     """The whole state at a position, folded from the first event on."""
 
     def __init__(self, records: Sequence[Record], position: int, keys: Keys = NO_KEYS) -> None:
-        everything = effective([recorded(record, keys) for record in records])
+        everything = effective([decode_recorded(record, keys) for record in records])
         self.position = position
         self.events: list[Recorded] = [e for e in everything if e.position <= position]
         self.fold = Fold()

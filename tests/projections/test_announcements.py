@@ -11,7 +11,7 @@ from cli.settings import Settings
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
-from projections.announcements import Announcement, Announcements, Outcome, encode
+from projections.announcements import Announcement, Announcements, Outcome, encode_announcement
 from projections.projector import POLL_S, advance
 from projections.views.registry import PROJECTIONS
 from tests.core.story import PEN, cancel, customer, order, price
@@ -145,7 +145,7 @@ async def say(ledger: Ledger, *announcements: Announcement | bytes) -> None:
     async with open_channel(url, "t", confirms=True) as channel:
         exchange = await channel.get_exchange(ANNOUNCED_EXCHANGE)
         for each in announcements:
-            body = each if isinstance(each, bytes) else encode(each)
+            body = each if isinstance(each, bytes) else encode_announcement(each)
             await exchange.publish(Message(body), routing_key="")
 
 

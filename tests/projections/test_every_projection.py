@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from projections import projector
 from projections.projector import advance
 from projections.tables import lock_checkpoints
@@ -74,7 +74,7 @@ async def test_every_row_says_which_event_changed_it_last(
         await advance_to_the_end(connection)
     changed_by: dict[Key, int] = {}
     replay: View = {}
-    for event in effective([recorded(record) for record in await written.records()]):
+    for event in effective([decode_recorded(record) for record in await written.records()]):
         before = replay.copy()
         projection.project(replay, event)
         changed = {key for key, row in replay.items() if row is not before.get(key)}

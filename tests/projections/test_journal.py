@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ledger.core.events import Recorded
 from ledger.core.fold import Fold
 from ledger.eventlog.chain import GENESIS_HASH
-from ledger.eventlog.codec import recorded
+from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.composer import Composer
 from ledger.eventlog.encryption import CustomerKeys
 from projections.views.journal import JOURNAL, JournalLine, lines
@@ -40,7 +40,7 @@ def recorded_of(*submissions: Submission) -> list[Recorded]:
     """What the writer would record of these, one after the other."""
     composer = Composer(Fold(), 0, GENESIS_HASH, {}, 1_700_000_000_000_000, CustomerKeys({}))
     composer.add(event_of(submission) for submission in submissions)
-    return [recorded(record) for record in composer.records]
+    return [decode_recorded(record) for record in composer.records]
 
 
 Told = tuple[int, int, UUID | None, str, UUID, str, int, int]
@@ -131,7 +131,7 @@ def test_the_lines_of_each_event_balance_and_add_up_to_the_fold(seed: int) -> No
     composer, fold = Composer(Fold(), 0, GENESIS_HASH, {}, 0, CustomerKeys({})), Fold()
     composer.add(history(seed, 60))
     held: Counter[tuple[str, UUID]] = Counter()
-    for event in effective([recorded(record) for record in composer.records]):
+    for event in effective([decode_recorded(record) for record in composer.records]):
         fold.apply(event.stream_id, event.payload)
         sums: Counter[str] = Counter()
         for line in lines(event):

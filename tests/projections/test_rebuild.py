@@ -12,7 +12,7 @@ from projections.projector import advance
 from projections.queries import Views
 from projections.rebuild import Loader
 from projections.table_swap import RebuildRefused, projectors_paused
-from projections.tables import ViewOutdated, pin
+from projections.tables import ViewOutdated, begin_consistent_read
 from projections.views.orders import ORDERS
 from projections.views.projection import Projection
 from projections.views.registry import PROJECTIONS
@@ -344,7 +344,7 @@ async def test_a_swap_gives_way_to_a_long_transaction_and_so_do_no_readers(
     monkeypatch.setattr(table_swap, "RENAME_S", 0.1)
     before = await all_live(projected)
     async with projected.connection("analyst") as reader:
-        await pin(reader, PROJECTIONS)
+        await begin_consistent_read(reader, PROJECTIONS)
         with pytest.raises(RebuildRefused, match="a long transaction goes on reading orders"):
             await rebuilt(projected, "orders")
         await projected.write(orders(1))
@@ -377,7 +377,7 @@ async def test_a_swap_that_waited_goes_on_when_the_transaction_ends(
     monkeypatch.setattr(rebuild, "SWAP_PAUSE_S", 0.05)
     monkeypatch.setattr(table_swap, "RENAME_S", 0.05)
     async with projected.connection("analyst") as reader:
-        await pin(reader, PROJECTIONS)
+        await begin_consistent_read(reader, PROJECTIONS)
         swapping_on = asyncio.create_task(rebuilt(projected))
 
         async def has_waited() -> bool:

@@ -8,7 +8,7 @@ from sqlalchemy.exc import OperationalError
 
 from cli.commands.migrate import migrate
 from projections.projector import advance
-from projections.tables import ViewOutdated, lock_swap, pin, release_swap
+from projections.tables import ViewOutdated, begin_consistent_read, lock_swap, release_swap
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, engine_of, eventually
@@ -89,7 +89,7 @@ async def test_no_projector_writes_while_a_session_may_still_swap(written: Ledge
 async def test_a_pinned_reader_sees_one_moment_of_all_views(ledger: Ledger) -> None:
     await ledger.write(orders(2))
     async with ledger.connection("analyst") as reader:
-        pinned = await pin(reader, PROJECTIONS)
+        pinned = await begin_consistent_read(reader, PROJECTIONS)
         async with ledger.projecting():
             await until_projected(ledger)
         count = "SELECT (SELECT COUNT(*) FROM orders), (SELECT MAX(position) FROM checkpoints)"
@@ -102,7 +102,7 @@ async def test_a_pinned_reader_sees_one_moment_of_all_views(ledger: Ledger) -> N
 async def test_no_view_is_swapped_under_a_pinned_reader(ledger: Ledger) -> None:
     engine = engine_of(ledger.settings, "migrate")
     async with ledger.connection("analyst") as reader, engine.connect() as renaming:
-        await pin(reader, PROJECTIONS)
+        await begin_consistent_read(reader, PROJECTIONS)
         await renaming.exec_driver_sql("SET lock_wait_timeout = 1")
         for name in ("orders", "checkpoints"):
             with pytest.raises(OperationalError, match="Lock wait timeout"):

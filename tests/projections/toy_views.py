@@ -23,7 +23,7 @@ from projections.views.projection import (
     amount_column,
     id_column,
     position_column,
-    present,
+    require_row,
 )
 from projections.views.registry import PROJECTIONS
 
@@ -52,7 +52,7 @@ def apply(row: SpendingRow | None, event: Recorded) -> SpendingRow:
     payload = event.payload
     if isinstance(payload, CustomerRegistered):
         return SpendingRow(event.stream_id, payload.username or "erased", 0, event.position)
-    row = present(row, event)
+    row = require_row(row, event)
     if isinstance(payload, OrderCompleted):
         row = structs.replace(row, spent_minor=row.spent_minor + payload.total_minor)
     else:
@@ -69,7 +69,7 @@ SPENDING: Final = KeyedProjection(
     {CustomerRegistered: STREAM, CustomerErased: STREAM, OrderCompleted: CUSTOMER},
     apply,
     personal="username",
-    announced=True,
+    announces_keys=True,
 )
 
 

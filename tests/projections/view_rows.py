@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.eventlog.codec import NO_KEYS, recorded
+from ledger.eventlog.codec import NO_KEYS, decode_recorded
 from ledger.eventlog.records import Record
 from projections.projector import advance
 from projections.views.projection import Key, Projection, from_columns
@@ -22,7 +22,7 @@ Keys = Mapping[bytes, bytes | None]
 def replayed(projection: Projection[Any], records: list[Record], keys: Keys = NO_KEYS) -> View:
     """The rows of a view, folded in memory from the whole ledger; names need their keys."""
     rows: View = {}
-    for event in effective([recorded(record, keys) for record in records]):
+    for event in effective([decode_recorded(record, keys) for record in records]):
         projection.project(rows, event)
     return rows
 

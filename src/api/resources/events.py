@@ -21,7 +21,7 @@ from api.parameters import (
 )
 from api.resources.orders import visible_order
 from api.responses import next_link, position_header
-from ledger.eventlog.codec import BATCH_CONTENT_TYPE, join
+from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group
 from projections.feed import FeedEvent, FeedPage
 
 _VARY: Final = {"Vary": "Accept"}
@@ -76,7 +76,7 @@ async def browse_order(context: Context, call: Call[None]) -> Response:
 
 
 def _reply(events: list[FeedEvent], headers: dict[str, str]) -> Response:
-    body = join(event.body for event in events)
+    body = encode_group(event.body for event in events)
     return Response(body, 200, headers, BATCH_CONTENT_TYPE)
 
 

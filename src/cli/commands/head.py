@@ -115,7 +115,7 @@ def load_head(path: Path, public_key_path: Path | None) -> KeptHead:
             reading = public_key_path
             public_key = signatures.public_key(public_key_path.read_bytes())
             reading = path
-            signatures.check(kept, public_key)
+            signatures.verify_signature(kept, public_key)
     except (signatures.BadHead, signatures.BadKey) as error:
         raise BadFile(f"{reading} {error}") from error
     except OSError as error:

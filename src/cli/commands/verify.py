@@ -30,8 +30,7 @@ from cli.console import (
     run,
 )
 from cli.settings import Settings
-from ledger.audit.decisions import DecisionAudit, audit_pages
-from ledger.audit.decisions import check as check_page
+from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.audit.signatures import KeptHead
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots

@@ -22,7 +22,7 @@ from ledger.core.invariants import InvariantViolated
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import Unreadable
-from ledger.eventlog.decisions import last_start
+from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.encryption import KeyRow
 from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import Record
@@ -85,7 +85,7 @@ def whole_decisions(pages: RecordPages) -> RecordPages:
     for page in pages:
         batch += page
         # More may follow of the last decision.
-        if start := last_start(batch, whole_batches=False):
+        if start := last_decision_index(batch, whole_batches=False):
             yield batch[:start]
             batch = batch[start:]
     if batch:

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from cli.export import ExportRefused
 from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import Record
-from projections.tables import CheckpointLost, pin, refuse_other_version
+from projections.tables import CheckpointLost, begin_consistent_read, refuse_other_version
 from projections.views import registry
 from projections.views.projection import Projection
 
@@ -115,7 +115,7 @@ async def pin_views(connection: AsyncConnection, views: Sequence[Table]) -> int:
     Raises CheckpointLost, ViewOutdated, and ExportRefused where they are at several positions.
     """
     projections = [view.projection for view in views if view.projection]
-    checkpoints = await pin(connection, projections)
+    checkpoints = await begin_consistent_read(connection, projections)
     for projection in projections:
         if projection.name not in checkpoints:
             raise CheckpointLost(f"{projection.name} has no checkpoint: run `ledger migrate`")

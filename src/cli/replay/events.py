@@ -13,7 +13,7 @@ from cli import connections
 from cli.console import LineWriter
 from cli.replay import ReplayStopped
 from cli.settings import Settings
-from ledger.eventlog.chain import missing
+from ledger.eventlog.chain import gap_error
 from ledger.eventlog.codec import encode_recorded
 from ledger.eventlog.reader import EventReader, RecordWithCause
 from ledger.runtime.database import DATABASE_ERRORS
@@ -122,9 +122,9 @@ async def read_page(reader: EventReader, selection: Selection, after: int, last:
     if not selection.stream and not selection.type:
         for position, event in zip(range(after + 1, end + 1), events, strict=False):
             if event.record.position != position:
-                raise missing(position, event.record)
+                raise gap_error(position, event.record)
         if len(events) < end - after:
-            raise missing(after + len(events) + 1, None)
+            raise gap_error(after + len(events) + 1, None)
     return Page(events, end, end == last)
 
 

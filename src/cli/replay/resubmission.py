@@ -21,7 +21,7 @@ from cli.replay import ReplayRefused, ReplayStopped
 from cli.replay.events import Page, Replay, Selection
 from cli.settings import Settings
 from ledger.core.events import NO_NAME, CustomerRegistered
-from ledger.eventlog.codec import submitted
+from ledger.eventlog.codec import decode_submitted
 from ledger.eventlog.reader import EventReader, RecordWithCause
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxUnavailable, Publisher
@@ -107,7 +107,7 @@ def _is_same_batch(event: Submitted, following: Submitted) -> bool:
 
 def original(event: RecordWithCause) -> Submitted:
     """The event as it was submitted; with ERASED for a name that can't be decrypted any more."""
-    again = submitted(event.record, event.encryption_key)
+    again = decode_submitted(event.record, event.encryption_key)
     payload = again.payload
     if isinstance(payload, CustomerRegistered) and payload.username == NO_NAME:
         return structs.replace(again, payload=structs.replace(payload, username=ERASED))

@@ -88,7 +88,7 @@ def sign(head: KeptHead, key: Ed25519PrivateKey) -> KeptHead:
     return replace(named, signature=b64encode(key.sign(_signed(named))).decode())
 
 
-def check(head: KeptHead, key: Ed25519PublicKey) -> None:
+def verify_signature(head: KeptHead, key: Ed25519PublicKey) -> None:
     """Raises BadHead unless the key signed the head."""
     if head.signature is None:
         raise BadHead("is not signed")

@@ -20,7 +20,7 @@ from ledger.core.events import (
 from ledger.core.fold import Fold
 from ledger.core.pricing import Rules
 from ledger.eventlog.codec import payload_of
-from ledger.eventlog.decisions import decide_together, decided_together, group
+from ledger.eventlog.decisions import by_atomic_batch, decide_batch, to_decisions
 from ledger.eventlog.records import Record, Submitted
 
 Counted = OrderCompleted | OrderCancelled | OrderFailed
@@ -92,8 +92,8 @@ class WhatIf:
         `later` has the last position of those orders placed in them that come up again after them.
         Raises VerificationFailed for what can't be read.
         """
-        for batch in decided_together(group(records)):
-            verdicts = decide_together(self._fold, [event for _, event in batch])
+        for batch in by_atomic_batch(to_decisions(records)):
+            verdicts = decide_batch(self._fold, [event for _, event in batch])
             for (decision, event), verdict in zip(batch, verdicts, strict=True):
                 if isinstance(event.payload, ProductListed) and (
                     event.stream_id in self._fold.products

@@ -44,7 +44,7 @@ Entry = (
 def decide(
     state: State, event: SubmittedPayload, rules: Rules = CURRENT_RULES
 ) -> tuple[DecidedPayload, ...]:
-    """The decided events that stand right after `event`; empty where the event says it all."""
+    """Return the events decided from `event`; none if it simply takes effect."""
     match event:
         case OrderPlaced():
             return (_decide_order(state, event, rules),)
@@ -124,7 +124,7 @@ def evolve(state: State, event: AnyPayload) -> State:
             order = subject if isinstance(subject, OrderState) else None
             return State(evolve_order(order, event), state.customer, state.product)
         case OrderCompleted():
-            return _moved(state, event, -event.total_minor, -event.quantity)
+            return _transfer(state, event, -event.total_minor, -event.quantity)
         case CustomerRegistered():
             return State(CustomerState(event.opening_balance_minor))
         case ProductListed():
@@ -144,14 +144,14 @@ def evolve(state: State, event: AnyPayload) -> State:
             stock = subject.stock + event.quantity
             return State(ProductState(subject.base_price_minor, stock, stock))
         case OrderCancelled():
-            return _moved(state, event, event.refund_minor, event.quantity)
+            return _transfer(state, event, event.refund_minor, event.quantity)
         case CustomerErased() | OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
             return state
     assert_never(event)
 
 
 def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | None:
-    """The order alone after an event that took effect, as its own history tells it."""
+    """Apply an event that took effect to an order alone, without its customer and product."""
     match event:
         case OrderPlaced():
             return OrderState(event.customer_id, event.product_id, event.quantity)
@@ -168,10 +168,13 @@ def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | No
     return OrderState(event.customer_id, event.product_id, event.quantity, status, total_minor)
 
 
-def _moved(
+def _transfer(
     state: State, event: OrderCompleted | OrderCancelled, money_minor: int, units: int
 ) -> State:
-    """The order in its new status, with the money and the units moved, both or neither."""
+    """Return the order in its new status, with money and units moved: both or neither.
+
+    Raises InvariantViolated without a customer or a product.
+    """
     customer, product = state.customer, state.product
     if customer is None or product is None:
         raise InvariantViolated("an order moved money or stock that nobody has")

@@ -24,13 +24,14 @@ from ledger.core.events import (
 from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.core.state import CustomerState, OrderState, ProductState, State
 
-_NAMES_PARTIES: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
+_WITH_CUSTOMER_AND_PRODUCT: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
 
 
 class Fold:
-    """A fold in progress. The only mutable thing of the core: three tables of frozen records.
+    """The state of all customers and products, and of the orders loaded for the batch at hand.
 
-    It decides by `rules`; what was decided before needs none to be applied.
+    It is the only mutable object of the core. It decides by `rules`; to apply what was decided
+    before needs none.
     """
 
     __slots__ = ("customers", "orders", "products", "rules")
@@ -46,7 +47,9 @@ class Fold:
         self.orders: MutableMapping[UUID, OrderState] = {}
         self.rules = rules
 
-    def submit(self, stream_id: UUID, event: SubmittedPayload) -> tuple[DecidedPayload, ...]:
+    def decide_and_apply(
+        self, stream_id: UUID, event: SubmittedPayload
+    ) -> tuple[DecidedPayload, ...]:
         """Decide a submitted event, apply it and what was decided, and return the latter."""
         state = self._state(stream_id, event)
         decided = decide(state, event, self.rules)
@@ -57,7 +60,7 @@ class Fold:
             self._keep(stream_id, state)
         return decided
 
-    def submit_atomic(
+    def decide_and_apply_batch(
         self, orders: Sequence[tuple[UUID, OrderPlaced]]
     ) -> list[tuple[DecidedPayload, ...]]:
         """Decide orders all or none: where one can't be completed, none is.
@@ -66,9 +69,9 @@ class Fold:
         """
         trial = Fold(ChainMap({}, self.customers), ChainMap({}, self.products), self.rules)
         trial.orders = ChainMap({}, self.orders)
-        tried = [trial.submit(*order) for order in orders]
+        tried = [trial.decide_and_apply(*order) for order in orders]
         if all(isinstance(payload, OrderCompleted) for (payload,) in tried):
-            return [self.submit(*order) for order in orders]
+            return [self.decide_and_apply(*order) for order in orders]
         verdicts = [
             OrderFailed(Reason.BATCH_FAILED) if isinstance(payload, OrderCompleted) else payload
             for (payload,) in tried
@@ -86,7 +89,7 @@ class Fold:
     def _state(self, stream_id: UUID, event: AnyPayload) -> State:
         order = self.orders.get(stream_id)
         subject = order or self.customers.get(stream_id) or self.products.get(stream_id)
-        named = event if isinstance(event, _NAMES_PARTIES) else order
+        named = event if isinstance(event, _WITH_CUSTOMER_AND_PRODUCT) else order
         if named is None:
             return State(subject)
         return State(

@@ -77,7 +77,7 @@ class ChainCheck(Struct):
             for record in records:
                 position += 1
                 if record.position != position:
-                    raise missing(position, record)
+                    raise gap_error(position, record)
                 hash_ = next_hash(hash_, record)
                 if hash_ != record.hash:
                     raise LedgerDamaged(
@@ -95,8 +95,8 @@ class ChainCheck(Struct):
                 self.recorded_at_us = last.recorded_at_us
 
 
-def missing(position: int, found: Record | None) -> LedgerDamaged:
-    """The error for a position that has no record, where the next one is `found`."""
+def gap_error(position: int, found: Record | None) -> LedgerDamaged:
+    """Build the error for a missing position; `found` is the next record there is, if any."""
     if found is None:
         return LedgerDamaged(position, "the event is gone, and all that came after it")
     return LedgerDamaged(position, f"the event is gone: the next is at {found.position}")

@@ -76,9 +76,9 @@ class RecordedEnvelope(Envelope, frozen=True, gc=False, omit_defaults=True, kw_o
 
 
 class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
-    """The `meta` of a record: where a submitted event came from, or what decided a decided one.
+    """The `meta` column, decoded: where a submitted event came from and who sent it.
 
-    A decided event has only the version of the rules.
+    That of a decided event has only the version of the rules.
     """
 
     source: str = DECIDED_SOURCE
@@ -97,7 +97,7 @@ class Rejected(Struct, frozen=True):
 
 
 _BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
-# What `recorded`, `decode_payload` and `origin_of` raise for bytes that no event has.
+# What `decode_recorded`, `decode_payload` and `origin_of` raise for bytes that no event has.
 READ_ERRORS: Final = (*_BAD, Unreadable)
 _encode = Encoder(order="sorted").encode
 _decode_group = Decoder(list[Envelope]).decode
@@ -161,12 +161,12 @@ def origin_of(record: Record) -> Origin:
 
 
 def uuid_of(sixteen: bytes) -> UUID:
-    """The id of 16 bytes."""
+    """Convert 16 bytes to a UUID."""
     # Half of the time that UUID itself takes, for each event that is read.
     return convert(sixteen, UUID)
 
 
-def join(events: Iterable[bytes]) -> bytes:
+def encode_group(events: Iterable[bytes]) -> bytes:
     """Encoded events as one CloudEvents JSON batch."""
     return b"[" + b",".join(events) + b"]"
 
@@ -178,7 +178,7 @@ def decode_group(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
     of more than MAX_REJECTED bad elements is, too, besides the events of it that can be read.
     """
     try:
-        return [_submitted(envelope) for envelope in _decode_group(body)], []
+        return [_from_envelope(envelope) for envelope in _decode_group(body)], []
     except READ_ERRORS:
         return _decode_one_by_one(body)
 
@@ -192,7 +192,7 @@ def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
     rejected: list[Rejected] = []
     for element in elements:
         try:
-            events.append(_submitted(_decode_envelope(element)))
+            events.append(_from_envelope(_decode_envelope(element)))
         except READ_ERRORS as error:
             rejected.append(Rejected(bytes(element), _reason(error), whole=False))
     if len(rejected) > MAX_REJECTED:
@@ -205,7 +205,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _submitted(envelope: Envelope) -> Submitted:
+def _from_envelope(envelope: Envelope) -> Submitted:
     if envelope.type not in SUBMITTED:
         raise Unreadable(f"{envelope.type!r} is not the type of a submitted event")
     if envelope.id.version == DECIDED_UUID_VERSION:
@@ -268,8 +268,8 @@ def encode_payload(payload: AnyPayload) -> bytes:
     return _encode(payload)
 
 
-def recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Recorded:
-    """The event of a record, with the payload of `payload_of`; raises the same."""
+def decode_recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Recorded:
+    """Decode a record into an event; raises what `payload_of` raises."""
     return Recorded(
         record.position,
         uuid_of(record.event_id),
@@ -292,10 +292,10 @@ def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> 
     return decode_payload(record.type, record.schema_version, record.data)
 
 
-def submitted(record: Record, encryption_key: bytes | None = None) -> Submitted:
-    """The event that a record was submitted as; with NO_NAME if its name has no key.
+def decode_submitted(record: Record, encryption_key: bytes | None = None) -> Submitted:
+    """Decode the record of a submitted event into the event as it came through the inbox.
 
-    The record must be of a submitted event. Raises the same as `payload_of`.
+    A customer's name is NO_NAME without its encryption key. Raises what `payload_of` raises.
     """
     origin = origin_of(record)
     return Submitted(

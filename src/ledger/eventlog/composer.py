@@ -20,13 +20,13 @@ from ledger.core.fold import Fold, is_refusal
 from ledger.core.state import OrderState
 from ledger.eventlog.chain import next_hash
 from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload, payload_of, uuid_of
-from ledger.eventlog.decisions import decide_together, group
+from ledger.eventlog.decisions import decide_batch, to_decisions
 from ledger.eventlog.encryption import NEEDS_KEY, SEALED_VERSION, CustomerKeys, seal
 from ledger.eventlog.records import Record, Submitted, decided_id_bytes
 
 
 class Composer:
-    """Decides submitted events after `position` and makes their records, chained and versioned.
+    """Decides submitted events after `position`, and numbers, versions and chains their records.
 
     `keys` makes and destroys the encryption keys of the customers that are registered and erased
     on the way. `outcomes` counts the submitted events by the type of their outcome and its reason.
@@ -54,12 +54,14 @@ class Composer:
         """Record submitted events, each with what is decided of it right after it."""
         for _, batch in groupby(events, key=attrgetter("atomic_id")):
             together = list(batch)
-            verdicts = decide_together(self._fold, together)
+            verdicts = decide_batch(self._fold, together)
             for event, verdict in zip(together, verdicts, strict=True):
                 self._add_decision(event, verdict)
 
     def _add_decision(self, event: Submitted, verdict: tuple[DecidedPayload, ...]) -> None:
-        sealed = self._use_key(event, verdict) if isinstance(event.payload, NEEDS_KEY) else None
+        sealed = (
+            self._seal_or_erase(event, verdict) if isinstance(event.payload, NEEDS_KEY) else None
+        )
         event_id = event.event_id.bytes
         self._add_record(event, event_id, event.payload, event.meta, 0, sealed)
         outcome = verdict[-1] if verdict else event.payload
@@ -70,8 +72,8 @@ class Composer:
             decided_id = decided_id_bytes(event_id, index)
             self._add_record(event, decided_id, payload, meta, cause_position)
 
-    def _use_key(self, event: Submitted, verdict: tuple[DecidedPayload, ...]) -> bytes | None:
-        """The sealed data of a registration; an erasure, which has none, destroys the key."""
+    def _seal_or_erase(self, event: Submitted, verdict: tuple[DecidedPayload, ...]) -> bytes | None:
+        """Encrypt the name of a registration, return its data; for an erasure destroy the key."""
         customer_id, at_us, keys = event.stream_id.bytes, self._recorded_at_us, self._keys
         takes_effect = not is_refusal(verdict)
         match event.payload:
@@ -115,25 +117,27 @@ class Composer:
         self.records.append(structs.replace(record, hash=self._hash))
 
 
-def without_repeats(events: Iterable[Submitted], recorded_ids: set[bytes]) -> list[Submitted]:
-    """The events that are neither in the ledger nor earlier in the batch; the first one counts.
+def drop_duplicates(events: Iterable[Submitted], recorded_ids: set[bytes]) -> list[Submitted]:
+    """Drop duplicates: events that are in the ledger already, or that came earlier in the batch.
 
-    An atomic batch is new as a whole or not at all: what is left of it after a repeat would be
-    decided without the others.
+    An atomic batch with any duplicate is dropped whole: else the rest of it would be decided
+    without the others.
     """
     first: dict[UUID, Submitted] = {}
-    torn: set[UUID | None] = set()
+    incomplete_batches: set[UUID | None] = set()
     for event in events:
         if (
             event.event_id.bytes in recorded_ids
             or first.setdefault(event.event_id, event).atomic_id != event.atomic_id
         ):
-            torn.add(event.atomic_id)
-    return [e for e in first.values() if e.atomic_id is None or e.atomic_id not in torn]
+            incomplete_batches.add(event.atomic_id)
+    return [
+        e for e in first.values() if e.atomic_id is None or e.atomic_id not in incomplete_batches
+    ]
 
 
 def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:
-    """The streams with a history that may be an order's, which is needed to decide.
+    """Return the streams that may be those of orders, whose histories are needed to decide.
 
     Any event on such a stream needs it: else an id would count as new once its order was forgotten.
     """
@@ -148,7 +152,7 @@ def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
     """Load orders into the fold from the histories of their streams."""
     for history in histories:
         order: OrderState | None = None
-        for decision in group(history):
+        for decision in to_decisions(history):
             for record in decision.effective_records:
                 order = evolve_order(order, payload_of(record))
         if order:

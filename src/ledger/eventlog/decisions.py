@@ -1,7 +1,7 @@
 """Decisions: a submitted event and what was decided of it, the unit that is written and read.
 
-The writer appends a decided event right after its cause, in the same transaction. This module is
-the only one that knows how to find the two together again.
+The writer appends a decided event right after its cause, in the same transaction. This module finds
+the two again, and groups the decisions of an atomic batch, which are decided together.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from msgspec import Struct
 from ledger.core.events import SUBMITTED, TYPE_OF, DecidedPayload, OrderPlaced, SubmissionRefused
 from ledger.core.fold import Fold
 from ledger.eventlog.chain import VerificationFailed
-from ledger.eventlog.codec import READ_ERRORS, origin_of, submitted
+from ledger.eventlog.codec import READ_ERRORS, decode_submitted, origin_of
 from ledger.eventlog.records import Record, Submitted
 
 REFUSED: Final = TYPE_OF[SubmissionRefused]
@@ -49,8 +49,8 @@ class Decision(Struct, frozen=True, gc=False):
         return (self.cause, *self.decided)
 
 
-def group(records: Sequence[Record]) -> list[Decision]:
-    """The decisions of contiguous records, the first of which must be a submitted event.
+def to_decisions(records: Sequence[Record]) -> list[Decision]:
+    """Split contiguous records into decisions; the first record must be a submitted event.
 
     Raises VerificationFailed where it is a decided one.
     """
@@ -62,20 +62,20 @@ def group(records: Sequence[Record]) -> list[Decision]:
             decisions.append(Decision(records[index], tuple(records[index + 1 : end])))
             end = index
     if end:
-        raise uncaused(records[0])
+        raise missing_cause_error(records[0])
     decisions.reverse()
     return decisions
 
 
-def uncaused(record: Record) -> VerificationFailed:
-    """The error for a decided event that no submitted one stands before."""
+def missing_cause_error(record: Record) -> VerificationFailed:
+    """Build the error for a decided event without a submitted event before it."""
     return VerificationFailed(record.position, f"{record.type} stands here, and nothing caused it")
 
 
-def last_start(records: Sequence[Record], *, whole_batches: bool) -> int:
-    """The index at which the last decision begins, or with `whole_batches` its atomic batch.
+def last_decision_index(records: Sequence[Record], *, whole_batches: bool) -> int:
+    """Return the index at which the last decision begins, or with `whole_batches` its atomic batch.
 
-    0 if all records are of one decision or batch.
+    It is 0 if all records are of one decision or batch.
     """
     start = _cause_before(records, len(records))
     if whole_batches and start > 0 and (atomic_id := _atomic_id(records[start])):
@@ -99,10 +99,10 @@ def _atomic_id(record: Record) -> UUID | None:
         return None  # whoever decodes the record says what is wrong with it
 
 
-def decided_together(
+def by_atomic_batch(
     decisions: Iterable[Decision],
 ) -> Iterator[list[tuple[Decision, Submitted]]]:
-    """Decisions with their decoded causes: one alone, or all of an atomic batch.
+    """Decode the causes and group the decisions: an atomic batch together, any other one alone.
 
     Raises VerificationFailed for a cause that can not be read, after yielding all before it.
     """
@@ -134,9 +134,9 @@ def _is_same_batch(first: tuple[Decision, Submitted], other: tuple[Decision, Sub
 
 def _submitted_event(cause: Record) -> Submitted:
     if cause.type not in SUBMITTED:
-        raise uncaused(cause)
+        raise missing_cause_error(cause)
     try:
-        event = submitted(cause)
+        event = decode_submitted(cause)
     except READ_ERRORS as error:
         raise VerificationFailed(cause.position, f"{cause.type} can't be read: {error}") from error
     if event.atomic_id and not isinstance(event.payload, OrderPlaced):
@@ -146,13 +146,13 @@ def _submitted_event(cause: Record) -> Submitted:
     return event
 
 
-def decide_together(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedPayload, ...]]:
-    """Decide the events of an atomic batch, or others one by one, and apply them to the fold.
+def decide_batch(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedPayload, ...]]:
+    """Decide and apply an atomic batch all or none, or events that have no `atomic_id` one by one.
 
-    They all have the same `atomic_id`, or none.
+    The events have the same `atomic_id`, or none.
     """
     if events[0].atomic_id is None:
-        return [fold.submit(event.stream_id, event.payload) for event in events]
-    return fold.submit_atomic(
+        return [fold.decide_and_apply(event.stream_id, event.payload) for event in events]
+    return fold.decide_and_apply_batch(
         [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
     )

@@ -20,10 +20,10 @@ from ledger.eventlog.chain import (
     ChainCheck,
     LedgerDamaged,
     VerificationFailed,
-    missing,
+    gap_error,
 )
-from ledger.eventlog.codec import NO_KEYS, origin_of, recorded
-from ledger.eventlog.decisions import REFUSED, Decision, group, last_start
+from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of
+from ledger.eventlog.decisions import REFUSED, Decision, last_decision_index, to_decisions
 from ledger.eventlog.encryption import REGISTERED, sealed_customers
 from ledger.eventlog.records import COLUMNS, Head, Record
 
@@ -51,16 +51,16 @@ class EventPage(Struct, frozen=True):
 
     def decisions(self) -> list[Decision]:
         """The records as they were decided."""
-        return group(self.records)
+        return to_decisions(self.records)
 
     def effective_events(self) -> list[Recorded]:
-        """The events that took effect, in order; raises what `codec.recorded` raises.
+        """The events that took effect, in order; raises what `codec.decode_recorded` raises.
 
         Submissions that were refused are left out, the events that refuse them are not.
         """
         return [
-            recorded(record, self.keys)
-            for decision in group(self.records)
+            decode_recorded(record, self.keys)
+            for decision in to_decisions(self.records)
             for record in decision.effective_records
         ]
 
@@ -156,7 +156,7 @@ class EventReader:
             records = [Record(*row) for row in rows]
             if not records:
                 if up_to is not None:
-                    raise missing(after + 1, None)
+                    raise gap_error(after + 1, None)
                 return
             failure = _first_gap(records, after)
             if failure and not up_to_damage:
@@ -165,7 +165,7 @@ class EventReader:
                 # The record after the gap stays: it tells whether more may belong to the last one.
                 records = records[: failure.position - after]
             if failure or len(records) > size:
-                end = last_start(records, whole_batches=whole_batches)
+                end = last_decision_index(records, whole_batches=whole_batches)
                 if not end and not failure:
                     size *= 2
                     continue
@@ -322,7 +322,7 @@ class EventReader:
             *parameters,
         )
         records = [(Record(*columns), key) for key, *columns in rows]
-        return [recorded(record, {record.stream_id: key}) for record, key in records]
+        return [decode_recorded(record, {record.stream_id: key}) for record, key in records]
 
     async def last_decided(self, up_to: int, window: int) -> Record | None:
         """The last decided event among the `window` positions up to one."""
@@ -438,7 +438,7 @@ def _first_gap(records: Sequence[Record], after: int) -> LedgerDamaged | None:
         return None
     for expected, record in enumerate(records, after + 1):
         if record.position != expected:
-            return missing(expected, record)
+            return gap_error(expected, record)
     raise AssertionError("positions came out of order")
 
 

@@ -32,10 +32,10 @@ class Store:
         await self._connection.commit()
         return head
 
-    async def repeats_and_versions(
+    async def duplicates_and_versions(
         self, event_ids: Collection[bytes], stream_ids: Collection[bytes]
     ) -> tuple[set[bytes], dict[bytes, int]]:
-        """The events that the ledger has already, and the versions of the streams that it has."""
+        """Return the ids of these that are recorded already, and each existing stream's version."""
         event_marks = ", ".join(["%s"] * len(event_ids))
         stream_marks = ", ".join(["%s"] * len(stream_ids))
         # One statement for two questions takes half of the time that a small batch is asked for.
@@ -46,9 +46,9 @@ class Store:
             (*event_ids, *stream_ids),
         )
         rows: Any = result.all()
-        repeats = {event_id for event_id, version in rows if not version}
+        duplicates = {event_id for event_id, version in rows if not version}
         # The union of two kinds of integer may come as a decimal.
-        return repeats, {stream_id: int(version) for stream_id, version in rows if version}
+        return duplicates, {stream_id: int(version) for stream_id, version in rows if version}
 
     async def append(
         self, head: Head, records: Sequence[Record], keys: CustomerKeys | None = None

@@ -75,7 +75,7 @@ class Inbox:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await batch.last.ack(multiple=True)
 
-    async def check(self) -> None:
+    async def ensure_consumed(self) -> None:
         """Raise InboxLost, or one of BROKER_ERRORS, when nothing will be delivered any more."""
         async with asyncio.timeout(CALL_TIMEOUT_S):
             queue = await self._channel.declare_queue(INBOX, passive=True)

@@ -24,7 +24,7 @@ from ledger.eventlog.codec import (
     EVENT_CONTENT_TYPE,
     Rejected,
     decode_group,
-    join,
+    encode_group,
 )
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
@@ -102,7 +102,7 @@ def id_of(body: bytes) -> str:
 
 def inbox_body(body: bytes, whole: bool) -> bytes:
     """A parked message as the inbox takes it: an event of a group becomes a group of one."""
-    return body if whole else join([body])
+    return body if whole else encode_group([body])
 
 
 def decode_parked(body: bytes, whole: bool) -> tuple[list[Submitted], str | None]:

@@ -17,7 +17,7 @@ from aio_pika.abc import AbstractChannel, AbstractExchange
 from aio_pika.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_submitted, join
+from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection, until_closed
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
@@ -188,7 +188,7 @@ class Publisher:
         """Publish one group after the other as one message each, and settle its submissions."""
         while True:
             group = await self._next_group()
-            body = join(body for submission in group for body in submission.bodies)
+            body = encode_group(body for submission in group for body in submission.bodies)
             began_s = time.monotonic()
             self._sent_s.append(began_s)
             error: InboxUnavailable | None = InboxUnavailable("the broker went away")

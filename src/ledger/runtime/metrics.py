@@ -34,7 +34,7 @@ DECIDED: Final = Counter(
     ["outcome", "reason"],
     registry=None,
 )
-REPEATS: Final = Counter(
+DUPLICATES: Final = Counter(
     "ledger_repeats", "Submitted events skipped because the ledger had them already", registry=None
 )
 PARKED: Final = Counter(
@@ -74,7 +74,7 @@ PARKING_MESSAGES: Final = Gauge(
 WRITER: Final = (
     CONNECTED,
     DECIDED,
-    REPEATS,
+    DUPLICATES,
     PARKED,
     COMMIT_S,
     COMMIT_EVENTS,

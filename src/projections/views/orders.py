@@ -25,7 +25,7 @@ from projections.views.projection import (
     id_column,
     moment_column,
     position_column,
-    present,
+    require_row,
     word_column,
 )
 
@@ -96,7 +96,7 @@ def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
             placed_position=event.position,
             position=event.position,
         )
-    row = present(row, event)
+    row = require_row(row, event)
     changes: dict[str, object] = {}
     match payload:
         case OrderCompleted(unit_price_minor=unit_price_minor, total_minor=total_minor):

@@ -65,7 +65,7 @@ class Projection(ABC, Generic[Row]):
         return attrgetter(*self.key_columns)
 
     @abstractmethod
-    def needs(self, events: Sequence[Recorded]) -> set[UUID]:
+    def keys_needed(self, events: Sequence[Recorded]) -> set[UUID]:
         """The keys of the rows that must be at hand before these events are projected."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Projection(ABC, Generic[Row]):
         """Bring rows, each under its key, one event further; raises ViewDamaged."""
 
     @abstractmethod
-    def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
+    def changed_rows(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
         """The rows that events change, given those that they need; raises ViewDamaged."""
 
     @abstractmethod
@@ -87,8 +87,8 @@ class KeyedProjection(Projection[Row]):
 
     `keyed_by` has, for each type of event that changes a row, where its key is: the id of its
     stream or an id in its payload. `apply` makes the row from the one before, which is None for an
-    event of type `creates`; that comes once for each key, and first. With `announced` the projector
-    names the keys of changed rows after its commit.
+    event of type `creates`; that comes once for each key, and first. With `announces_keys` the
+    projector names the keys of changed rows after its commit.
 
     The last three say how a row is read as of a position. With `snapshot_entry` the read starts at
     the newest snapshot before the position: the fields of its customer or product replace those of
@@ -100,7 +100,7 @@ class KeyedProjection(Projection[Row]):
     creates: type[AnyPayload]
     keyed_by: KeyedBy
     apply: Callable[[Row | None, Recorded], Row]
-    announced: bool = False
+    announces_keys: bool = False
     as_of_row: type[Struct] | None = None
     snapshot_entry: type[CustomerState] | type[ProductState] | None = None
     by_rules: Callable[[Row, Rules], Row] | None = None
@@ -127,7 +127,7 @@ class KeyedProjection(Projection[Row]):
 
     def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
         """The keys of all changed rows, if the view is announced."""
-        return self.keys(events) if self.announced else set()
+        return self.keys(events) if self.announces_keys else set()
 
     def _keyed(self, events: Iterable[Recorded]) -> Iterator[tuple[UUID, Recorded]]:
         """The events that change rows, each with the key of its row."""
@@ -135,7 +135,7 @@ class KeyedProjection(Projection[Row]):
             if key_of := self.keyed_by.get(type(event.payload)):
                 yield key_of(event), event
 
-    def needs(self, events: Sequence[Recorded]) -> set[UUID]:
+    def keys_needed(self, events: Sequence[Recorded]) -> set[UUID]:
         """The rows that events change and do not create themselves."""
         changed, created = set[UUID](), set[UUID]()
         for key, event in self._keyed(events):
@@ -148,7 +148,7 @@ class KeyedProjection(Projection[Row]):
         if key is not None:
             rows[key] = self.apply(rows.get(key), event)
 
-    def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
+    def changed_rows(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
         """Each row once, however many events changed it."""
         for key, event in self._keyed(events):
             rows[key] = self.apply(rows.get(key), event)
@@ -162,7 +162,7 @@ class LineProjection(Projection[Row]):
     lines: Callable[[Recorded], Sequence[Row]]
     verb = "INSERT"
 
-    def needs(self, events: Sequence[Recorded]) -> set[UUID]:
+    def keys_needed(self, events: Sequence[Recorded]) -> set[UUID]:
         """Nothing: a line depends on one event alone."""
         return set()
 
@@ -171,7 +171,7 @@ class LineProjection(Projection[Row]):
         for line in self.lines(event):
             rows[self.key_of(line)] = line
 
-    def changed(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
+    def changed_rows(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
         """The lines of the events, made as they are asked for."""
         return (line for event in events for line in self.lines(event))
 
@@ -184,7 +184,7 @@ class ViewDamaged(Exception):
     """A view is not that of this ledger: rebuild it."""
 
 
-def present(row: Row | None, event: Recorded) -> Row:
+def require_row(row: Row | None, event: Recorded) -> Row:
     """The row that an event changes; raises ViewDamaged."""
     if row is None:
         raise ViewDamaged(f"the event at position {event.position} changes a row that is not there")

@@ -30,7 +30,7 @@ from projections.views.projection import (
     id_column,
     moment_column,
     position_column,
-    present,
+    require_row,
 )
 
 
@@ -93,7 +93,7 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
         base_price_minor = payload.base_price_minor
         stock = initial_stock = payload.initial_stock
     else:
-        row = present(row, event)
+        row = require_row(row, event)
         key, name, description = row.product_id, row.name, row.description
         base_price_minor, stock, initial_stock = row.base_price_minor, row.stock, row.initial_stock
         match payload:
@@ -138,7 +138,7 @@ STOCK: Final = KeyedProjection(
     KEYED_BY,
     apply,
     # The API's product cache drops what changed.
-    announced=True,
+    announces_keys=True,
     as_of_row=ProductAsOf,
     snapshot_entry=ProductState,
     by_rules=priced_by,

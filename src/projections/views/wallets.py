@@ -30,7 +30,7 @@ from projections.views.projection import (
     id_column,
     moment_column,
     position_column,
-    present,
+    require_row,
 )
 
 
@@ -90,7 +90,7 @@ def apply(row: WalletRow | None, event: Recorded) -> WalletRow:
             recorded_at,
             event.position,
         )
-    row = present(row, event)
+    row = require_row(row, event)
     return WalletRow(
         row.customer_id,
         ERASED if isinstance(event.payload, CustomerErased) else row.username,

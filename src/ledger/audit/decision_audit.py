@@ -1,7 +1,7 @@
-"""The audit of a ledger's decisions, without I/O: all that was submitted is decided again.
+"""The audit of a ledger's decisions: every submitted event is decided again, and compared.
 
-The fold at hand is bounded by customers and products. What else a page of records touches is
-recalled from the ledger before, and forgotten after it.
+Memory holds customers and products alone. The orders, versions and event ids that a page of records
+touches are looked up before it is checked, and dropped after it.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -28,11 +28,11 @@ from ledger.eventlog.codec import (
 from ledger.eventlog.composer import recall_orders
 from ledger.eventlog.decisions import (
     Decision,
-    decide_together,
-    decided_together,
-    group,
-    last_start,
-    uncaused,
+    by_atomic_batch,
+    decide_batch,
+    last_decision_index,
+    missing_cause_error,
+    to_decisions,
 )
 from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted, decided_id_bytes
@@ -46,9 +46,9 @@ _decode_object = Decoder(dict[str, Any]).decode
 
 
 class Earlier(Struct, frozen=True):
-    """What the ledger has before some records of what they name.
+    """The records before a page that it takes to check it.
 
-    It is the histories of their streams, by stream, and the positions of their event ids.
+    They are the history of each stream in the page, and the positions of its event ids.
     """
 
     histories: Mapping[bytes, Sequence[Record]] = {}
@@ -56,7 +56,7 @@ class Earlier(Struct, frozen=True):
 
 
 class AuditPage(Struct, frozen=True):
-    """A page of whole atomic batches, and what the ledger has before it of what it names."""
+    """A page that ends with a whole atomic batch, and the earlier records needed to check it."""
 
     page: EventPage
     earlier: Earlier
@@ -76,8 +76,8 @@ class DecisionAudit:
         self._page_positions: dict[bytes, int] = {}
         self._page_entries: set[bytes] = set()
 
-    def unknown(self, records: Sequence[Record]) -> list[bytes]:
-        """The streams of records whose history up to there has to be looked up."""
+    def streams_to_look_up(self, records: Sequence[Record]) -> list[bytes]:
+        """Return the streams whose earlier records are needed to check these."""
         streams = {record.stream_id for record in records}
         return [stream_id for stream_id in streams if stream_id not in self._versions]
 
@@ -93,7 +93,7 @@ class DecisionAudit:
         except READ_ERRORS as error:
             detail = f"the history of a stream that comes up here can't be read: {error}"
             raise VerificationFailed(records[0].position, detail) from error
-        for batch in decided_together(group(records)):
+        for batch in by_atomic_batch(to_decisions(records)):
             try:
                 self._check_batch(batch)
             except InvariantViolated as error:
@@ -115,7 +115,7 @@ class DecisionAudit:
         first = next((decision.decided[0] for decision, _ in batch if decision.decided), None)
         if first and first.meta != decided_meta(self.fold.rules.version):
             self.fold.rules = _rules_of(first)
-        verdicts = decide_together(self.fold, [event for _, event in batch])
+        verdicts = decide_batch(self.fold, [event for _, event in batch])
         for (decision, event), verdict in zip(batch, verdicts, strict=True):
             self._check_cause(decision.cause)
             if not isinstance(event.payload, _OF_ORDERS):
@@ -172,7 +172,7 @@ class DecisionAudit:
             if decided[index] != expected:
                 _refuse_difference(decided[index], expected, payload)
         for extra in decided[len(verdict) :]:
-            raise uncaused(extra)
+            raise missing_cause_error(extra)
 
 
 def _rules_of(record: Record) -> Rules:
@@ -229,7 +229,7 @@ def _shown(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def check(
+def check_page(
     chain: ChainCheck, decisions: DecisionAudit, records: Sequence[Record], earlier: Earlier
 ) -> None:
     """Check the records that come next, whole batches of them, their hashes and their decisions.
@@ -241,7 +241,7 @@ def check(
         chain.check(records)
     except LedgerDamaged as error:
         # A decision before may be wrong, too. The broken record shows whether more follows of it.
-        whole = last_start(records[: error.position - start], whole_batches=True)
+        whole = last_decision_index(records[: error.position - start], whole_batches=True)
         if whole:
             decisions.check(records[:whole], earlier)
         raise
@@ -262,7 +262,7 @@ async def audit_pages(
         if decisions:
             ids = [record.event_id for record in page.records if not record.cause_position]
             earlier = Earlier(
-                await reader.streams(decisions.unknown(page.records), before=first),
+                await reader.streams(decisions.streams_to_look_up(page.records), before=first),
                 await reader.positions_of(ids, before=first),
             )
         yield AuditPage(page, earlier)
