@@ -163,8 +163,20 @@ def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | No
             if order is None:
                 raise InvariantViolated("an order failed that was never placed")
             return OrderState(order.customer_id, order.product_id, order.quantity, Status.FAILED)
-        case _:
+        case (
+            CustomerRegistered()
+            | CustomerErased()
+            | WalletCredited()
+            | ProductListed()
+            | StockReceived()
+            | PriceChanged()
+            | OrderCancelRequested()
+            | OrderCancelRefused()
+            | SubmissionRefused()
+        ):
             return order
+        case _:
+            assert_never(event)
     return OrderState(event.customer_id, event.product_id, event.quantity, status, total_minor)
 
 

@@ -1,15 +1,23 @@
 """The invariants: what holds at every position, checked in production too."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import assert_never
 from uuid import UUID
 
 from ledger.core.events import (
     AnyPayload,
+    CustomerErased,
     CustomerRegistered,
     OrderCancelled,
+    OrderCancelRefused,
+    OrderCancelRequested,
     OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    PriceChanged,
     ProductListed,
     StockReceived,
+    SubmissionRefused,
     WalletCredited,
 )
 from ledger.core.state import CustomerState, ProductState
@@ -44,8 +52,19 @@ def money_moved_minor(event: AnyPayload) -> int:
             return event.opening_balance_minor
         case WalletCredited():
             return event.amount_minor
-        case _:
+        case (
+            CustomerErased()
+            | ProductListed()
+            | StockReceived()
+            | PriceChanged()
+            | OrderPlaced()
+            | OrderCancelRequested()
+            | OrderFailed()
+            | OrderCancelRefused()
+            | SubmissionRefused()
+        ):
             return 0
+    assert_never(event)
 
 
 def units_moved(event: AnyPayload) -> int:
@@ -59,8 +78,19 @@ def units_moved(event: AnyPayload) -> int:
             return event.initial_stock
         case StockReceived():
             return event.quantity
-        case _:
+        case (
+            CustomerRegistered()
+            | CustomerErased()
+            | WalletCredited()
+            | PriceChanged()
+            | OrderPlaced()
+            | OrderCancelRequested()
+            | OrderFailed()
+            | OrderCancelRefused()
+            | SubmissionRefused()
+        ):
             return 0
+    assert_never(event)
 
 
 class ConservationCheck:
@@ -88,8 +118,18 @@ class ConservationCheck:
                 self._money.add(stream_id, money_moved_minor(event))
             case ProductListed() | StockReceived():
                 self._units.add(stream_id, units_moved(event))
-            case _:
+            case (
+                CustomerErased()
+                | PriceChanged()
+                | OrderPlaced()
+                | OrderCancelRequested()
+                | OrderFailed()
+                | OrderCancelRefused()
+                | SubmissionRefused()
+            ):
                 pass
+            case _:
+                assert_never(event)
 
     def compare(
         self, customers: Mapping[UUID, CustomerState], products: Mapping[UUID, ProductState]

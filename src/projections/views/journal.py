@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final, Literal, assert_never
 from uuid import UUID
 
 from msgspec import Struct
@@ -11,12 +11,19 @@ from sqlalchemy.dialects.mysql import TINYINT
 
 from ledger.core.events import (
     AnyPayload,
+    CustomerErased,
     CustomerRegistered,
     OrderCancelled,
+    OrderCancelRefused,
+    OrderCancelRequested,
     OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    PriceChanged,
     ProductListed,
     Recorded,
     StockReceived,
+    SubmissionRefused,
     WalletCredited,
 )
 from ledger.runtime.timestamps import from_us
@@ -122,8 +129,17 @@ def _moves(stream_id: UUID, event: AnyPayload) -> tuple[Move, ...]:
                 (event.refund_minor, ("refunds", product), ("wallet", customer)),
                 (quantity, ("stock", product), ("sold", product)),
             )
-        case _:
+        case (
+            CustomerErased()
+            | PriceChanged()
+            | OrderPlaced()
+            | OrderCancelRequested()
+            | OrderFailed()
+            | OrderCancelRefused()
+            | SubmissionRefused()
+        ):
             return ()
+    assert_never(event)
 
 
 JOURNAL: Final = LineProjection("journal", 1, TABLE, JournalLine, lines)

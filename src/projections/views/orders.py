@@ -1,18 +1,27 @@
 """The orders view: every order with its status, and its price or the reason it failed."""
 
 from datetime import datetime
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 from msgspec import Struct, structs
 from sqlalchemy import Column, Index, Integer, Table
 
 from ledger.core.events import (
+    CustomerErased,
+    CustomerRegistered,
     OrderCancelled,
+    OrderCancelRefused,
+    OrderCancelRequested,
     OrderCompleted,
     OrderFailed,
     OrderPlaced,
+    PriceChanged,
+    ProductListed,
     Recorded,
+    StockReceived,
+    SubmissionRefused,
+    WalletCredited,
 )
 from ledger.core.state import Status
 from ledger.runtime.timestamps import from_us
@@ -109,8 +118,20 @@ def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
             changes = {"status": Status.FAILED.value, "failure_reason": reason.value}
         case OrderCancelled():
             changes = {"status": Status.CANCELLED.value}
+        case (
+            CustomerRegistered()
+            | CustomerErased()
+            | WalletCredited()
+            | ProductListed()
+            | StockReceived()
+            | PriceChanged()
+            | OrderCancelRequested()
+            | OrderCancelRefused()
+            | SubmissionRefused()
+        ):
+            pass  # KEYED_BY has no row of theirs
         case _:
-            pass
+            assert_never(payload)
     updated_at = from_us(event.recorded_at_us)
     return structs.replace(row, updated_at=updated_at, position=event.position, **changes)
 

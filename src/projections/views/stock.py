@@ -1,7 +1,7 @@
 """The stock view: every product with its stock and its price."""
 
 from datetime import datetime
-from typing import Final
+from typing import Final, assert_never
 from uuid import UUID
 
 from msgspec import Struct, structs
@@ -10,12 +10,20 @@ from sqlalchemy import BigInteger, Column, String, Table
 from ledger.core.events import (
     MAX_DESCRIPTION,
     MAX_NAME,
+    CustomerErased,
+    CustomerRegistered,
     OrderCancelled,
+    OrderCancelRefused,
+    OrderCancelRequested,
     OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
     PriceChanged,
     ProductListed,
     Recorded,
     StockReceived,
+    SubmissionRefused,
+    WalletCredited,
 )
 from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
 from ledger.core.state import ProductState
@@ -105,8 +113,19 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
                 stock -= quantity
             case OrderCancelled(quantity=quantity):
                 stock += quantity
+            case (
+                CustomerRegistered()
+                | CustomerErased()
+                | WalletCredited()
+                | OrderPlaced()
+                | OrderCancelRequested()
+                | OrderFailed()
+                | OrderCancelRefused()
+                | SubmissionRefused()
+            ):
+                pass  # KEYED_BY has no row of theirs
             case _:
-                pass
+                assert_never(payload)
     return StockRow(
         key,
         name,
