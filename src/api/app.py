@@ -35,12 +35,13 @@ async def describe(context: Context, call: Call[None]) -> Response:
 
 # The path comes without a trailing slash; the API takes it with one too. GET answers HEAD.
 ROUTES: Final[Mapping[str, Mapping[str, Operation]]] = {
+    # The first that fits is taken, so those that are asked for most come first.
+    f"{PREFIX}/products/{{product_id}}": {"GET": products.show, "PATCH": products.change},
     f"{PREFIX}/orders": {"POST": orders.place, "GET": orders.browse},
     f"{PREFIX}/orders/batch": {"POST": orders.place_batch},
     f"{PREFIX}/orders/{{order_id}}": {"GET": orders.show},
     f"{PREFIX}/orders/{{order_id}}/events": {"GET": events.browse_order},
     f"{PREFIX}/orders/{{order_id}}/cancel": {"POST": orders.cancel},
-    f"{PREFIX}/products/{{product_id}}": {"GET": products.show, "PATCH": products.change},
     f"{PREFIX}/products/{{product_id}}/receipts": {"POST": products.receive},
     f"{PREFIX}/products": {"POST": products.create, "GET": products.browse},
     f"{PREFIX}/customers": {"POST": customers.register},

@@ -1,4 +1,9 @@
-"""Reads of the views at a position or later, and waiting for what the projector announces."""
+"""Reads of the views at a position or later, waiting for announcements, and a cache of products.
+
+A product's page is served from the cache only while announcements come in, and only if it holds at
+every position that this process has shown to anybody: a client that saw its order completed never
+reads older stock.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -6,11 +11,27 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 from uuid import UUID
 
+from msgspec import Struct
+from prometheus_client import Counter
+
 from api.problems import Problem
-from projections.announcements import Announcement, Outcome
+from ledger.runtime.cache import BoundedDict
+from projections.announcements import Announcement, Announcements, Outcome
 
 MAX_WAITERS: Final = 10_000
 MIN_POSITION_WAIT_S: Final = 2.0
+MAX_PAGES: Final = 10_000
+# How old a page can be if announcements stop unnoticed.
+MAX_AGE_S: Final = 1.0
+
+CACHE_READS: Final = Counter(
+    "ledger_product_cache_reads",
+    "Reads of one product, by result: hit if the cache had the page, else miss",
+    ["result"],
+    registry=None,
+)
+HITS: Final = CACHE_READS.labels("hit")
+MISSES: Final = CACHE_READS.labels("miss")
 
 T = TypeVar("T")
 Query = Callable[[], Awaitable[tuple[T, int]]]
@@ -84,7 +105,7 @@ class ConsistentReads:
     """Every read of a view goes through here.
 
     `latest_position` is the latest one that any answer showed: the product cache serves nothing
-    older, so that a client who saw its order completed never reads the stock from before.
+    older.
     """
 
     def __init__(self, waiters: Waiters) -> None:
@@ -112,3 +133,58 @@ class ConsistentReads:
             position=position,
             min_position=min_position,
         )
+
+
+class ProductPage(Struct, frozen=True, gc=False):
+    """One product as bytes; `position` is that of the views it was read at."""
+
+    body: bytes
+    etag: bytes
+    position: int
+    expires_at: float
+
+
+class ProductCache:
+    """Pages by product id, at most MAX_PAGES, dropped when an announcement says they changed."""
+
+    def __init__(self, announcements: Announcements, reads: ConsistentReads) -> None:
+        self._announcements = announcements
+        self._reads = reads
+        self._pages = BoundedDict[UUID, ProductPage](MAX_PAGES)
+        self.generation = 0
+
+    def get(self, product_id: UUID) -> tuple[ProductPage, int] | None:
+        """The page, and the position it holds at; None if it must be read anew."""
+        page = self._pages.get(product_id)
+        if page is None or not self._announcements.connected:
+            MISSES.inc()
+            return None
+        # A page that no announcement dropped still holds at the last announced position.
+        position = max(page.position, self._announcements.position)
+        if (
+            self._reads.latest_position > position
+            or asyncio.get_running_loop().time() > page.expires_at
+        ):
+            MISSES.inc()
+            return None
+        HITS.inc()
+        return page, position
+
+    def put(self, product_id: UUID, page: ProductPage, generation: int) -> None:
+        """Add a page, unless something may have changed since it was read.
+
+        `generation` is the one from before the read: a reset in between may have hidden a change.
+        """
+        if generation != self.generation or page.position < self._announcements.position:
+            return
+        self._pages[product_id] = page
+
+    def announced(self, announcement: Announcement) -> None:
+        """Drop the products that changed."""
+        for product_id in announcement.products:
+            self._pages.pop(product_id, None)
+
+    def reset(self) -> None:
+        """Drop all pages: announcements may have been missed."""
+        self.generation += 1
+        self._pages.clear()

@@ -1,16 +1,15 @@
 """Everything that a handler works with."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.as_of import AsOfReads, TrialBalanceReads
 from api.auth.guard import Guard
-from api.consistent_reads import ConsistentReads, Waiters
+from api.consistent_reads import ConsistentReads, ProductCache, Waiters
 from api.event_stream import EventStreams
 from api.pending import Peers, PendingOrders
-from api.product_cache import ProductCache
 from api.submission import Submissions
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import QueueDepths
@@ -28,6 +27,7 @@ class Context:
     publisher: Publisher
     announcements: Announcements
     engine: AsyncEngine
+    pending: PendingOrders = field(default_factory=PendingOrders)
     peers: Peers | None = None
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
@@ -40,9 +40,14 @@ class Context:
         self.trial_balance = TrialBalanceReads(self.engine)
         self.waiters = Waiters()
         self.reads = ConsistentReads(self.waiters)
-        self.pending = PendingOrders()
         self.submissions = Submissions(
-            self.publisher, self.pending, self.peers, self.waiters, self.reads, self.engine
+            self.publisher,
+            self.pending,
+            self.peers,
+            self.waiters,
+            self.reads,
+            self.views,
+            self.engine,
         )
         self.product_cache = ProductCache(self.announcements, self.reads)
         self.product_reads: SingleFlight[UUID, tuple[StockRow | None, int]] = SingleFlight()
@@ -51,5 +56,3 @@ class Context:
             self.announcements.subscribe(part.announced)
         for part in (self.product_cache, self.pending):
             self.announcements.on_reset(part.reset)
-        if self.peers:
-            self.peers.deliver_to(self.pending)

@@ -18,11 +18,28 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.metrics import PROBLEMS, REQUEST_S, REQUESTS
 from api.parameters import HEADERS
 from api.problems import Problem
 from api.responses import ANSWER_HEADERS, problem_response
 from ledger.runtime import logs, tracing
+from ledger.runtime.metrics import LATENCY_S
+
+REQUESTS: Final = Counter(
+    "ledger_http_requests",
+    "Answered requests by route, as it stands in the route table",
+    ["route", "method", "status"],
+    registry=None,
+)
+REQUEST_S: Final = Histogram(
+    "ledger_http_request_seconds",
+    "From the end of a request's head to the beginning of its answer",
+    ["route", "method"],
+    buckets=LATENCY_S,
+    registry=None,
+)
+PROBLEMS: Final = Counter(
+    "ledger_http_problems", "Refused requests by the type of the problem", ["type"], registry=None
+)
 
 access: Final = logging.getLogger(logs.ACCESS)
 

@@ -4,6 +4,7 @@ An operation lists the parameters that it takes. The same objects parse the requ
 handler its typed values (`call[LIMIT]`) and describe the parameter in the OpenAPI document.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,8 @@ DEFAULT_LIMIT: Final = 50
 MAX_WAIT_S: Final = 30
 MAX_IDEMPOTENCY_KEY: Final = 255
 UUID_LENGTH: Final = 36
+
+_VISIBLE: Final = re.compile(rf"[!-~]{{1,{MAX_IDEMPOTENCY_KEY}}}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,30 @@ def parse_text(name: str, text: str) -> str:
     return text
 
 
+def parse_prefer(name: str, text: str) -> int | None:
+    """The seconds to wait for the decision, 0 for `respond-async`; None if nothing was asked.
+
+    What can't be read is passed over, as RFC 7240 wants it.
+    """
+    preferences: dict[str, str] = {}
+    for part in text.lower().split(","):
+        preference, _, value = part.split(";")[0].partition("=")
+        # Of a name given twice the first counts.
+        preferences.setdefault(preference.strip(), value.strip().strip('"'))
+    wait = preferences.get("wait", "")
+    if wait.isascii() and wait.isdigit():
+        return min(int(wait[:9]), MAX_WAIT_S)
+    return 0 if "respond-async" in preferences else None
+
+
+def parse_idempotency_key(name: str, text: str) -> str:
+    """The key as it is; raises Problem."""
+    if not _VISIBLE(text):
+        detail = f"must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters"
+        raise invalid(name, detail, MAX_IDEMPOTENCY_KEY)
+    return text
+
+
 UUID_FORM: Final = Form({"type": "string", "format": "uuid"}, parse_uuid)
 POSITION_FORM: Final = whole_number(0, MAX_POSITION)
 TEXT_SCHEMA: Final[Json] = {"type": "string"}
@@ -112,13 +139,19 @@ TEXT_SCHEMA: Final[Json] = {"type": "string"}
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Parameter(Generic[T]):
-    """One parameter, whose value in a call is a T; `default` is what it is if it isn't given."""
+    """One parameter, whose value in a call is a T; `default` is what it is if it isn't given.
+
+    `wire_name` is that of a header as it stands in an ASGI scope; one that `is_list` may come in
+    several lines, which are joined.
+    """
 
     name: str
     place: Literal["path", "query", "header"]
     form: Form[Any]
     description: str
     default: Any = None
+    wire_name: bytes = b""
+    is_list: bool = False
 
 
 def path(name: str, form: Form[T], description: str) -> Parameter[T]:
@@ -136,10 +169,16 @@ def query(name: str, form: Form[T], description: str, default: T | None = None) 
 
 
 def header(
-    name: str, schema: Json, description: str, parse: Callable[[str, str], T]
+    name: str,
+    schema: Json,
+    description: str,
+    parse: Callable[[str, str], T],
+    *,
+    is_list: bool = False,
 ) -> Parameter[T | None]:
     """A header that changes what the operation does. It is parsed where it is obeyed, if it is."""
-    return Parameter(name, "header", Form({**TEXT_SCHEMA, **schema}, parse), description)
+    form = Form({**TEXT_SCHEMA, **schema}, parse)
+    return Parameter(name, "header", form, description, None, name.lower().encode(), is_list)
 
 
 class Call(Generic[Body]):
@@ -162,8 +201,13 @@ class Call(Generic[Body]):
 
     def header(self, parameter: Parameter[T]) -> T | None:
         """The value of a header, or None; raises Problem."""
-        text = self.request.headers.get(parameter.name)
-        return None if text is None else parameter.form.parse(parameter.name, text)
+        wire_name = parameter.wire_name
+        lines = [value for name, value in self.request.scope["headers"] if name == wire_name]
+        if not lines:
+            return None
+        text = (b",".join(lines) if parameter.is_list else lines[-1]).decode("latin-1")
+        value: T = parameter.form.parse(parameter.name, text)
+        return value
 
 
 ORDER_ID: Final = path("order_id", UUID_FORM, "an order")
@@ -212,19 +256,21 @@ PREFER: Final = header(
     "Prefer",
     {"examples": ["wait=5", "respond-async"]},
     f"`wait=N` waits up to N s ({MAX_WAIT_S} at most) for the decision (RFC 7240)",
-    parse_text,
+    parse_prefer,
+    is_list=True,
 )
 IDEMPOTENCY_KEY: Final = header(
     "Idempotency-Key",
     {"pattern": "^[!-~]+$", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY},
     "the same key and body make the same event, for ever: a retry can't happen twice",
-    parse_text,
+    parse_idempotency_key,
 )
 IF_NONE_MATCH: Final = header(
     "If-None-Match",
     {},
     "ETags of the versions that the client has: 304 if one is current",
     parse_text,
+    is_list=True,
 )
 LAST_EVENT_ID: Final = header(
     "Last-Event-ID",

@@ -111,22 +111,20 @@ class PendingOrders:
 
 
 class Peers:
-    """Publishes accepted orders to the other API processes, and receives theirs.
+    """Publishes accepted orders to the other API processes, and adds theirs to `pending`.
 
     An order is published after the inbox has it and before its client is answered. A process
     receives all through one queue, so a mark that it publishes itself comes after all orders that
     were published before.
     """
 
-    def __init__(self, consuming: Connection, publishing: Connection, instance: str) -> None:
+    def __init__(
+        self, consuming: Connection, publishing: Connection, instance: str, pending: PendingOrders
+    ) -> None:
         self._consuming = consuming
         self._instance = instance
         self._publisher = Publisher(publishing, "/api", f"{instance}-peers", ACCEPTED_EXCHANGE)
         self._marks: dict[UUID, asyncio.Future[None]] = {}
-        self._pending: PendingOrders | None = None
-
-    def deliver_to(self, pending: PendingOrders) -> None:
-        """Add the orders that others accept to these pending orders."""
         self._pending = pending
 
     async def publish(self, events: Sequence[Submitted]) -> None:
@@ -167,12 +165,8 @@ class Peers:
         for event in events:
             if (mark := self._marks.get(event.event_id)) and not mark.done():
                 mark.set_result(None)
-            elif (
-                self._pending is not None
-                and isinstance(event.payload, OrderPlaced)
-                # What this process accepted is there already, or decided by now.
-                and message.app_id != self._publisher.name
-            ):
+            # What this process accepted is there already, or decided by now.
+            elif isinstance(event.payload, OrderPlaced) and message.app_id != self._publisher.name:
                 try:
                     self._pending.add(event, event.payload)
                 except InboxFull as error:

@@ -12,8 +12,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.app import App
 from api.event_stream import ABORT
-from api.metrics import PROBLEMS
-from api.middleware import new_request_id
+from api.middleware import PROBLEMS, new_request_id
 from api.problems import CLOSE, Problem
 from api.responses import problem_response
 from ledger.runtime.reconnect import first_to_end

@@ -30,24 +30,22 @@ elsewhere     Another process has the key, too. Both may be confirmed, with diff
 """
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple
 from uuid import UUID, uuid5
 
 from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.requests import Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api.auth.guard import owner_of, submitter_of
 from api.consistent_reads import ConsistentReads, OutcomeFuture, Query, T, Waiters
 from api.middleware import traceparent_of
-from api.parameters import MAX_IDEMPOTENCY_KEY, MAX_WAIT_S
+from api.parameters import IDEMPOTENCY_KEY, PREFER, Call
 from api.pending import Peers, PendingOrders
-from api.problems import Problem, invalid, refused
+from api.problems import Problem, refused
 from api.responses import position_header, reply
 from ledger.core.events import NO_NAME, CustomerRegistered, OrderPlaced, SubmittedPayload
 from ledger.eventlog.codec import decode_submitted
@@ -59,7 +57,7 @@ from ledger.runtime.cache import SingleFlight
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.timestamps import now_us
 from projections.announcements import Outcome, outcome_of
-from projections.queries import QUERY_TIMEOUT_S, ViewsUnavailable
+from projections.queries import QUERY_TIMEOUT_S, Views, ViewsUnavailable
 
 DEFAULT_WAIT_S: Final = 2
 # Events of recent keys that one process remembers.
@@ -67,7 +65,6 @@ MAX_REMEMBERED: Final = 10_000
 # Short, because the publish that follows has a deadline of its own.
 KEY_LOOKUP_TIMEOUT_S: Final = 0.4
 
-_VISIBLE: Final = re.compile(rb"[!-~]{1,%d}" % MAX_IDEMPOTENCY_KEY).fullmatch
 # Ids are derived in it for ever: with another one, a retry after an upgrade would be decided twice.
 _NAMESPACE: Final = UUID("5d0f4f0e-6f0c-5a6b-9a57-3f8f4e6c1d27")
 _REFUSALS: Final = frozenset({"submission.refused", "order.cancel-refused"})
@@ -89,22 +86,10 @@ class Preference(Struct, frozen=True):
         return {"Preference-Applied": honoured}
 
 
-def preference_of(request: Request, default_wait_s: int) -> Preference:
-    """`Prefer: wait=N` (RFC 7240); what can't be read is passed over, as the RFC wants it."""
-    header = b",".join(value for name, value in request.scope["headers"] if name == b"prefer")
-    if not header:
-        return Preference(default_wait_s, False)
-    preferences: dict[str, str] = {}
-    for part in header.decode("latin-1").lower().split(","):
-        name, _, value = part.split(";")[0].partition("=")
-        # Of a name given twice the first counts.
-        preferences.setdefault(name.strip(), value.strip().strip('"'))
-    wait = preferences.get("wait", "")
-    if wait.isascii() and wait.isdigit():
-        return Preference(min(int(wait[:9]), MAX_WAIT_S), True)
-    if "respond-async" in preferences:
-        return Preference(0, True)
-    return Preference(default_wait_s, False)
+def preference_of(call: Call[Any], default_wait_s: int) -> Preference:
+    """What the request asks for in `Prefer`, or the default of its operation."""
+    wait_s = call.header(PREFER)
+    return Preference(default_wait_s, False) if wait_s is None else Preference(wait_s, True)
 
 
 class IdempotencyKey(NamedTuple):
@@ -131,23 +116,17 @@ class IdempotencyKey(NamedTuple):
 
 
 def idempotency_key(
-    request: Request, route: str, stream_id: UUID | None = None, *, is_batch: bool = False
+    call: Call[Any], route: str, stream_id: UUID | None = None, *, is_batch: bool = False
 ) -> IdempotencyKey | None:
     """The `Idempotency-Key` of a request, if it has one; each submitter's keys are its own.
 
     `route` and `stream_id` keep apart what one key is used for; they must not change. Raises
     Problem for a key that can't be used.
     """
-    value: bytes | None = dict(request.scope["headers"]).get(b"idempotency-key")
+    value = call.header(IDEMPOTENCY_KEY)
     if value is None:
         return None
-    if not _VISIBLE(value):
-        raise invalid(
-            "Idempotency-Key",
-            f"must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters",
-            MAX_IDEMPOTENCY_KEY,
-        )
-    name = f"{owner_of(request)}{route}\n{stream_id or ''}\n{value.decode('ascii')}\n"
+    name = f"{owner_of(call.request)}{route}\n{stream_id or ''}\n{value}\n"
     return IdempotencyKey(name, is_batch)
 
 
@@ -156,18 +135,18 @@ def new_ids(key: IdempotencyKey | None, index: int = 0) -> tuple[UUID, UUID]:
     return key.derived_ids(index) if key else (uuid7(), uuid7())
 
 
-def new_event(
-    request: Request, event_id: UUID, stream_id: UUID, payload: SubmittedPayload
-) -> Submitted:
-    """The only event of a request, with who sent it, when, and in which trace."""
-    return Submitted(
-        event_id,
-        stream_id,
-        now_us(),
-        payload,
-        submitter=submitter_of(request),
-        traceparent=traceparent_of(request.scope),
-    )
+class Resource(NamedTuple, Generic[T]):
+    """What the event of a request is about, and so how the request is answered.
+
+    `read` reads it from the views; `show` is the answer once it was decided, `accepted` the one
+    before. `default_wait_s`: how long a client waits for the decision that does not say.
+    """
+
+    path: str
+    read: Callable[[Views, UUID], Awaitable[tuple[T | None, int]]]
+    show: Callable[[T], Struct]
+    accepted: Callable[[Submitted], Struct]
+    default_wait_s: int = DEFAULT_WAIT_S
 
 
 class RememberedKey:
@@ -254,13 +233,7 @@ class Submission(Struct, frozen=True):
     events: tuple[Submitted, ...]
     outcome: Outcome | None
     preference: Preference
-    keyed: bool = False
     replayed: bool = False
-
-    @property
-    def event(self) -> Submitted:
-        """The only one, where a request makes one."""
-        return self.events[0]
 
     def headers(self, decided: bool) -> dict[str, str]:
         """The headers about key and preference."""
@@ -280,6 +253,7 @@ class Submissions:
         peers: Peers | None,
         waiters: Waiters,
         reads: ConsistentReads,
+        views: Views,
         engine: AsyncEngine,
     ) -> None:
         self._publisher = publisher
@@ -287,9 +261,55 @@ class Submissions:
         self._peers = peers
         self._waiters = waiters
         self._reads = reads
+        self._views = views
         self._engine = engine
         self._keys = RememberedKeys()
         self._confirming = SingleFlight[RememberedKey, None]()
+
+    async def submit_and_answer(
+        self,
+        call: Call[Any],
+        route: str,
+        payload: SubmittedPayload,
+        resource: Resource[T],
+        stream_id: UUID | None = None,
+        check: Check | None = None,
+    ) -> Response:
+        """Submit the only event of a request; without `stream_id` it creates its resource.
+
+        The answer is the resource as the view shows it after the decision, else 202 and where to
+        look for it. `route` names the request for idempotency keys, `check` is that of `submit`,
+        and so is what is raised.
+        """
+        request, is_new = call.request, stream_id is None
+        key = idempotency_key(call, route, stream_id)
+        event_id, new_id = new_ids(key)
+        resource_id = stream_id or new_id
+        event = Submitted(
+            event_id,
+            resource_id,
+            now_us(),
+            payload,
+            submitter=submitter_of(request),
+            traceparent=traceparent_of(request.scope),
+        )
+        preference = preference_of(call, resource.default_wait_s)
+        submission = await self.submit((event,), preference, key, check)
+        row, position = None, 0
+        # A view that shows a new resource proves the decision. Of a keyed one only the ledger does:
+        # the key may have come elsewhere with another body.
+        if preference.wait_s and (submission.outcome or (is_new and not key)):
+            row, position = await self.read_decided(
+                submission, lambda: resource.read(self._views, resource_id)
+            )
+        headers = {
+            "Location": f"{resource.path}/{resource_id}",
+            **submission.headers(row is not None),
+        }
+        if row is None:
+            return reply(202, resource.accepted(submission.events[0]), headers)
+        headers |= position_header(position)
+        return reply(201 if is_new else 200, resource.show(row), headers)
 
     async def submit(
         self,
@@ -338,9 +358,7 @@ class Submissions:
                 await self._look_up(remembered, ids, QUERY_TIMEOUT_S)
                 self._keys.refuse_other_body(remembered, events)
         _raise_if_refused(remembered.outcome)
-        return Submission(
-            remembered.events, remembered.outcome, preference, keyed=True, replayed=replayed
-        )
+        return Submission(remembered.events, remembered.outcome, preference, replayed)
 
     async def _confirm(
         self,
@@ -398,30 +416,6 @@ class Submissions:
             return await self._reads.read_at_least(position, query)
         except (ViewsUnavailable, Problem):
             return None, 0
-
-    async def response(
-        self,
-        submission: Submission,
-        query: Query[T | None],
-        render: Callable[[T], Struct],
-        *,
-        location: str,
-        accepted: Struct,
-        created: bool,
-    ) -> Response:
-        """The thing as the view shows it after the decision, else 202 and where to look for it.
-
-        `created`: the event creates the thing, so that the view showing it proves the decision; of
-        a keyed one only the ledger does, as the key may have come elsewhere with another body.
-        """
-        row, position = None, 0
-        proven = submission.outcome or (created and not submission.keyed)
-        if submission.preference.wait_s and proven:
-            row, position = await self.read_decided(submission, query)
-        headers = {"Location": location, **submission.headers(row is not None)}
-        if row is None:
-            return reply(202, accepted, headers)
-        return reply(201 if created else 200, render(row), {**headers, **position_header(position)})
 
 
 async def _within(wait_s: int, decided: OutcomeFuture) -> Outcome | None:

@@ -29,7 +29,7 @@ from api.auth.guard import Exposed, Guard, refuse_exposed
 from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from api.context import Context
-from api.pending import Peers
+from api.pending import Peers, PendingOrders
 from cli import connections
 from cli.console import read_settings, run
 from cli.settings import BadSettings, Settings
@@ -91,11 +91,13 @@ async def _serve_api(settings: Settings) -> None:
             pool_size=API_CONNECTIONS,
             autocommit=True,
         ) as engine:
+            pending = PendingOrders()
             context = Context(
                 Publisher(publishing, "/api", name),
                 Announcements(consuming, name),
                 engine,
-                peers=Peers(consuming, publishing, name) if settings.api_shared else None,
+                pending,
+                Peers(consuming, publishing, name, pending) if settings.api_shared else None,
                 cors_origins=cors_origins(settings),
                 guard=make_guard(settings, engine),
                 depths=QueueDepths(consuming),

@@ -6,9 +6,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from api.consistent_reads import ConsistentReads, Waiters
+from api.consistent_reads import (
+    MAX_AGE_S,
+    ConsistentReads,
+    ProductCache,
+    ProductPage,
+    Waiters,
+)
 from api.pending import PendingOrders
-from api.product_cache import MAX_AGE_S, ProductCache, ProductPage
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxFull
@@ -215,7 +220,7 @@ class TestProductCache:
         reads: ConsistentReads,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("api.product_cache.MAX_PAGES", 2)
+        monkeypatch.setattr("api.consistent_reads.MAX_PAGES", 2)
         cache = ProductCache(announcements, reads)
         ids = [uuid4() for _ in range(3)]
         for product_id in ids:

@@ -8,7 +8,7 @@ import pytest
 from starlette.requests import Request
 
 from api.consistent_reads import ConsistentReads, Waiters
-from api.parameters import MAX_WAIT_S
+from api.parameters import MAX_WAIT_S, Call
 from api.pending import PendingOrders
 from api.problems import Problem
 from api.submission import (
@@ -18,7 +18,6 @@ from api.submission import (
     Submission,
     Submissions,
     idempotency_key,
-    new_event,
     new_ids,
     preference_of,
 )
@@ -29,10 +28,10 @@ from ledger.messaging.publisher import InboxUnavailable
 SOME_ID = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 
 
-def request(**headers: str) -> Request:
+def call(**headers: str) -> Call[None]:
     """A request with these headers."""
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Request({"type": "http", "headers": raw})
+    return Call(Request({"type": "http", "headers": raw}), {}, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +57,11 @@ def request(**headers: str) -> Request:
 def test_a_preference_is_read_and_what_is_no_preference_is_passed_over(
     header: str, default: int, expected: Preference
 ) -> None:
-    assert preference_of(request(prefer=header), default) == expected
+    assert preference_of(call(prefer=header), default) == expected
 
 
 def test_without_a_preference_the_default_counts() -> None:
-    assert preference_of(request(), 2) == Preference(2, False)
+    assert preference_of(call(), 2) == Preference(2, False)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +84,19 @@ def key_of(
     value: str, route: str = "POST /customers", stream_id: UUID | None = None
 ) -> IdempotencyKey:
     """The idempotency key of a request for one event."""
-    key = idempotency_key(request(idempotency_key=value), route, stream_id)
+    key = idempotency_key(call(idempotency_key=value), route, stream_id)
     assert key
     return key
 
 
 def registered(value: str) -> tuple[Submitted, ...]:
     """The events of a registration with this key."""
-    return (new_event(request(), *new_ids(key_of(value)), CustomerRegistered("ann")),)
+    return (Submitted(*new_ids(key_of(value)), 0, CustomerRegistered("ann")),)
 
 
 def batch_key() -> IdempotencyKey:
     """The idempotency key of a batch."""
-    key = idempotency_key(request(idempotency_key="b"), "POST /orders/batch", is_batch=True)
+    key = idempotency_key(call(idempotency_key="b"), "POST /orders/batch", is_batch=True)
     assert key
     return key
 
@@ -105,7 +104,7 @@ def batch_key() -> IdempotencyKey:
 def batch(count: int) -> tuple[Submitted, ...]:
     """The events of a batch of orders with one key, whatever their number."""
     placed = OrderPlaced(SOME_ID, SOME_ID)
-    return tuple(new_event(request(), *new_ids(batch_key(), i), placed) for i in range(count))
+    return tuple(Submitted(*new_ids(batch_key(), i), 0, placed) for i in range(count))
 
 
 def test_a_key_derives_the_same_ids_on_every_process_and_for_ever() -> None:
@@ -126,7 +125,7 @@ def test_derived_ids_differ_by_route_by_stream_and_by_key() -> None:
 
 
 def test_without_a_key_ids_are_new_each_time() -> None:
-    assert idempotency_key(request(), "POST /customers") is None
+    assert idempotency_key(call(), "POST /customers") is None
     assert len({*new_ids(None), *new_ids(None)}) == 4
 
 
@@ -199,11 +198,12 @@ class TestStates:
             waiters,
             ConsistentReads(waiters),
             None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
         )
 
     def submit(self, submissions: Submissions, username: str = "ann") -> asyncio.Task[Submission]:
         key = key_of("k-1")
-        event = new_event(request(), *new_ids(key), CustomerRegistered(username))
+        event = Submitted(*new_ids(key), 0, CustomerRegistered(username))
         return asyncio.create_task(submissions.submit((event,), Preference(0, False), key))
 
     async def test_a_confirmed_submission_is_replayed_and_not_published_again(

@@ -1,8 +1,8 @@
 """/customers: register a customer, show the wallet, deposit money, list the orders."""
 
+from typing import Final
 from uuid import UUID
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from api import schemas as s
@@ -24,17 +24,17 @@ from api.parameters import (
 )
 from api.resources import orders
 from api.responses import position_header, reply
-from api.submission import (
-    DEFAULT_WAIT_S,
-    IdempotencyKey,
-    idempotency_key,
-    new_event,
-    new_ids,
-    preference_of,
-)
+from api.submission import Resource
 from ledger.core.events import CustomerRegistered, WalletCredited
-from ledger.eventlog.records import Submitted
+from projections.queries import Views
 from projections.views.wallets import WALLETS
+
+_CUSTOMER: Final = Resource(
+    f"{PREFIX}/customers",
+    Views.wallet,
+    s.customer,
+    lambda event: s.AcceptedCustomer(event.stream_id, s.ACCEPTED),
+)
 
 
 @Operation(
@@ -46,10 +46,10 @@ from projections.views.wallets import WALLETS
 )
 async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response:
     """Register a customer and open the wallet."""
-    key = idempotency_key(call.request, "POST /customers")
     registered = CustomerRegistered(call.body.username)
-    event = new_event(call.request, *new_ids(key), registered)
-    return await _submit(context, call.request, event, key, created=True)
+    return await context.submissions.submit_and_answer(
+        call, "POST /customers", registered, _CUSTOMER
+    )
 
 
 @Operation(
@@ -63,31 +63,9 @@ async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response
 )
 async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
     """Deposit money into a customer's wallet."""
-    customer_id = call[CUSTOMER_ID]
-    key = idempotency_key(call.request, "POST /customers/deposits", customer_id)
-    event_id, _ = new_ids(key)
-    event = new_event(call.request, event_id, customer_id, WalletCredited(call.body.amount))
-    return await _submit(context, call.request, event, key, created=False)
-
-
-async def _submit(
-    context: Context,
-    request: Request,
-    event: Submitted,
-    key: IdempotencyKey | None,
-    *,
-    created: bool,
-) -> Response:
-    preference = preference_of(request, DEFAULT_WAIT_S)
-    submission = await context.submissions.submit((event,), preference, key)
-    customer_id = event.stream_id
-    return await context.submissions.response(
-        submission,
-        lambda: context.views.wallet(customer_id),
-        s.customer,
-        location=f"{PREFIX}/customers/{customer_id}",
-        accepted=s.AcceptedCustomer(customer_id, s.ACCEPTED),
-        created=created,
+    credited = WalletCredited(call.body.amount)
+    return await context.submissions.submit_and_answer(
+        call, "POST /customers/deposits", credited, _CUSTOMER, call[CUSTOMER_ID]
     )
 
 

@@ -2,20 +2,46 @@
 
 from typing import Final
 
+from prometheus_client import Gauge
 from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
-from api import metrics, schemas
+from api import schemas
 from api.auth.principal import Scope
+from api.consistent_reads import CACHE_READS
 from api.context import Context
+from api.middleware import PROBLEMS, REQUEST_S, REQUESTS
 from api.operation import Operation
 from api.parameters import Call
 from api.responses import RETRY_AFTER_S, position_header, reply
 from ledger.runtime.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
 from projections.queries import ViewsUnavailable
 
+PENDING_ORDERS: Final = Gauge(
+    "ledger_pending_orders", "Accepted orders that no view shows yet", registry=None
+)
+ANNOUNCED_POSITION: Final = Gauge(
+    "ledger_announced_position", "The position of the views that was announced last", registry=None
+)
+ANNOUNCEMENTS_CONNECTED: Final = Gauge(
+    "ledger_announcements_connected", "Whether this process hears the projector", registry=None
+)
+FEED_STREAMS: Final = Gauge(
+    "ledger_feed_streams", "Clients that follow the ledger as server-sent events", registry=None
+)
 # What /metrics shows besides the publisher's own metrics.
-BESIDES: Final = (*metrics.COLLECTORS, INBOX_MESSAGES, PARKING_MESSAGES)
+BESIDES: Final = (
+    REQUESTS,
+    REQUEST_S,
+    PROBLEMS,
+    PENDING_ORDERS,
+    CACHE_READS,
+    ANNOUNCED_POSITION,
+    ANNOUNCEMENTS_CONNECTED,
+    FEED_STREAMS,
+    INBOX_MESSAGES,
+    PARKING_MESSAGES,
+)
 
 
 @Operation(None, "Liveness", {200: schemas.Live})
@@ -57,10 +83,10 @@ async def show_metrics(context: Context, call: Call[None]) -> Response:
     publisher.metrics.waiting.set(publisher.waiting)
     if context.depths:
         await context.depths.measure()
-    metrics.PENDING_ORDERS.set(len(context.pending))
-    metrics.FEED_STREAMS.set(context.streams.count)
-    metrics.ANNOUNCED_POSITION.set(context.announcements.position)
-    metrics.ANNOUNCEMENTS_CONNECTED.set(context.announcements.connected)
+    PENDING_ORDERS.set(len(context.pending))
+    FEED_STREAMS.set(context.streams.count)
+    ANNOUNCED_POSITION.set(context.announcements.position)
+    ANNOUNCEMENTS_CONNECTED.set(context.announcements.connected)
     encode, media_type = choose_encoder(call.request.headers.get("accept", ""))
     body = encode(registry_of((*publisher.metrics.collectors, *BESIDES)))
     return Response(body, headers={"Content-Type": media_type})

@@ -18,6 +18,7 @@ from api.parameters import (
     AFTER_ORDER,
     AS_OF,
     DRY_RUN,
+    IDEMPOTENCY_KEY,
     IN_STATUS,
     LIMIT,
     MIN_POSITION,
@@ -30,12 +31,13 @@ from api.parameters import (
 )
 from api.problems import FieldError, Problem
 from api.responses import next_link, position_header, reply
-from api.submission import idempotency_key, new_event, new_ids, preference_of
+from api.submission import Resource, idempotency_key, new_ids, preference_of
 from ledger.core.decider import decide
 from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
 from ledger.core.state import State, Status
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
+from projections.queries import Views
 from projections.views.orders import ORDERS, OrderRow
 
 MAX_BATCH_BODY: Final = 256 * 1024
@@ -43,9 +45,22 @@ MAX_BATCH_BODY: Final = 256 * 1024
 WRITE, READ = Scope.ORDERS_WRITE, Scope.ORDERS_READ
 
 
-def order_path(order_id: UUID) -> str:
-    """The path of an order."""
-    return f"{PREFIX}/orders/{order_id}"
+def _pending(shape: type[s.AnOrder], event: Submitted) -> s.AnOrder:
+    placed: OrderPlaced = event.payload  # type: ignore[assignment]  # nothing else is placed
+    return s.pending_order(shape, event.stream_id, placed, event.occurred_at_us)
+
+
+_PLACED: Final = Resource(
+    f"{PREFIX}/orders",
+    Views.order,
+    s.order,
+    lambda event: _pending(s.AcceptedOrder, event),
+    # Who places orders in bulk would rather have the next one accepted than this one decided.
+    default_wait_s=0,
+)
+_CANCELLED: Final = _PLACED._replace(
+    accepted=lambda event: s.AcceptedCancel(event.stream_id, s.ACCEPTED)
+)
 
 
 @Operation(
@@ -62,25 +77,14 @@ async def place(context: Context, call: Call[s.PlaceOrder]) -> Response:
 
     With `dry_run`, say what would be decided of it now, and append nothing.
     """
-    request, body = call.request, call.body
-    require_customer(request, body.customer_id)
-    key = idempotency_key(request, "POST /orders")
+    body = call.body
+    require_customer(call.request, body.customer_id)
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
     if call[DRY_RUN]:
+        # A dry run refuses the key that the order would be refused for.
+        call.header(IDEMPOTENCY_KEY)
         return await dry_run(context, placed)
-    event_id, order_id = new_ids(key)
-    event = new_event(request, event_id, order_id, placed)
-    submission = await context.submissions.submit((event,), preference_of(request, 0), key)
-    return await context.submissions.response(
-        submission,
-        lambda: context.views.order(order_id),
-        s.order,
-        location=order_path(order_id),
-        accepted=s.pending_order(
-            s.AcceptedOrder, order_id, placed, submission.event.occurred_at_us
-        ),
-        created=True,
-    )
+    return await context.submissions.submit_and_answer(call, "POST /orders", placed, _PLACED)
 
 
 async def dry_run(context: Context, placed: OrderPlaced) -> Response:
@@ -127,7 +131,7 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
             detail = f"there is no customer {order.customer_id}"
             errors = [FieldError(field, detail)]
             raise Problem("unknown-customer", f"{field}: {detail}", errors)
-    key = idempotency_key(request, "POST /orders/batch", is_batch=True)
+    key = idempotency_key(call, "POST /orders/batch", is_batch=True)
     # Looked up once: what a batch has in common would cost a thousand times otherwise.
     occurred_at_us, atomic_id = now_us(), uuid7() if body.atomic else None
     submitter, traceparent = submitter_of(request), traceparent_of(request.scope)
@@ -142,7 +146,7 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
         )
         for i, order in enumerate(body.orders)
     )
-    submission = await context.submissions.submit(events, preference_of(request, 0), key)
+    submission = await context.submissions.submit(events, preference_of(call, 0), key)
     ids = [event.stream_id for event in submission.events]
 
     async def query() -> tuple[dict[UUID, OrderRow] | None, int]:
@@ -153,18 +157,13 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
         rows, position = await context.submissions.read_decided(submission, query)
     headers = submission.headers(decided=rows is not None)
     if rows is None:
-        accepted = [_pending(event) for event in submission.events]
+        accepted = [_pending(s.Order, event) for event in submission.events]
         return reply(202, s.PlacedOrders(accepted), headers)
     orders = [
-        s.order(rows[event.stream_id]) if event.stream_id in rows else _pending(event)
+        s.order(rows[event.stream_id]) if event.stream_id in rows else _pending(s.Order, event)
         for event in submission.events
     ]
     return reply(201, s.PlacedOrders(orders), {**headers, **position_header(position)})
-
-
-def _pending(event: Submitted) -> s.Order:
-    placed: OrderPlaced = event.payload  # type: ignore[assignment]  # a batch holds nothing else
-    return s.pending_order(s.Order, event.stream_id, placed, event.occurred_at_us)
 
 
 @Operation(
@@ -234,9 +233,6 @@ async def _find(context: Context, order_id: UUID, min_position: int) -> tuple[s.
 async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
     """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once."""
     order_id, request = call[ORDER_ID], call.request
-    key = idempotency_key(request, "POST /orders/cancel", order_id)
-    event_id, _ = new_ids(key)
-    event = new_event(request, event_id, order_id, OrderCancelRequested())
 
     async def refuse_final() -> None:
         order, _ = await visible_order(context, request, order_id)
@@ -247,16 +243,8 @@ async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
                 reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
             )
 
-    submission = await context.submissions.submit(
-        (event,), preference_of(request, 0), key, refuse_final
-    )
-    return await context.submissions.response(
-        submission,
-        lambda: context.views.order(order_id),
-        s.order,
-        location=order_path(order_id),
-        accepted=s.AcceptedCancel(order_id, s.ACCEPTED),
-        created=False,
+    return await context.submissions.submit_and_answer(
+        call, "POST /orders/cancel", OrderCancelRequested(), _CANCELLED, order_id, refuse_final
     )
 
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from api import schemas as s
 from api.as_of import as_of
 from api.auth.principal import Scope
+from api.consistent_reads import MAX_AGE_S, ProductPage
 from api.context import Context
 from api.operation import PREFIX, Operation
 from api.parameters import (
@@ -25,21 +26,19 @@ from api.parameters import (
     Call,
 )
 from api.problems import Problem
-from api.product_cache import MAX_AGE_S, ProductPage
 from api.responses import JSON, encode, etag_matches, next_link, position_header, reply
-from api.submission import (
-    DEFAULT_WAIT_S,
-    IdempotencyKey,
-    idempotency_key,
-    new_event,
-    new_ids,
-    preference_of,
-)
+from api.submission import Resource
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
-from ledger.eventlog.records import Submitted
+from projections.queries import Views
 from projections.views.stock import STOCK, ProductAsOf, StockRow
 
 CATALOGUE: Final = Scope.CATALOGUE_WRITE
+_PRODUCT: Final = Resource(
+    f"{PREFIX}/products",
+    Views.product,
+    s.product,
+    lambda event: s.AcceptedProduct(event.stream_id, s.ACCEPTED),
+)
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
 _IMMUTABLE: Final = (b"cache-control", b"public, max-age=31536000, immutable")
@@ -56,9 +55,7 @@ async def create(context: Context, call: Call[s.ListProduct]) -> Response:
     """List a product: put it on sale."""
     body = call.body
     listed = ProductListed(body.name, body.description, body.base_price, body.stock)
-    key = idempotency_key(call.request, "POST /products")
-    event = new_event(call.request, *new_ids(key), listed)
-    return await _submit(context, call.request, event, key, created=True)
+    return await context.submissions.submit_and_answer(call, "POST /products", listed, _PRODUCT)
 
 
 @Operation(
@@ -71,11 +68,10 @@ async def create(context: Context, call: Call[s.ListProduct]) -> Response:
 )
 async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
     """Receive units of a product into stock."""
-    product_id = call[PRODUCT_ID]
-    key = idempotency_key(call.request, "POST /products/receipts", product_id)
-    event_id, _ = new_ids(key)
-    event = new_event(call.request, event_id, product_id, StockReceived(call.body.quantity))
-    return await _submit(context, call.request, event, key, created=False)
+    received = StockReceived(call.body.quantity)
+    return await context.submissions.submit_and_answer(
+        call, "POST /products/receipts", received, _PRODUCT, call[PRODUCT_ID]
+    )
 
 
 @Operation(
@@ -88,31 +84,9 @@ async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
 )
 async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     """Change the base price of a product."""
-    product_id = call[PRODUCT_ID]
-    key = idempotency_key(call.request, "PATCH /products", product_id)
-    event_id, _ = new_ids(key)
-    event = new_event(call.request, event_id, product_id, PriceChanged(call.body.base_price))
-    return await _submit(context, call.request, event, key, created=False)
-
-
-async def _submit(
-    context: Context,
-    request: Request,
-    event: Submitted,
-    key: IdempotencyKey | None,
-    *,
-    created: bool,
-) -> Response:
-    preference = preference_of(request, DEFAULT_WAIT_S)
-    submission = await context.submissions.submit((event,), preference, key)
-    product_id = event.stream_id
-    return await context.submissions.response(
-        submission,
-        lambda: context.views.product(product_id),
-        s.product,
-        location=f"{PREFIX}/products/{product_id}",
-        accepted=s.AcceptedProduct(product_id, s.ACCEPTED),
-        created=created,
+    changed = PriceChanged(call.body.base_price)
+    return await context.submissions.submit_and_answer(
+        call, "PATCH /products", changed, _PRODUCT, call[PRODUCT_ID]
     )
 
 
