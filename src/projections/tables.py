@@ -58,7 +58,8 @@ async def register(connection: AsyncConnection, projections: Sequence[Projection
     """Give each new view its checkpoint at position 0, where it begins."""
     await connection.exec_driver_sql(
         "INSERT IGNORE INTO checkpoints (name, position, view_version) VALUES (%s, 0, %s)",
-        [(projection.name, projection.version) for projection in projections],
+        # In the order in which projectors lock the rows: in another one the two may deadlock.
+        sorted((projection.name, projection.version) for projection in projections),
     )
 
 

@@ -263,6 +263,12 @@ async def test_orders_whose_announcement_was_missed_do_not_stay_pending(outages:
     for _ in range(10):
         await outages.http.post("/orders", json=body)
     outages.broker.cut()
+
+    async def hears_nothing() -> bool:
+        return not (await outages.health())["announcements"]
+
+    # The loss of the connection is answered by a look at the views, which must find nothing yet.
+    await eventually(hears_nothing, "the API knows that it hears nothing")
     outages.stack.start("writer")
     mine = {"status": "FAILED", "customer_id": body["customer_id"]}
 

@@ -8,7 +8,13 @@ from sqlalchemy.exc import OperationalError
 
 from cli.commands.migrate import migrate
 from projections.projector import advance
-from projections.tables import ViewOutdated, begin_consistent_read, lock_swap, release_swap
+from projections.tables import (
+    ViewOutdated,
+    begin_consistent_read,
+    lock_swap,
+    register,
+    release_swap,
+)
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, engine_of, eventually
@@ -110,3 +116,30 @@ async def test_no_view_is_swapped_under_a_pinned_reader(ledger: Ledger) -> None:
         await reader.rollback()
         await renaming.exec_driver_sql("RENAME TABLE orders TO other")
     await engine.dispose()
+
+
+async def test_a_migration_and_a_projector_that_lock_the_checkpoints_do_not_deadlock(
+    written: Ledger,
+) -> None:
+    async with (
+        written.connection("projector") as projector,
+        written.connection("migrate") as migration,
+    ):
+        # A projector locks the rows by name, one after the other.
+        first, *others = sorted(view.name for view in PROJECTIONS)
+        lock = "SELECT position FROM checkpoints WHERE name = %s FOR UPDATE"
+        await projector.exec_driver_sql(lock, (first,))
+        registering = asyncio.create_task(register(migration, PROJECTIONS))
+
+        async def waits() -> bool:
+            rows = await written.rows(
+                "SELECT id FROM information_schema.processlist WHERE info LIKE 'INSERT IGNORE%%'"
+            )
+            return bool(rows)
+
+        await eventually(waits, "the migration waits for the projector")
+        for name in others:
+            await projector.exec_driver_sql(lock, (name,))
+        await projector.rollback()
+        await registering
+        await migration.rollback()
