@@ -134,8 +134,8 @@ def become(request: dict[str, Any]) -> None:
 if __name__ == "__main__":
     from cli.main import COMMANDS, app, load
 
-    for target, _ in COMMANDS.values():
-        load(target)
+    for command in COMMANDS:
+        load(command)
     gc.freeze()  # the forks share the pages of what is imported
     request = serve()
     become(request)

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 import msgspec
 import typer
@@ -38,6 +38,7 @@ PACKAGES: Final = ("ledger", "projections", "api", "cli")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Answer = TypeVar("Answer")
 
 
@@ -60,12 +61,22 @@ def exit_with(status: int, message: str) -> NoReturn:
     raise typer.Exit(status)
 
 
+def usage_error(message: str) -> NoReturn:
+    """End a command that was called wrongly."""
+    exit_with(BAD_USAGE, message)
+
+
+def fail(message: str) -> NoReturn:
+    """End a command that could not do, or did not find, what it should."""
+    exit_with(FAILED, message)
+
+
 def read_settings() -> Settings:
     """The settings; a setting that can't be used ends the command with status 2."""
     try:
         settings = load_settings()
     except BadSettings as error:
-        exit_with(BAD_USAGE, str(error))
+        usage_error(str(error))
     failpoints.arm(settings.failpoints)
     return settings
 
@@ -81,7 +92,12 @@ def run(
     Any other error that is expected (see `is_expected`) ends the command with status `failed` and
     one sentence. What is left is a bug, and its traceback is shown.
     """
-    _buffer_output()
+    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED takes the buffer away: a large write into a pipe may then be cut short
+        # without an error.
+        encoding, errors = sys.stdout.encoding, sys.stdout.errors
+        buffer = io.BufferedWriter(sys.stdout.detach())
+        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
     logs.configure("text", "INFO")
     failpoints.warn()
     # What is imported lives as long as the process: no collection has to walk it.
@@ -94,7 +110,7 @@ def run(
     except ReaderGone:
         raise typer.Exit(0) from None
     except BadSettings as error:
-        exit_with(BAD_USAGE, str(error))
+        usage_error(str(error))
     except Exception as error:
         if isinstance(error, handled) or not is_expected(error):
             raise
@@ -129,17 +145,6 @@ async def _until_interrupted(work: Coroutine[Any, Any, Answer]) -> Answer:
         await end_tasks([task])
         raise Interrupted
     return task.result()
-
-
-def _buffer_output() -> None:
-    """Give standard output the buffer that PYTHONUNBUFFERED takes from it.
-
-    Without one, a large write into a pipe may be cut short without an error.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdout.buffer, io.RawIOBase):
-        encoding, errors = sys.stdout.encoding, sys.stdout.errors
-        buffer = io.BufferedWriter(sys.stdout.detach())
-        sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
 
 
 @contextmanager
@@ -193,20 +198,14 @@ class LineWriter:
         if self._lines:
             chunk = b"\n".join((*self._lines, b""))
             self._lines, self._size = [], 0
-            write_bytes(chunk)
-
-
-def write_bytes(chunk: bytes) -> None:
-    """Write bytes to standard output; raises ReaderGone and OutputFailed.
-
-    They pass by Python's buffer: after a failed write it would try to write them again at exit.
-    """
-    sys.stdout.flush()
-    rest = memoryview(chunk)
-    try:
-        while rest:
-            rest = rest[os.write(sys.stdout.fileno(), rest) :]
-    except BrokenPipeError:
-        raise ReaderGone("nobody reads standard output any more") from None
-    except OSError as error:
-        raise OutputFailed(f"can't write to standard output: {error.strerror}") from None
+            # Past Python's buffer: after a failed write it would try to write them again at exit.
+            sys.stdout.flush()
+            rest = memoryview(chunk)
+            try:
+                while rest:
+                    rest = rest[os.write(sys.stdout.fileno(), rest) :]
+            except BrokenPipeError:
+                raise ReaderGone("nobody reads standard output any more") from None
+            except OSError as error:
+                message = f"can't write to standard output: {error.strerror}"
+                raise OutputFailed(message) from None

@@ -30,8 +30,7 @@ from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from api.context import Context
 from api.pending import Peers, PendingOrders
-from cli import connections
-from cli.console import read_settings, run
+from cli import connections, console
 from cli.settings import BadSettings, Settings
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
@@ -67,17 +66,17 @@ _is_origin: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
 
 def api() -> None:
     """Run `ledger api`."""
-    run(_serve_api(read_settings()))
+    console.run(_serve_api(console.read_settings()))
 
 
 def writer() -> None:
     """Run `ledger writer`."""
-    run(_run_writer(read_settings()))
+    console.run(_run_writer(console.read_settings()))
 
 
 def projector() -> None:
     """Run `ledger projector`."""
-    run(_run_projector(read_settings()))
+    console.run(_run_projector(console.read_settings()))
 
 
 async def _serve_api(settings: Settings) -> None:

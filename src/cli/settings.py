@@ -1,17 +1,11 @@
 """Every setting of every process, read from the environment and from `$LEDGER_HOME/stack.env`."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from sqlalchemy import URL
 
 from ledger.runtime import failpoints
@@ -169,9 +163,7 @@ class OtherSettings(Settings):
 
 def load_settings() -> Settings:
     """Read the settings; raises BadSettings naming each variable that can't be used."""
-    home = Path(os.environ.get("LEDGER_HOME", ".ledger"))
-    with _naming_variables():
-        return Settings(_env_file=home / "stack.env")
+    return _load(Settings, Path(os.environ.get("LEDGER_HOME", ".ledger")) / "stack.env")
 
 
 def load_other_settings(home: Path) -> Settings:
@@ -179,16 +171,14 @@ def load_other_settings(home: Path) -> Settings:
     file = home / "stack.env"
     if not file.is_file():
         raise BadSettings(f"there is no {file}: name the LEDGER_HOME of the other ledger")
-    with _naming_variables():
-        return OtherSettings(_env_file=file, home=home)
+    return _load(OtherSettings, file, home=home)
 
 
-@contextmanager
-def _naming_variables() -> Iterator[None]:
-    """Turn pydantic's error into BadSettings that names the environment variables."""
+def _load(kind: type[Settings], file: Path, **values: Any) -> Settings:
     try:
-        yield
+        return kind(_env_file=file, **values)
     except ValidationError as error:
+        # pydantic names the field: whoever reads this has to change a variable.
         problems = (
             f"LEDGER_{'_'.join(map(str, e['loc'])).upper()}={e['input']}: {e['msg']}"
             for e in error.errors()

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.auth.principal import Scope
-from cli.commands.keys import NewKey, create, rotate
+from cli.commands.keys import create, rotate
 from tests.harness import Stack, engine_of, eventually, start_stack
 from tests.private_servers import Servers
 
@@ -50,7 +50,7 @@ def bearer(token: str) -> dict[str, str]:
 
 async def new_key(stack: Stack, customer_id: str | None = None) -> str:
     bound = UUID(customer_id) if customer_id else None
-    _, parts = await create(stack.settings, NewKey("test", (Scope.ADMIN,), bound))
+    _, parts = await create(stack.settings, "test", (Scope.ADMIN,), bound)
     return str(parts)
 
 

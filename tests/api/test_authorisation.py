@@ -13,7 +13,7 @@ import pytest
 from api.app import ROUTES
 from api.auth.principal import Scope
 from api.operation import Operation
-from cli.commands.keys import NewKey, create, revoke
+from cli.commands.keys import create, revoke
 from tests.harness import DEADLINE_S, Stack, engine_of, eventually, start_stack
 from tests.private_servers import Servers
 
@@ -47,8 +47,7 @@ class Site:
     async def key(self, *scopes: Scope, customer_id: str | None = None, **more: Any) -> Headers:
         """The header with a new key."""
         bound = UUID(customer_id) if customer_id else None
-        new_key = NewKey("test", tuple(scopes), bound, **more)
-        _, parts = await create(self.stack.settings, new_key)
+        _, parts = await create(self.stack.settings, "test", scopes, bound, **more)
         return bearer(str(parts))
 
     async def bound(self, customer_id: str) -> Headers:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from api.auth.principal import Scope
-from cli.commands.keys import NewKey, create
+from cli.commands.keys import create
 from tests.harness import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -20,7 +20,7 @@ async def test_schemathesis_finds_nothing(
     make_stack: Callable[..., Awaitable[Stack]], tmp_path: Path
 ) -> None:
     stack = await make_stack(auth="required", rate_per_s=0, concurrency=0)
-    _, key = await create(stack.settings, NewKey("schemathesis", (Scope.ADMIN,)))
+    _, key = await create(stack.settings, "schemathesis", (Scope.ADMIN,))
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("schemathesis"),
         "run",

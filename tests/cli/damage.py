@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from msgspec import structs
 
-from cli.commands.verify import Options, Verified, check
+from cli.commands.verify import Verified, check
 from cli.settings import Settings
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.records import Record, Submitted
@@ -50,15 +51,15 @@ async def project(ledger: Ledger) -> None:
         await advance_to_the_end(connection)
 
 
-async def verified(ledger: Ledger, options: Options | None = None) -> Verified:
+async def verified(ledger: Ledger, **options: Any) -> Verified:
     """What verify says of a ledger that is right."""
-    return await check(ledger.settings, options or Options())
+    return await check(ledger.settings, **options)
 
 
-async def wrong(ledger: Ledger, options: Options | None = None) -> VerificationFailed:
+async def wrong(ledger: Ledger, **options: Any) -> VerificationFailed:
     """What verify finds."""
     with pytest.raises(VerificationFailed) as raised:
-        await check(ledger.settings, options or Options())
+        await check(ledger.settings, **options)
     return raised.value
 
 

@@ -14,7 +14,7 @@ from cli.commands.head import (
     make_signing_keys,
     write_head,
 )
-from cli.commands.verify import BadStart, Options
+from cli.commands.verify import BadStart
 from cli.main import app
 from cli.settings import Settings
 from ledger.audit.signatures import KeptHead, decode, sign
@@ -112,8 +112,8 @@ async def test_a_kept_head_finds_a_rewritten_tail(
         assert "rewritten" in done.err
         await ledger.write(orders(2))
         await project(ledger)
-        assert (await wrong(ledger, Options(against=head))).position == head.position
-        quick = await wrong(ledger, Options(against=head, quick=True))
+        assert (await wrong(ledger, against=head)).position == head.position
+        quick = await wrong(ledger, against=head, quick=True)
         assert quick.position == head.position
 
 
@@ -124,7 +124,7 @@ async def test_a_kept_head_finds_a_truncated_tail(
         head = await kept(run, keys[0], tmp_path / "head.json")
         await rewrite(ledger, (await ledger.records())[:-1])
         await verified(ledger)
-        found = await wrong(ledger, Options(against=head))
+        found = await wrong(ledger, against=head)
         assert (found.position, "are gone" in found.detail) == (head.position, True)
 
 
@@ -132,20 +132,20 @@ async def test_the_first_position_of_damage_and_kept_head_is_named(settings: Set
     async with filled(settings) as ledger:
         last = (await ledger.records())[-1]
         head = KeptHead(last.position, "ab" * 32, None)
-        assert (await wrong(ledger, Options(against=head))).position == last.position
+        assert (await wrong(ledger, against=head)).position == last.position
         await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 3")
-        assert (await wrong(ledger, Options(against=head))).position == 3
-        assert (await wrong(ledger, Options(against=KeptHead(2, "ab" * 32, None)))).position == 2
+        assert (await wrong(ledger, against=head)).position == 3
+        assert (await wrong(ledger, against=KeptHead(2, "ab" * 32, None))).position == 2
 
 
 async def test_records_before_a_kept_head_must_be_verified(settings: Settings) -> None:
     async with filled(settings) as ledger:
         last = (await ledger.records())[-1]
-        wish = Options(since_position=9, quick=True, against=KeptHead(5, "ab" * 32, None))
+        earlier = KeptHead(5, "ab" * 32, None)
         with pytest.raises(BadStart, match="position 5"):
-            await verified(ledger, wish)
+            await verified(ledger, since_position=9, quick=True, against=earlier)
         fits = KeptHead(last.position, last.hash.hex(), None)
-        await verified(ledger, Options(since_position=9, quick=True, against=fits))
+        await verified(ledger, since_position=9, quick=True, against=fits)
 
 
 def refusal(file: Path, public: Path) -> str:

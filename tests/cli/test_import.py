@@ -3,10 +3,12 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from shutil import copytree
 from uuid import UUID
@@ -327,6 +329,28 @@ async def test_forged_events_with_a_matching_checksum_are_not_imported(
             await import_events(settings, tmp_path)
         assert message in str(refused.value), case
     audit(await records_of(settings))
+
+
+async def test_a_number_out_of_range_ends_an_import_in_one_sentence(
+    run: Run, exports: Path, settings: Settings, tmp_path: Path
+) -> None:
+    copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
+    file, entry = tmp_path / "events.jsonl", manifest(tmp_path)["tables"][0]
+    first, second, *others = file.read_bytes().splitlines(keepends=True)
+    fields = ("position", "version", "schema_version", "cause_position")
+    for field, number in product(fields, (b"-1", b"4294967296", b"1" + 30 * b"0")):
+        changed = re.sub(
+            rb'"%s":\d+' % field.encode(), b'"%s":%s' % (field.encode(), number), second
+        )
+        assert changed != second
+        file.write_bytes(b"".join((first, changed, *others)))
+        forge_manifest(tmp_path, tables=[entry | {"sha256": sha256(file.read_bytes()).hexdigest()}])
+        with pytest.raises(BadExport, match=r"events.jsonl (is not a ledger's|can't be read)"):
+            await import_events(settings, tmp_path)
+    done = await run("import", str(tmp_path))
+    assert (done.status, done.out) == (1, "")
+    (sentence,) = done.err.splitlines()
+    assert "events.jsonl is not a ledger's" in sentence or "can't be read" in sentence
 
 
 async def test_a_forged_chain_with_an_event_id_twice_is_not_imported(

@@ -7,7 +7,6 @@ from typer.testing import CliRunner
 
 from bench.fill import fill
 from bench.history import Shop
-from cli.commands.verify import Options
 from cli.connections import connection
 from cli.main import app
 from cli.settings import Settings
@@ -234,10 +233,10 @@ async def test_quick_checks_the_chain_and_no_decision(settings: Settings) -> Non
         records = await ledger.records()
         refused = next(r for r in records if r.type == "order.cancel-refused")
         await rewrite(ledger, forged(records, refused.position, data=b'{"reason":"NOT_COMPLETED"}'))
-        await verified(ledger, Options(quick=True))
+        await verified(ledger, quick=True)
         assert (await wrong(ledger)).position == refused.position
         await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 2")
-        assert (await wrong(ledger, Options(quick=True))).position == 2
+        assert (await wrong(ledger, quick=True)).position == 2
 
 
 async def test_records_before_since_position_are_trusted(settings: Settings) -> None:
@@ -249,13 +248,13 @@ async def test_records_before_since_position_are_trusted(settings: Settings) -> 
         await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 2")
         assert (await wrong(ledger)).position == 2
         for quick, since in ((False, min(at)), (True, 150)):
-            found = await verified(ledger, Options(since_position=150, quick=quick))
+            found = await verified(ledger, since_position=150, quick=quick)
             assert found.ledger
             assert (found.ledger.since, found.views) == (since, [])
-        assert (await wrong(ledger, Options(since_position=min(at) - 1))).position == 2
+        assert (await wrong(ledger, since_position=min(at) - 1)).position == 2
         await ledger.execute("UPDATE events SET occurred_at_us = 5 WHERE position = 220")
         for quick in (False, True):
-            found = await wrong(ledger, Options(since_position=150, quick=quick))
+            found = await wrong(ledger, since_position=150, quick=quick)
             assert found.position == 220
 
 

@@ -63,8 +63,8 @@ def test_every_command_is_documented() -> None:
 
 
 def _commands() -> Iterator[str]:
-    for name, (target, _) in COMMANDS.items():
-        command = load(target)
+    for name in COMMANDS:
+        command = load(name)
         inner = command.commands if isinstance(command, TyperGroup) else {}
         yield from [f"ledger {name} {each}" for each in inner] or [f"ledger {name}"]
 

@@ -13,6 +13,7 @@ from cli.commands import asof
 from cli.commands.migrate import migrate
 from cli.export.exporter import ExportRequest, export_tables
 from cli.export.formats import Format
+from cli.export.importer import EventsExport
 from cli.export.tables import tables_by_name
 from cli.settings import Settings
 from ledger.eventlog.chain import VerificationFailed
@@ -137,12 +138,18 @@ async def test_the_command_shows_it_as_of_a_position(
     assert len(rows) == len(await live(ledger, SPENDING))
 
 
-@toys
-async def test_it_is_exported(ledger: Ledger, view: Any, tmp_path: Path) -> None:
-    request = ExportRequest((tables_by_name()[view.name],), Format.JSONL, tmp_path)
-    await export_tables(ledger.settings, request)
-    exported = (tmp_path / f"{view.name}.jsonl").read_text().splitlines()
-    assert len(exported) == len(await live(ledger, view)) > 1
+@pytest.mark.parametrize("format_", Format)
+async def test_it_is_exported_with_all_others_and_the_export_can_be_imported(
+    ledger: Ledger, tmp_path: Path, format_: Format
+) -> None:
+    request = ExportRequest(tuple(tables_by_name().values()), format_, tmp_path)
+    files = {file.name: file for file in (await export_tables(ledger.settings, request)).tables}
+    assert list(files) == ["events", *(view.name for view in REGISTRY)]
+    for view in (SPENDING, RECEIPTS):
+        assert files[view.name].rows == len(await live(ledger, view)) > 1
+        assert [column.name for column in files[view.name].columns] == list(view.columns)
+    batches = EventsExport(tmp_path).batches()
+    assert [record for batch in batches for record in batch] == await ledger.records()
 
 
 @toys

@@ -1,6 +1,5 @@
 """`ledger asof`: orders, wallets and stock as they were at a position or a time."""
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -11,18 +10,7 @@ from msgspec import Struct
 from rich.table import Table
 from sqlalchemy import BINARY, BigInteger
 
-from cli import connections
-from cli.console import (
-    BAD_USAGE,
-    FAILED,
-    LineWriter,
-    exit_with,
-    out,
-    print_json,
-    progress,
-    read_settings,
-    run,
-)
+from cli import connections, console
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from ledger.runtime.timestamps import BadTimestamp, format_rfc3339, parse_rfc3339
@@ -99,22 +87,22 @@ def asof(
 ) -> None:
     """Run `ledger asof`."""
     if (position is None) == (time is None):
-        exit_with(BAD_USAGE, "say as of when: either --position N or --time T")
+        console.usage_error("say as of when: either --position N or --time T")
     as_of = AsOfTarget(position, parse_time(time))
     if entity_id is None:
-        run(show_view(read_settings(), view, as_of, as_json=as_json))
+        console.run(show_view(console.read_settings(), view, as_of, as_json=as_json))
         return
-    row = run(read_row(read_settings(), view, entity_id, as_of))
+    row = console.run(read_row(console.read_settings(), view, entity_id, as_of))
     if row is None:
         entity = VIEWS[view].key_column.removesuffix("_id")
-        exit_with(FAILED, f"there was no such {entity} then: {entity_id}")
+        console.fail(f"there was no such {entity} then: {entity_id}")
     if as_json:
-        print_json(row)
+        console.print_json(row)
         return
     table = Table(show_header=False, box=None)
     for name in row.__struct_fields__:
         table.add_row(_title(name), _text(name, getattr(row, name)))
-    out.print(table)
+    console.out.print(table)
 
 
 def parse_time(text: str | None) -> int | None:
@@ -122,7 +110,7 @@ def parse_time(text: str | None) -> int | None:
     try:
         return None if text is None else parse_rfc3339(text)
     except BadTimestamp as error:
-        exit_with(BAD_USAGE, f"--time {error}")
+        console.usage_error(f"--time {error}")
 
 
 async def read_row(
@@ -140,7 +128,7 @@ async def read_row(
 
 async def show_view(settings: Settings, view: str, as_of: AsOfTarget, *, as_json: bool) -> None:
     """Print a whole view, row by row as they are computed."""
-    columns, lines = COLUMNS.get(view) or columns_of(VIEWS[view]), LineWriter()
+    columns, lines = COLUMNS.get(view) or columns_of(VIEWS[view]), console.LineWriter()
     async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:
         async with open_as_of(engine, ROW_TIMEOUT_S) as reader:
             position = (await as_of.resolve(reader)).position
@@ -148,9 +136,13 @@ async def show_view(settings: Settings, view: str, as_of: AsOfTarget, *, as_json
             titles = (f"{_title(name):{width}}" for name, width in columns.items())
             lines.add(" ".join(titles).rstrip().encode())
         async with engine.connect() as connection:
-            with progress("reading", position) as advance:
+            with console.progress("reading", position) as advance:
                 async for row in view_as_of(connection, VIEWS[view], position, advance):
-                    lines.add(msgspec.json.encode(row) if as_json else _cells(row, columns))
+                    if as_json:
+                        lines.add(msgspec.json.encode(row))
+                    else:
+                        texts = (f"{_text(n, getattr(row, n)):{w}}" for n, w in columns.items())
+                        lines.add(" ".join(texts).rstrip().encode())
     lines.flush()
 
 
@@ -159,11 +151,6 @@ def columns_of(view: KeyedProjection[Any]) -> dict[str, str]:
     names = (view.as_of_row or view.row).__struct_fields__
     formats = {BINARY: ID, BigInteger: NUMBER}
     return {name: formats.get(type(view.table.c[name].type), "") for name in names}
-
-
-def _cells(row: Struct, columns: Mapping[str, str]) -> bytes:
-    cells = (f"{_text(name, getattr(row, name)):{width}}" for name, width in columns.items())
-    return " ".join(cells).rstrip().encode()
 
 
 def _title(name: str) -> str:

@@ -6,18 +6,8 @@ from typing import Annotated, Any, Final, get_args
 import typer
 from rich.table import Table
 
-from cli import connections
+from cli import connections, console
 from cli.commands.asof import AsOfTarget, parse_time
-from cli.console import (
-    BAD_USAGE,
-    FAILED,
-    exit_with,
-    out,
-    print_json,
-    progress,
-    read_settings,
-    run,
-)
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from projections.as_of import open_as_of
@@ -39,20 +29,20 @@ def balance(
         str | None, typer.Option(help="as of what was recorded by then, as 2026-01-31T12:00:00Z")
     ] = None,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger balance`."""
     if position is not None and time is not None:
-        exit_with(BAD_USAGE, "say either --position N or --time T")
+        console.usage_error("say either --position N or --time T")
     as_of = AsOfTarget(position, parse_time(time))
-    trial_balance, unbalanced_at = run(_read(read_settings(), as_of))
+    trial_balance, unbalanced_at = console.run(_read(console.read_settings(), as_of))
     if as_json:
-        print_json(_json_object(trial_balance))
+        console.print_json(_json_object(trial_balance))
     else:
-        out.print(_table(trial_balance))
+        console.out.print(_table(trial_balance))
     if unbalanced_at is not None:
         message = f"the journal does not balance, first at position {unbalanced_at}"
-        exit_with(FAILED, f"{message}: `ledger verify`")
+        console.fail(f"{message}: `ledger verify`")
 
 
 async def _read(settings: Settings, as_of: AsOfTarget) -> tuple[JournalBalance, int | None]:
@@ -73,7 +63,7 @@ async def _read(settings: Settings, as_of: AsOfTarget) -> tuple[JournalBalance, 
                 f"the journal is at position {latest}, {position - latest} behind:"
                 " is `ledger projector` running?"
             )
-        with progress("adding up", position) as advance:
+        with console.progress("adding up", position) as advance:
             trial_balance = await reader.balance(position, advance)
         unbalanced_at = None if trial_balance.balanced else await reader.first_unbalanced(position)
     return trial_balance, unbalanced_at

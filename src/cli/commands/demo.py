@@ -3,8 +3,7 @@
 from typing import Final
 from uuid import UUID, uuid5
 
-from cli import connections
-from cli.console import out, read_settings, run
+from cli import connections, console
 from cli.settings import Settings
 from cli.submission import submit
 from ledger.core.events import CustomerRegistered, ProductListed, SubmittedPayload
@@ -34,8 +33,8 @@ CATALOGUE: Final[dict[UUID, SubmittedPayload]] = {
 
 def demo() -> None:
     """Run `ledger demo`."""
-    run(load_demo(read_settings()))
-    out.print("the demo's products and customer are in the views")
+    console.run(load_demo(console.read_settings()))
+    console.out.print("the demo's products and customer are in the views")
 
 
 async def load_demo(settings: Settings) -> None:

@@ -12,17 +12,7 @@ import typer
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cli import connections
-from cli.console import (
-    BAD_USAGE,
-    FAILED,
-    err,
-    exit_with,
-    out,
-    print_json,
-    read_settings,
-    run,
-)
+from cli import connections, console
 from cli.settings import Settings
 from cli.submission import submit, wait_until_shown
 from ledger.core.events import TYPE_OF, CustomerErased
@@ -79,28 +69,31 @@ class Erasure(Struct, frozen=True):
 def erase_customer(
     customer_id: Annotated[UUID, typer.Argument(help="the customer")],
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger erase-customer`."""
-    settings = read_settings()
-    if not yes and not run(_read_name_state(settings, customer_id)).is_erased:
+    settings = console.read_settings()
+    if not yes and not console.run(_read_name_state(settings, customer_id)).is_erased:
         if not sys.stdin.isatty():
-            exit_with(BAD_USAGE, "this can't be undone: say --yes where nobody can be asked")
-        err.print(f"The name of customer {customer_id} will be gone for ever.", markup=False)
+            console.usage_error("this can't be undone: say --yes where nobody can be asked")
+        console.err.print(
+            f"The name of customer {customer_id} will be gone for ever.", markup=False
+        )
         if not typer.confirm("Erase it?", err=True):
-            exit_with(FAILED, "nothing was erased")
-    erasure = run(erase(settings, customer_id))
+            console.fail("nothing was erased")
+    erasure = console.run(erase(settings, customer_id))
     if as_json:
-        print_json(erasure)
+        console.print_json(erasure)
     else:
         done = "erased" if erasure.new else "was erased already"
-        out.print(f"customer {customer_id} {done}: recorded at position {erasure.position},")
-        out.print("the key is destroyed, and the views say erased.")
-        out.print(REMAINS)
+        console.out.print(
+            f"customer {customer_id} {done}: recorded at position {erasure.position},"
+        )
+        console.out.print("the key is destroyed, and the views say erased.")
+        console.out.print(REMAINS)
     if erasure.plain_positions:
         positions = ", ".join(map(str, erasure.plain_positions))
-        exit_with(
-            FAILED,
+        console.fail(
             f"the ledger itself still holds the name at position {positions}, recorded before names"
             " were encrypted: replay this ledger into a new one, which encrypts it, and erase it"
             " there",

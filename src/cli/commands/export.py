@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import exit_with, out, print_json, read_settings, run
+from cli import console
 from cli.export import Format
 from cli.export.directory import encode_manifest
 from cli.export.exporter import ExportRequest, export_tables
@@ -36,32 +36,32 @@ def export(
     tables, selected = tables_by_name(), names or ()
     unknown = [name for name in selected if name not in tables]
     if unknown:
-        exit_with(2, f"there is no {unknown[0]} to export: choose of {', '.join(tables)}")
+        console.usage_error(f"there is no {unknown[0]} to export: choose of {', '.join(tables)}")
     if every == bool(names):
-        exit_with(2, f"say what to export: one or more of {', '.join(tables)}, or --all")
+        console.usage_error(f"say what to export: one or more of {', '.join(tables)}, or --all")
     if with_keys and not every and "events" not in selected:
-        exit_with(2, "--with-keys goes with events, whose names the keys decrypt")
+        console.usage_error("--with-keys goes with events, whose names the keys decrypt")
     chosen = tuple(table for name, table in tables.items() if every or name in selected)
     request = ExportRequest(chosen, format_, directory, overwrite, with_keys)
-    manifest = run(export_tables(read_settings(), request))
+    manifest = console.run(export_tables(console.read_settings(), request))
     if as_json:
         typer.echo(encode_manifest(manifest), nl=False)
         return
     for file in manifest.files:
-        out.print(f"{file.file}: {file.rows} rows", markup=False)
-    out.print(f"exported to {directory}, as of position {manifest.position}", markup=False)
+        console.out.print(f"{file.file}: {file.rows} rows", markup=False)
+    console.out.print(f"exported to {directory}, as of position {manifest.position}", markup=False)
 
 
 def import_(
     directory: Annotated[Path, typer.Argument(help="the directory of an export with events")],
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Append the events of an export to an empty ledger; run it again after an interruption."""
-    imported = run(import_events(read_settings(), directory))
+    imported = console.run(import_events(console.read_settings(), directory))
     if as_json:
-        print_json(imported)
+        console.print_json(imported)
         return
-    out.print(f"imported {imported.appended} events; the ledger ends like the export:")
-    out.print(f"position {imported.position}, hash {imported.hash}")
+    console.out.print(f"imported {imported.appended} events; the ledger ends like the export:")
+    console.out.print(f"position {imported.position}, hash {imported.hash}")
     if not imported.with_keys:
-        out.print("without keys (`ledger export --with-keys`) names are shown as erased")
+        console.out.print("without keys (`ledger export --with-keys`) names are shown as erased")

@@ -10,8 +10,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.table import Table
 
-from cli import connections
-from cli.console import BAD_USAGE, FAILED, exit_with, out, print_json, read_settings, run
+from cli import connections, console
 from cli.settings import Settings
 from ledger.audit import signatures
 from ledger.audit.signatures import KeptHead
@@ -32,39 +31,39 @@ def head(
     make_key: Annotated[
         Path | None, typer.Option(help="make a key instead: this file, and beside it FILE.pub")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger head`."""
     if sign != (key is not None) or (make_key and (sign or to or as_json)):
-        exit_with(
-            BAD_USAGE, "say --sign and --key FILE together, and --make-key FILE without all others"
+        console.usage_error(
+            "say --sign and --key FILE together, and --make-key FILE without all others"
         )
     try:
         if make_key:
             make_signing_keys(make_key)
-            out.print(f"made {make_key} to sign with, and {make_key}.pub for the others")
+            console.out.print(f"made {make_key} to sign with, and {make_key}.pub for the others")
             return
         signing_key = load_signing_key(key) if key else None
-        end = run(_read_head(read_settings()), handled=(VerificationFailed,))
+        end = console.run(read_head(console.read_settings()), handled=(VerificationFailed,))
         kept = signatures.sign(end, signing_key) if signing_key else end
         if to:
             write_head(to, kept)
     except VerificationFailed as failure:
-        exit_with(FAILED, str(failure))
+        console.fail(str(failure))
     except BadFile as error:
-        exit_with(BAD_USAGE, str(error))
+        console.usage_error(str(error))
     if as_json or (sign and not to):
-        print_json(kept)
+        console.print_json(kept)
     elif not to:
         table = Table(show_header=False, box=None)
         table.add_row("position", str(end.position))
         table.add_row("hash", end.hash)
         recorded_at = format_rfc3339(end.recorded_at) if end.recorded_at else "nothing yet"
         table.add_row("recorded", recorded_at)
-        out.print(table)
+        console.out.print(table)
 
 
-async def _read_head(settings: Settings) -> KeptHead:
+async def read_head(settings: Settings) -> KeptHead:
     """Where the ledger ends; raises VerificationFailed where `ledger_head` says something else."""
     async with connections.connection(settings, "projector", read_only=True) as connection:
         reader = EventReader(connection)

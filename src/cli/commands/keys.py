@@ -3,6 +3,7 @@
 The API itself only reads them.
 """
 
+from collections.abc import Iterable
 from typing import Annotated, Final
 from uuid import UUID
 
@@ -24,8 +25,7 @@ from api.auth.api_keys import (
     revoke_api_key,
 )
 from api.auth.principal import Scope
-from cli import connections
-from cli.console import out, print_json, read_settings, run
+from cli import connections, console
 from cli.settings import Settings
 from ledger.runtime.timestamps import SECOND_US, format_us, now_us
 
@@ -33,22 +33,12 @@ DAY_US: Final = 24 * 60 * 60 * SECOND_US
 
 keys = typer.Typer(no_args_is_help=True, add_completion=False)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Prefix = Annotated[str, typer.Argument(help="the middle part of the key, as `list` shows it")]
 Days = Annotated[int | None, typer.Option(min=1, help="days after which it ends; else never")]
 
 
 class NoSuchKey(Exception):
     """No key in use has this prefix."""
-
-
-class NewKey(Struct, frozen=True):
-    """The properties of a key that is to be made."""
-
-    name: str
-    scopes: tuple[str, ...]
-    customer_id: UUID | None = None
-    expires_in_days: int | None = None
 
 
 class ShownKey(Struct, frozen=True, omit_defaults=True):
@@ -74,44 +64,44 @@ def create_key(
         UUID | None, typer.Option(help="the only customer that it may see and touch")
     ] = None,
     expires_in_days: Days = None,
-    as_json: AsJson = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise typer.BadParameter(f"must be 1 to {MAX_NAME} printable characters", param_hint="name")
-    new_key = NewKey(name, tuple(scope), customer, expires_in_days)
-    _print_new_key(*run(create(read_settings(), new_key)), as_json)
+    making = create(console.read_settings(), name, scope, customer, expires_in_days)
+    _print_new_key(*console.run(making), as_json)
 
 
 @keys.command("list")
-def list_keys(as_json: AsJson = False) -> None:
+def list_keys(as_json: console.AsJson = False) -> None:
     """Show every key that was ever made, without its secret."""
-    settings, read_at_us = read_settings(), now_us()
+    settings, read_at_us = console.read_settings(), now_us()
 
     async def read() -> list[StoredApiKey]:
         async with connections.connection(settings, "migrate") as connection:
             return await list_api_keys(connection)
 
-    shown = [_shown(key, read_at_us) for key in run(read())]
+    shown = [_shown(key, read_at_us) for key in console.run(read())]
     if as_json:
-        print_json({"keys": shown})
+        console.print_json({"keys": shown})
         return
     table = Table("prefix", "name", "scopes", "customer", "state", "created", "expires", box=None)
     for key in shown:
         customer = str(key.customer_id or "any")
         cells = (key.prefix, key.name, " ".join(key.scopes), customer, key.state)
         table.add_row(*cells, key.created_at, key.expires_at or "never")
-    out.print(table)
+    console.out.print(table)
 
 
 @keys.command("revoke")
-def revoke_key(prefix: Prefix, as_json: AsJson = False) -> None:
+def revoke_key(prefix: Prefix, as_json: console.AsJson = False) -> None:
     """End a key now; every API process refuses it within 5 s."""
-    key = run(revoke(read_settings(), prefix))
+    key = console.run(revoke(console.read_settings(), prefix))
     if as_json:
-        print_json(_shown(key, key.revoked_at_us or 0))
+        console.print_json(_shown(key, key.revoked_at_us or 0))
     else:
-        out.print(f"revoked {key.prefix} of {key.name}: refused within 5 s", markup=False)
+        console.out.print(f"revoked {key.prefix} of {key.name}: refused within 5 s", markup=False)
 
 
 @keys.command("rotate")
@@ -123,24 +113,32 @@ def rotate_key(
     expires_in_days: Annotated[
         int | None, typer.Option(min=1, help="days after which the new one ends; else as the old")
     ] = None,
-    as_json: AsJson = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Make a new key with the rights of this one, print it, once, and end this one."""
-    _print_new_key(*run(rotate(read_settings(), prefix, overlap_s, expires_in_days)), as_json)
+    _print_new_key(
+        *console.run(rotate(console.read_settings(), prefix, overlap_s, expires_in_days)), as_json
+    )
 
 
-async def create(settings: Settings, new_key: NewKey) -> tuple[StoredApiKey, ApiKeyParts]:
+async def create(
+    settings: Settings,
+    name: str,
+    scopes: Iterable[str],
+    customer_id: UUID | None = None,
+    expires_in_days: int | None = None,
+) -> tuple[StoredApiKey, ApiKeyParts]:
     """Store a new key; its parts, which its holder needs, are stored nowhere."""
     parts, created_at_us = new_api_key(), now_us()
     key = StoredApiKey(
         parts.prefix,
         hash_secret(parts.secret),
         parts.prefix,
-        new_key.name,
-        tuple(sorted(set(new_key.scopes))),
-        new_key.customer_id,
+        name,
+        tuple(sorted(set(scopes))),
+        customer_id,
         created_at_us,
-        _expiry_us(created_at_us, new_key.expires_in_days),
+        _expiry_us(created_at_us, expires_in_days),
     )
     async with connections.connection(settings, "migrate") as connection, connection.begin():
         await insert_api_key(connection, key)
@@ -196,7 +194,7 @@ async def _find(connection: AsyncConnection, prefix: str) -> StoredApiKey:
 
 def _print_new_key(key: StoredApiKey, parts: ApiKeyParts, as_json: bool) -> None:
     if as_json:
-        print_json(msgspec.structs.replace(_shown(key, key.created_at_us), key=str(parts)))
+        console.print_json(msgspec.structs.replace(_shown(key, key.created_at_us), key=str(parts)))
     else:
         typer.echo(parts)
         typer.echo("This is shown once. Send it as `Authorization: Bearer KEY`.", err=True)
@@ -204,21 +202,21 @@ def _print_new_key(key: StoredApiKey, parts: ApiKeyParts, as_json: bool) -> None
 
 def _shown(key: StoredApiKey, at_us: int) -> ShownKey:
     """A key with its state at a time, without its secret."""
+    expires_at, revoked_at = (
+        None if time_us is None else format_us(time_us, "seconds")
+        for time_us in (key.expires_at_us, key.revoked_at_us)
+    )
     return ShownKey(
         key.prefix,
         key.name,
         key.scopes,
         key.ended(at_us) or "active",
-        _time_text(key.created_at_us) or "",
+        format_us(key.created_at_us, "seconds"),
         key.client,
         key.customer_id,
-        _time_text(key.expires_at_us),
-        _time_text(key.revoked_at_us),
+        expires_at,
+        revoked_at,
     )
-
-
-def _time_text(time_us: int | None) -> str | None:
-    return None if time_us is None else format_us(time_us, "seconds")
 
 
 def _expiry_us(created_at_us: int, days: int | None) -> int | None:

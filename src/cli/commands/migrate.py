@@ -1,15 +1,13 @@
 """`ledger migrate`: tables, accounts and topology, each made where it is missing."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from aio_pika.exceptions import ChannelPreconditionFailed
-from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli import connections
-from cli.console import out, read_settings, run
+from cli import connections, console
 from cli.settings import Settings
 from ledger.eventlog.migrations import upgrade
 from ledger.messaging import topology
@@ -54,8 +52,10 @@ VIEW_GRANTS: Final = {
 
 def migrate_command() -> None:
     """Run `ledger migrate`."""
-    run(migrate(read_settings()))
-    out.print("migrated: tables, accounts, grants and queues are as this version needs them")
+    console.run(migrate(console.read_settings()))
+    console.out.print(
+        "migrated: tables, accounts, grants and queues are as this version needs them"
+    )
 
 
 async def migrate(settings: Settings) -> None:
@@ -63,11 +63,6 @@ async def migrate(settings: Settings) -> None:
 
     Raises UnsafeDatabase where a COMMIT could be lost.
     """
-    await _migrate_database(settings)
-    await _declare_topology(settings)
-
-
-async def _migrate_database(settings: Settings) -> None:
     async with (
         connections.connection(settings, "migrate", read_timeout_s=INDEX_TIMEOUT_S) as connection,
         connection.begin(),
@@ -80,20 +75,22 @@ async def _migrate_database(settings: Settings) -> None:
         await connection.run_sync(METADATA.create_all)
         await register(connection, PROJECTIONS)
         checkpoints = await read_checkpoints(connection, PROJECTIONS)
-        # `ledger rebuild` makes views of another version anew, with their indexes.
-        current = [view for view in PROJECTIONS if checkpoints[view.name].version == view.version]
-        await connection.run_sync(_create_indexes, current)
+        for view in PROJECTIONS:
+            # `ledger rebuild` makes views of another version anew, with their indexes.
+            if checkpoints[view.name].version == view.version:
+                # Tables that an earlier release made may miss some. The database adds an index
+                # while projectors go on writing.
+                for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
+                    await connection.run_sync(index.create, checkfirst=True)
         await _create_accounts(connection, settings)
-
-
-def _create_indexes(connection: Connection, views: Sequence[Projection[Any]]) -> None:
-    """Add the indexes that are missing from tables which an earlier release made.
-
-    The database adds an index while projectors go on writing.
-    """
-    for view in views:
-        for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
-            index.create(connection, checkfirst=True)
+    try:
+        await _on_channel(settings, topology.declare, settings.inbox_max_length)
+    except ChannelPreconditionFailed as error:
+        if f"'{topology.PARKING}'" not in str(error):
+            raise
+        # An earlier release declared the parking queue with other arguments.
+        await _on_channel(settings, topology.remove_old_parking)
+        await _on_channel(settings, topology.declare, settings.inbox_max_length)
 
 
 async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:
@@ -120,17 +117,6 @@ def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str
             is_append_only = role == "projector" and isinstance(view, LineProjection)
             tables[view.name] = "SELECT, INSERT" if is_append_only else VIEW_GRANTS[role]
     return tables
-
-
-async def _declare_topology(settings: Settings) -> None:
-    try:
-        await _on_channel(settings, topology.declare, settings.inbox_max_length)
-    except ChannelPreconditionFailed as error:
-        if f"'{topology.PARKING}'" not in str(error):
-            raise
-        # An earlier release declared the parking queue with other arguments.
-        await _on_channel(settings, topology.remove_old_parking)
-        await _on_channel(settings, topology.declare, settings.inbox_max_length)
 
 
 async def _on_channel(

@@ -10,7 +10,8 @@ import asyncio
 import os
 import pwd
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Any, Final
@@ -90,17 +91,14 @@ class Delivery(Struct):
     copies: list[AbstractIncomingMessage]
 
 
-Act = Callable[[Parking, Sequence[Delivery]], Awaitable[None]]
-
-
 async def survey(settings: Settings, advance: Advance) -> Survey:
     """Read the parking queue, which stays as it is; raises ParkingBusy."""
     by_id: dict[str, ParkedMessage] = {}
     async with open_parking(settings.amqp_url("migrate"), CONNECTION_NAME) as parking:
         count = 0
         async for delivery in parking.messages():
-            _count_copy(by_id, describe(delivery))
             count += 1
+            _count_copy(by_id, describe(delivery))
             advance(1)
     return Survey(list(by_id.values()), parking.count - count)
 
@@ -175,97 +173,6 @@ def _count_copy(by_id: dict[str, ParkedMessage], message: Parked) -> None:
         entry.parked = message
 
 
-class Removal:
-    """Takes messages off the queue, each only after the log has what became of it.
-
-    `done` counts the copies of each message that left the queue, by its id.
-    """
-
-    def __init__(
-        self, settings: Settings, engine: AsyncEngine, action: Action, done: dict[str, int]
-    ) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._action = action
-        self._operator = operator()
-        self._done = done
-
-    async def discard(self, messages: Sequence[ParkedMessage], advance: Advance) -> None:
-        """Take messages off the queue, with their bytes in the log; raises ParkingBusy."""
-        await self._for_each_batch(messages, self._log_and_ack, advance)
-
-    async def resubmit(self, messages: Sequence[ParkedMessage], advance: Advance) -> None:
-        """Put messages into the inbox, in the order in which they were parked, then take them off.
-
-        Raises InboxUnavailable, ParkingBusy.
-        """
-        # Not on the queue's connection: a broker in need stops reading from who publishes.
-        url, name = self._settings.amqp_url("migrate"), f"{CONNECTION_NAME}-publisher"
-        async with open_channel(url, name, confirms=True) as channel:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
-
-            async def act(parking: Parking, batch: Sequence[Delivery]) -> None:
-                submitted: list[Delivery] = []
-                try:
-                    for delivery in batch:
-                        body = inbox_body(delivery.body, delivery.parked.whole)
-                        await publish(exchange, body, CONNECTION_NAME)
-                        submitted.append(delivery)
-                finally:
-                    # What the inbox has is logged and acked, even if the next message fails.
-                    await self._log_and_ack(parking, submitted)
-
-            await self._for_each_batch(messages, act, advance)
-
-    async def _for_each_batch(
-        self, messages: Sequence[ParkedMessage], act: Act, advance: Advance
-    ) -> None:
-        """Act on all copies of messages; the queue is opened again for each HELD_BYTES of them."""
-        wanted = {message.parked.id: message.parked for message in messages}
-        left = sum(message.copies for message in messages)
-        while left > 0:
-            url = self._settings.amqp_url("migrate")
-            async with open_parking(url, CONNECTION_NAME) as parking:
-                deliveries = await _deliveries(parking, wanted, left)
-                for begin in range(0, len(deliveries), BATCH):
-                    batch = deliveries[begin : begin + BATCH]
-                    await act(parking, batch)
-                    advance(len(batch))
-            if not deliveries:
-                return
-            left -= sum(len(delivery.copies) for delivery in deliveries)
-
-    async def _log_and_ack(self, parking: Parking, batch: Sequence[Delivery]) -> None:
-        if not batch:
-            return
-        logged_at_us = now_us()
-        rows = [
-            (
-                Entry(
-                    logged_at_us,
-                    self._action,
-                    self._operator,
-                    delivery.parked.id,
-                    delivery.parked.reason,
-                    delivery.parked.whole,
-                    len(delivery.copies),
-                    delivery.parked.size,
-                ),
-                delivery.body,
-            )
-            for delivery in batch
-        ]
-        await failpoint("parked.before-log")
-        async with self._engine.begin() as connection:
-            await parking_log.append(connection, rows)
-        await failpoint("parked.before-ack")
-        await parking.ack(chain.from_iterable(delivery.copies for delivery in batch))
-        for delivery in batch:
-            id_ = delivery.parked.id
-            self._done[id_] = self._done.get(id_, 0) + len(delivery.copies)
-
-
 async def remove(
     settings: Settings,
     action: Action,
@@ -273,17 +180,78 @@ async def remove(
     advance: Advance,
     done: dict[str, int],
 ) -> None:
-    """Resubmit or discard messages, counting in `done` the copies of each that left the queue.
+    """Resubmit messages, in the order they were parked in, or discard them.
 
-    Raises MessageTooLarge, before anything is done, where the log can't take a message.
+    `done` counts the copies of each message that left the queue, by its id. Raises MessageTooLarge,
+    before anything is done, where the log can't take a message; InboxUnavailable, ParkingBusy.
     """
-    async with connections.engine(settings, "migrate", read_timeout_s=READ_TIMEOUT_S) as engine:
+    url = settings.amqp_url("migrate")
+    wanted = {message.parked.id: message.parked for message in messages}
+    left = sum(message.copies for message in messages)
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(
+            connections.engine(settings, "migrate", read_timeout_s=READ_TIMEOUT_S)
+        )
         async with engine.connect() as connection:
             largest = max((message.parked.size for message in messages), default=0)
             await parking_log.refuse_too_large(connection, largest)
-        removal = Removal(settings, engine, action, done)
-        work = removal.resubmit if action == "resubmitted" else removal.discard
-        await work(messages, advance)
+        inbox = None
+        if action == "resubmitted":
+            # Not on the queue's connection: a broker in need stops reading from who publishes.
+            channel = await stack.enter_async_context(
+                open_channel(url, f"{CONNECTION_NAME}-publisher", confirms=True)
+            )
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                inbox = await channel.get_exchange(SUBMITTED_EXCHANGE)
+        while left > 0:
+            # Opened again for each HELD_BYTES of messages.
+            async with open_parking(url, CONNECTION_NAME) as parking:
+                deliveries = await _deliveries(parking, wanted, left)
+                for begin in range(0, len(deliveries), BATCH):
+                    batch = deliveries[begin : begin + BATCH]
+                    removable: list[Delivery] = []
+                    try:
+                        for delivery in batch:
+                            if inbox:
+                                body = inbox_body(delivery.body, delivery.parked.whole)
+                                await publish(inbox, body, CONNECTION_NAME)
+                            removable.append(delivery)
+                    finally:
+                        # What the inbox has is logged and acked, even if the next message fails.
+                        if removable:
+                            await _log_and_ack(engine, parking, action, removable)
+                        for delivery in removable:
+                            id_ = delivery.parked.id
+                            done[id_] = done.get(id_, 0) + len(delivery.copies)
+                    advance(len(batch))
+            if not deliveries:
+                return
+            left -= sum(len(delivery.copies) for delivery in deliveries)
+
+
+async def _log_and_ack(
+    engine: AsyncEngine, parking: Parking, action: Action, batch: Sequence[Delivery]
+) -> None:
+    logged_at_us, by = now_us(), operator()
+    rows = []
+    for delivery in batch:
+        message, copies = delivery.parked, len(delivery.copies)
+        entry = Entry(
+            logged_at_us,
+            action,
+            by,
+            message.id,
+            message.reason,
+            message.whole,
+            copies,
+            message.size,
+        )
+        rows.append((entry, delivery.body))
+    await failpoint("parked.before-log")
+    async with engine.begin() as connection:
+        await parking_log.append(connection, rows)
+    await failpoint("parked.before-ack")
+    await parking.ack(chain.from_iterable(delivery.copies for delivery in batch))
 
 
 async def _deliveries(parking: Parking, wanted: dict[str, Parked], limit: int) -> list[Delivery]:

@@ -7,17 +7,7 @@ from typing import Annotated
 import typer
 from msgspec import Struct
 
-from cli import connections
-from cli.console import (
-    BAD_USAGE,
-    FAILED,
-    exit_with,
-    out,
-    print_json,
-    progress,
-    read_settings,
-    run,
-)
+from cli import connections, console
 from projections.rebuild import Rebuilt, open_rebuild
 from projections.table_swap import SESSION_S
 from projections.views.registry import PROJECTIONS
@@ -39,20 +29,20 @@ def rebuild(
     drop_old: Annotated[bool, typer.Option("--drop-old", help="drop the old tables")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="swap a view that differs, too")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="begin with the first event")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger rebuild`."""
     view_names = [view.name for view in PROJECTIONS]
     names = view_names if every else views or []
     if unknown := sorted(set(names) - set(view_names)):
         message = f"there is no view {unknown[0]}: choose of {', '.join(view_names)}"
-        exit_with(BAD_USAGE, message)
+        console.usage_error(message)
     if every == bool(views):
         choices = ", ".join(view_names)
-        exit_with(BAD_USAGE, f"say what to rebuild: one or more of {choices}, or --all")
+        console.usage_error(f"say what to rebuild: one or more of {choices}, or --all")
     if undo + drop_old + (repair or restart) > 1:
-        exit_with(BAD_USAGE, "--undo, --drop-old, and --repair or --restart, exclude each other")
-    settings = read_settings()
+        console.usage_error("--undo, --drop-old, and --repair or --restart, exclude each other")
+    settings = console.read_settings()
 
     async def work() -> RebuildReport:
         started = time.perf_counter()
@@ -61,7 +51,7 @@ def rebuild(
         chosen = [view for view in PROJECTIONS if view.name in names]
         async with (
             connections.engine(settings, "migrate", read_timeout_s=SESSION_S) as engine,
-            open_rebuild(engine, PROJECTIONS, chosen, progress) as process,
+            open_rebuild(engine, PROJECTIONS, chosen, console.progress) as process,
         ):
             if drop_old:
                 dropped = sorted(await process.drop_old())
@@ -71,35 +61,34 @@ def rebuild(
                 rebuilt = await process.rebuild(restart=restart, repair=repair)
         return RebuildReport(rebuilt, dropped, round(time.perf_counter() - started, 3))
 
-    report = run(work())
+    report = console.run(work())
     if as_json:
-        print_json(report)
+        console.print_json(report)
     else:
-        _show(report, undo=undo)
+        _print_for_people(report, undo=undo)
     for view in report.views:
         if view.difference and not view.swapped:
-            exit_with(
-                FAILED,
+            console.fail(
                 f"{view.difference}; nothing was swapped, {view.view}_shadow holds what the ledger"
                 " says: with --repair it is swapped in",
             )
 
 
-def _show(report: RebuildReport, *, undo: bool) -> None:
+def _print_for_people(report: RebuildReport, *, undo: bool) -> None:
     for name in report.dropped:
-        out.print(f"{name} is dropped")
+        console.out.print(f"{name} is dropped")
     for view in report.views:
         if view.not_compared:
             comparison = f"not compared ({view.not_compared})"
         else:
             comparison = "other than before" if view.difference else "the same as before"
         if not view.swapped:
-            out.print(f"{view.view}: not swapped, {comparison}")
+            console.out.print(f"{view.view}: not swapped, {comparison}")
             continue
         change = "the old table is back" if undo else f"rebuilt, {comparison}"
-        out.print(
+        console.out.print(
             f"{view.view}: {change}, at position {view.position}; the table before is kept as"
             f" {view.view}_old"
         )
         if view.difference:
-            out.print(f"  {view.difference}", markup=False)
+            console.out.print(f"  {view.difference}", markup=False)

@@ -6,14 +6,14 @@ from uuid import UUID
 
 import typer
 
-from cli.console import exit_with, out, print_json, read_settings, run
+from cli import console
 from cli.replay.events import Selection, print_events
 from cli.replay.resubmission import resubmit_events
 from cli.settings import BadSettings, load_other_settings
 from ledger.core.events import DECIDED, SUBMITTED
 
 
-def replay_events(
+def replay(
     into_inbox: Annotated[
         Path | None,
         typer.Option(metavar="HOME", help="submit again, to the ledger with this LEDGER_HOME"),
@@ -31,21 +31,25 @@ def replay_events(
     types = list(SUBMITTED) if into_inbox else [*SUBMITTED, *DECIDED]
     if type_ is not None and type_ not in types:
         kind = "submitted" if into_inbox else "known"
-        exit_with(2, f"--type {type_} is not {kind}: choose of {', '.join(types)}")
+        console.usage_error(f"--type {type_} is not {kind}: choose of {', '.join(types)}")
     if into_inbox and stream:
-        exit_with(2, "--stream is not for --into-inbox: one stream can't be decided by itself")
+        console.usage_error(
+            "--stream is not for --into-inbox: one stream can't be decided by itself"
+        )
     if last is not None and last < first:
-        exit_with(2, f"--to {last} is before --from {first}")
+        console.usage_error(f"--to {last} is before --from {first}")
     selection = Selection(first, last, type_, stream)
     if not into_inbox:
-        run(print_events(read_settings(), selection, follow=follow))
+        console.run(print_events(console.read_settings(), selection, follow=follow))
         return
     try:
         other = load_other_settings(into_inbox)
     except BadSettings as error:
-        exit_with(2, f"--into-inbox: {error}")
-    report = run(resubmit_events(read_settings(), selection, other, follow=follow))
+        console.usage_error(f"--into-inbox: {error}")
+    report = console.run(resubmit_events(console.read_settings(), selection, other, follow=follow))
     if as_json:
-        print_json(report)
+        console.print_json(report)
     else:
-        out.print(f"submitted {report.events} events again, up to position {report.position}")
+        console.out.print(
+            f"submitted {report.events} events again, up to position {report.position}"
+        )

@@ -1,14 +1,12 @@
 """`ledger status`: where the ledger, its views and its queues are."""
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-import typer
 from msgspec import Struct
 from rich.table import Table
 
-from cli import connections
-from cli.console import out, print_json, read_settings, run
+from cli import connections, console
 from cli.settings import Settings
 from ledger.eventlog.reader import EventReader
 from ledger.messaging.consumer import PREFETCH
@@ -51,14 +49,28 @@ class LedgerStatus(Struct, frozen=True):
 
 
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger status`."""
-    current = run(read_status(read_settings()))
+    current = console.run(read_status(console.read_settings()))
     if as_json:
-        print_json(current)
-    else:
-        out.print(_table(current))
+        console.print_json(current)
+        return
+    table = Table(show_header=False, box=None)
+    table.add_row("head", f"position {current.position}, epoch {current.epoch}")
+    table.add_row("", f"hash {current.hash}")
+    for view in current.views:
+        version = f"version {view.version}"
+        if view.version != view.code_version:
+            version += f", which is not that of this code: {view.code_version}"
+        table.add_row(view.name, f"position {view.position}, {view.lag} behind, {version}")
+    held = "no writer is there"
+    if current.held_messages_at_most:
+        held = f"the writer holds {current.held_messages_at_most} more at most"
+    table.add_row("inbox", f"{current.inbox_messages} messages wait, {held}")
+    see = ", see `ledger parked list`" if current.parked_messages else ""
+    table.add_row("parking", f"{current.parked_messages} messages{see}")
+    console.out.print(table)
 
 
 async def read_status(settings: Settings) -> LedgerStatus:
@@ -89,21 +101,3 @@ async def read_status(settings: Settings) -> LedgerStatus:
         PREFETCH if inbox.consumer_count else 0,
         parking.message_count or 0,
     )
-
-
-def _table(current: LedgerStatus) -> Table:
-    table = Table(show_header=False, box=None)
-    table.add_row("head", f"position {current.position}, epoch {current.epoch}")
-    table.add_row("", f"hash {current.hash}")
-    for view in current.views:
-        version = f"version {view.version}"
-        if view.version != view.code_version:
-            version += f", which is not that of this code: {view.code_version}"
-        table.add_row(view.name, f"position {view.position}, {view.lag} behind, {version}")
-    held = "no writer is there"
-    if current.held_messages_at_most:
-        held = f"the writer holds {current.held_messages_at_most} more at most"
-    table.add_row("inbox", f"{current.inbox_messages} messages wait, {held}")
-    see = ", see `ledger parked list`" if current.parked_messages else ""
-    table.add_row("parking", f"{current.parked_messages} messages{see}")
-    return table

@@ -6,7 +6,7 @@ The command only reads, up to where the ledger ends when it begins; writer and p
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from operator import attrgetter
 from pathlib import Path
@@ -14,21 +14,11 @@ from typing import Annotated, Final
 
 import typer
 from msgspec import Struct
+from msgspec.structs import astuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli import connections
+from cli import connections, console
 from cli.commands.head import BadFile, load_head
-from cli.console import (
-    BAD_USAGE,
-    FAILED,
-    err,
-    exit_with,
-    out,
-    print_json,
-    progress,
-    read_settings,
-    run,
-)
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.audit.signatures import KeptHead
@@ -51,18 +41,6 @@ UNDECIDED: Final = 3
 
 class BadStart(Exception):
     """The ledger can't be verified from there."""
-
-
-class Options(Struct, frozen=True):
-    """What is checked: the ledger after `since_position`, against a kept head, and the views.
-
-    With `views` only these views are compared, and the ledger is taken as it is.
-    """
-
-    since_position: int = 0
-    quick: bool = False
-    against: KeptHead | None = None
-    views: tuple[str, ...] = ()
 
 
 class CheckedLedger(Struct, frozen=True):
@@ -98,109 +76,113 @@ def verify(
     view: Annotated[
         list[str] | None, typer.Option(help="compare this view only; may be given again")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger verify`."""
     names = [projection.name for projection in PROJECTIONS]
     if unknown := set(view or ()) - set(names):
-        exit_with(BAD_USAGE, f"there is no view {unknown.pop()}: choose of {', '.join(names)}")
+        console.usage_error(f"there is no view {unknown.pop()}: choose of {', '.join(names)}")
     if view and (quick or since_position or against):
-        exit_with(BAD_USAGE, "--view leaves out the ledger: leave out what is for the ledger, too")
+        console.usage_error("--view leaves out the ledger: leave out what is for the ledger, too")
     if public_key and not against:
-        exit_with(BAD_USAGE, "--public-key is for the head that --against names")
+        console.usage_error("--public-key is for the head that --against names")
     try:
         kept = load_head(against, public_key) if against else None
-        options = Options(since_position, quick, kept, tuple(view or ()))
-        verified = run(
-            check(read_settings(), options),
-            failed=UNDECIDED,
-            handled=(VerificationFailed, BadStart),
-        )
+        settings = console.read_settings()
+        if view:
+            work = check_only_views(settings, view)
+        else:
+            work = check(settings, since_position, quick=quick, against=kept)
+        verified = console.run(work, failed=UNDECIDED, handled=(VerificationFailed, BadStart))
     except VerificationFailed as failure:
         if as_json:
-            print_json({"wrong": {"position": failure.position, "what": failure.detail}})
-        exit_with(FAILED, str(failure))
+            console.print_json({"wrong": {"position": failure.position, "what": failure.detail}})
+        console.fail(str(failure))
     except (BadFile, BadStart) as error:
-        exit_with(BAD_USAGE, str(error))
+        console.usage_error(str(error))
     if as_json:
-        print_json(verified)
+        console.print_json(verified)
     else:
-        _show(verified, quick=quick)
+        _print_for_people(verified, quick=quick)
     if kept and not public_key:
-        err.print("the kept head was taken as it is: --public-key FILE says who signed it")
+        console.err.print("the kept head was taken as it is: --public-key FILE says who signed it")
 
 
-def _show(verified: Verified, *, quick: bool) -> None:
+def _print_for_people(verified: Verified, *, quick: bool) -> None:
     if ledger := verified.ledger:
         since = f" after position {ledger.since}, which was trusted," if ledger.since else ""
         state = "in the chain" if quick else "as it was decided"
-        out.print(f"ledger: all{since} up to position {ledger.position} is {state}")
-        out.print(f"        hash {ledger.hash}")
-    for view in verified.views:
-        rows = f"{view.rows} rows" if view.rows != 1 else "1 row"
-        out.print(f"{view.name}: {rows}, as the ledger makes them up to position {view.position}")
+        console.out.print(f"ledger: all{since} up to position {ledger.position} is {state}")
+        console.out.print(f"        hash {ledger.hash}")
+    for name, position, rows in map(astuple, verified.views):
+        count = "1 row" if rows == 1 else f"{rows} rows"
+        made = f"as the ledger makes them up to position {position}"
+        console.out.print(f"{name}: {count}, {made}")
 
 
-async def check(settings: Settings, options: Options) -> Verified:
+async def check_only_views(settings: Settings, names: Collection[str]) -> Verified:
+    """Compare these views with the ledger, which is taken as it is; raises VerificationFailed."""
+    started = time.perf_counter()
+    chosen = [view for view in PROJECTIONS if view.name in names]
+    async with connections.connection(settings, "projector", read_only=True) as connection:
+        head = await EventReader(connection).head()
+        with console.progress("views", head.position) as advance:
+            views = await check_views(connection, chosen, advance)
+    return Verified(None, views, 0.0, round(time.perf_counter() - started, 3))
+
+
+async def check(
+    settings: Settings,
+    since_position: int = 0,
+    *,
+    quick: bool = False,
+    against: KeptHead | None = None,
+) -> Verified:
     """Check ledger and views, reading each page of the ledger once.
 
+    The check begins after the nearest snapshot up to `since_position`, or with `quick` right there,
+    and then leaves out the views. The ledger must go on from the head `against`, if there is one.
     Raises VerificationFailed for the first position where something is wrong, and BadStart.
     """
-    started = time.perf_counter()
+    started, ledger_s = time.perf_counter(), 0.0
+    views: list[CheckedView] = []
     # The views are compared on a connection of their own, while the next page is read on this one.
     async with (
         connections.engine(settings, "projector", read_only=True, autocommit=True) as engine,
         engine.connect() as connection,
     ):
-        if options.views:
-            chosen = [view for view in PROJECTIONS if view.name in options.views]
-            events = (await EventReader(connection).head()).position
-            with progress("views", events) as advance:
-                async with connections.connection(
-                    settings, "projector", read_only=True
-                ) as view_connection:
-                    views = await check_views(view_connection, chosen, advance)
-            return Verified(None, views, 0.0, round(time.perf_counter() - started, 3))
-        return await _check_ledger_and_views(settings, connection, options)
+        chain, decisions = await _start(connection, since_position, quick=quick)
+        since = chain.position
+        end = await EventReader(connection).end()
+        failures = [end.failure, await _compare_kept_head(connection, since, end, against)]
+        pages = _checked_pages(connection, chain, decisions, end.position)
 
+        async def next_page() -> EventPage | None:
+            nonlocal ledger_s
+            begun = time.perf_counter()
+            page = await anext(pages, None)
+            ledger_s += time.perf_counter() - begun
+            return page
 
-async def _check_ledger_and_views(
-    settings: Settings, connection: AsyncConnection, options: Options
-) -> Verified:
-    started, ledger_s = time.perf_counter(), 0.0
-    chain, decisions = await _start(connection, options)
-    since = chain.position
-    end = await EventReader(connection).end()
-    failures = [end.failure, await _compare_kept_head(connection, since, end, options)]
-    pages = _checked_pages(connection, chain, decisions, end.position)
+        async def next_range(view_connection: AsyncConnection, after: int) -> EventRange | None:
+            if page := await next_page():
+                return event_range(page, after)
+            # A view may be ahead of where the ledger ended when this began.
+            return await read_range(view_connection, after)
 
-    async def next_page() -> EventPage | None:
-        nonlocal ledger_s
-        begun = time.perf_counter()
-        page = await anext(pages, None)
-        ledger_s += time.perf_counter() - begun
-        return page
-
-    async def next_range(view_connection: AsyncConnection, after: int) -> EventRange | None:
-        if page := await next_page():
-            return event_range(page, after)
-        # A view may be ahead of where the ledger ended when this began.
-        return await read_range(view_connection, after)
-
-    views: list[CheckedView] = []
-    try:
-        with progress("verifying", max(0, end.position - since)) as advance:
-            if not options.quick and not options.since_position:
-                async with connections.connection(
-                    settings, "projector", read_only=True
-                ) as view_connection:
-                    views = await check_views(view_connection, PROJECTIONS, advance, next_range)
-            while page := await next_page():  # what no view shows yet
-                advance(len(page.records))
-    except VerificationFailed as failure:
-        failures.append(failure)
-    finally:
-        await pages.aclose()
+        try:
+            with console.progress("verifying", max(0, end.position - since)) as advance:
+                if not quick and not since_position:
+                    async with connections.connection(
+                        settings, "projector", read_only=True
+                    ) as view_connection:
+                        views = await check_views(view_connection, PROJECTIONS, advance, next_range)
+                while page := await next_page():  # what no view shows yet
+                    advance(len(page.records))
+        except VerificationFailed as failure:
+            failures.append(failure)
+        finally:
+            await pages.aclose()
     # The first position is promised, and each of these may be the one that names it.
     if first := min(filter(None, failures), key=attrgetter("position"), default=None):
         raise first
@@ -236,14 +218,13 @@ async def _checked_pages(
 
 
 async def _start(
-    connection: AsyncConnection, options: Options
+    connection: AsyncConnection, since: int, *, quick: bool
 ) -> tuple[ChainCheck, DecisionAudit | None]:
     """The state to begin with; no decisions, if only the chain is to be checked."""
-    since = options.since_position
     if since and await EventReader(connection).record_at(since) is None:
         raise BadStart(f"--since-position {since} is after the end of the ledger")
     decisions = None
-    if not options.quick:
+    if not quick:
         snapshot = await snapshots.nearest(connection, since)
         since = snapshot.position if snapshot else 0
         decisions = DecisionAudit(
@@ -256,10 +237,9 @@ async def _start(
 
 
 async def _compare_kept_head(
-    connection: AsyncConnection, since: int, end: LedgerEnd, options: Options
+    connection: AsyncConnection, since: int, end: LedgerEnd, kept: KeptHead | None
 ) -> VerificationFailed | None:
     """The failure if the ledger does not go on from a head that was kept."""
-    kept = options.against
     if kept is None or kept.position == 0:
         return None
     if since > kept.position:

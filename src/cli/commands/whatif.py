@@ -12,17 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rich.table import Column, Table
 from rich.text import Text
 
-from cli import connections
-from cli.console import (
-    BAD_USAGE,
-    FAILED,
-    exit_with,
-    out,
-    print_json,
-    progress,
-    read_settings,
-    run,
-)
+from cli import connections, console
 from cli.settings import Settings
 from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
 from ledger.core.events import TYPE_OF, OrderPlaced
@@ -77,24 +67,43 @@ class WhatIfReport(Struct, frozen=True):
 
 def whatif(
     rules: Annotated[Path, typer.Option(help="the other rules, in a .toml or .json file")],
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger whatif`."""
     try:
-        report = run(_compare(read_settings(), load_rules(rules)), handled=(VerificationFailed,))
+        report = console.run(
+            _compare(console.read_settings(), load_rules(rules)), handled=(VerificationFailed,)
+        )
     except BadRules as error:
-        exit_with(BAD_USAGE, str(error))
+        console.usage_error(str(error))
     except VerificationFailed as failure:
-        exit_with(FAILED, f"{failure}; run `ledger verify`")
+        console.fail(f"{failure}; run `ledger verify`")
     if as_json:
-        print_json(report)
+        console.print_json(report)
         return
-    out.print(f"all that was submitted up to position {report.position}, decided by {rules}:")
-    out.print(_orders_table(report))
-    out.print(_products_table(report.products[:MAX_PRODUCTS]))
+    console.out.print(
+        f"all that was submitted up to position {report.position}, decided by {rules}:"
+    )
+    decided, other = report.decided, report.whatif
+    headers = ("decided", "what if", "change")
+    table = Table("", *(Column(name, justify="right") for name in headers), box=None)
+    table.add_row("orders completed", *_counts(decided.completed, other.completed))
+    for reason in sorted(decided.failed.keys() | other.failed.keys()):
+        table.add_row(f"failed, {reason}", *_counts(decided.failed[reason], other.failed[reason]))
+    table.add_row("cancelled", *_counts(decided.cancelled, other.cancelled))
+    table.add_row("units sold", *_counts(decided.units, other.units))
+    table.add_row("revenue", *_amounts(decided.revenue_minor, other.revenue_minor))
+    console.out.print(table)
+    columns = ("units", "what if", "revenue", "what if", "change")
+    table = Table("product", *(Column(name, justify="right") for name in columns), box=None)
+    for product in report.products[:MAX_PRODUCTS]:
+        units = f"{product.decided.units}", f"{product.whatif.units}"
+        revenue = _amounts(product.decided.revenue_minor, product.whatif.revenue_minor)
+        table.add_row(Text(product.name or "not listed"), *units, *revenue)
+    console.out.print(table)
     if len(report.products) > MAX_PRODUCTS:
         more = len(report.products) - MAX_PRODUCTS
-        out.print(f"{more} more products change less: --json has all")
+        console.out.print(f"{more} more products change less: --json has all")
 
 
 def load_rules(path: Path) -> Rules:
@@ -135,7 +144,7 @@ async def _compare(settings: Settings, rules: Rules) -> WhatIfReport:
     async with connections.connection(settings, "projector", read_only=True) as connection:
         reader = EventReader(connection)
         head = await reader.head()
-        with progress("deciding", head.position) as advance:
+        with console.progress("deciding", head.position) as advance:
             async for page in reader.pages(0, head.position, whole_batches=True):
                 placed = [r.stream_id for r in page.records if r.type == TYPE_OF[OrderPlaced]]
                 last_positions = await reader.last_positions(placed, page.position)
@@ -150,38 +159,12 @@ async def _compare(settings: Settings, rules: Rules) -> WhatIfReport:
     )
 
 
-def _orders_table(report: WhatIfReport) -> Table:
-    headers = ("decided", "what if", "change")
-    table = Table("", *(Column(name, justify="right") for name in headers), box=None)
-    decided, whatif = report.decided, report.whatif
-    table.add_row("orders completed", *_counts(decided.completed, whatif.completed))
-    for reason in sorted(decided.failed.keys() | whatif.failed.keys()):
-        table.add_row(f"failed, {reason}", *_counts(decided.failed[reason], whatif.failed[reason]))
-    table.add_row("cancelled", *_counts(decided.cancelled, whatif.cancelled))
-    table.add_row("units sold", *_counts(decided.units, whatif.units))
-    table.add_row("revenue", *_amounts(decided.revenue_minor, whatif.revenue_minor))
-    return table
-
-
-def _products_table(products: list[ProductTallies]) -> Table:
-    headers = ("units", "what if", "revenue", "what if", "change")
-    table = Table("product", *(Column(name, justify="right") for name in headers), box=None)
-    for product in products:
-        units = f"{product.decided.units}", f"{product.whatif.units}"
-        revenue = _amounts(product.decided.revenue_minor, product.whatif.revenue_minor)
-        table.add_row(Text(product.name or "not listed"), *units, *revenue)
-    return table
-
-
 def _counts(decided: int, whatif: int) -> tuple[str, str, str]:
     return f"{decided}", f"{whatif}", f"{whatif - decided:+d}" if whatif != decided else ""
 
 
 def _amounts(decided_minor: int, whatif_minor: int) -> tuple[str, str, str]:
-    sign = "+" if whatif_minor > decided_minor else ""
-    change = sign + to_amount(whatif_minor - decided_minor)
-    return (
-        to_amount(decided_minor),
-        to_amount(whatif_minor),
-        change if whatif_minor != decided_minor else "",
-    )
+    difference_minor = whatif_minor - decided_minor
+    sign = "+" if difference_minor > 0 else ""
+    change = sign + to_amount(difference_minor) if difference_minor else ""
+    return to_amount(decided_minor), to_amount(whatif_minor), change

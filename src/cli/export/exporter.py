@@ -9,8 +9,8 @@ from typing import Any
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from cli import console
 from cli.connections import connection
-from cli.console import progress
 from cli.export import ExportRefused, Format
 from cli.export.directory import (
     MANIFEST_VERSION,
@@ -20,7 +20,7 @@ from cli.export.directory import (
     TableFile,
     new_export,
 )
-from cli.export.formats import KEYS_FILE, NewRowWriter, encode_keys, row_writer
+from cli.export.formats import KEYS_FILE, RowWriter, encode_keys, row_writer
 from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, view_pages
 from cli.settings import Settings
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
@@ -50,14 +50,14 @@ async def export_tables(settings: Settings, request: ExportRequest) -> Manifest:
     Raises ExportRefused, NoParquet, LedgerDamaged, and DATABASE_ERRORS where no database answers
     at first.
     """
-    new_writer = row_writer(request.format)
+    writer = row_writer(request.format)
     names = [request.file_name(table) for table in request.tables]
     if request.with_keys:
         names.append(KEYS_FILE)
     async with connection(settings, "projector") as database:
         with new_export(request.directory, names, overwrite=request.overwrite) as draft:
             try:
-                manifest = await _write_files(database, draft, request, new_writer)
+                manifest = await _write_files(database, draft, request, writer)
             except DATABASE_ERRORS as error:
                 reason = getattr(error, "orig", None) or error
                 raise ExportRefused(f"the database failed meanwhile: {reason}") from error
@@ -66,7 +66,7 @@ async def export_tables(settings: Settings, request: ExportRequest) -> Manifest:
 
 
 async def _write_files(
-    database: AsyncConnection, draft: Draft, request: ExportRequest, new_writer: NewRowWriter
+    database: AsyncConnection, draft: Draft, request: ExportRequest, writer: RowWriter
 ) -> Manifest:
     """Write every file but the manifest, which is returned."""
     reader = EventReader(database)
@@ -74,19 +74,20 @@ async def _write_files(
 
     async def write(table: Table, pages: AsyncIterator[Rows], total: int) -> None:
         file = draft.create(request.file_name(table))
-        writer = new_writer(file, table.columns)
         rows = 0
-        with progress(table.name, total) as advance:
+        with (
+            console.progress(table.name, total) as advance,
+            writer(file, table.columns) as write_rows,
+        ):
             async for page in pages:
                 try:
-                    writer.write(page)
+                    write_rows(page)
                 except ValueError as error:
                     raise ExportRefused(
                         f"{table.name} holds text that is not UTF-8: {error}"
                     ) from error
                 rows += len(page)
                 advance(len(page))
-        writer.close()
         files[table.name] = TableFile(
             **structs.asdict(file.finish(rows)),
             name=table.name,

@@ -3,10 +3,11 @@
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 from msgspec import Meta, Raw, Struct, defstruct, structs
@@ -25,30 +26,23 @@ Converters = dict[ColumnType, Callable[[Any], Any]]
 RecordPages = Iterator[list[Record]]
 
 
-class RowWriter(Protocol):
-    """Writes the rows of one file."""
-
-    def write(self, rows: Rows) -> None:
-        """Write one or more rows; raises ValueError for text that is not UTF-8."""
-
-    def close(self) -> None:
-        """Write what is left, before the file is closed."""
-
-
-NewRowWriter = Callable[[io.RawIOBase, Sequence[Column]], RowWriter]
+# Gives the function that writes rows, which raises ValueError for text that is not UTF-8; what is
+# left is written at the end, and not after an error.
+WriteRows = Callable[[Rows], None]
+RowWriter = Callable[[io.RawIOBase, Sequence[Column]], AbstractContextManager[WriteRows]]
 ReadRecords = Callable[[Path], RecordPages]
 
 
-def row_writer(format_: Format) -> NewRowWriter:
-    """The class that writes rows in a format; raises NoParquet."""
+def row_writer(format_: Format) -> RowWriter:
+    """The function that writes the rows of one file in a format; raises NoParquet."""
     match format_:
         case Format.CSV:
-            return CsvWriter
+            return write_csv
         case Format.JSONL:
-            return JsonLinesWriter
+            return write_json_lines
         case Format.PARQUET:
-            writer: NewRowWriter = _parquet().ParquetWriter
-            return writer
+            write: RowWriter = _parquet().write_parquet
+            return write
 
 
 def record_reader(format_: Format) -> ReadRecords:
@@ -115,46 +109,29 @@ def _convert(
     return zip(*converted, strict=True)
 
 
-class CsvWriter:
-    """Writes rows as CSV by RFC 4180, after a line of column names; NULL is an empty field."""
+@contextmanager
+def write_csv(file: io.RawIOBase, columns: Sequence[Column]) -> Iterator[WriteRows]:
+    """Write rows as CSV by RFC 4180, after a line of column names; NULL is an empty field."""
 
-    def __init__(self, file: io.RawIOBase, columns: Sequence[Column]) -> None:
-        self._file = file
-        self._columns = columns
-        self._write_lines([[column.name for column in columns]])
-
-    def write(self, rows: Rows) -> None:
-        """Write rows."""
-        self._write_lines(_convert(rows, self._columns, _TO_CSV))
-
-    def close(self) -> None:
-        """Do nothing, as every row is written at once."""
-
-    def _write_lines(self, rows: Iterable[Iterable[Any]]) -> None:
+    def write_lines(rows: Iterable[Iterable[Any]]) -> None:
         page = io.StringIO(newline="")
         csv.writer(page).writerows(rows)
-        self._file.write(page.getvalue().encode())
+        file.write(page.getvalue().encode())
+
+    write_lines([[column.name for column in columns]])
+    yield lambda rows: write_lines(_convert(rows, columns, _TO_CSV))
 
 
-class JsonLinesWriter:
-    """Writes each row as a JSON object on a line; JSON columns keep their very bytes."""
+@contextmanager
+def write_json_lines(file: io.RawIOBase, columns: Sequence[Column]) -> Iterator[WriteRows]:
+    """Write each row as a JSON object on a line; JSON columns keep their very bytes."""
+    names, encode = [column.name for column in columns], Encoder().encode_lines
 
-    def __init__(self, file: io.RawIOBase, columns: Sequence[Column]) -> None:
-        self._file = file
-        self._columns = columns
-        self._names = [column.name for column in columns]
-        self._encode = Encoder().encode_lines
+    def write(rows: Rows) -> None:
+        converted = _convert(rows, columns, _TO_JSON)
+        file.write(encode([dict(zip(names, row, strict=True)) for row in converted]))
 
-    def write(self, rows: Rows) -> None:
-        """Write rows."""
-        objects = [
-            dict(zip(self._names, row, strict=True))
-            for row in _convert(rows, self._columns, _TO_JSON)
-        ]
-        self._file.write(self._encode(objects))
-
-    def close(self) -> None:
-        """Do nothing, as every row is written at once."""
+    yield write
 
 
 def read_csv(path: Path) -> RecordPages:

@@ -11,8 +11,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from cli import console
 from cli.connections import engine
-from cli.console import progress
 from cli.export import BadExport, ImportRefused
 from cli.export.directory import read_manifest, verified_path
 from cli.export.formats import RecordPages, read_keys, record_reader
@@ -190,7 +190,7 @@ async def _append_all(
     snapshot_every: int,
 ) -> None:
     """Append batch after batch; the next one is read and checked while one is written."""
-    with progress("importing", export.manifest.position) as advance:
+    with console.progress("importing", export.manifest.position) as advance:
         advance(ledger.head.position)
         batches = _new_batches(export, ledger, snapshot_every)
         batch = await asyncio.to_thread(next, batches, None)

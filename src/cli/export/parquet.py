@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,39 +40,36 @@ _TO_ARROW: Final[dict[ColumnType, Callable[[Sequence[Any]], Any]]] = {
 }
 
 
-class ParquetWriter:
-    """Writes rows in groups of GROUP_ROWS, or fewer where they reach GROUP_BYTES."""
+@contextmanager
+def write_parquet(
+    file: io.RawIOBase, columns: Sequence[Column]
+) -> Iterator[Callable[[Rows], None]]:
+    """Write rows in groups of GROUP_ROWS, or fewer where they reach GROUP_BYTES."""
+    schema = pa.schema(
+        [pa.field(c.name, ARROW_TYPES[c.type], nullable=c.nullable) for c in columns]
+    )
+    writer = parquet.ParquetWriter(file, schema, compression="zstd")
+    group: list[Any] = []
 
-    def __init__(self, file: io.RawIOBase, columns: Sequence[Column]) -> None:
-        self._columns = columns
-        self._schema = pa.schema(
-            [pa.field(c.name, ARROW_TYPES[c.type], nullable=c.nullable) for c in columns]
-        )
-        self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
-        self._group: list[Any] = []
-
-    def write(self, rows: Rows) -> None:
-        """Write rows, or keep them until the group is full."""
-        columns = zip(self._columns, zip(*rows, strict=True), strict=True)
-        arrays = [_TO_ARROW[column.type](values) for column, values in columns]
-        self._group.append(pa.record_batch(arrays, schema=self._schema))
-        if (
-            sum(batch.num_rows for batch in self._group) >= GROUP_ROWS
-            or sum(batch.nbytes for batch in self._group) >= GROUP_BYTES
-        ):
-            self._write_group()
-
-    def close(self) -> None:
-        """Write the last group and the footer."""
-        self._write_group()
-        self._writer.close()
-
-    def _write_group(self) -> None:
-        if self._group:
+    def write_group() -> None:
+        if group:
             # A group may be longer than GROUP_ROWS by the page that filled it, and stays one group.
-            table = pa.Table.from_batches(self._group)
-            self._writer.write_table(table, row_group_size=GROUP_ROWS + PAGE)
-            self._group = []
+            table = pa.Table.from_batches(group)
+            writer.write_table(table, row_group_size=GROUP_ROWS + PAGE)
+            group.clear()
+
+    def write(rows: Rows) -> None:
+        pairs = zip(columns, zip(*rows, strict=True), strict=True)
+        arrays = [_TO_ARROW[column.type](values) for column, values in pairs]
+        group.append(pa.record_batch(arrays, schema=schema))
+        rows_held = sum(batch.num_rows for batch in group)
+        bytes_held = sum(batch.nbytes for batch in group)
+        if rows_held >= GROUP_ROWS or bytes_held >= GROUP_BYTES:
+            write_group()
+
+    yield write
+    write_group()
+    writer.close()
 
 
 def read_parquet(path: Path) -> Iterator[list[Record]]:

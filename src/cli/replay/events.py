@@ -9,8 +9,7 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cli import connections
-from cli.console import LineWriter
+from cli import connections, console
 from cli.replay import ReplayStopped
 from cli.settings import Settings
 from ledger.eventlog.chain import gap_error
@@ -130,7 +129,7 @@ async def read_page(reader: EventReader, selection: Selection, after: int, last:
 
 async def print_events(settings: Settings, selection: Selection, *, follow: bool) -> None:
     """Print the selected events, one CloudEvent in JSON a line; raises as `Replay.run`."""
-    lines = LineWriter()
+    lines = console.LineWriter()
 
     async def print_page(page: Page) -> None:
         for event in page.events:

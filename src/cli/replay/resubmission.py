@@ -15,8 +15,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from cli import connections
-from cli.console import progress
+from cli import connections, console
 from cli.replay import ReplayRefused, ReplayStopped
 from cli.replay.events import Page, Replay, Selection
 from cli.settings import Settings
@@ -70,7 +69,7 @@ async def resubmit_events(
             head = (await reader.head()).position
         positions = (selection.last or head) - selection.first + 1
         total = None if follow and selection.last is None else positions
-        with progress("submitting", total) as advance:
+        with console.progress("submitting", total) as advance:
             replay = Replay(engine, selection, advance)
             await first_to_end(publisher.run(), replay.run(submit_page, follow=follow))
     return Resubmitted(submitted_events, replay.position)

@@ -251,12 +251,15 @@ def check_page(
 async def audit_pages(
     reader: EventReader, after: int, up_to: int, decisions: DecisionAudit | None
 ) -> AsyncGenerator[AuditPage, None]:
-    """The pages after a position and up to another; with what `decisions` needs, if given.
+    """The pages after a position and up to another; if `decisions` is given, with what it needs.
+
+    Such pages also have the encryption keys, for a comparison of views with them.
 
     Raises LedgerDamaged where a record is missing, after yielding all that is whole before it.
     """
+    with_keys = decisions is not None
     async for page in reader.pages(
-        after, up_to, whole_batches=True, with_keys=True, up_to_damage=True
+        after, up_to, whole_batches=True, with_keys=with_keys, up_to_damage=True
     ):
         first, earlier = page.records[0].position, Earlier()
         if decisions:
