@@ -37,7 +37,13 @@ async def engine(
         autocommit=autocommit,
     )
     if read_only:
-        event.listen(pool.sync_engine, "connect", _set_read_only)
+
+        @event.listens_for(pool.sync_engine, "connect")
+        def set_read_only(dbapi_connection: Any, _: object) -> None:
+            cursor = dbapi_connection.cursor()
+            cursor.execute("SET SESSION TRANSACTION READ ONLY")
+            cursor.close()
+
     try:
         yield pool
     finally:
@@ -60,9 +66,3 @@ async def connection(
         pool.connect() as opened,
     ):
         yield opened
-
-
-def _set_read_only(dbapi_connection: Any, _: object) -> None:
-    cursor = dbapi_connection.cursor()
-    cursor.execute("SET SESSION TRANSACTION READ ONLY")
-    cursor.close()

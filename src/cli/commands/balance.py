@@ -1,7 +1,7 @@
 """`ledger balance`: the trial balance of the journal."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Final, get_args
+from typing import Annotated, Final, get_args
 
 import typer
 from rich.table import Table
@@ -37,7 +37,20 @@ def balance(
     as_of = AsOfTarget(position, parse_time(time))
     trial_balance, unbalanced_at = console.run(_read(console.read_settings(), as_of))
     if as_json:
-        console.print_json(_json_object(trial_balance))
+        # For programs: integers, money in minor units.
+        accounts = trial_balance.accounts.items()
+        report = {
+            "position": trial_balance.position,
+            "balanced": trial_balance.balanced,
+            "accounts": [
+                {"account": account, "unit": unit, **_sums(sums)}
+                for (account, unit), sums in accounts
+            ],
+            "totals": [
+                {"unit": unit, **_sums(trial_balance.total(unit))} for unit in get_args(Unit)
+            ],
+        }
+        console.print_json(report)
     else:
         console.out.print(_table(trial_balance))
     if unbalanced_at is not None:
@@ -85,16 +98,5 @@ def _table(trial_balance: JournalBalance) -> Table:
     return table
 
 
-def _json_object(trial_balance: JournalBalance) -> dict[str, Any]:
-    """For programs: integers, money in minor units."""
-
-    def entry(sums: Sums, **labels: str) -> dict[str, Any]:
-        return labels | {"debit": sums.debit, "credit": sums.credit, "balance": sums.balance}
-
-    accounts = trial_balance.accounts.items()
-    return {
-        "position": trial_balance.position,
-        "balanced": trial_balance.balanced,
-        "accounts": [entry(sums, account=account, unit=unit) for (account, unit), sums in accounts],
-        "totals": [entry(trial_balance.total(unit), unit=unit) for unit in get_args(Unit)],
-    }
+def _sums(sums: Sums) -> dict[str, int]:
+    return {"debit": sums.debit, "credit": sums.credit, "balance": sums.balance}

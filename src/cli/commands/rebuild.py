@@ -65,30 +65,25 @@ def rebuild(
     if as_json:
         console.print_json(report)
     else:
-        _print_for_people(report, undo=undo)
+        for name in report.dropped:
+            console.out.print(f"{name} is dropped")
+        for view in report.views:
+            comparison = "other than before" if view.difference else "the same as before"
+            if view.not_compared:
+                comparison = f"not compared ({view.not_compared})"
+            if not view.swapped:
+                console.out.print(f"{view.view}: not swapped, {comparison}")
+                continue
+            change = "the old table is back" if undo else f"rebuilt, {comparison}"
+            console.out.print(
+                f"{view.view}: {change}, at position {view.position}; the table before is kept as"
+                f" {view.view}_old"
+            )
+            if view.difference:
+                console.out.print(f"  {view.difference}", markup=False)
     for view in report.views:
         if view.difference and not view.swapped:
             console.fail(
                 f"{view.difference}; nothing was swapped, {view.view}_shadow holds what the ledger"
                 " says: with --repair it is swapped in",
             )
-
-
-def _print_for_people(report: RebuildReport, *, undo: bool) -> None:
-    for name in report.dropped:
-        console.out.print(f"{name} is dropped")
-    for view in report.views:
-        if view.not_compared:
-            comparison = f"not compared ({view.not_compared})"
-        else:
-            comparison = "other than before" if view.difference else "the same as before"
-        if not view.swapped:
-            console.out.print(f"{view.view}: not swapped, {comparison}")
-            continue
-        change = "the old table is back" if undo else f"rebuilt, {comparison}"
-        console.out.print(
-            f"{view.view}: {change}, at position {view.position}; the table before is kept as"
-            f" {view.view}_old"
-        )
-        if view.difference:
-            console.out.print(f"  {view.difference}", markup=False)

@@ -4,7 +4,7 @@ import json
 import tomllib
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Final, Self
 
 import typer
 from msgspec import Struct
@@ -123,16 +123,14 @@ def load_rules(path: Path) -> Rules:
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise BadRules(f"{path} is not {path.suffix[1:].upper()}: {error}") from error
     except ValidationError as error:
-        raise BadRules(f"{path}: {'; '.join(map(_problem, error.errors()))}") from error
+        problems = []
+        for problem in error.errors():
+            loc = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"])
+            message = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{loc[1:]}: {message}" if loc else message)
+        raise BadRules(f"{path}: {'; '.join(problems)}") from error
     tiers = tuple(Tier(tier.above_percent, tier.factor) for tier in form.tiers)
     return Rules(0, tiers, form.last_factor)
-
-
-def _problem(error: Any) -> str:
-    """One error of pydantic as `tiers[0].factor: …`."""
-    field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in error["loc"]).lstrip(".")
-    message: str = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message
 
 
 async def _compare(settings: Settings, rules: Rules) -> WhatIfReport:

@@ -60,23 +60,19 @@ class EventsExport:
         Raises BadExport, which names the first position that is not as it must be.
         """
         chain = ChainCheck()
-        for batch in whole_decisions(self._pages()):
-            try:
+        try:
+            for batch in whole_decisions(self._read(self._path)):
                 chain.check(batch)
-            except (LedgerDamaged, struct.error) as error:  # struct's: a number out of range
-                raise BadExport(f"{self._path} is not a ledger's: {error}") from error
-            yield batch
+                yield batch
+        except (LedgerDamaged, struct.error) as error:  # struct's: a number out of range
+            raise BadExport(f"{self._path} is not a ledger's: {error}") from error
+        except (DecodeError, ValueError, LookupError, OverflowError) as error:
+            raise BadExport(f"{self._path} can't be read: {error}") from error
         if (chain.position, chain.hash.hex()) != (self.manifest.position, self.manifest.hash):
             raise BadExport(
                 f"{self._path} ends at position {chain.position}, its manifest names"
                 f" {self.manifest.position}, or another hash"
             )
-
-    def _pages(self) -> RecordPages:
-        try:
-            yield from self._read(self._path)
-        except (DecodeError, ValueError, LookupError, OverflowError) as error:
-            raise BadExport(f"{self._path} can't be read: {error}") from error
 
 
 def whole_decisions(pages: RecordPages) -> RecordPages:

@@ -139,26 +139,22 @@ async def view_pages(connection: AsyncConnection, view: Table) -> AsyncIterator[
     expressions = ", ".join(column.select_expression for column in view.columns)
     order = f"ORDER BY {', '.join(view.key)} LIMIT {PAGE}"
     key_indexes = [[column.name for column in view.columns].index(name) for name in view.key]
-    after_last: tuple[str, tuple[Any, ...]] = ("TRUE", ())
+    where = "TRUE"
+    values: list[Any] = []
     while True:
-        where, values = after_last
         result = await connection.exec_driver_sql(
-            f"SELECT {expressions} FROM {view.name} WHERE {where} {order}", values
+            f"SELECT {expressions} FROM {view.name} WHERE {where} {order}", tuple(values)
         )
         rows: Any = result.all()
         if not rows:
             return
         yield rows
-        after_last = _rows_after(view.key, [rows[-1][index] for index in key_indexes])
-
-
-def _rows_after(key: Sequence[str], last: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
-    """The WHERE clause for the next page, and its values."""
-    # Written out, as neither server uses an index range for a comparison of row values.
-    clauses: list[str] = []
-    values: list[Any] = []
-    for length in range(len(key)):
-        equal = [f"{name} = %s" for name in key[:length]]
-        clauses.append(f"({' AND '.join([*equal, f'{key[length]} > %s'])})")
-        values += last[: length + 1]
-    return " OR ".join(clauses), tuple(values)
+        last = [rows[-1][index] for index in key_indexes]
+        # Written out, as neither server uses an index range for a comparison of row values.
+        clauses: list[str] = []
+        values = []
+        for length, name in enumerate(view.key):
+            equal = [f"{earlier} = %s" for earlier in view.key[:length]]
+            clauses.append(f"({' AND '.join([*equal, f'{name} > %s'])})")
+            values += last[: length + 1]
+        where = " OR ".join(clauses)

@@ -94,14 +94,12 @@ def group_length(events: list[Submitted], *, is_last: bool) -> int:
     0 while events that belong to the group may still follow, which `is_last` rules out.
     """
     end = min(GROUP_EVENTS, len(events))
-    while 0 < end < len(events) and _is_same_batch(events[end - 1], events[end]):
+    while 0 < end < len(events):
+        if events[end].atomic_id is None or events[end].atomic_id != events[end - 1].atomic_id:
+            break
         end += 1
     may_grow = end == len(events) and not is_last and (end < GROUP_EVENTS or events[-1].atomic_id)
     return 0 if may_grow else end
-
-
-def _is_same_batch(event: Submitted, following: Submitted) -> bool:
-    return event.atomic_id is not None and event.atomic_id == following.atomic_id
 
 
 def original(event: RecordWithCause) -> Submitted:
