@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
+from api import openapi
 from api.context import Context
 from api.middleware import middleware
-from api.openapi import document as openapi
 from api.operation import PREFIX, Operation
 from api.parameters import IF_NONE_MATCH, Call
 from api.problems import CLOSE, Problem

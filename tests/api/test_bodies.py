@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from api.app import ROUTES
-from api.openapi.examples import BODIES
+from api.openapi import BODIES
 from api.operation import PREFIX
 from api.requests import MAX_BODY
 from api.resources.orders import MAX_BATCH_BODY

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from api.app import ROUTES
-from api.openapi.examples import BODIES
+from api.openapi import BODIES
 from api.operation import PREFIX
 
 from .client import list_product, order, problem, register

@@ -12,7 +12,7 @@ from openapi_spec_validator import validate
 
 from api import parameters
 from api.app import ROUTES, document
-from api.openapi.examples import ANSWERS, BODIES
+from api.openapi import ANSWERS, BODIES
 from api.operation import Operation
 from api.parameters import X_REQUEST_ID, Parameter
 from api.problems import KINDS

@@ -1,20 +1,30 @@
-"""The OpenAPI 3.1 document, made of the route table and the declarations that serve."""
+"""The OpenAPI 3.1 document, made of the route table and the declarations that serve.
 
-from collections.abc import Iterator, Mapping
+The schemas are those of pydantic for bodies and of msgspec for answers, as both are on the wire.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from decimal import Decimal
 from http import HTTPStatus
 from importlib.metadata import version
 from inspect import cleandoc
-from typing import Any, Final
+from typing import Any, Final, Literal
+from uuid import UUID
 
-from msgspec import Raw
+import msgspec
+from msgspec import Raw, Struct
+from pydantic import BaseModel
 
-from api.openapi.examples import ANSWERS, BODIES
-from api.openapi.schemas import MEDIA, SCHEMAS, CloudEvent, answer_schemas, body_schemas
+from api import schemas as s
 from api.operation import PREFIX, Operation
 from api.parameters import HEADERS, TEXT_SCHEMA, X_REQUEST_ID, Json, Parameter
 from api.problems import KINDS, ProblemDetails
 from api.requests import is_required
 from api.responses import ANSWER_HEADERS, JSON, PROBLEM_JSON, encode
+from ledger.eventlog.codec import BATCH_CONTENT_TYPE
+from projections.trial_balance import JournalBalance, Sums
+from projections.views.journal import UNIT_OF
 
 Routes = Mapping[str, Mapping[str, Operation]]
 ABOUT: Final = """\
@@ -34,12 +44,102 @@ TAGS: Final = {
     "health": "Liveness and readiness of the process",
     "docs": "This document, and explanations of problems",
 }
-
-
 KEY: Final[Json] = {
     "type": "http",
     "scheme": "bearer",
     "description": "an API key of `ledger keys create`, or a JWT of the configured issuer",
+}
+SCHEMAS: Final = "#/components/schemas/"
+# What answers of a media type hold that come as bytes already.
+MEDIA: Final[Mapping[str, Json]] = {
+    JSON: {"type": "object"},
+    BATCH_CONTENT_TYPE: {"type": "array", "items": {"$ref": f"{SCHEMAS}CloudEvent"}},
+}
+
+# Each body can be posted, each answer is a real shape.
+_CUSTOMER: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
+_PRODUCT: Final = UUID("a1b2c3d4-e5f6-7890-1234-567890abcdef")
+_ORDER: Final = UUID("01a2031b-bc0e-73eb-8cd5-4c3d4062033a")
+_PLACED: Final = "2026-11-22T11:54:38.990659Z"
+_DECIDED: Final = "2026-11-22T11:54:38.994873Z"
+
+BODIES: Final[Mapping[type[BaseModel], dict[str, Any]]] = {
+    s.PlaceOrder: {"customer_id": str(_CUSTOMER), "product_id": str(_PRODUCT), "quantity": 2},
+    s.PlaceOrders: {
+        "orders": [
+            {"customer_id": str(_CUSTOMER), "product_id": str(_PRODUCT)},
+            {"customer_id": str(_CUSTOMER), "product_id": str(_PRODUCT), "quantity": 2},
+        ],
+        "atomic": True,
+    },
+    s.RegisterCustomer: {"username": "ada"},
+    s.Deposit: {"amount": 12.5},
+    s.ListProduct: {
+        "name": "Pocket Telescope",
+        "description": "Sees as far as lunch.",
+        "base_price": 40.0,
+        "stock": 10,
+    },
+    s.ReceiveStock: {"quantity": 25},
+    s.ChangePrice: {"base_price": 44.99},
+    s.Nothing: {},
+}
+
+_CUSTOMER_NOW: Final = s.Customer(_CUSTOMER, "ada", Decimal("4920.00"), 9)
+_PRODUCT_NOW: Final = s.Product(
+    _PRODUCT,
+    "Pocket Telescope",
+    "Sees as far as lunch.",
+    Decimal("40.00"),
+    Decimal("48.00"),
+    4,
+    9,
+)
+_ORDER_NOW: Final = s.Order(
+    _ORDER,
+    _PRODUCT,
+    _CUSTOMER,
+    2,
+    "COMPLETED",
+    _PLACED,
+    _DECIDED,
+    Decimal("40.00"),
+    Decimal("80.00"),
+    None,
+    9,
+)
+
+_SUMS: Final = {
+    "deposits": Sums(500_000, 0),
+    "wallet": Sums(8_000, 500_000),
+    "revenue": Sums(0, 8_000),
+    "stock": Sums(10, 2),
+    "received": Sums(0, 10),
+    "sold": Sums(2, 0),
+}
+_TRIAL_BALANCE: Final = JournalBalance(
+    9, {(account, unit): _SUMS.get(account, Sums()) for account, unit in UNIT_OF.items()}
+)
+
+ANSWERS: Final[Mapping[type[Struct], Struct]] = {
+    type(example): example
+    for example in (
+        _CUSTOMER_NOW,
+        _PRODUCT_NOW,
+        _ORDER_NOW,
+        s.PlacedOrders([_ORDER_NOW]),
+        s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9),
+        s.AcceptedOrder(_ORDER, _PRODUCT, _CUSTOMER, 2, "PENDING", _PLACED, _PLACED),
+        s.AcceptedCancel(_ORDER, s.ACCEPTED),
+        s.AcceptedCustomer(_CUSTOMER, s.ACCEPTED),
+        s.AcceptedProduct(_PRODUCT, s.ACCEPTED),
+        s.Products([_PRODUCT_NOW], None),
+        s.Orders([_ORDER_NOW], 8),
+        s.trial_balance(_TRIAL_BALANCE),
+        s.Live(),
+        s.Explained("/problems/out-of-stock", "Not enough in stock", 409, "Order fewer units"),
+        s.Ready("ready", True, True, True, 9, 0, True),
+    )
 }
 
 
@@ -184,3 +284,94 @@ def _answer_headers(operation: Operation, status: int, is_problem: bool) -> Iter
         yield "Link"
     if HTTPStatus.NOT_MODIFIED in operation.answers:
         yield "ETag"
+
+
+class CloudEvent(Struct, frozen=True, omit_defaults=True):
+    """A CloudEvent 1.0 with this ledger's extensions; `data` as its type says."""
+
+    specversion: Literal["1.0"]
+    id: UUID
+    source: str
+    type: str
+    subject: UUID
+    time: datetime
+    data: dict[str, int | str]
+    datacontenttype: Literal["application/json"]
+    schemaversion: int
+    position: int
+    version: int
+    recordedtime: datetime
+    hash: str
+    causationid: UUID | None = None
+    rules: int = 1
+    submitter: str | None = None
+    traceparent: str | None = None
+    atomicid: UUID | None = None
+
+
+def body_schemas(models: Iterable[type[BaseModel]]) -> Json:
+    """The schemas of the models and of the models in their fields, by name."""
+    schemas: Json = {}
+    for model in models:
+        schema = model.model_json_schema(ref_template=f"{SCHEMAS}{{model}}")
+        for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+            # pydantic makes titles of the names, and descriptions of the docstrings.
+            for field in part.get("properties", {}).values():
+                field.pop("title", None)
+            schemas[name] = {k: v for k, v in part.items() if k not in ("title", "description")}
+    return schemas
+
+
+def answer_schemas(structs: Iterable[type[Struct]]) -> Json:
+    """The schemas of the structs and of the structs in their fields, by name."""
+    listed = list(structs)
+    _, schemas = msgspec.json.schema_components(listed, ref_template=f"{SCHEMAS}{{name}}")
+    complete = {
+        struct.__name__
+        for struct in _with_nested(listed)
+        if not struct.__struct_config__.omit_defaults
+    }
+    return {name: _as_sent(schema, name in complete) for name, schema in schemas.items()}
+
+
+def _with_nested(structs: list[type[Struct]]) -> set[type[Struct]]:
+    """These structs and those that their fields hold."""
+    seen: set[type[Struct]] = set()
+    left: list[Any] = list(structs)
+    while left:
+        kind = left.pop()
+        if isinstance(kind, type) and issubclass(kind, Struct):
+            if kind not in seen:
+                seen.add(kind)
+                left += [field.type for field in msgspec.structs.fields(kind)]
+        else:
+            left += getattr(kind, "__args__", ())
+    return seen
+
+
+def _as_sent(schema: Json, is_complete: bool) -> Json:
+    """The schema of the JSON on the wire, where `is_complete` structs have all their fields."""
+    sent: Json = _with_numbers(schema)
+    sent["description"] = cleandoc(sent.get("description", ""))
+    if is_complete and "properties" in sent:
+        sent["required"] = list(sent["properties"])
+        for part in sent["properties"].values():
+            part.pop("default", None)
+    return sent
+
+
+def _with_numbers(part: Any) -> Any:
+    """The schema with Decimals as numbers, as they are encoded, and without titles."""
+    if isinstance(part, list):
+        return [_with_numbers(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("format") == "decimal":
+        return {"type": "number"}
+    # A property may be called title: then it is a schema, and not a text.
+    is_titled = isinstance(part.get("title"), str)
+    return {
+        name: _with_numbers(value)
+        for name, value in part.items()
+        if not (is_titled and name == "title")
+    }
