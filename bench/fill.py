@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from bench.history import Shop
 from cli.console import progress, read_settings, run
 from ledger.eventlog import snapshots
-from ledger.eventlog.composer import Composer, order_streams, recall_orders
+from ledger.eventlog.composer import Composer, order_streams
+from ledger.eventlog.decisions import recall_orders
 from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, customers_needing_keys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
-from ledger.eventlog.composer import Composer, drop_duplicates, order_streams, recall_orders
+from ledger.eventlog.composer import Composer, drop_duplicates, order_streams
+from ledger.eventlog.decisions import recall_orders
 from ledger.eventlog.encryption import CustomerKeys, customers_needing_keys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Submitted
@@ -74,7 +75,7 @@ async def load(
     snapshot = await snapshots.newest(connection)
     if snapshot:
         state = LedgerState(
-            Fold(snapshot.customers, snapshot.products),
+            snapshots.fold_of(snapshot),
             Head(snapshot.position, snapshot.hash, 0),
             snapshot.recorded_at_us,
             snapshot.position,

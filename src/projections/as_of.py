@@ -15,7 +15,6 @@ from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import TYPE_OF, Recorded
-from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules
 from ledger.core.state import CustomerState
 from ledger.eventlog import snapshots
@@ -63,7 +62,7 @@ class AsOfReader:
         self._reader = EventReader(connection)
 
     async def at(self, position: int) -> AsOfPosition:
-        """This very position; raises PositionBeyondHead."""
+        """Return this position if the ledger has come to it, else raise PositionBeyondHead."""
         head, _ = await self._reader.last_recorded()
         if position > head:
             raise PositionBeyondHead(f"position {position}", head)
@@ -88,7 +87,7 @@ class AsOfReader:
         return AsOfPosition(low, final=True)
 
     async def row(self, view: KeyedProjection[Any], key: UUID, position: int) -> Any:
-        """The row with a key as of a position, of the view's `as_of_row`; None if not there yet."""
+        """Return a row as of a position, as the view's `as_of_row`; None if it did not exist."""
         row: Any = None
         if view.own_stream:
             types = [TYPE_OF[payload] for payload in view.keyed_by]
@@ -146,7 +145,7 @@ async def view_as_of(
     position: int,
     on_progress: OnProgress,
 ) -> AsyncIterator[Any]:
-    """All rows of a view as of a position: by key, but those of `own_stream` as they were created.
+    """Yield all rows of a view as of a position by key, or with `own_stream` as they were created.
 
     `on_progress` is called with numbers of positions. Memory: a page of events for `own_stream`;
     the customers and products, as in the writer, with `snapshot_entry`; else all rows of the view.
@@ -195,7 +194,7 @@ async def _rows_by_snapshot(
     """Rows as they were created, with the fields of a fold that begins at the nearest snapshot."""
     reader = EventReader(connection)
     snapshot = await snapshots.nearest(connection, position)
-    fold = Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
+    fold = snapshots.fold_of(snapshot)
     after = snapshot.position if snapshot else 0
     on_progress(after)
     async for _, events in _pages(reader, after, position, on_progress):

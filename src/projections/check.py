@@ -28,8 +28,9 @@ from ledger.core.events import TYPE_OF, CustomerErased, Recorded
 from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.encryption import WrongKey, is_sealed
 from ledger.eventlog.reader import PAGE, EventPage, EventReader
+from ledger.runtime.database import placeholders
 from ledger.runtime.timestamps import format_rfc3339
-from projections.tables import Checkpoint, OnProgress, begin_consistent_read, chunks, marks
+from projections.tables import Checkpoint, OnProgress, begin_consistent_read, chunks
 from projections.views.projection import KeyedProjection, LineProjection, Projection
 
 # Keys that one statement names: of 1,000 and more MariaDB makes a temporary table.
@@ -278,7 +279,7 @@ class OwnStreamCheck(ViewCheck):
             )
             for event in later:
                 view.project(rows, event)
-            these = f"{view.key_column} IN ({marks(keys)})"
+            these = f"{view.key_column} IN ({placeholders(keys)})"
             ids = tuple(key.bytes for key in keys)
             shown = _by_key(view, await _select(connection, view, these, ids))
             nameless = set(events.nameless) - erased - _erased(later)

@@ -14,12 +14,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
 from ledger.eventlog.chain import LedgerDamaged
-from ledger.eventlog.codec import decode_recorded, origin_of
-from ledger.eventlog.reader import EventReader, Prefetch
+from ledger.eventlog.codec import origin_of
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Record
 from ledger.messaging.rabbitmq import Connection, Notifier, subscribe, until_closed
 from ledger.messaging.topology import RECORDED_EXCHANGE
 from ledger.runtime import tracing
+from ledger.runtime.cache import Prefetch
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.reconnect import keep_alive
@@ -55,7 +56,7 @@ async def read_batch(reader: EventReader, after: int, limit: int) -> ProjectedBa
     decisions = page.decisions()
     return ProjectedBatch(
         page.records,
-        [decode_recorded(record, page.keys) for d in decisions for record in d.effective_records],
+        page.effective_events(decisions),
         [outcome_of(decision) for decision in decisions],
     )
 
@@ -87,7 +88,7 @@ class ReadAhead:
         return batch
 
     async def aclose(self) -> None:
-        """Wait for the batch that nobody takes any more, whatever comes of it."""
+        """Discard the batch that was read ahead, once it has come."""
         batches, self._batches = self._batches, None
         if batches:
             await batches.aclose()

@@ -9,8 +9,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.state import CustomerState, ProductState
-from ledger.runtime.database import DATABASE_ERRORS
-from projections.tables import marks
+from ledger.runtime.database import DATABASE_ERRORS, placeholders
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Projection, Row, from_columns
 from projections.views.stock import STOCK, StockRow
@@ -46,7 +45,7 @@ class Views:
         if not order_ids:
             return set()
         rows = await self._rows(
-            f"SELECT order_id FROM orders WHERE order_id IN ({marks(order_ids)})",
+            f"SELECT order_id FROM orders WHERE order_id IN ({placeholders(order_ids)})",
             tuple(order_id.bytes for order_id in order_ids),
         )
         return {UUID(bytes=order_id) for (order_id,) in rows}
@@ -55,7 +54,7 @@ class Views:
         """The orders of the view with these ids, by id."""
         ids = tuple(order_id.bytes for order_id in order_ids)
         rows, position = await self._page(
-            ORDERS, f"order_id IN ({marks(order_ids)})", "order_id", (*ids, len(ids))
+            ORDERS, f"order_id IN ({placeholders(order_ids)})", "order_id", (*ids, len(ids))
         )
         return {row.order_id: row for row in rows}, position
 

@@ -6,7 +6,7 @@ ends after leaves the rebuilt view.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
 from itertools import islice
 from typing import Any, Final, Generic
@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
 from ledger.core.events import Recorded
-from ledger.eventlog.reader import EventPage, EventReader, Prefetch
+from ledger.eventlog.reader import EventReader
+from ledger.runtime.cache import Prefetch
 from ledger.runtime.failpoints import failpoint
 from projections.check import Difference, first_difference
 from projections.table_swap import (
@@ -187,7 +188,7 @@ class Rebuild:
         return checkpoints
 
     async def _target(self, checkpoints: dict[str, Checkpoint]) -> int:
-        """The checkpoint of the furthest view; the head, if all are rebuilt and none has begun."""
+        """Return the position to load up to: the furthest checkpoint, or the head of the ledger."""
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())
         if furthest or len(self._views) < len(self._all_views):
             return furthest
@@ -220,9 +221,11 @@ class Rebuild:
         loaders = [Loader(shadow.table) for shadow in shadows]
         uncommitted_events = 0
         # One page more is read and decoded while the database is at work on the last.
-        pages = Prefetch(_read_events(EventReader(self._reading), shadows[0].position, up_to))
-        async with aclosing(pages):
-            async for page, events in pages:
+        reader = EventReader(self._reading)
+        pages = reader.pages(shadows[0].position, up_to, with_keys=True)
+        prefetched = Prefetch((page, page.effective_events()) async for page in pages)
+        async with aclosing(prefetched):
+            async for page, events in prefetched:
                 for loader in loaders:
                     await loader.add(self._writing, events)
                 position = page.position
@@ -322,11 +325,3 @@ async def open_rebuild(
         if not await existing_tables(writing, [REBUILDS.name]):
             await writing.execute(CreateTable(REBUILDS, if_not_exists=True))
         yield Rebuild(writing, reading, all_views, views, show_progress)
-
-
-async def _read_events(
-    reader: EventReader, after: int, up_to: int
-) -> AsyncGenerator[tuple[EventPage, list[Recorded]], None]:
-    """Pages between two positions, with those of their events that took effect."""
-    async for page in reader.pages(after, up_to, with_keys=True):
-        yield page, page.effective_events()

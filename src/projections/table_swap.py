@@ -16,12 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from ledger.runtime.database import placeholders
 from ledger.runtime.failpoints import failpoint, failpoint_after_send
 from projections.tables import (
     CHECKPOINTS,
     Checkpoint,
     lock_swap,
-    marks,
     read_checkpoints,
     release_swap,
 )
@@ -116,7 +116,7 @@ async def existing_tables(connection: AsyncConnection, names: Collection[str]) -
         return set()
     found = await connection.exec_driver_sql(
         "SELECT table_name FROM information_schema.tables"
-        f" WHERE table_schema = DATABASE() AND table_name IN ({marks(names)})",
+        f" WHERE table_schema = DATABASE() AND table_name IN ({placeholders(names)})",
         tuple(names),
     )
     return set(found.scalars())
@@ -128,7 +128,7 @@ async def drop_tables(connection: AsyncConnection, *names: str) -> set[str]:
     for name in existing:
         await connection.exec_driver_sql(f"DROP TABLE {name}")
     await connection.exec_driver_sql(
-        f"DELETE FROM rebuilds WHERE name IN ({marks(names)})", tuple(names)
+        f"DELETE FROM rebuilds WHERE name IN ({placeholders(names)})", tuple(names)
     )
     await connection.commit()
     return existing

@@ -1,6 +1,6 @@
 """The views in the database: their checkpoints, and their rows as the projector writes them."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.runtime.bulk_insert import packets, run_inserts
+from ledger.runtime.database import placeholders
 from projections.views.projection import (
     METADATA,
     Key,
@@ -117,7 +118,7 @@ async def _checkpoint_rows(
     names = [projection.name for projection in projections]
     found = await connection.exec_driver_sql(
         f"SELECT name, position, view_version, {more} FROM checkpoints"
-        f" WHERE name IN ({marks(names)}) ORDER BY name {lock}",
+        f" WHERE name IN ({placeholders(names)}) ORDER BY name {lock}",
         tuple(names),
     )
     rows = found.all()
@@ -153,7 +154,7 @@ async def begin_consistent_read(
     touched = ", ".join(f"(SELECT 1 FROM {name} LIMIT 1)" for name in names)
     found = await connection.exec_driver_sql(
         f"SELECT name, position, view_version, {touched} FROM checkpoints"
-        f" WHERE name IN ({marks(names)})",
+        f" WHERE name IN ({placeholders(names)})",
         tuple(names),
     )
     return _by_name(row[:3] for row in found)
@@ -169,7 +170,7 @@ async def move_checkpoints(
     """Set the checkpoint of views, in the transaction that wrote their rows."""
     names = [projection.name for projection in projections]
     await connection.exec_driver_sql(
-        f"UPDATE checkpoints SET position = %s WHERE name IN ({marks(names)})",
+        f"UPDATE checkpoints SET position = %s WHERE name IN ({placeholders(names)})",
         (position, *names),
     )
 
@@ -183,7 +184,7 @@ async def fetch_rows(
         return {}
     found = await connection.exec_driver_sql(
         f"SELECT {', '.join(projection.columns)} FROM {projection.name}"
-        f" WHERE {projection.key_columns[0]} IN ({marks(ids)})",
+        f" WHERE {projection.key_columns[0]} IN ({placeholders(ids)})",
         tuple(ids),
     )
     rows = [from_columns(projection.row, tuple(row)) for row in found]
@@ -207,11 +208,6 @@ async def write_rows(
         await run_inserts(connection, inserts)
     except IntegrityError as error:
         raise ViewDamaged(f"a line is there already: {error.orig}, {error.statement}") from error
-
-
-def marks(values: Collection[object]) -> str:
-    """Placeholders for values."""
-    return ", ".join(["%s"] * len(values))
 
 
 def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:

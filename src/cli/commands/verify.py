@@ -22,10 +22,10 @@ from cli.commands.head import BadFile, load_head
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.audit.signatures import KeptHead
-from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.chain import ChainCheck, VerificationFailed
-from ledger.eventlog.reader import EventPage, EventReader, LedgerEnd, Prefetch
+from ledger.eventlog.reader import EventPage, EventReader, LedgerEnd
+from ledger.runtime.cache import Prefetch
 from projections.check import (
     CheckedView,
     EventRange,
@@ -227,9 +227,7 @@ async def _start(
     if not quick:
         snapshot = await snapshots.nearest(connection, since)
         since = snapshot.position if snapshot else 0
-        decisions = DecisionAudit(
-            Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
-        )
+        decisions = DecisionAudit(snapshots.fold_of(snapshot))
     trusted = await EventReader(connection).record_at(since)
     if trusted is None:
         return ChainCheck(), decisions

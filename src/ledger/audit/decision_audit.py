@@ -25,13 +25,13 @@ from ledger.eventlog.codec import (
     encode_payload,
     origin_of,
 )
-from ledger.eventlog.composer import recall_orders
 from ledger.eventlog.decisions import (
     Decision,
     by_atomic_batch,
     decide_batch,
     last_decision_index,
     missing_cause_error,
+    recall_orders,
     to_decisions,
 )
 from ledger.eventlog.reader import EventPage, EventReader

@@ -1,14 +1,13 @@
 """One batch of the writer, without I/O: submitted events in, the records to append out."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import attrgetter
 from uuid import UUID
 
 from msgspec import structs
 
-from ledger.core.decider import evolve_order
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,
@@ -17,10 +16,9 @@ from ledger.core.events import (
     DecidedPayload,
 )
 from ledger.core.fold import Fold, is_refusal
-from ledger.core.state import OrderState
 from ledger.eventlog.chain import next_hash
-from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload, payload_of, uuid_of
-from ledger.eventlog.decisions import decide_batch, to_decisions
+from ledger.eventlog.codec import CURRENT, decided_meta, encode_payload
+from ledger.eventlog.decisions import decide_batch
 from ledger.eventlog.encryption import NEEDS_KEY, SEALED_VERSION, CustomerKeys, seal
 from ledger.eventlog.records import Record, Submitted, decided_id_bytes
 
@@ -146,14 +144,3 @@ def order_streams(fold: Fold, versions: Iterable[bytes]) -> list[bytes]:
         for stream_id in versions
         if (key := UUID(bytes=stream_id)) not in fold.customers and key not in fold.products
     ]
-
-
-def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
-    """Load orders into the fold from the histories of their streams."""
-    for history in histories:
-        order: OrderState | None = None
-        for decision in to_decisions(history):
-            for record in decision.effective_records:
-                order = evolve_order(order, payload_of(record))
-        if order:
-            fold.orders[uuid_of(history[0].stream_id)] = order

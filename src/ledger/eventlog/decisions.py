@@ -10,10 +10,12 @@ from uuid import UUID
 
 from msgspec import Struct
 
+from ledger.core.decider import evolve_order
 from ledger.core.events import SUBMITTED, TYPE_OF, DecidedPayload, OrderPlaced, SubmissionRefused
 from ledger.core.fold import Fold
+from ledger.core.state import OrderState
 from ledger.eventlog.chain import VerificationFailed
-from ledger.eventlog.codec import READ_ERRORS, decode_submitted, origin_of
+from ledger.eventlog.codec import READ_ERRORS, decode_submitted, origin_of, payload_of, uuid_of
 from ledger.eventlog.records import Record, Submitted
 
 REFUSED: Final = TYPE_OF[SubmissionRefused]
@@ -156,3 +158,14 @@ def decide_batch(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedP
     return fold.decide_and_apply_batch(
         [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
     )
+
+
+def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
+    """Load the orders of these stream histories into the fold, so that it can decide about them."""
+    for history in histories:
+        order: OrderState | None = None
+        for decision in to_decisions(history):
+            for record in decision.effective_records:
+                order = evolve_order(order, payload_of(record))
+        if order:
+            fold.orders[uuid_of(history[0].stream_id)] = order

@@ -4,11 +4,10 @@ Whoever follows the ledger reads pages of it, in which no decision is cut. The o
 look-ups, each by an index.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from operator import attrgetter
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 from msgspec import Struct
@@ -26,6 +25,7 @@ from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of
 from ledger.eventlog.decisions import REFUSED, Decision, last_decision_index, to_decisions
 from ledger.eventlog.encryption import REGISTERED, sealed_customers
 from ledger.eventlog.records import COLUMNS, Head, Record
+from ledger.runtime.database import placeholders
 
 PAGE: Final = 5_000
 MAX_POSITION: Final = 2**63 - 1
@@ -50,17 +50,19 @@ class EventPage(Struct, frozen=True):
         return self.records[-1].position
 
     def decisions(self) -> list[Decision]:
-        """The records as they were decided."""
+        """Split the records into decisions."""
         return to_decisions(self.records)
 
-    def effective_events(self) -> list[Recorded]:
-        """The events that took effect, in order; raises what `codec.decode_recorded` raises.
+    def effective_events(self, decisions: Iterable[Decision] | None = None) -> list[Recorded]:
+        """Return the events that took effect, in order; raises what `codec.decode_recorded` raises.
+
+        `decisions` are those of the page, for a caller that has them already.
 
         Submissions that were refused are left out, the events that refuse them are not.
         """
         return [
             decode_recorded(record, self.keys)
-            for decision in to_decisions(self.records)
+            for decision in decisions or self.decisions()
             for record in decision.effective_records
         ]
 
@@ -92,7 +94,7 @@ class EventReader:
         return Head(*row)
 
     async def end(self) -> LedgerEnd:
-        """Where the ledger ends; `ledger_head` must name its last record."""
+        """Compare `ledger_head` with the last record, and return where the ledger ends."""
         # One statement sees head and events at one moment, whatever the writer does.
         rows = await self._rows(
             "SELECT h.position, h.hash, e.position, e.hash FROM ledger_head h"
@@ -113,7 +115,7 @@ class EventReader:
         return LedgerEnd(end)
 
     async def last_recorded(self, up_to: int = MAX_POSITION) -> tuple[int, int]:
-        """The last position up to another one and its recorded time; (0, 0) if there is none."""
+        """Return position and recorded time of the last record up to one; (0, 0) without one."""
         rows = await self._rows(
             "SELECT position, recorded_at_us FROM events WHERE position <= %s"
             " ORDER BY position DESC LIMIT 1",
@@ -196,7 +198,8 @@ class EventReader:
         if not positions:
             return {}
         rows = await self._rows(
-            f"SELECT {COLUMNS} FROM events WHERE position IN ({_marks(positions)})", *positions
+            f"SELECT {COLUMNS} FROM events WHERE position IN ({placeholders(positions)})",
+            *positions,
         )
         return {row[0]: Record(*row) for row in rows}
 
@@ -240,12 +243,12 @@ class EventReader:
         return dict(rows)
 
     async def decisions_by_id(self, event_ids: Sequence[bytes]) -> tuple[list[Decision], Keys]:
-        """The decisions of those of the submitted events that the ledger has, and their keys."""
+        """Return the decisions of those events that are recorded, and their encryption keys."""
         rows = await self._rows(
             f"SELECT k.sealing_key, {_columns('e')}, {_columns('d')} FROM events e"
             " LEFT JOIN events d ON d.position = e.position + 1 AND d.cause_position = e.position"
             f" LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
-            f" WHERE e.event_id IN ({_marks(event_ids)})",
+            f" WHERE e.event_id IN ({placeholders(event_ids)})",
             *event_ids,
         )
         decisions = [_decision(columns) for _, *columns in rows]
@@ -257,7 +260,7 @@ class EventReader:
         rows = await self._rows(
             f"SELECT {_columns('e')}, {_columns('d')} FROM events e"
             " LEFT JOIN events d ON d.position = e.position + 1 AND d.cause_position = e.position"
-            f" WHERE e.stream_id = %s AND e.type IN ({_marks(types)}) ORDER BY e.version",
+            f" WHERE e.stream_id = %s AND e.type IN ({placeholders(types)}) ORDER BY e.version",
             stream_id.bytes,
             *types,
         )
@@ -272,15 +275,15 @@ class EventReader:
         up_to: int = MAX_POSITION,
         beyond_version: int = 0,
     ) -> list[Recorded]:
-        """The events of some streams, of some types if given, that took effect, in order.
+        """Return the events of these streams that took effect, in order; of some types, if given.
 
-        Only those between two positions, and those of higher versions than `beyond_version`: the
-        index alone tells whether a stream has any.
+        They are those between two positions, of versions above `beyond_version`: whether a stream
+        has any of these, the index alone tells.
         """
         events = await self._effective(
-            f"e.stream_id IN ({_marks(stream_ids)}) AND e.version > %s"
+            f"e.stream_id IN ({placeholders(stream_ids)}) AND e.version > %s"
             " AND e.position > %s AND e.position <= %s"
-            + (f" AND e.type IN ({_marks(types)})" if types else ""),
+            + (f" AND e.type IN ({placeholders(types)})" if types else ""),
             *(stream_id.bytes for stream_id in stream_ids),
             beyond_version,
             after,
@@ -299,7 +302,8 @@ class EventReader:
         """
         return await self._effective(
             "e.position > %s AND e.position <= %s"
-            f" AND (e.stream_id = %s OR (e.type IN ({_marks(types)}) AND INSTR(e.data, %s) > 0))",
+            " AND (e.stream_id = %s"
+            f" OR (e.type IN ({placeholders(types)}) AND INSTR(e.data, %s) > 0))",
             after,
             up_to,
             key.bytes,
@@ -386,49 +390,18 @@ class EventReader:
         return first[0][0], last
 
     async def keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
-        """The encryption keys of those of the customers that ever had one."""
+        """Return the encryption key of each customer that ever had one; None if destroyed."""
         if not customer_ids:
             return {}
         rows = await self._rows(
             "SELECT customer_id, sealing_key FROM customer_keys"
-            f" WHERE customer_id IN ({_marks(customer_ids)})",
+            f" WHERE customer_id IN ({placeholders(customer_ids)})",
             *customer_ids,
         )
         return dict(rows)
 
     async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
         return (await self._connection.exec_driver_sql(statement, parameters)).all()
-
-
-T = TypeVar("T")
-
-
-class Prefetch(Generic[T]):
-    """An async iterator of the same items, the next of which is fetched while one is worked on.
-
-    Fetching begins at once. It must be closed: what is on its way then is waited for, so that the
-    connection it is read on can be used again.
-    """
-
-    def __init__(self, items: AsyncGenerator[T, None]) -> None:
-        self._items = items
-        self._next = self._fetch()
-
-    def _fetch(self) -> "asyncio.Future[T]":
-        return asyncio.ensure_future(anext(self._items))
-
-    def __aiter__(self) -> "Prefetch[T]":
-        return self
-
-    async def __anext__(self) -> T:
-        item = await self._next
-        self._next = self._fetch()
-        return item
-
-    async def aclose(self) -> None:
-        """Wait for the item that nobody takes any more, whatever comes of it."""
-        await asyncio.gather(self._next, return_exceptions=True)
-        await self._items.aclose()
 
 
 def _first_gap(records: Sequence[Record], after: int) -> LedgerDamaged | None:
@@ -480,10 +453,6 @@ def _select_with_causes(
 
 def _records_with_cause(rows: Iterable[Sequence[Any]]) -> list[RecordWithCause]:
     return [RecordWithCause(Record(*row[:_WIDTH]), *row[_WIDTH:]) for row in rows]
-
-
-def _marks(values: Collection[object]) -> str:
-    return ", ".join(["%s"] * len(values))
 
 
 def _literals(ids: Iterable[bytes]) -> str:

@@ -61,8 +61,13 @@ def snapshot_of(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) ->
     return Snapshot(position, hash_, recorded_at_us, dict(fold.customers), dict(fold.products))
 
 
+def fold_of(snapshot: Snapshot | None) -> Fold:
+    """Return a fold that goes on from the snapshot, or an empty one without a snapshot."""
+    return Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
+
+
 def spread(positions: Iterable[int], kept: int = KEPT) -> list[int]:
-    """The positions to keep, in order: the newest, and others with even gaps between them.
+    """Choose the snapshots to keep: the newest, and older ones with even gaps between them.
 
     One after the other goes, each time the one that leaves the smallest gap. So while positions
     come one by one, no gap grows wider than the widest step between two that came, or than
@@ -109,7 +114,7 @@ async def newest(connection: AsyncConnection) -> Snapshot | None:
 
 
 async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None:
-    """The newest such snapshot at a position or before it."""
+    """Return the newest usable snapshot at a position or before it: whole, and of this ledger."""
     for stored in await _usable(connection, 0, position):
         record = stored.record
         result = await connection.exec_driver_sql(
@@ -136,9 +141,9 @@ async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None
 async def entry(
     connection: AsyncConnection, key: UUID, since: int, position: int
 ) -> tuple[int, CustomerState | ProductState] | None:
-    """A customer or product in the newest usable snapshot between two positions, with its position.
+    """Return a customer or product in the newest usable snapshot of a range, and its position.
 
-    It must be there since the first of them: a snapshot that lacks it is passed over as damaged.
+    It must exist since the beginning of the range: a snapshot without it counts as damaged.
     """
     for stored in await _usable(connection, since, position):
         at = stored.record.position

@@ -1,7 +1,7 @@
-"""What several callers can share: results still being made, and a bounded dict of finished ones."""
+"""Results that are kept, shared and fetched ahead: BoundedDict, SingleFlight and Prefetch."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from typing import Final, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -91,3 +91,31 @@ def _retrieve_exception(task: asyncio.Task[V]) -> None:
     # Every caller may have been cancelled: asyncio would log an exception that nobody retrieved.
     if not task.cancelled():
         task.exception()
+
+
+class Prefetch(Generic[V]):
+    """An async iterator of the same items, the next of which is fetched while one is worked on.
+
+    Fetching begins at once. It must be closed: what is on its way then is waited for, so that the
+    connection it is read on can be used again.
+    """
+
+    def __init__(self, items: AsyncGenerator[V, None]) -> None:
+        self._items = items
+        self._next = self._fetch()
+
+    def _fetch(self) -> "asyncio.Future[V]":
+        return asyncio.ensure_future(anext(self._items))
+
+    def __aiter__(self) -> "Prefetch[V]":
+        return self
+
+    async def __anext__(self) -> V:
+        item = await self._next
+        self._next = self._fetch()
+        return item
+
+    async def aclose(self) -> None:
+        """Discard the item that is being fetched, once it has come, and close the source."""
+        await asyncio.gather(self._next, return_exceptions=True)
+        await self._items.aclose()

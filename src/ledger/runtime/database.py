@@ -1,6 +1,7 @@
 """Connections to MySQL or MariaDB: their deadlines, and the server settings that COMMIT needs."""
 
 import ssl
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,11 @@ DURABLE_SETTINGS: Final = {
 
 class UnsafeDatabase(Exception):
     """The server is configured so that it could lose a COMMIT."""
+
+
+def placeholders(values: Collection[object]) -> str:
+    """Return one `%s` for each value, as an IN list has them."""
+    return ", ".join(["%s"] * len(values))
 
 
 def make_engine(
