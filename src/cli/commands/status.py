@@ -64,9 +64,9 @@ def status(
         if view.version != view.code_version:
             version += f", which is not that of this code: {view.code_version}"
         table.add_row(view.name, f"position {view.position}, {view.lag} behind, {version}")
-    held = "no writer is there"
+    held = "no writer is connected"
     if current.held_messages_at_most:
-        held = f"the writer holds {current.held_messages_at_most} more at most"
+        held = f"up to {current.held_messages_at_most} more are with the writer"
     table.add_row("inbox", f"{current.inbox_messages} messages wait, {held}")
     see = ", see `ledger parked list`" if current.parked_messages else ""
     table.add_row("parking", f"{current.parked_messages} messages{see}")
