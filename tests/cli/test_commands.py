@@ -50,7 +50,7 @@ async def test_status_shows_head_lag_and_depths(run: Run, settings: Settings) ->
     table = (await run("status")).out
     for part in ("position 8, epoch 1", head.hash.hex(), "8 behind", "`ledger parked list`"):
         assert part in table
-    assert "2 messages wait, no writer is there" in table
+    assert "2 messages wait, no writer is connected" in table
 
 
 async def test_status_bounds_the_messages_that_the_broker_does_not_count(
