@@ -70,7 +70,7 @@ async def _record(connection: AsyncConnection, known: LedgerState, events: list[
     known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US
     head = known.head
     random = Random(head.position)
-    stored = await reader.keys(customers_needing_keys(events))
+    stored = await reader.encryption_keys(customers_needing_keys(events))
     keys = CustomerKeys(stored, lambda: random.randbytes(KEY_BYTES))
     composer = Composer(known.fold, head.position, head.hash, versions, at_us, keys)
     composer.add(events)

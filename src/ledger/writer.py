@@ -250,7 +250,7 @@ class Writer:
             return 0
         histories = await reader.streams(order_streams(state.fold, versions))
         recall_orders(state.fold, histories.values())
-        keys = CustomerKeys(await reader.keys(customers_needing_keys(events)))
+        keys = CustomerKeys(await reader.encryption_keys(customers_needing_keys(events)))
         composer = Composer(
             state.fold,
             state.head.position,

@@ -91,13 +91,13 @@ class AsOfReader:
         row: Any = None
         if view.own_stream:
             types = [TYPE_OF[payload] for payload in view.keyed_by]
-            for event in await self._reader.effective_of_streams([key], types, up_to=position):
+            for event in await self._reader.effective_events_of([key], types, up_to=position):
                 row = view.apply(row, event)
         else:
             after = 0
             if view.keyed_by[view.creates] is STREAM:
                 creates = [TYPE_OF[view.creates]]
-                events = await self._reader.effective_of_streams([key], creates, up_to=position)
+                events = await self._reader.effective_events_of([key], creates, up_to=position)
                 if not events:
                     return None
                 row, after = view.apply(None, events[0]), events[0].position
@@ -117,7 +117,7 @@ class AsOfReader:
         others = [TYPE_OF[payload] for payload, of in view.keyed_by.items() if of is not STREAM]
         for start in range(after, position, WINDOW):
             end = min(start + WINDOW, position)
-            for event in await self._reader.effective_about(key, others, start, end):
+            for event in await self._reader.effective_events_mentioning(key, others, start, end):
                 if view.key(event) == key:
                     row = view.apply(row, event)
         return row
@@ -125,7 +125,7 @@ class AsOfReader:
 
 async def rules_at(reader: EventReader, position: int) -> Rules:
     """The rules in force at a position: those by which the last decision up to it was made."""
-    decided = await reader.last_decided(position, WINDOW)
+    decided = await reader.last_decided_record(position, WINDOW)
     return RULES[origin_of(decided).rules] if decided else CURRENT_RULES
 
 
@@ -177,7 +177,7 @@ async def _own_stream_rows(
         versions = Counter(record.stream_id for record in page.records)
         for keys in chunks(list(rows), STREAMS):
             version = min(versions[key.bytes] for key in keys)
-            for event in await reader.effective_of_streams(
+            for event in await reader.effective_events_of(
                 keys, changes, after=page.position, up_to=position, beyond_version=version
             ):
                 view.project(rows, event)
@@ -204,7 +204,7 @@ async def _rows_by_snapshot(
     entries: Any = fold.customers if view.snapshot_entry is CustomerState else fold.products
     for keys in chunks(sorted(entries, key=_BYTES), STREAMS):
         creates = [TYPE_OF[view.creates]]
-        events = await reader.effective_of_streams(keys, creates, up_to=position)
+        events = await reader.effective_events_of(keys, creates, up_to=position)
         created = {event.stream_id: event for event in events}
         for key in keys:
             row = view.apply(None, created[key])

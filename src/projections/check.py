@@ -196,7 +196,7 @@ class ViewCheck(ABC):
     async def compare(
         self, connection: AsyncConnection, events: EventRange, checkpoint: int
     ) -> None:
-        """Compare what the next range of events allows to compare."""
+        """Take in the next range of events, and compare the rows that are final already."""
 
     @abstractmethod
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
@@ -274,7 +274,7 @@ class OwnStreamCheck(ViewCheck):
         erased = _erased(events.events)
         found: list[Difference] = []
         for keys in chunks(created, KEYS):
-            later = await EventReader(connection).effective_of_streams(
+            later = await EventReader(connection).effective_events_of(
                 keys, after=events.up_to, up_to=checkpoint
             )
             for event in later:
@@ -297,7 +297,7 @@ class OwnStreamCheck(ViewCheck):
         async for shown in _key_pages(connection, view, KEYS):
             keys = [UUID(bytes=key) for key in shown]
             created = view.keys(
-                await EventReader(connection).effective_of_streams(
+                await EventReader(connection).effective_events_of(
                     keys, [TYPE_OF[view.creates]], up_to=checkpoint
                 )
             )
@@ -309,7 +309,7 @@ class OwnStreamCheck(ViewCheck):
 
 
 class KeyedCheck(ViewCheck):
-    """Rows that events of other streams change, too: all are kept in memory to the checkpoint."""
+    """Checks a view whose rows other streams change, too; keeps all rows until the checkpoint."""
 
     def __init__(self, view: KeyedProjection[Any]) -> None:
         self.view = view
@@ -350,7 +350,7 @@ def _expected(
     shown: Mapping[RowKey, Values],
     nameless: Collection[UUID],
 ) -> dict[RowKey, Values]:
-    """The rows with these keys, as the view must show them."""
+    """Return the rows with these keys, as the view must show them."""
     expected = {key.bytes: _values(rows[key]) for key in keys}
     if view.personal:
         # A name was erased from the ledger, and the view is not there yet: nobody can tell any more

@@ -39,7 +39,7 @@ LARGE_BATCH: Final = 500
 # A row that many events of a page change is written once; and a page takes half a second at most.
 PAGE: Final = 10_000
 # After a page that is more than a quarter full the projector is behind, and reads ahead.
-BEHIND: Final = 4
+READ_AHEAD_DIVISOR: Final = 4
 
 
 class ProjectedBatch(Struct, frozen=True):
@@ -141,7 +141,7 @@ class Projector:
             while not self._stopping:
                 began = time.monotonic()
                 self._woken.clear()
-                announcement = await advance(connection, self._projections, ahead)
+                announcement = await project_next_batch(connection, self._projections, ahead)
                 moved = announcement.position - announcement.after
                 if moved or not await self._woken_in_time():
                     self._announcer.notify(encode_announcement(announcement))
@@ -157,12 +157,12 @@ class Projector:
         return True
 
 
-async def advance(
+async def project_next_batch(
     connection: AsyncConnection,
     projections: Sequence[Projection[Any]],
     ahead: ReadAhead | None = None,
 ) -> Announcement:
-    """Bring the views one batch further, rows and checkpoints in one transaction.
+    """Apply the next batch to the views, rows and checkpoints in one transaction.
 
     Views at the same checkpoint advance together; one that lags catches up with the others first.
     While there is much to do, `ahead` reads the next batch meanwhile. With nothing left to project
@@ -184,7 +184,7 @@ async def advance(
         return Announcement(after, after)
     behind = [view for view in projections if checkpoints[view.name] == after]
     last = batch.records[-1].position
-    if ahead and len(batch.records) > PAGE // BEHIND:
+    if ahead and len(batch.records) > PAGE // READ_AHEAD_DIVISOR:
         ahead.start(last)
     # The last views have the most rows; they go first, so that the database is busy with them while
     # the others' rows are made.

@@ -29,13 +29,13 @@ from projections.table_swap import (
     RebuildRefused,
     Shadow,
     add_indexes,
-    beside,
     drop_tables,
     existing_tables,
     find_state,
     open_shadow,
     projectors_paused,
     set_position,
+    side_table,
     swap,
 )
 from projections.tables import (
@@ -165,7 +165,7 @@ class Rebuild:
         """
         tables = []
         for view in self._views:
-            old = beside(view, OLD)
+            old = side_table(view, OLD)
             state = await find_state(self._writing, old.name)
             if not state:
                 raise RebuildRefused(f"there is no {old.name}: {view.name} has nothing to undo")

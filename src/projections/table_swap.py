@@ -48,7 +48,7 @@ OLD: Final = "_old"
 _NEXT: Final = "_next"
 _STATE_TABLES: Final = (CHECKPOINTS.name, REBUILDS.name)
 # Lock wait timeout exceeded; query execution was interrupted.
-_GAVE_WAY: Final = (1205, 1317)
+_LOCK_TIMEOUT_ERRORS: Final = (1205, 1317)
 
 
 class RebuildRefused(Exception):
@@ -64,8 +64,8 @@ class Shadow:
     position: int
 
 
-def beside(live: Projection[Any], suffix: str) -> Projection[Any]:
-    """The projection of a view under the name of the table beside it."""
+def side_table(live: Projection[Any], suffix: str) -> Projection[Any]:
+    """Return the projection of a view with another table, such as orders_shadow."""
     name = live.name + suffix
     return replace(live, name=name, table=live.table.to_metadata(MetaData(), name=name))
 
@@ -77,7 +77,7 @@ async def open_shadow(
 
     A shadow of another version or with other columns or indexes is dropped; with `restart`, any.
     """
-    table = beside(live, SHADOW)
+    table = side_table(live, SHADOW)
     state = None if restart else await find_state(connection, table.name)
     if state and (state.view_version, state.shape) == (live.version, _shape(table)):
         return Shadow(live, table, state.position)
@@ -255,7 +255,7 @@ async def _rename(
                 await other.exec_driver_sql(f"KILL QUERY {session_id}")
         await renaming
     except DBAPIError as error:
-        if error.orig and error.orig.args[0] in _GAVE_WAY:
+        if error.orig and error.orig.args[0] in _LOCK_TIMEOUT_ERRORS:
             return False
         raise
     finally:

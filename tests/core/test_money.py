@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.core.events import MAX_BALANCE_MINOR
-from ledger.core.money import NotMoney, times, to_amount, to_minor
+from ledger.core.money import NotMoney, multiply_half_up, to_amount, to_minor
 
 BALANCES = st.integers(-MAX_BALANCE_MINOR, MAX_BALANCE_MINOR)
 
@@ -105,4 +105,4 @@ def test_an_amount_is_either_exact_or_refused(amount: Decimal) -> None:
     [(3, "1.5", 5), (5, "1.5", 8), (1, "0.5", 1), (1, "0.49", 0), (7, "1.0", 7), (0, "1.5", 0)],
 )
 def test_a_product_is_rounded_half_up(minor: int, factor: str, product: int) -> None:
-    assert times(minor, Decimal(factor)) == product
+    assert multiply_half_up(minor, Decimal(factor)) == product

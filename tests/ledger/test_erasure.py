@@ -253,7 +253,7 @@ async def test_a_writer_that_was_overtaken_makes_and_destroys_no_key(ledger: Led
     async with ledger.connection() as old, ledger.connection() as new:
         behind = await Store(old).raise_epoch()
         await Store(new).raise_epoch()
-        keys = CustomerKeys(await EventReader(old).keys([ANN.bytes]))
+        keys = CustomerKeys(await EventReader(old).encryption_keys([ANN.bytes]))
         fold = Fold()
         fold.apply(ANN, decode_recorded(first).payload)
         composer = Composer(fold, 1, first.hash, {ANN.bytes: 1}, 2, keys)

@@ -199,9 +199,9 @@ async def test_the_events_of_streams_that_took_effect_are_those_of_the_decisions
     ids = [UUID(bytes=stream_id) for stream_id in streams]
     async with ledger.connection() as connection:
         reader = EventReader(connection)
-        found = await reader.effective_of_streams(ids)
+        found = await reader.effective_events_of(ids)
         assert [event.position for event in found] == [record.position for record in effective]
-        some = await reader.effective_of_streams(ids, [PLACED], after=9, up_to=70, beyond_version=1)
+        some = await reader.effective_events_of(ids, [PLACED], after=9, up_to=70, beyond_version=1)
         assert [event.position for event in some] == [
             record.position
             for record in effective

@@ -12,7 +12,7 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import Connection, open_channel
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
 from projections.announcements import Announcement, Announcements, Outcome, encode_announcement
-from projections.projector import POLL_S, advance
+from projections.projector import POLL_S, project_next_batch
 from projections.views.registry import PROJECTIONS
 from tests.core.story import PEN, cancel, customer, order, price
 from tests.harness import eventually
@@ -236,9 +236,9 @@ async def test_a_lagging_view_is_announced_up_to_where_it_came(ledger: Ledger) -
     others = PROJECTIONS[1:]
     await ledger.write(opening())
     async with ledger.connection("projector") as connection:
-        await advance(connection, others)
+        await project_next_batch(connection, others)
         await ledger.write(orders(1))
-        first = await advance(connection, PROJECTIONS)
-        then = await advance(connection, PROJECTIONS)
+        first = await project_next_batch(connection, PROJECTIONS)
+        then = await project_next_batch(connection, PROJECTIONS)
     assert (first.after, first.position, first.products) == (0, 2, [PEN])
     assert (then.after, then.position, then.products) == (2, 4, [PEN])

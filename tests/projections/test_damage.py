@@ -3,7 +3,7 @@
 import pytest
 
 from ledger.eventlog.chain import LedgerDamaged
-from projections.projector import advance
+from projections.projector import project_next_batch
 from projections.tables import CheckpointLost
 from projections.views.projection import ViewDamaged
 from projections.views.registry import PROJECTIONS
@@ -44,7 +44,7 @@ async def test_views_ahead_of_the_ledger_stop_the_projector(ledger: Ledger) -> N
         for projection in PROJECTIONS:
             await set_checkpoint(ledger, projection.name, 7)
         with pytest.raises(LedgerDamaged, match="ahead of the ledger"):
-            await advance(connection, PROJECTIONS)
+            await project_next_batch(connection, PROJECTIONS)
 
 
 async def test_one_view_ahead_of_the_ledger_stops_the_projector(ledger: Ledger) -> None:
@@ -70,4 +70,4 @@ async def test_a_view_without_checkpoint_is_not_begun_in_silence(ledger: Ledger)
     await ledger.execute("DELETE FROM checkpoints WHERE name = 'orders'")
     async with ledger.connection("projector") as connection:
         with pytest.raises(CheckpointLost, match="ledger migrate"):
-            await advance(connection, PROJECTIONS)
+            await project_next_batch(connection, PROJECTIONS)

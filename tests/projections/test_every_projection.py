@@ -7,7 +7,7 @@ import pytest
 
 from ledger.eventlog.codec import decode_recorded
 from projections import projector
-from projections.projector import advance
+from projections.projector import project_next_batch
 from projections.tables import lock_checkpoints
 from projections.views.projection import Key, Projection
 from projections.views.registry import PROJECTIONS
@@ -91,14 +91,14 @@ async def test_a_lagging_view_catches_up_alone_and_then_goes_on_with_the_others(
     others = tuple(each for each in PROJECTIONS if each is not projection)
     async with written.connection("projector") as connection:
         for _ in range(3):
-            await advance(connection, others)
+            await project_next_batch(connection, others)
         ahead = (await checkpoints(written))[others[0].name]
         assert (await checkpoints(written))[projection.name] == 0 < ahead
         while (await checkpoints(written))[projection.name] < ahead:
-            announcement = await advance(connection, PROJECTIONS)
+            announcement = await project_next_batch(connection, PROJECTIONS)
             assert announcement.position <= ahead
             assert (await checkpoints(written))[others[0].name] == ahead
-        await advance(connection, PROJECTIONS)
+        await project_next_batch(connection, PROJECTIONS)
         reached = await checkpoints(written)
         assert len(set(reached.values())) == 1
         assert reached[projection.name] > ahead
@@ -134,7 +134,7 @@ async def test_advancing_at_the_head_changes_nothing(written: Ledger) -> None:
     async with written.connection("projector") as connection:
         await advance_to_the_end(connection)
         before = await all_live(written), await checkpoints(written)
-        announcement = await advance(connection, PROJECTIONS)
+        announcement = await project_next_batch(connection, PROJECTIONS)
     assert announcement.after == announcement.position == (await written.head()).position
     assert (announcement.outcomes, announcement.products) == ([], [])
     assert (await all_live(written), await checkpoints(written)) == before
@@ -156,7 +156,7 @@ async def test_a_death_between_rows_and_checkpoint_leaves_neither(
         with monkeypatch.context() as patch:
             patch.setattr(projector, step, and_die)
             with pytest.raises(Exception, match="MySQL server"):
-                await advance(connection, PROJECTIONS)
+                await project_next_batch(connection, PROJECTIONS)
     assert set((await checkpoints(written)).values()) == {0}
     assert all(not rows for rows in (await all_live(written)).values())
     async with written.connection("projector") as connection:
@@ -181,7 +181,7 @@ async def test_readers_see_all_views_move_in_one_step(
     monkeypatch.setattr(projector, "PAGE", 10)
     await ledger.write(opening(MONEY, UNITS), orders(300))
     async with ledger.connection("projector") as connection:
-        await advance(connection, PROJECTIONS)
+        await project_next_batch(connection, PROJECTIONS)
         moving = asyncio.create_task(advance_to_the_end(connection))
         looks = 0
         while not moving.done():
@@ -197,7 +197,7 @@ async def test_the_checkpoints_are_locked_while_views_advance(written: Ledger) -
         written.connection("projector") as two,
     ):
         await lock_checkpoints(one, PROJECTIONS)
-        other = asyncio.create_task(advance(two, PROJECTIONS))
+        other = asyncio.create_task(project_next_batch(two, PROJECTIONS))
 
         async def is_waiting() -> bool:
             found = await written.rows(

@@ -19,7 +19,7 @@ from cli.settings import Settings
 from ledger.eventlog.chain import VerificationFailed
 from projections.as_of import AsOfReader, view_as_of
 from projections.check import check_views
-from projections.projector import advance
+from projections.projector import project_next_batch
 from projections.views.projection import METADATA
 from projections.views.registry import PROJECTIONS
 from tests.core.story import ANN, PEN, order
@@ -167,7 +167,7 @@ async def test_its_columns_are_listed_for_the_analyst(ledger: Ledger, view: Any)
 async def test_changed_keys_of_an_announced_view_are_announced(ledger: Ledger) -> None:
     await ledger.write([event_of(order(1, at=uuid4()))])
     async with ledger.connection("projector") as connection:
-        announcement = await advance(connection, REGISTRY)
+        announcement = await project_next_batch(connection, REGISTRY)
     assert set(announcement.products) == {ANN, PEN}
 
 

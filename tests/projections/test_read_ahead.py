@@ -4,7 +4,7 @@ import pytest
 
 from ledger.eventlog.chain import LedgerDamaged
 from projections import projector
-from projections.projector import ReadAhead, advance
+from projections.projector import ReadAhead, project_next_batch
 from projections.views.registry import PROJECTIONS
 from tests.ledger.pipeline import Ledger
 from tests.ledger.submissions import history, opening
@@ -26,7 +26,7 @@ async def test_a_page_that_was_read_ahead_is_the_next_one(ledger: Ledger) -> Non
     await written(ledger)
     ahead = ReadAhead(ledger.engine("projector"))
     async with ledger.connection("projector") as connection:
-        position = (await advance(connection, PROJECTIONS, ahead)).position
+        position = (await project_next_batch(connection, PROJECTIONS, ahead)).position
         batch = await ahead.next(position)
         assert batch
         assert batch.records[0].position == position + 1
@@ -47,8 +47,8 @@ async def test_projectors_that_take_turns_and_read_ahead_project_each_event_once
     ):
         position = 0
         while position < end:
-            await advance(one, PROJECTIONS, ones)
-            position = (await advance(other, PROJECTIONS, others)).position
+            await project_next_batch(one, PROJECTIONS, ones)
+            position = (await project_next_batch(other, PROJECTIONS, others)).position
     await ones.aclose()
     await others.aclose()
     assert await all_live(ledger) == await all_replayed(ledger)
@@ -60,7 +60,7 @@ async def test_a_gap_on_the_page_ahead_stops_the_projector_before_it(ledger: Led
     await ledger.execute("DELETE FROM events WHERE position = 25")
     ahead = ReadAhead(ledger.engine("projector"))
     async with ledger.connection("projector") as connection:
-        position = (await advance(connection, PROJECTIONS, ahead)).position
+        position = (await project_next_batch(connection, PROJECTIONS, ahead)).position
         with pytest.raises(LedgerDamaged, match="position 25: the event is gone"):
-            await advance(connection, PROJECTIONS, ahead)
+            await project_next_batch(connection, PROJECTIONS, ahead)
     assert set((await checkpoints(ledger)).values()) == {position}

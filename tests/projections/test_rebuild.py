@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from projections import check, projector, rebuild, table_swap
-from projections.projector import advance
+from projections.projector import project_next_batch
 from projections.queries import Views
 from projections.rebuild import Loader
 from projections.table_swap import RebuildRefused, projectors_paused
@@ -302,9 +302,9 @@ async def test_a_view_of_a_new_version_is_rebuilt_and_goes_on(projected: Ledger)
     await projected.write(orders(2))
     async with projected.connection("projector") as connection:
         with pytest.raises(ViewOutdated, match="version 2, this code makes version 1"):
-            await advance(connection, PROJECTIONS)
+            await project_next_batch(connection, PROJECTIONS)
         await connection.rollback()
-        while (moved := await advance(connection, NEXT)).position > moved.after:
+        while (moved := await project_next_batch(connection, NEXT)).position > moved.after:
             pass
     doubled = await projected.rows("SELECT SUM(doubled = 2 * quantity), COUNT(*) FROM orders")
     assert doubled[0][0] == doubled[0][1] > 2

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from cli.commands.migrate import migrate
-from projections.projector import advance
+from projections.projector import project_next_batch
 from projections.tables import (
     ViewOutdated,
     begin_consistent_read,
@@ -39,18 +39,18 @@ async def test_newer_code_refuses_the_view_and_names_the_remedy(written: Ledger)
     said = "orders was made by version 1, this code makes version 2: run `ledger rebuild orders`"
     async with written.connection("projector") as connection:
         with pytest.raises(ViewOutdated, match=said):
-            await advance(connection, NEXT)
+            await project_next_batch(connection, NEXT)
     assert set((await checkpoints(written)).values()) == {0}
 
 
 async def test_older_code_refuses_the_view_in_the_middle_of_its_work(written: Ledger) -> None:
     async with written.connection("projector") as connection:
-        await advance(connection, PROJECTIONS)
+        await project_next_batch(connection, PROJECTIONS)
         await written.write(orders(3))
         before = await checkpoints(written)
         await set_version(written, 2)
         with pytest.raises(ViewOutdated, match="version 2, this code makes version 1: run the new"):
-            await advance(connection, PROJECTIONS)
+            await project_next_batch(connection, PROJECTIONS)
     assert await checkpoints(written) == before
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.eventlog.codec import NO_KEYS, decode_recorded
 from ledger.eventlog.records import Record
-from projections.projector import advance
+from projections.projector import project_next_batch
 from projections.views.projection import Key, Projection, from_columns
 from projections.views.registry import PROJECTIONS
 from tests.core.story import effective
@@ -63,7 +63,7 @@ async def advance_to_the_end(connection: AsyncConnection) -> int:
     """Advance the views until nothing is left; how many batches that took."""
     batches = 0
     while True:
-        announcement = await advance(connection, PROJECTIONS)
+        announcement = await project_next_batch(connection, PROJECTIONS)
         if announcement.position == announcement.after:
             return batches
         batches += 1

@@ -143,7 +143,7 @@ async def _name_state(engine: AsyncEngine, customer_id: UUID) -> NameState:
     async with engine.connect() as connection:
         reader = EventReader(connection)
         decisions = await reader.decisions_of_stream(customer_id, (REGISTERED, ERASED_EVENT))
-        keys = await reader.keys([customer_id.bytes])
+        keys = await reader.encryption_keys([customer_id.bytes])
     effective = [decision.cause for decision in decisions if decision.took_effect]
     if not any(record.type == REGISTERED for record in effective):
         raise NoSuchCustomer(f"there is no customer {customer_id}: nothing to erase")

@@ -67,7 +67,7 @@ async def read_head(settings: Settings) -> KeptHead:
     """Where the ledger ends; raises VerificationFailed where `ledger_head` says something else."""
     async with connections.connection(settings, "projector", read_only=True) as connection:
         reader = EventReader(connection)
-        end = await reader.end()
+        end = await reader.compare_head()
         if end.failure:
             raise end.failure
         record = await reader.record_at(end.position)

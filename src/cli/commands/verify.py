@@ -153,7 +153,7 @@ async def check(
     ):
         chain, decisions = await _start(connection, since_position, quick=quick)
         since = chain.position
-        end = await EventReader(connection).end()
+        end = await EventReader(connection).compare_head()
         failures = [end.failure, await _compare_kept_head(connection, since, end, against)]
         pages = _checked_pages(connection, chain, decisions, end.position)
 

@@ -99,7 +99,7 @@ async def _write_files(
     if views:
         position = await pin_views(database, views)
     else:
-        end = await reader.end()
+        end = await reader.compare_head()
         if end.failure:
             raise LedgerDamaged(end.failure.position, end.failure.detail)
         position = end.position

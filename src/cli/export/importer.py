@@ -170,7 +170,9 @@ async def _restore_keys(connection: AsyncConnection, path: Path) -> None:
     columns = ", ".join(KeyRow.__struct_fields__)
     try:
         for page in read_keys(path):
-            stored = await EventReader(connection).keys([key.customer_id for key in page])
+            stored = await EventReader(connection).encryption_keys(
+                [key.customer_id for key in page]
+            )
             new = [key for key in page if key.customer_id not in stored]
             await insert_rows(connection, f"INSERT INTO customer_keys ({columns})", new)
             await connection.commit()

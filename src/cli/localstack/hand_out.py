@@ -1,4 +1,4 @@
-"""Compose's first service: make the secrets and give each to the containers that read it."""
+"""Run once by compose at its start: create the secrets and set the owner of each file."""
 
 import os
 from pathlib import Path

@@ -74,7 +74,7 @@ class DecisionAudit:
         # the streams that may be those of customers or products.
         self._page_versions: dict[bytes, int] = {}
         self._page_positions: dict[bytes, int] = {}
-        self._page_entries: set[bytes] = set()
+        self._page_new_streams: set[bytes] = set()
 
     def streams_to_look_up(self, records: Sequence[Record]) -> list[bytes]:
         """Return the streams whose earlier records are needed to check these."""
@@ -83,7 +83,7 @@ class DecisionAudit:
 
     def check(self, records: Sequence[Record], earlier: Earlier) -> None:
         """Check the records that come next, whole batches of them; raises VerificationFailed."""
-        self._page_entries = set()
+        self._page_new_streams = set()
         self._page_positions = dict(earlier.positions)
         self._page_versions = {
             stream_id: history[-1].version for stream_id, history in earlier.histories.items()
@@ -103,7 +103,7 @@ class DecisionAudit:
         except InvariantViolated as error:
             raise VerificationFailed(records[-1].position, f"up to here {error}") from error
         # A page is read ahead: its histories may have streams whose versions were kept meanwhile.
-        new_entries = self._page_entries & self._page_versions.keys() - self._versions.keys()
+        new_entries = self._page_new_streams & self._page_versions.keys() - self._versions.keys()
         for stream_id in new_entries:
             key = UUID(bytes=stream_id)
             if key in self.fold.customers or key in self.fold.products:
@@ -119,7 +119,7 @@ class DecisionAudit:
         for (decision, event), verdict in zip(batch, verdicts, strict=True):
             self._check_cause(decision.cause)
             if not isinstance(event.payload, _OF_ORDERS):
-                self._page_entries.add(decision.cause.stream_id)
+                self._page_new_streams.add(decision.cause.stream_id)
             self._check_decided(decision, verdict)
             if not is_refusal(verdict):
                 for payload in (event.payload, *verdict):

@@ -30,7 +30,7 @@ def to_amount(minor: int) -> str:
     return f"{sign}{units}.{cents:02d}"
 
 
-def times(minor: int, factor: Decimal) -> int:
+def multiply_half_up(minor: int, factor: Decimal) -> int:
     """`minor * factor`, neither below zero, rounded half-up to the cent."""
     numerator, denominator = factor.as_integer_ratio()
     return (2 * minor * numerator + denominator) // (2 * denominator)

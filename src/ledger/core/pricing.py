@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from ledger.core.money import times
+from ledger.core.money import multiply_half_up
 
 
 class Tier(Struct, frozen=True):
@@ -45,7 +45,7 @@ def unit_price_minor(
 
     An `initial_stock` of 0 counts as 1.
     """
-    return times(base_price_minor, factor(stock, initial_stock or 1, rules))
+    return multiply_half_up(base_price_minor, factor(stock, initial_stock or 1, rules))
 
 
 def factor(stock: int, initial_stock: int, rules: Rules) -> Decimal:

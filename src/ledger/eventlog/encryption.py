@@ -116,7 +116,7 @@ class CustomerKeys:
         self.destroyed: dict[bytes, int] = {}
 
     def create(self, customer_id: bytes, at_us: int) -> bytes:
-        """A new customer's key: the one that is stored, from a younger backup, or a new one."""
+        """Return a new customer's key: a new one, unless a restored backup left one already."""
         if customer_id in self._keys:
             return self.get_or_discarded(customer_id)
         key = self._keys[customer_id] = self._make_key()

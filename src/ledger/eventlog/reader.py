@@ -93,7 +93,7 @@ class EventReader:
         (row,) = await self._rows("SELECT position, hash, epoch FROM ledger_head WHERE id = 1")
         return Head(*row)
 
-    async def end(self) -> LedgerEnd:
+    async def compare_head(self) -> LedgerEnd:
         """Compare `ledger_head` with the last record, and return where the ledger ends."""
         # One statement sees head and events at one moment, whatever the writer does.
         rows = await self._rows(
@@ -175,7 +175,9 @@ class EventReader:
             if chain:
                 chain.check(records)
             if records:
-                keys = await self.keys(sealed_customers(records)) if with_keys else NO_KEYS
+                keys = (
+                    await self.encryption_keys(sealed_customers(records)) if with_keys else NO_KEYS
+                )
                 yield EventPage(records, keys)
                 after, size = records[-1].position, limit or PAGE
             if failure:
@@ -266,7 +268,7 @@ class EventReader:
         )
         return [_decision(columns) for columns in rows]
 
-    async def effective_of_streams(
+    async def effective_events_of(
         self,
         stream_ids: Sequence[UUID],
         types: Sequence[str] = (),
@@ -292,7 +294,7 @@ class EventReader:
         )
         return sorted(events, key=_position)
 
-    async def effective_about(
+    async def effective_events_mentioning(
         self, key: UUID, types: Sequence[str], after: int, up_to: int
     ) -> list[Recorded]:
         """The events after a position and up to another that may concern an id.
@@ -328,7 +330,7 @@ class EventReader:
         records = [(Record(*columns), key) for key, *columns in rows]
         return [decode_recorded(record, {record.stream_id: key}) for record, key in records]
 
-    async def last_decided(self, up_to: int, window: int) -> Record | None:
+    async def last_decided_record(self, up_to: int, window: int) -> Record | None:
         """The last decided event among the `window` positions up to one."""
         rows = await self._rows(
             f"SELECT {COLUMNS} FROM events WHERE position <= %s AND position > %s"
@@ -389,7 +391,7 @@ class EventReader:
         last = after[0][0] - 1 if after else (await self.head()).position
         return first[0][0], last
 
-    async def keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
+    async def encryption_keys(self, customer_ids: Collection[bytes]) -> dict[bytes, bytes | None]:
         """Return the encryption key of each customer that ever had one; None if destroyed."""
         if not customer_ids:
             return {}

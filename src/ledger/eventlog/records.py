@@ -66,7 +66,7 @@ def decided_id(cause_id: UUID, index: int) -> UUID:
 
 
 def decided_id_bytes(cause_id: bytes, index: int) -> bytes:
-    """The same as the ledger holds it."""
+    """Return the id as bytes, as the `event_id` column holds it."""
     digest = sha256(cause_id + index.to_bytes(4)).digest()
     version = digest[0] & 0x0F | DECIDED_UUID_VERSION << 4
     variant = digest[2] & 0x3F | 0x80

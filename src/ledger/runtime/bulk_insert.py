@@ -40,7 +40,7 @@ _LITERALS: Final[dict[type, Callable[[Any], str]]] = {
 
 
 def packets(rows: Iterable[Struct]) -> Iterator[str]:
-    """What follows VALUES, in pieces of about PACKET_CHARACTERS."""
+    """Render rows as what follows VALUES, in pieces of about PACKET_CHARACTERS."""
     packet: list[str] = []
     characters = 0
     for row in rows:

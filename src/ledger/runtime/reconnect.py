@@ -1,4 +1,4 @@
-"""Reconnecting: one session after another with jitter, and works that end together."""
+"""Restarts a session after errors, with random pauses; ends coroutines that belong together."""
 
 import asyncio
 import logging

@@ -30,10 +30,10 @@ from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,
     LineProjection,
+    enum_column,
     id_column,
-    moment_column,
     position_column,
-    word_column,
+    timestamp_column,
 )
 
 # Analysts query by these words, so they never change.
@@ -75,11 +75,11 @@ TABLE: Final = Table(
         primary_key=True,
         comment="number of the line within the event, from 1",
     ),
-    moment_column("recorded_at", "recorded time of the event"),
+    timestamp_column("recorded_at", "recorded time of the event"),
     id_column("order_id", "the order that it belongs to, if any", nullable=True),
-    word_column("account", "wallet, deposits, revenue, refunds, stock, received or sold"),
+    enum_column("account", "wallet, deposits, revenue, refunds, stock, received or sold"),
     id_column("account_id", "whose account: a customer's or a product's"),
-    word_column("unit", "minor (money in minor units) or units (of the product)"),
+    enum_column("unit", "minor (money in minor units) or units (of the product)"),
     Column("debit", BigInteger, nullable=False, comment="amount on the left side, or 0"),
     Column("credit", BigInteger, nullable=False, comment="amount on the right side, or 0"),
     Index("journal_account", "account_id"),

@@ -66,15 +66,18 @@ class Projection(ABC, Generic[Row]):
 
     @abstractmethod
     def keys_needed(self, events: Sequence[Recorded]) -> set[UUID]:
-        """The keys of the rows that must be at hand before these events are projected."""
+        """Return the keys of the rows that must be loaded before these events are projected."""
 
     @abstractmethod
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
-        """Bring rows, each under its key, one event further; raises ViewDamaged."""
+        """Apply one event to rows, each under its key; raises ViewDamaged."""
 
     @abstractmethod
     def changed_rows(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
-        """The rows that events change, given those that they need; raises ViewDamaged."""
+        """Apply events to the rows that they need, and return every row that changed.
+
+        Raises ViewDamaged.
+        """
 
     @abstractmethod
     def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
@@ -185,7 +188,7 @@ class ViewDamaged(Exception):
 
 
 def require_row(row: Row | None, event: Recorded) -> Row:
-    """The row that an event changes; raises ViewDamaged."""
+    """Return the row that an event changes; raises ViewDamaged if there is none."""
     if row is None:
         raise ViewDamaged(f"the event at position {event.position} changes a row that is not there")
     return row
@@ -217,12 +220,12 @@ def amount_column(name: str, comment: str, *, nullable: bool = False) -> Column[
     return Column(name, BigInteger, nullable=nullable, comment=comment)
 
 
-def word_column(name: str, comment: str, *, nullable: bool = False) -> Column[str]:
+def enum_column(name: str, comment: str, *, nullable: bool = False) -> Column[str]:
     """One of a fixed set of words."""
     return Column(name, String(40, "ascii_bin"), nullable=nullable, comment=comment)
 
 
-def moment_column(name: str, comment: str) -> Column[datetime]:
+def timestamp_column(name: str, comment: str) -> Column[datetime]:
     """A time in UTC, to the microsecond."""
     return Column(name, DATETIME(fsp=6), nullable=False, comment=comment)
 

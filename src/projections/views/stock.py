@@ -36,9 +36,9 @@ from projections.views.projection import (
     KeyedProjection,
     amount_column,
     id_column,
-    moment_column,
     position_column,
     require_row,
+    timestamp_column,
 )
 
 
@@ -79,7 +79,7 @@ TABLE: Final = Table(
     amount_column("current_price_minor", "price of each unit of the next sale, in minor units"),
     Column("stock", BigInteger, nullable=False, comment="units left"),
     Column("initial_stock", BigInteger, nullable=False, comment="units after the last receipt"),
-    moment_column("updated_at", "recorded time of the last change"),
+    timestamp_column("updated_at", "recorded time of the last change"),
     position_column("position", "position of the event that last changed the row"),
 )
 

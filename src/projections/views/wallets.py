@@ -28,9 +28,9 @@ from projections.views.projection import (
     KeyedProjection,
     amount_column,
     id_column,
-    moment_column,
     position_column,
     require_row,
+    timestamp_column,
 )
 
 
@@ -63,8 +63,8 @@ TABLE: Final = Table(
         "username", String(MAX_USERNAME), nullable=False, comment="name of the customer, or erased"
     ),
     amount_column("balance_minor", "what the wallet holds, in minor units"),
-    moment_column("created_at", "when the customer was registered, as the client's API told"),
-    moment_column("updated_at", "recorded time of the last change"),
+    timestamp_column("created_at", "when the customer was registered, as the client's API told"),
+    timestamp_column("updated_at", "recorded time of the last change"),
     position_column("position", "position of the event that last changed the row"),
 )
 
