@@ -125,7 +125,7 @@ async def take_over(connection: AsyncConnection, state: LedgerState) -> None:
     )
 
 
-class Progress(Struct):
+class WriterCounts(Struct):
     """What one writer did since it was made; the collectors count for the whole process."""
 
     messages: int = 0
@@ -155,7 +155,7 @@ class Writer:
         self._now_us = now_us
         self._stopping = asyncio.Event()
         self._snapshot_task: asyncio.Task[None] | None = None
-        self.progress = Progress()
+        self.progress = WriterCounts()
 
     def stop(self) -> None:
         """Finish the batch under way, ack what is committed, and return from `run`."""
@@ -179,12 +179,14 @@ class Writer:
             async with open_inbox(self._consuming) as inbox:
                 CONNECTED.set(1)
                 try:
-                    await self._write(connection, state, inbox)
+                    await self._append_batches(connection, state, inbox)
                 finally:
                     CONNECTED.set(0)
                     EPOCH.set(0)
 
-    async def _write(self, connection: AsyncConnection, state: LedgerState, inbox: Inbox) -> None:
+    async def _append_batches(
+        self, connection: AsyncConnection, state: LedgerState, inbox: Inbox
+    ) -> None:
         """Append batch after batch, until stopped.
 
         The head is taken over at the first delivery, no sooner: a writer that stands by must not
@@ -205,7 +207,7 @@ class Writer:
                 EPOCH.set(state.head.epoch)
                 leading = True
             began = time.monotonic()
-            await self._append(connection, state, batch, inbox)
+            await self._process_batch(connection, state, batch, inbox)
             if len(batch.events) < LARGE_BATCH:
                 await asyncio.sleep(began + LINGER_S - time.monotonic())
         log.info(
@@ -214,7 +216,7 @@ class Writer:
             extra={"position": state.head.position, "epoch": state.head.epoch},
         )
 
-    async def _append(
+    async def _process_batch(
         self, connection: AsyncConnection, state: LedgerState, batch: InboxBatch, inbox: Inbox
     ) -> None:
         await park(self._publishing, batch.rejected)

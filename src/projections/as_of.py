@@ -105,22 +105,18 @@ class AsOfReader:
                 saved = await snapshots.entry(self._connection, key, after, position)
                 if saved and isinstance(saved[1], view.snapshot_entry):
                     row, after = structs.replace(row, **structs.asdict(saved[1])), saved[0]
-            row = await self._apply_changes(view, row, key, after, position)
+            others = [TYPE_OF[payload] for payload, of in view.keyed_by.items() if of is not STREAM]
+            for start in range(after, position, WINDOW):
+                end = min(start + WINDOW, position)
+                for event in await self._reader.effective_events_mentioning(
+                    key, others, start, end
+                ):
+                    if view.key(event) == key:
+                        row = view.apply(row, event)
         if row is None:
             return None
         rules = await rules_at(self._reader, position) if view.by_rules else CURRENT_RULES
         return as_of_row(view, row, position, rules)
-
-    async def _apply_changes(
-        self, view: KeyedProjection[Any], row: Any, key: UUID, after: int, position: int
-    ) -> Any:
-        others = [TYPE_OF[payload] for payload, of in view.keyed_by.items() if of is not STREAM]
-        for start in range(after, position, WINDOW):
-            end = min(start + WINDOW, position)
-            for event in await self._reader.effective_events_mentioning(key, others, start, end):
-                if view.key(event) == key:
-                    row = view.apply(row, event)
-        return row
 
 
 async def rules_at(reader: EventReader, position: int) -> Rules:
