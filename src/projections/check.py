@@ -116,7 +116,8 @@ def event_range(page: EventPage, after: int) -> EventRange:
     try:
         events = page.effective_events()
     except WrongKey as error:
-        raise VerificationFailed(after + 1, f"a customer's name can't be read: {error}") from error
+        detail = "the customer's key does not decrypt the name"
+        raise VerificationFailed(error.position, detail) from error
     return EventRange(after, page.position, events, nameless)
 
 

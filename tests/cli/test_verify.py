@@ -12,6 +12,7 @@ from cli.main import app
 from cli.settings import Settings
 from ledger.core.state import CustomerState
 from ledger.eventlog import reader, snapshots
+from ledger.eventlog.encryption import KEY_BYTES
 from projections.views.registry import PROJECTIONS
 from tests.harness import free_port
 from tests.ledger.built_ledgers import forged
@@ -197,6 +198,26 @@ async def test_any_change_in_a_view_is_found(settings: Settings, name: str) -> N
             assert name in found.detail, f"{change}: {found}"
             assert 1 <= found.position <= last, f"{change}: {found}"
         await verified(ledger)
+
+
+async def test_a_key_that_is_not_the_names_is_found_where_its_customer_registered(
+    settings: Settings,
+) -> None:
+    async with filled(settings) as ledger:
+        rows = await ledger.rows(
+            "SELECT MIN(e.position) AS first, k.customer_id FROM customer_keys k"
+            " JOIN events e ON e.stream_id = k.customer_id WHERE e.type = 'customer.registered'"
+            " GROUP BY k.customer_id ORDER BY first DESC LIMIT 1"
+        )
+        position, customer_id = rows[0]
+        assert position > 1
+        await ledger.execute(
+            "UPDATE customer_keys SET sealing_key = %s WHERE customer_id = %s",
+            "migrate",
+            bytes(KEY_BYTES),
+            customer_id,
+        )
+        assert (await wrong(ledger)).position == position
 
 
 async def test_the_first_position_of_two_wrong_views_is_named(settings: Settings) -> None:

@@ -33,6 +33,10 @@ _PADDING: Final = PKCS7(512)
 class WrongKey(Exception):
     """A key does not decrypt its name: one of the two was changed, or is of another ledger."""
 
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the name at position {position} can't be decrypted")
+        self.position = position
+
 
 class SealedRegistration(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The `data` of a registration as the ledger keeps it."""
@@ -81,7 +85,7 @@ def unseal(record: Record, key: bytes | None) -> CustomerRegistered:
         padded = AESSIV(key).decrypt(encrypted, [record.event_id])
         name = (unpadder.update(padded) + unpadder.finalize()).decode()
     except (InvalidTag, ValueError) as error:
-        raise WrongKey(f"the name at position {record.position} can't be decrypted") from error
+        raise WrongKey(record.position) from error
     return CustomerRegistered(name, sealed.opening_balance_minor)
 
 
