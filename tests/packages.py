@@ -2,9 +2,6 @@
 
 import shutil
 
-import pytest
-
-from cli.localstack import StackRefused
 from cli.localstack.install import apt_install
 
 
@@ -14,12 +11,9 @@ def install_package(package: str) -> None:
 
 
 def require_program(name: str) -> str:
-    """The path of a program, installed first if need be; where it can't be the test is skipped."""
+    """The path of a program, installed first if need be; raises StackRefused naming the remedy."""
     if not shutil.which(name):
-        try:
-            install_package(name)
-        except StackRefused as refused:
-            pytest.skip(str(refused))
+        install_package(name)
     path = shutil.which(name)
     assert path, f"the package {name} brought no {name}"
     return path
