@@ -14,13 +14,13 @@ from starlette.types import Receive, Scope, Send
 
 from api import openapi
 from api.context import Context
-from api.middleware import middleware
+from api.http.middleware import middleware
+from api.http.parameters import IF_NONE_MATCH, Call
+from api.http.problems import CLOSE, Problem
+from api.http.requests import invalid_fields
+from api.http.responses import JSON
 from api.operation import PREFIX, Operation
-from api.parameters import IF_NONE_MATCH, Call
-from api.problems import CLOSE, Problem
-from api.requests import invalid_fields
 from api.resources import customers, docs, events, health, orders, products, reports
-from api.responses import JSON
 from ledger.messaging.publisher import InboxFull, InboxUnavailable
 from projections.queries import ViewsUnavailable
 

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.as_of import AsOfReads, TrialBalanceReads
 from api.auth.guard import Guard
-from api.consistent_reads import ConsistentReads, ProductCache, Waiters
-from api.event_stream import EventStreams
-from api.pending import Peers, PendingOrders
+from api.reads.consistent_reads import ConsistentReads, ProductCache, Waiters
+from api.reads.event_stream import EventStreams
+from api.reads.pending import Peers, PendingOrders
+from api.reads.slow_reads import AsOfReads, TrialBalanceReads
 from api.submission import Submissions
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import QueueDepths

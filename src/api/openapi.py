@@ -17,11 +17,11 @@ from msgspec import Raw, Struct
 from pydantic import BaseModel
 
 from api import schemas as s
+from api.http.parameters import HEADERS, TEXT_SCHEMA, X_REQUEST_ID, Json, Parameter
+from api.http.problems import KINDS, ProblemDetails
+from api.http.requests import is_required
+from api.http.responses import ANSWER_HEADERS, JSON, PROBLEM_JSON, encode
 from api.operation import PREFIX, Operation
-from api.parameters import HEADERS, TEXT_SCHEMA, X_REQUEST_ID, Json, Parameter
-from api.problems import KINDS, ProblemDetails
-from api.requests import is_required
-from api.responses import ANSWER_HEADERS, JSON, PROBLEM_JSON, encode
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE
 from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import UNIT_OF

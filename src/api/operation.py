@@ -15,9 +15,9 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.context import Context
-from api.parameters import AS_OF_POSITION, IDEMPOTENCY_KEY, MIN_POSITION, Call, Parameter
-from api.problems import KINDS
-from api.requests import MAX_BODY, read_body, read_query
+from api.http.parameters import AS_OF_POSITION, IDEMPOTENCY_KEY, MIN_POSITION, Call, Parameter
+from api.http.problems import KINDS
+from api.http.requests import MAX_BODY, read_body, read_query
 
 PREFIX: Final = "/api/v1"
 

@@ -11,10 +11,10 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.app import App
-from api.event_stream import ABORT
-from api.middleware import PROBLEMS, new_request_id
-from api.problems import CLOSE, Problem
-from api.responses import problem_response
+from api.http.middleware import PROBLEMS, new_request_id
+from api.http.problems import CLOSE, Problem
+from api.http.responses import problem_response
+from api.reads.event_stream import ABORT
 from ledger.runtime.reconnect import first_to_end
 
 KEEP_ALIVE_S: Final = 75

@@ -41,12 +41,12 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api.auth.guard import owner_of, submitter_of
-from api.consistent_reads import ConsistentReads, OutcomeFuture, Query, T, Waiters
-from api.middleware import traceparent_of
-from api.parameters import IDEMPOTENCY_KEY, PREFER, Call
-from api.pending import Peers, PendingOrders
-from api.problems import Problem, refused
-from api.responses import position_header, reply
+from api.http.middleware import traceparent_of
+from api.http.parameters import IDEMPOTENCY_KEY, PREFER, Call
+from api.http.problems import Problem, refused
+from api.http.responses import position_header, reply
+from api.reads.consistent_reads import ConsistentReads, OutcomeFuture, Query, T, Waiters
+from api.reads.pending import Peers, PendingOrders
 from ledger.core.events import NO_NAME, CustomerRegistered, OrderPlaced, SubmittedPayload
 from ledger.eventlog.codec import decode_submitted
 from ledger.eventlog.decisions import Decision

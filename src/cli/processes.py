@@ -29,7 +29,7 @@ from api.auth.guard import Exposed, Guard, refuse_exposed
 from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from api.context import Context
-from api.pending import Peers, PendingOrders
+from api.reads.pending import Peers, PendingOrders
 from cli import connections, console
 from cli.settings import BadSettings, Settings
 from ledger.messaging.publisher import Publisher

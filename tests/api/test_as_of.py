@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from api import as_of
-from api.as_of import MAX_READS, AsOf, AsOfReads
-from api.problems import Problem
+from api.http.problems import Problem
+from api.reads import slow_reads
+from api.reads.slow_reads import MAX_READS, AsOf, AsOfReads
 from projections.as_of import AsOfPosition, AsOfReader
 from projections.views.wallets import WALLETS
 from tests.harness import Stack, make_ledger
@@ -235,7 +235,7 @@ async def test_only_a_few_reads_run_at_once_and_others_wait_their_turn(
         tasks = [group.create_task(reads.read(now, query)) for _ in range(3 * MAX_READS)]
         await first.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(as_of, "TURN_TIMEOUT_S", 0.01)
+            patch.setattr(slow_reads, "TURN_TIMEOUT_S", 0.01)
             with pytest.raises(Problem, match="read earlier state"):
                 await reads.read(now, query)
         go_on.set()

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from api.app import ROUTES
+from api.http.requests import MAX_BODY
 from api.openapi import BODIES
 from api.operation import PREFIX
-from api.requests import MAX_BODY
 from api.resources.orders import MAX_BATCH_BODY
 
 from .client import JSON, nothing_appended, post, problem

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
 from api.app import ROUTES
-from api.middleware import (
+from api.http.middleware import (
     MIN_GZIP,
     MIN_GZIP_IN_THREAD,
     RequestId,

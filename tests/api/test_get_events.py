@@ -14,9 +14,9 @@ import httpx
 import msgspec
 import pytest
 
-from api import event_stream
-from api.consistent_reads import ConsistentReads, Waiters
-from api.event_stream import ABORT, EventStreams
+from api.reads import event_stream
+from api.reads.consistent_reads import ConsistentReads, Waiters
+from api.reads.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
 from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.records import Record

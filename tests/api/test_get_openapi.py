@@ -10,12 +10,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from api import parameters
 from api.app import ROUTES, document
+from api.http import parameters
+from api.http.parameters import X_REQUEST_ID, Parameter
+from api.http.problems import KINDS
 from api.openapi import ANSWERS, BODIES
 from api.operation import Operation
-from api.parameters import X_REQUEST_ID, Parameter
-from api.problems import KINDS
 from tests.harness import Stack
 
 from .client import list_product, order, register

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from api.problems import KINDS
+from api.http.problems import KINDS
 
 from .client import problem
 

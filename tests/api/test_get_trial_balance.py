@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from api import as_of
-from api.as_of import TrialBalanceReads
-from api.problems import Problem
+from api.http.problems import Problem
+from api.reads import slow_reads
+from api.reads.slow_reads import TrialBalanceReads
 from cli.settings import Settings
 from projections import trial_balance
 from projections.queries import ViewsUnavailable
@@ -141,7 +141,7 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
-    monkeypatch.setattr(as_of, "TRIAL_BALANCE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(slow_reads, "TRIAL_BALANCE_TIMEOUT_S", 0.5)
     shared, added = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._sums
     asked: list[int] = []
 

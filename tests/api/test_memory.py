@@ -6,14 +6,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from api.consistent_reads import (
+from api.reads.consistent_reads import (
     MAX_AGE_S,
     ConsistentReads,
     ProductCache,
     ProductPage,
     Waiters,
 )
-from api.pending import PendingOrders
+from api.reads.pending import PendingOrders
 from ledger.core.events import OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxFull
@@ -54,7 +54,7 @@ class TestPending:
         assert pending.get(other.stream_id)
 
     def test_orders_beyond_the_limit_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("api.pending.MAX_PENDING", 2)
+        monkeypatch.setattr("api.reads.pending.MAX_PENDING", 2)
         pending = PendingOrders()
         first = self.add(pending)
         self.add(pending)
@@ -107,7 +107,7 @@ class TestWaiters:
     async def test_requests_beyond_the_limit_do_not_wait(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("api.consistent_reads.MAX_WAITERS", 1)
+        monkeypatch.setattr("api.reads.consistent_reads.MAX_WAITERS", 1)
         waiters = Waiters()
         with waiters.outcome_of(uuid4()) as one, waiters.outcome_of(uuid4()) as two:
             assert not one.done()
@@ -220,7 +220,7 @@ class TestProductCache:
         reads: ConsistentReads,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("api.consistent_reads.MAX_PAGES", 2)
+        monkeypatch.setattr("api.reads.consistent_reads.MAX_PAGES", 2)
         cache = ProductCache(announcements, reads)
         ids = [uuid4() for _ in range(3)]
         for product_id in ids:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import api
-from api.problems import KINDS, REFUSALS, Problem, refused
-from api.responses import PROBLEM_JSON, problem_response
+from api.http.problems import KINDS, REFUSALS, Problem, refused
+from api.http.responses import PROBLEM_JSON, problem_response
 from ledger.core.events import Reason
 
 SOURCES = "".join(path.read_text() for path in Path(api.__file__).parent.rglob("*.py"))

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 from api.auth.rate_limit import MAX_CLIENTS, RateLimit
-from api.problems import Problem
+from api.http.problems import Problem
 
 
 class Clock:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.parameters import POSITION_FORM
-from api.problems import Problem
-from api.requests import invalid_fields, parse_json
-from api.responses import problem_response
+from api.http.parameters import POSITION_FORM
+from api.http.problems import Problem
+from api.http.requests import invalid_fields, parse_json
+from api.http.responses import problem_response
 from api.schemas import Deposit, PlaceOrder, money
 from ledger.core.events import MAX_AMOUNT_MINOR
 from ledger.runtime.timestamps import format_us

@@ -7,10 +7,10 @@ from uuid import UUID
 import pytest
 from starlette.requests import Request
 
-from api.consistent_reads import ConsistentReads, Waiters
-from api.parameters import MAX_WAIT_S, Call
-from api.pending import PendingOrders
-from api.problems import Problem
+from api.http.parameters import MAX_WAIT_S, Call
+from api.http.problems import Problem
+from api.reads.consistent_reads import ConsistentReads, Waiters
+from api.reads.pending import PendingOrders
 from api.submission import (
     IdempotencyKey,
     Preference,

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from api import as_of, consistent_reads, event_stream, parameters, requests, schemas, server
+from api import schemas, server
 from api.app import ROUTES
+from api.http import parameters, requests
+from api.http.problems import KINDS
 from api.operation import PREFIX, Operation
-from api.problems import KINDS
+from api.reads import consistent_reads, event_stream, slow_reads
 from api.resources.orders import MAX_BATCH_BODY
 
 from .test_reference import ROOT, rows
@@ -120,7 +122,7 @@ def test_every_limit_is_documented_as_it_is() -> None:
         "Idempotency-Key": [f"{parameters.MAX_IDEMPOTENCY_KEY} visible ASCII characters", "422"],
         "streams of a process": [f"{event_stream.MAX_STREAMS}", "503"],
         "as-of reads at once": [
-            f"{as_of.MAX_READS} of a process, others wait for {as_of.TURN_TIMEOUT_S:g} s",
+            f"{slow_reads.MAX_READS} of a process, others wait for {slow_reads.TURN_TIMEOUT_S:g} s",
             "503",
         ],
         "requests of one key": ["`LEDGER_RATE_PER_S`, `LEDGER_CONCURRENCY`", "429"],

@@ -11,7 +11,7 @@ from uuid import UUID
 from msgspec import Struct
 
 from api import schemas
-from api.responses import encode
+from api.http.responses import encode
 from projections.views.projection import KeyedProjection
 from projections.views.registry import PROJECTIONS
 from tests.faults.evidence import Evidence, Views

@@ -12,7 +12,7 @@ import pytest
 from msgspec import structs
 
 from api import schemas
-from api.responses import encode
+from api.http.responses import encode
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,

@@ -17,7 +17,7 @@ from api.auth.api_keys import FRESH_S, START, ApiKeyCache, KeysUnavailable, pars
 from api.auth.principal import Principal, Scope, known_scopes
 from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadToken, Tokens
-from api.problems import Problem
+from api.http.problems import Problem
 from ledger.runtime.timestamps import now_us
 
 REALM: Final = 'Bearer realm="ledger"'

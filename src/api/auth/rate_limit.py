@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from api.problems import Problem
+from api.http.problems import Problem
 from ledger.runtime.cache import BoundedDict
 
 # A client may send a second's worth of requests at one moment.

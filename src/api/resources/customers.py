@@ -6,12 +6,10 @@ from uuid import UUID
 from starlette.responses import Response
 
 from api import schemas as s
-from api.as_of import as_of
 from api.auth.guard import unknown_customer
 from api.auth.principal import Scope
 from api.context import Context
-from api.operation import PREFIX, Operation
-from api.parameters import (
+from api.http.parameters import (
     AFTER_ORDER,
     AS_OF,
     CUSTOMER_ID,
@@ -22,8 +20,10 @@ from api.parameters import (
     SUBMIT,
     Call,
 )
+from api.http.responses import position_header, reply
+from api.operation import PREFIX, Operation
+from api.reads.slow_reads import as_of
 from api.resources import orders
-from api.responses import position_header, reply
 from api.submission import Resource
 from ledger.core.events import CustomerRegistered, WalletCredited
 from projections.queries import Views

@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from api import schemas
 from api.context import Context
-from api.middleware import accepts_gzip, compress
+from api.http.middleware import accepts_gzip, compress
+from api.http.parameters import IF_NONE_MATCH, Call, Form, path
+from api.http.problems import KINDS, Problem
+from api.http.responses import etag_matches, reply
 from api.operation import Operation
-from api.parameters import IF_NONE_MATCH, Call, Form, path
-from api.problems import KINDS, Problem
-from api.responses import etag_matches, reply
 
 HTML: Final = "text/html; charset=utf-8"
 _JAVASCRIPT: Final = "text/javascript; charset=utf-8"

@@ -7,9 +7,7 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.context import Context
-from api.event_stream import EVENT_STREAM
-from api.operation import Operation
-from api.parameters import (
+from api.http.parameters import (
     AFTER_EVENT,
     LAST_EVENT_ID,
     LIMIT,
@@ -19,8 +17,10 @@ from api.parameters import (
     PAGE,
     Call,
 )
+from api.http.responses import next_link, position_header
+from api.operation import Operation
+from api.reads.event_stream import EVENT_STREAM
 from api.resources.orders import visible_order
-from api.responses import next_link, position_header
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group
 from projections.feed import FeedEvent, FeedPage
 

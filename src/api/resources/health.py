@@ -8,12 +8,12 @@ from starlette.responses import Response
 
 from api import schemas
 from api.auth.principal import Scope
-from api.consistent_reads import CACHE_READS
 from api.context import Context
-from api.middleware import PROBLEMS, REQUEST_S, REQUESTS
+from api.http.middleware import PROBLEMS, REQUEST_S, REQUESTS
+from api.http.parameters import Call
+from api.http.responses import RETRY_AFTER_S, position_header, reply
 from api.operation import Operation
-from api.parameters import Call
-from api.responses import RETRY_AFTER_S, position_header, reply
+from api.reads.consistent_reads import CACHE_READS
 from ledger.runtime.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
 from projections.queries import ViewsUnavailable
 

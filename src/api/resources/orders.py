@@ -8,13 +8,11 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api import schemas as s
-from api.as_of import as_of
 from api.auth.guard import bound_to, may_see, require_customer, submitter_of
 from api.auth.principal import Scope
 from api.context import Context
-from api.middleware import traceparent_of
-from api.operation import PREFIX, Operation
-from api.parameters import (
+from api.http.middleware import traceparent_of
+from api.http.parameters import (
     AFTER_ORDER,
     AS_OF,
     DRY_RUN,
@@ -29,8 +27,10 @@ from api.parameters import (
     SUBMIT,
     Call,
 )
-from api.problems import FieldError, Problem
-from api.responses import next_link, position_header, reply
+from api.http.problems import FieldError, Problem
+from api.http.responses import next_link, position_header, reply
+from api.operation import PREFIX, Operation
+from api.reads.slow_reads import as_of
 from api.submission import Resource, idempotency_key, new_ids, preference_of
 from ledger.core.decider import decide
 from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced

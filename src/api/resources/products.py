@@ -9,12 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import schemas as s
-from api.as_of import as_of
 from api.auth.principal import Scope
-from api.consistent_reads import MAX_AGE_S, ProductPage
 from api.context import Context
-from api.operation import PREFIX, Operation
-from api.parameters import (
+from api.http.parameters import (
     AFTER_PRODUCT,
     AS_OF,
     IF_NONE_MATCH,
@@ -25,8 +22,11 @@ from api.parameters import (
     SUBMIT,
     Call,
 )
-from api.problems import Problem
-from api.responses import JSON, encode, etag_matches, next_link, position_header, reply
+from api.http.problems import Problem
+from api.http.responses import JSON, encode, etag_matches, next_link, position_header, reply
+from api.operation import PREFIX, Operation
+from api.reads.consistent_reads import MAX_AGE_S, ProductPage
+from api.reads.slow_reads import as_of
 from api.submission import Resource
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
 from projections.queries import Views

@@ -3,12 +3,12 @@
 from starlette.responses import Response
 
 from api import schemas
-from api.as_of import as_of
 from api.auth.principal import Scope
 from api.context import Context
+from api.http.parameters import AS_OF, MAX_POSITION, MIN_POSITION, Call
+from api.http.responses import position_header, reply
 from api.operation import Operation
-from api.parameters import AS_OF, MAX_POSITION, MIN_POSITION, Call
-from api.responses import position_header, reply
+from api.reads.slow_reads import as_of
 
 
 @Operation(Scope.LEDGER_READ, "Show the trial balance", {200: schemas.TrialBalance}, AS_OF)

@@ -14,7 +14,7 @@ from uuid import UUID
 import msgspec
 from starlette.requests import Request
 
-from api.problems import invalid
+from api.http.problems import invalid
 from ledger.core.events import DECIDED, SUBMITTED
 from ledger.core.state import Status
 from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339

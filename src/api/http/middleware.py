@@ -18,9 +18,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.parameters import HEADERS
-from api.problems import Problem
-from api.responses import ANSWER_HEADERS, problem_response
+from api.http.parameters import HEADERS
+from api.http.problems import Problem
+from api.http.responses import ANSWER_HEADERS, problem_response
 from ledger.runtime import logs, tracing
 from ledger.runtime.metrics import LATENCY_S
 

@@ -10,8 +10,8 @@ from msgspec.json import Encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.parameters import TEXT_SCHEMA, Json
-from api.problems import KINDS, Problem, ProblemDetails
+from api.http.parameters import TEXT_SCHEMA, Json
+from api.http.problems import KINDS, Problem, ProblemDetails
 
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"

@@ -14,7 +14,7 @@ from uuid import UUID
 from msgspec import Struct
 from prometheus_client import Counter
 
-from api.problems import Problem
+from api.http.problems import Problem
 from ledger.runtime.cache import BoundedDict
 from projections.announcements import Announcement, Announcements, Outcome
 

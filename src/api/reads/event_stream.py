@@ -13,8 +13,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from api.auth.guard import credential_ended
-from api.consistent_reads import ConsistentReads
-from api.problems import Problem
+from api.http.problems import Problem
+from api.reads.consistent_reads import ConsistentReads
 from ledger.runtime.cache import SingleFlight
 from ledger.runtime.reconnect import first_to_end
 from projections.announcements import Announcement

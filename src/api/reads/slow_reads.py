@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.parameters import AS_OF_POSITION, AS_OF_TIME, MIN_POSITION, Call
-from api.problems import Problem, invalid
+from api.http.parameters import AS_OF_POSITION, AS_OF_TIME, MIN_POSITION, Call
+from api.http.problems import Problem, invalid
 from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.trial_balance import JournalBalance, TrialBalanceReader
 

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
-from api.problems import CLOSE, FieldError, Problem, invalid
+from api.http.problems import CLOSE, FieldError, Problem, invalid
 
 MAX_BODY: Final = 64 * 1024
 BODY_TIMEOUT_S: Final = 10.0

@@ -1,0 +1,1 @@
+"""HTTP: parameters and bodies, answers and problems, and what happens to every request."""

@@ -1,0 +1,1 @@
+"""Reads: of the views at a position, of earlier states, of the ledger as a stream."""
