@@ -40,6 +40,13 @@ class PositionBeyondHead(Exception):
         self.head = head
 
 
+class AsOf(Struct, frozen=True):
+    """What to read as of: a position, or else a time in µs."""
+
+    position: int | None
+    time_us: int | None = None
+
+
 class AsOfPosition(Struct, frozen=True):
     """The position to read at; unless `final`, more may yet be recorded for the time asked for."""
 
@@ -61,19 +68,18 @@ class AsOfReader:
         self._connection = connection
         self._reader = EventReader(connection)
 
-    async def at(self, position: int) -> AsOfPosition:
-        """Return this position if the ledger has come to it, else raise PositionBeyondHead."""
-        head, _ = await self._reader.last_recorded()
-        if position > head:
-            raise PositionBeyondHead(f"position {position}", head)
-        return AsOfPosition(position, final=True)
+    async def resolve(self, as_of: AsOf) -> AsOfPosition:
+        """The position asked for, or the last one recorded by the time asked for, which may be 0.
 
-    async def at_time(self, time_us: int) -> AsOfPosition:
-        """The last position that was recorded at a time or before it, 0 if there is none.
-
-        Raises PositionBeyondHead for a time in the future.
+        Raises PositionBeyondHead where the ledger has not come to the position, and for a time in
+        the future.
         """
         head, head_us = await self._reader.last_recorded()
+        if as_of.position is not None:
+            if as_of.position > head:
+                raise PositionBeyondHead(f"position {as_of.position}", head)
+            return AsOfPosition(as_of.position, final=True)
+        time_us = as_of.time_us or 0
         if time_us > max(head_us, now_us()):
             raise PositionBeyondHead("that time", head)
         # Recorded times never fall: what comes next may still be recorded at the head's time.

@@ -12,8 +12,8 @@ import pytest
 
 from api.http.problems import Problem
 from api.reads import slow_reads
-from api.reads.slow_reads import MAX_READS, AsOf, AsOfReads
-from projections.as_of import AsOfPosition, AsOfReader
+from api.reads.slow_reads import MAX_READS, AsOfReads
+from projections.as_of import AsOf, AsOfPosition, AsOfReader
 from projections.views.wallets import WALLETS
 from tests.harness import Stack, make_ledger
 from tests.ledger.pipeline import running_ledger
@@ -230,7 +230,7 @@ async def test_only_a_few_reads_run_at_once_and_others_wait_their_turn(
         await go_on.wait()
         under_way -= 1
 
-    now = AsOf(0, None)
+    now = AsOf(0)
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(reads.read(now, query)) for _ in range(3 * MAX_READS)]
         await first.wait()
@@ -248,8 +248,8 @@ async def test_a_read_that_fails_gives_its_turn_to_the_next(reads: AsOfReads) ->
 
     for _ in range(2 * MAX_READS):
         with pytest.raises(ZeroDivisionError):
-            await reads.read(AsOf(0, None), fail)
+            await reads.read(AsOf(0), fail)
         with pytest.raises(Problem, match="at most 0"):
-            await reads.read(AsOf(1, None), fail)
+            await reads.read(AsOf(1), fail)
     wallet, moment = await reads.read(AsOf(None, 0), lambda h, p: h.row(WALLETS, UUID(int=1), p))
     assert (wallet, moment) == (None, AsOfPosition(0, final=False))

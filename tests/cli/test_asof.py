@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from cli.commands.asof import VIEWS, AsOfTarget, read_row, show_view
+from cli.commands.asof import VIEWS, read_row, show_view
 from cli.main import app
 from cli.settings import Settings
 from ledger.eventlog.records import Record
 from ledger.runtime.timestamps import from_us
-from projections.as_of import PositionBeyondHead
+from projections.as_of import AsOf, PositionBeyondHead
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.private_servers import Servers
@@ -57,9 +57,9 @@ async def test_a_view_as_of_a_position_is_the_fold_up_to_it(
 ) -> None:
     position = len(history[1]) * 2 // 3
     expected = await rows_at(history, view, position)
-    await show_view(history[0].settings, view, AsOfTarget(position, None), as_json=True)
+    await show_view(history[0].settings, VIEWS[view], AsOf(position), as_json=True)
     assert capfdbinary.readouterr().out.splitlines() == expected
-    await show_view(history[0].settings, view, AsOfTarget(position, None), as_json=False)
+    await show_view(history[0].settings, VIEWS[view], AsOf(position), as_json=False)
     assert len(capfdbinary.readouterr().out.splitlines()) == 1 + len(expected)
 
 
@@ -124,11 +124,11 @@ async def test_a_position_beyond_the_head_is_refused_and_the_head_named(
     run: Run, history: tuple[Ledger, list[Record]]
 ) -> None:
     settings, head = history[0].settings, len(history[1])
-    for when in (AsOfTarget(head + 1, None), AsOfTarget(None, 2**50 * 100)):
+    for when in (AsOf(head + 1), AsOf(None, 2**50 * 100)):
         with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}"):
-            await show_view(settings, "orders", when, as_json=True)
+            await show_view(settings, VIEWS["orders"], when, as_json=True)
         with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}"):
-            await read_row(settings, "stock", uuid4(), when)
+            await read_row(settings, VIEWS["stock"], uuid4(), when)
     done = await run("asof", "--position", str(head + 1), "orders")
     assert (done.status, done.out) == (1, "")
     assert f"the ledger ends at position {head}" in done.said_one_sentence()
@@ -145,11 +145,11 @@ async def test_an_empty_ledger_has_no_rows_as_of_any_position(
 ) -> None:
     empty = await make_ledger(servers)
     for view in VIEWS:
-        for when in (AsOfTarget(0, None), AsOfTarget(None, 0)):
-            await show_view(empty, view, when, as_json=True)
+        for when in (AsOf(0), AsOf(None, 0)):
+            await show_view(empty, VIEWS[view], when, as_json=True)
     assert capfdbinary.readouterr().out == b""
     with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
-        await show_view(empty, "stock", AsOfTarget(1, None), as_json=True)
+        await show_view(empty, VIEWS["stock"], AsOf(1), as_json=True)
 
 
 async def test_a_pipe_that_is_closed_early_is_no_failure(settings: Settings) -> None:

@@ -18,7 +18,7 @@ from ledger.runtime.database import make_engine
 from ledger.runtime.timestamps import now_us
 from ledger.writer import load, take_over
 from projections import as_of as module
-from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
+from projections.as_of import AsOf, AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.queries import ViewsUnavailable
 from projections.views.orders import ORDERS
 from projections.views.stock import STOCK
@@ -103,11 +103,11 @@ async def test_a_submission_that_was_refused_never_had_an_effect(ledger: Ledger)
 
 
 async def test_a_position_beyond_the_head_is_refused_and_the_head_named(reader: AsOfReader) -> None:
-    head = (await reader.at_time(now_us())).position
-    assert await reader.at(head) == AsOfPosition(head, final=True)
-    assert await reader.at(0) == AsOfPosition(0, final=True)
+    head = (await reader.resolve(AsOf(None, now_us()))).position
+    assert await reader.resolve(AsOf(head)) == AsOfPosition(head, final=True)
+    assert await reader.resolve(AsOf(0)) == AsOfPosition(0, final=True)
     with pytest.raises(PositionBeyondHead, match=f"the ledger ends at position {head}$") as refused:
-        await reader.at(head + 1)
+        await reader.resolve(AsOf(head + 1))
     assert refused.value.head == head
 
 
@@ -118,13 +118,13 @@ async def test_a_time_is_the_last_position_recorded_by_then(
     times = sorted({record.recorded_at_us for record in records})
     for asked_us in [0, *times, *(t + 1 for t in times), *(t - 1 for t in times)]:
         expected = sum(record.recorded_at_us <= asked_us for record in records)
-        found = await reader.at_time(asked_us)
+        found = await reader.resolve(AsOf(None, asked_us))
         assert found == AsOfPosition(expected, final=asked_us < times[-1]), asked_us
 
 
 async def test_a_future_time_is_refused(reader: AsOfReader) -> None:
     with pytest.raises(PositionBeyondHead, match="lies ahead"):
-        await reader.at_time(now_us() + 60_000_000)
+        await reader.resolve(AsOf(None, now_us() + 60_000_000))
 
 
 async def test_the_clock_of_the_writer_counts_where_it_is_ahead(ledger: Ledger) -> None:
@@ -133,17 +133,17 @@ async def test_the_clock_of_the_writer_counts_where_it_is_ahead(ledger: Ledger) 
         await ledger.put_events(events := opening())
         await ledger.until_recorded(events)
     async with open_as_of(ledger.engine("api"), 60) as reader:
-        assert await reader.at_time(ahead_us) == AsOfPosition(2, final=False)
-        assert await reader.at_time(ahead_us - 1) == AsOfPosition(0, final=True)
+        assert await reader.resolve(AsOf(None, ahead_us)) == AsOfPosition(2, final=False)
+        assert await reader.resolve(AsOf(None, ahead_us - 1)) == AsOfPosition(0, final=True)
 
 
 async def test_an_empty_ledger_has_no_row_as_of_any_time(ledger: Ledger) -> None:
     async with open_as_of(ledger.engine("api"), 60) as reader:
-        assert await reader.at(0) == AsOfPosition(0, final=True)
-        assert await reader.at_time(now_us()) == AsOfPosition(0, final=False)
+        assert await reader.resolve(AsOf(0)) == AsOfPosition(0, final=True)
+        assert await reader.resolve(AsOf(None, now_us())) == AsOfPosition(0, final=False)
         assert await reader.row(WALLETS, ANN, 0) is None
         with pytest.raises(PositionBeyondHead, match="the ledger ends at position 0"):
-            await reader.at(1)
+            await reader.resolve(AsOf(1))
 
 
 async def test_new_events_and_dropped_snapshots_do_not_change_an_as_of_read(ledger: Ledger) -> None:
@@ -174,7 +174,7 @@ async def test_as_of_reads_are_unavailable_without_a_database(ledger: Ledger) ->
     engine = make_engine(url, autocommit=True)
     with pytest.raises(ViewsUnavailable):
         async with open_as_of(engine, 5) as reader:
-            await reader.at(0)
+            await reader.resolve(AsOf(0))
     await engine.dispose()
 
 
@@ -185,9 +185,9 @@ async def test_an_as_of_read_past_its_deadline_is_unavailable(ledger: Ledger) ->
 
         async def look() -> None:
             async with open_as_of(engine, 1) as reader:
-                await reader.at(0)
+                await reader.resolve(AsOf(0))
                 proxy.stall()
-                await reader.at(0)
+                await reader.resolve(AsOf(0))
 
         with pytest.raises(ViewsUnavailable):
             await look()

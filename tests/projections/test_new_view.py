@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
-from cli.commands import asof
+from cli.commands.asof import show_view
 from cli.commands.migrate import migrate
 from cli.export.exporter import ExportRequest, export_tables
 from cli.export.formats import Format
@@ -17,7 +17,7 @@ from cli.export.importer import EventsExport
 from cli.export.tables import tables_by_name
 from cli.settings import Settings
 from ledger.eventlog.chain import VerificationFailed
-from projections.as_of import AsOfReader, view_as_of
+from projections.as_of import AsOf, AsOfReader, view_as_of
 from projections.check import check_views
 from projections.projector import project_next_batch
 from projections.views.projection import METADATA
@@ -126,13 +126,10 @@ async def test_its_rows_are_read_as_of_any_position(ledger: Ledger) -> None:
 
 
 async def test_the_command_shows_it_as_of_a_position(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+    ledger: Ledger, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setitem(asof.VIEWS, "spending", SPENDING)
     position = (await ledger.head()).position
-    await asof.show_view(
-        ledger.settings, "spending", asof.AsOfTarget(position, None), as_json=False
-    )
+    await show_view(ledger.settings, SPENDING, AsOf(position), as_json=False)
     titles, *rows = capfdbinary.readouterr().out.splitlines()
     assert titles.split() == [b"customer", b"id", b"username", b"spent", b"position"]
     assert len(rows) == len(await live(ledger, SPENDING))

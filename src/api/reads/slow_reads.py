@@ -9,12 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.http.parameters import AS_OF_POSITION, AS_OF_TIME, MIN_POSITION, Call
 from api.http.problems import Problem, invalid
-from projections.as_of import AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
+from projections.as_of import AsOf, AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.trial_balance import JournalBalance, TrialBalanceReader
 
 MAX_READS: Final = 2
@@ -23,13 +22,6 @@ READ_TIMEOUT_S: Final = 5.0
 TRIAL_BALANCE_TIMEOUT_S: Final = 10.0
 
 T = TypeVar("T")
-
-
-class AsOf(Struct, frozen=True):
-    """The position or the time that a client asks for."""
-
-    position: int | None
-    time_us: int | None
 
 
 def as_of(call: Call[Any]) -> AsOf | None:
@@ -81,9 +73,7 @@ class AsOfReads:
 
 async def _position(reader: AsOfReader, when: AsOf) -> AsOfPosition:
     try:
-        if when.position is not None:
-            return await reader.at(when.position)
-        return await reader.at_time(when.time_us or 0)
+        return await reader.resolve(when)
     except PositionBeyondHead as error:
         if when.position is None:
             raise invalid("as_of_time", "lies ahead") from None

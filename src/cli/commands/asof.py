@@ -8,13 +8,13 @@ import msgspec
 import typer
 from msgspec import Struct
 from rich.table import Table
-from sqlalchemy import BINARY, BigInteger
+from sqlalchemy import BINARY, BigInteger, Integer, String
 
 from cli import connections, console
 from cli.settings import Settings
 from ledger.core.money import to_amount
 from ledger.runtime.timestamps import BadTimestamp, format_rfc3339, parse_rfc3339
-from projections.as_of import AsOfPosition, AsOfReader, open_as_of, view_as_of
+from projections.as_of import AsOf, open_as_of, view_as_of
 from projections.views.projection import KeyedProjection
 from projections.views.registry import PROJECTIONS
 
@@ -22,79 +22,69 @@ from projections.views.registry import PROJECTIONS
 ROW_TIMEOUT_S: Final = 60.0
 
 
-class AsOfTarget(Struct, frozen=True):
-    """What the options name: a position, a time, or neither."""
-
-    position: int | None
-    time_us: int | None
-
-    async def resolve(self, reader: AsOfReader) -> AsOfPosition:
-        """The position that is meant; raises PositionBeyondHead."""
-        if self.position is not None:
-            return await reader.at(self.position)
-        return await reader.at_time(self.time_us or 0)
-
-
 VIEWS: Final = {view.name: view for view in PROJECTIONS if isinstance(view, KeyedProjection)}
-ID: Final = "<36"
-NUMBER: Final = ">14"
-# The columns of a list for people, and their format, where that is not every column of the view;
-# --json prints every field.
-COLUMNS: Final[dict[str, dict[str, str]]] = {
-    "orders": {
-        "order_id": ID,
-        "status": "<9",
-        "quantity": ">8",
-        "total_minor": NUMBER,
-        "customer_id": ID,
-        "product_id": ID,
-        "failure_reason": "",
-    },
-    "wallets": {"customer_id": ID, "balance_minor": NUMBER, "username": ""},
-    "stock": {
-        "product_id": ID,
-        "stock": ">10",
-        "initial_stock": ">13",
-        "base_price_minor": NUMBER,
-        "current_price_minor": NUMBER,
-        "name": "",
-    },
+# The columns of a list for people, where that is not every column; --json prints every field.
+COLUMNS: Final[dict[str, tuple[str, ...]]] = {
+    "orders": (
+        *("order_id", "status", "quantity", "total_minor"),
+        *("customer_id", "product_id", "failure_reason"),
+    ),
+    "wallets": ("customer_id", "balance_minor", "username"),
+    "stock": (
+        *("product_id", "stock", "initial_stock"),
+        *("base_price_minor", "current_price_minor", "name"),
+    ),
 }
+FORMATS: Final = {BINARY: "<36", BigInteger: ">14", Integer: ">8", String: "<9"}
+
+AsOfPosition = Annotated[
+    int | None, typer.Option("--position", min=0, help="as of this position of the ledger")
+]
+AsOfTime = Annotated[
+    str | None,
+    typer.Option("--time", help="as of what was recorded by then, as 2026-01-31T12:00:00Z"),
+]
 
 
-def view_name(text: str) -> str:
-    """The name of a keyed view; any other is a usage error."""
-    if text not in VIEWS:
-        raise typer.BadParameter(f"{text} is none of {', '.join(VIEWS)}")
-    return text
+def parse_as_of(position: int | None, time: str | None) -> AsOf:
+    """What --position or --time names; both at once, or no time, ends the command with status 2."""
+    if position is not None and time is not None:
+        console.usage_error("say as of when: either --position N or --time T")
+    try:
+        return AsOf(position, None if time is None else parse_rfc3339(time))
+    except BadTimestamp as error:
+        console.usage_error(f"--time {error}")
+
+
+def keyed_view(name: str) -> KeyedProjection[Any]:
+    """The view with this name; any other name is a usage error."""
+    if name not in VIEWS:
+        raise typer.BadParameter(f"{name} is none of {', '.join(VIEWS)}")
+    return VIEWS[name]
 
 
 def asof(
     view: Annotated[
-        str,
-        typer.Argument(metavar="VIEW", parser=view_name, help=" or ".join(VIEWS)),
+        KeyedProjection[Any],
+        typer.Argument(metavar="VIEW", parser=keyed_view, help=" or ".join(VIEWS)),
     ],
     entity_id: Annotated[
         UUID | None, typer.Argument(metavar="ID", help="only this order, customer or product")
     ] = None,
-    position: Annotated[
-        int | None, typer.Option(min=0, help="as of this position of the ledger")
-    ] = None,
-    time: Annotated[
-        str | None, typer.Option(help="as of what was recorded by then, as 2026-01-31T12:00:00Z")
-    ] = None,
+    position: AsOfPosition = None,
+    time: AsOfTime = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON, an object a line")] = False,
 ) -> None:
     """Run `ledger asof`."""
-    if (position is None) == (time is None):
+    if position is None and time is None:
         console.usage_error("say as of when: either --position N or --time T")
-    as_of = AsOfTarget(position, parse_time(time))
+    as_of, settings = parse_as_of(position, time), console.read_settings()
     if entity_id is None:
-        console.run(show_view(console.read_settings(), view, as_of, as_json=as_json))
+        console.run(show_view(settings, view, as_of, as_json=as_json))
         return
-    row = console.run(read_row(console.read_settings(), view, entity_id, as_of))
+    row = console.run(read_row(settings, view, entity_id, as_of))
     if row is None:
-        entity = VIEWS[view].key_column.removesuffix("_id")
+        entity = view.key_column.removesuffix("_id")
         console.fail(f"there was no such {entity} then: {entity_id}")
     if as_json:
         console.print_json(row)
@@ -105,52 +95,42 @@ def asof(
     console.out.print(table)
 
 
-def parse_time(text: str | None) -> int | None:
-    """The time of `--time` in µs; one that can't be read ends the command with status 2."""
-    try:
-        return None if text is None else parse_rfc3339(text)
-    except BadTimestamp as error:
-        console.usage_error(f"--time {error}")
-
-
 async def read_row(
-    settings: Settings, view: str, entity_id: UUID, as_of: AsOfTarget
+    settings: Settings, view: KeyedProjection[Any], entity_id: UUID, as_of: AsOf
 ) -> Struct | None:
     """One row of a view; None if it was not there yet. Raises PositionBeyondHead."""
     async with (
         connections.engine(settings, "projector", read_only=True, autocommit=True) as engine,
         open_as_of(engine, ROW_TIMEOUT_S) as reader,
     ):
-        resolved = await as_of.resolve(reader)
-        row: Struct | None = await reader.row(VIEWS[view], entity_id, resolved.position)
+        row: Struct | None = await reader.row(
+            view, entity_id, (await reader.resolve(as_of)).position
+        )
         return row
 
 
-async def show_view(settings: Settings, view: str, as_of: AsOfTarget, *, as_json: bool) -> None:
+async def show_view(
+    settings: Settings, view: KeyedProjection[Any], as_of: AsOf, *, as_json: bool
+) -> None:
     """Print a whole view, row by row as they are computed."""
-    columns, lines = COLUMNS.get(view) or columns_of(VIEWS[view]), console.LineWriter()
+    names = COLUMNS.get(view.name) or (view.as_of_row or view.row).__struct_fields__
+    columns = {name: FORMATS.get(type(view.table.c[name].type), "") for name in names}
+    lines = console.LineWriter()
     async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:
         async with open_as_of(engine, ROW_TIMEOUT_S) as reader:
-            position = (await as_of.resolve(reader)).position
+            position = (await reader.resolve(as_of)).position
         if not as_json:
             titles = (f"{_title(name):{width}}" for name, width in columns.items())
             lines.add(" ".join(titles).rstrip().encode())
         async with engine.connect() as connection:
             with console.progress("reading", position) as advance:
-                async for row in view_as_of(connection, VIEWS[view], position, advance):
+                async for row in view_as_of(connection, view, position, advance):
                     if as_json:
                         lines.add(msgspec.json.encode(row))
                     else:
                         texts = (f"{_text(n, getattr(row, n)):{w}}" for n, w in columns.items())
                         lines.add(" ".join(texts).rstrip().encode())
     lines.flush()
-
-
-def columns_of(view: KeyedProjection[Any]) -> dict[str, str]:
-    """All columns of the view's answers, each with a format for its type."""
-    names = (view.as_of_row or view.row).__struct_fields__
-    formats = {BINARY: ID, BigInteger: NUMBER}
-    return {name: formats.get(type(view.table.c[name].type), "") for name in names}
 
 
 def _title(name: str) -> str:

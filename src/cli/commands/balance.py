@@ -1,16 +1,15 @@
 """`ledger balance`: the trial balance of the journal."""
 
 from collections.abc import Callable
-from typing import Annotated, Final, get_args
+from typing import Final, get_args
 
-import typer
 from rich.table import Table
 
 from cli import connections, console
-from cli.commands.asof import AsOfTarget, parse_time
+from cli.commands.asof import AsOfPosition, AsOfTime, parse_as_of
 from cli.settings import Settings
 from ledger.core.money import to_amount
-from projections.as_of import open_as_of
+from projections.as_of import AsOf, open_as_of
 from projections.trial_balance import JournalBalance, JournalBehind, Sums, TrialBalanceReader
 from projections.views.journal import Unit
 
@@ -22,19 +21,13 @@ UNITS: Final[dict[Unit, tuple[str, Callable[[int], str]]]] = {
 
 
 def balance(
-    position: Annotated[
-        int | None, typer.Option(min=0, help="as of this position instead of the latest")
-    ] = None,
-    time: Annotated[
-        str | None, typer.Option(help="as of what was recorded by then, as 2026-01-31T12:00:00Z")
-    ] = None,
+    position: AsOfPosition = None,
+    time: AsOfTime = None,
     *,
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger balance`."""
-    if position is not None and time is not None:
-        console.usage_error("say either --position N or --time T")
-    as_of = AsOfTarget(position, parse_time(time))
+    as_of = parse_as_of(position, time)
     trial_balance, unbalanced_at = console.run(_read(console.read_settings(), as_of))
     if as_json:
         # For programs: integers, money in minor units.
@@ -58,7 +51,7 @@ def balance(
         console.fail(f"{message}: `ledger verify`")
 
 
-async def _read(settings: Settings, as_of: AsOfTarget) -> tuple[JournalBalance, int | None]:
+async def _read(settings: Settings, as_of: AsOf) -> tuple[JournalBalance, int | None]:
     """The trial balance, and the first position that is out of balance, if one is.
 
     Raises PositionBeyondHead, JournalBehind and ViewsUnavailable.
@@ -68,9 +61,9 @@ async def _read(settings: Settings, as_of: AsOfTarget) -> tuple[JournalBalance, 
     ) as engine:
         reader = TrialBalanceReader(engine, TIMEOUT_S)
         latest = position = await reader.position()
-        if as_of != AsOfTarget(None, None):
+        if as_of != AsOf(None):
             async with open_as_of(engine, TIMEOUT_S) as as_of_reader:
-                position = (await as_of.resolve(as_of_reader)).position
+                position = (await as_of_reader.resolve(as_of)).position
         if position > latest:
             raise JournalBehind(
                 f"the journal is at position {latest}, {position - latest} behind:"
