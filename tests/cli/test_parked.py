@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cli.commands.parked_queue import operator, survey
+from cli.commands.parked import operator, survey
 from cli.settings import Settings
 from ledger.eventlog.codec import Rejected, encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
@@ -59,7 +59,7 @@ async def park_event(
 
 async def parked(ledger: Ledger) -> list[str]:
     """The ids of the parked messages, read without a process of its own."""
-    return [each.parked.id for each in (await survey(ledger.settings, lambda more: None)).messages]
+    return [message.id for message in (await survey(ledger.settings))[0]]
 
 
 async def listed(run: Run) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ async def test_a_message_that_can_be_read_now_is_marked_readable(run: Run, ledge
     ]
     assert json.loads(done.json["text"])["id"] == str(event.event_id)
     shown = (await run("parked", "show", found["id"])).out
-    assert f"readable: order.placed {event.event_id}" in shown
+    assert "readable, 1 event\n" in shown
     assert "one event of a group" in shown
 
 
@@ -160,12 +160,10 @@ async def test_json_is_shown_indented_and_to_the_digit(run: Run, ledger: Ledger)
     assert done.out.endswith('{\n  "a": [\n    1.50,\n    1e400\n  ]\n}\n')
 
 
-async def test_binary_is_shown_in_hex_and_raw_as_it_is(run: Run, ledger: Ledger) -> None:
+async def test_binary_is_named_and_raw_prints_it_as_it_is(run: Run, ledger: Ledger) -> None:
     await put_poison(ledger, BINARY)
     done = await run("parked", "show", id_of(BINARY))
-    assert "000000f0  f0 f1 f2" in done.out
-    assert "00000040  40 41 42 43 44 45 46 47 48 49 4a 4b 4c 4d 4e 4f  @ABCDEFGHIJKLMNO" in done.out
-    assert done.out.endswith(f"… cut here: `--raw` prints all {len(BINARY)} bytes\n")
+    assert done.out.endswith("it is not text: `--raw` prints its bytes\n")
     shown = (await run("parked", "show", id_of(BINARY), "--json", PYTHONUNBUFFERED="1")).json
     assert (b64decode(shown["base64"]), shown["text"]) == (BINARY, None)
 
@@ -197,13 +195,11 @@ async def test_an_unknown_or_ambiguous_id_is_one_sentence(run: Run, ledger: Ledg
     rejected = [Rejected(each, "no", False) for each in numbers]
     await park(Connection(ledger.settings.amqp_url("writer"), "t"), rejected)
     ids = sorted(map(id_of, numbers))
-    one, other = next((one, other) for one, other in pairwise(ids) if one[:4] == other[:4])
-    for arguments in (("show", one[:4]), ("discard", one[:4], "--yes")):
+    prefix = next(one[:4] for one, other in pairwise(ids) if one[:4] == other[:4])
+    for arguments in (("show", prefix), ("discard", prefix, "--yes")):
         done = await run("parked", *arguments)
         assert done.status == 1
-        said = done.said_one_sentence()
-        assert one[:8] in said
-        assert other[:8] in said
+        assert "give more of its digits" in done.said_one_sentence()
     assert await ledger.depth(PARKING) == 700
 
 
@@ -224,7 +220,7 @@ async def test_readable_messages_are_resubmitted_and_others_stay_with_their_reas
     done = await run("parked", "resubmit", "--all")
     assert done.status == 1
     assert done.out == "resubmitted 1 message\n"
-    assert done.said_one_sentence() == f"{poison['id'][:8]} stays parked: {poison['reason']}"
+    assert done.said_one_sentence() == "unreadable and still parked: 1"
     assert await parked(ledger) == [poison["id"]]
     async with ledger.writing():
         await ledger.until_recorded([event])
@@ -307,9 +303,8 @@ async def test_at_a_terminal_nothing_is_discarded_without_a_yes(ledger: Ledger, 
         (("resubmit",), "--all"),
         (("discard", "--yes"), "--all"),
         (("resubmit", "0000", "--all"), "--all"),
-        (("resubmit", "0000", "--reason", "*"), "--reason goes with --all"),
-        (("discard", "--all", "--yes"), "'*' is all of them"),
-        (("discard", "--all", "--reason", "*"), "give --yes"),
+        (("resubmit", "0000", "--reason", "*"), "--reason"),
+        (("discard", "--all"), "give --yes"),
     ],
 )
 async def test_ambiguous_arguments_are_refused(

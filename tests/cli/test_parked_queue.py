@@ -6,14 +6,23 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from cli.commands import parked_queue
-from cli.commands.parked_queue import ParkedMessage, remove, survey
+from cli.commands import parked as parked_command
+from cli.commands.parked import remove, survey
 from cli.settings import Settings
 from ledger.eventlog.codec import Rejected, encode_submitted
 from ledger.eventlog.records import Submitted
-from ledger.messaging import parking_log
-from ledger.messaging.parking import id_of, inbox_body, park
-from ledger.messaging.parking_log import Action, Entry, MessageTooLarge
+from ledger.messaging.parking import (
+    Action,
+    LogEntry,
+    MessageTooLarge,
+    Parked,
+    id_of,
+    inbox_body,
+    park,
+    read_log,
+    read_logged_body,
+    refuse_too_large,
+)
 from ledger.messaging.publisher import InboxFull
 from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX
@@ -47,8 +56,8 @@ async def park_events(ledger: Ledger, events: Sequence[Submitted]) -> None:
     await park_bytes(ledger, *bodies, whole=False)
 
 
-async def parked(ledger: Ledger) -> list[ParkedMessage]:
-    return (await survey(ledger.settings, lambda more: None)).messages
+async def parked(ledger: Ledger) -> list[Parked]:
+    return (await survey(ledger.settings))[0]
 
 
 async def discard_all(ledger: Ledger) -> dict[str, int]:
@@ -60,21 +69,21 @@ async def resubmit_all(ledger: Ledger) -> dict[str, int]:
 
 
 async def remove_messages(
-    ledger: Ledger, action: Action, messages: Sequence[ParkedMessage]
+    ledger: Ledger, action: Action, messages: Sequence[Parked]
 ) -> dict[str, int]:
     done: dict[str, int] = {}
     await remove(ledger.settings, action, messages, lambda more: None, done)
     return done
 
 
-async def recorded(ledger: Ledger) -> list[Entry]:
+async def recorded(ledger: Ledger) -> list[LogEntry]:
     async with ledger.connection("migrate") as connection:
-        return await parking_log.newest(connection, 1_000)
+        return await read_log(connection, 1_000)
 
 
 async def body(ledger: Ledger, id_: str) -> bytes | None:
     async with ledger.connection("migrate") as connection:
-        return await parking_log.body_of(connection, id_)
+        return await read_logged_body(connection, id_)
 
 
 async def test_discarded_bytes_are_in_the_log(ledger: Ledger) -> None:
@@ -92,7 +101,7 @@ async def test_discarded_bytes_are_in_the_log(ledger: Ledger) -> None:
         (id_of(bodies[1]), 2, "discarded", 7),
         (id_of(bodies[2]), 1, "discarded", 7),
     ]
-    assert {entry.operator for entry in entries} == {parked_queue.operator()}
+    assert {entry.operator for entry in entries} == {parked_command.operator()}
     assert [await body(ledger, id_of(each)) for each in bodies] == bodies
 
 
@@ -108,15 +117,15 @@ async def test_a_message_that_the_database_would_not_take_is_refused_in_time(
 ) -> None:
     async with ledger.connection("migrate") as connection:
         with pytest.raises(MessageTooLarge, match="max_allowed_packet"):
-            await parking_log.refuse_too_large(connection, 2**25)
-        await parking_log.refuse_too_large(connection, LARGEST)
+            await refuse_too_large(connection, 2**25)
+        await refuse_too_large(connection, LARGEST)
 
 
 async def test_events_are_submitted_again_in_the_order_they_were_parked_in(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parked_queue, "BATCH", 2)
-    monkeypatch.setattr(parked_queue, "HELD_BYTES", 1_500)
+    monkeypatch.setattr(parked_command, "BATCH", 2)
+    monkeypatch.setattr(parked_command, "HELD_BYTES", 1_500)
     events = [*opening(), *orders(13)]
     await park_events(ledger, events)
     done = await resubmit_all(ledger)
@@ -153,7 +162,7 @@ async def test_messages_parked_meanwhile_stay(ledger: Ledger) -> None:
     chosen = await parked(ledger)
     await park_bytes(ledger, b"one", b"two")
     await remove_messages(ledger, "discarded", chosen)
-    assert {each.parked.id for each in await parked(ledger)} == {id_of(b"one"), id_of(b"two")}
+    assert {each.id for each in await parked(ledger)} == {id_of(b"one"), id_of(b"two")}
 
 
 @pytest.mark.parametrize("name", ["parked.before-log", "parked.before-ack"])

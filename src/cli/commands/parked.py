@@ -1,106 +1,168 @@
-"""`ledger parked`: messages that could not be read (dead letters), and what becomes of them."""
+"""`ledger parked`: messages that could not be read (dead letters), and what becomes of them.
 
+A message leaves the queue only after the log has it. A crash before the log is committed leaves it
+as it was, perhaps submitted already; one before the ack leaves it logged and parked. Either way the
+operator runs the command again: the ids of events make that harmless, and a second row in the log
+makes it visible.
+"""
+
+import asyncio
+import os
+import pwd
 import re
+import socket
 import sys
 from base64 import b64encode
-from collections.abc import Sequence
-from contextlib import suppress
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AsyncExitStack, suppress
+from datetime import datetime
+from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Annotated, Final
 
 import msgspec
 import typer
+from aio_pika.abc import AbstractIncomingMessage
 from msgspec.structs import asdict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli import console
-from cli.commands.parked_queue import (
-    Details,
-    ParkedMessage,
-    choose,
-    find,
-    read_log,
-    remove,
-    survey,
-)
+from cli import connections, console
+from cli.settings import Settings
 from ledger.core.events import TYPE_OF
-from ledger.messaging.parking import decode_parked
-from ledger.messaging.parking_log import Action, Entry
-from ledger.runtime.timestamps import format_rfc3339, format_us
+from ledger.messaging.parking import (
+    MOST_READ,
+    Action,
+    Delivery,
+    LogEntry,
+    Parked,
+    Parking,
+    append_to_log,
+    decode_parked,
+    describe,
+    id_of,
+    inbox_body,
+    open_parking,
+    read_log,
+    read_logged_body,
+    refuse_too_large,
+)
+from ledger.messaging.publisher import publish
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.topology import SUBMITTED_EXCHANGE
+from ledger.runtime.failpoints import failpoint
+from ledger.runtime.timestamps import format_rfc3339
 
-parked = typer.Typer(no_args_is_help=True, add_completion=False)
+CONNECTION_NAME: Final = "ledger-parked"
+# Messages are held in memory until they are acked: up to so many bytes, and one message more.
+HELD_BYTES: Final = 32 * 2**20
+BATCH: Final = 100
+MAX_OPERATOR: Final = 320
 
-ID_HELP: Final = "the beginning of its id, as `list` shows it"
+ID_DIGITS: Final = 12
+MOST_ASKED: Final = 10
+MAX_SHOWN: Final = 4096
+UNFOLDED_WIDTH: Final = 2_000
 
+
+class NotParked(Exception):
+    """No parked message has this id, or several have one that begins so."""
+
+
+def _prefix(text: str) -> str:
+    """The beginning of an id; what can't be one ends the command with status 2."""
+    prefix = text.lower()
+    if not re.fullmatch("[0-9a-f]{4,64}", prefix):
+        console.usage_error(f"{text!r} can't be an id: give 4 to 64 digits that `list` shows")
+    return prefix
+
+
+_ID: Final = typer.Argument(
+    metavar="ID", parser=_prefix, help="the beginning of its id, as `list` shows it"
+)
 Limit = Annotated[int, typer.Option(min=1, help="show so many at most")]
-Id = Annotated[str, typer.Argument(metavar="ID", help=ID_HELP)]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help=ID_HELP)]
-All = Annotated[bool, typer.Option("--all", help="all of them, or with --reason some")]
+Ids = Annotated[list[str] | None, _ID]
+All = Annotated[bool, typer.Option("--all", help="all of them")]
 Reason = Annotated[
     str | None, typer.Option(metavar="GLOB", help="those whose reason fits, as '*order.shipped*'")
 ]
 
-READING: Final = "reading the parking queue"
-MIN_ID: Final = 8
-MAX_REASON: Final = 200
-MAX_NAMED: Final = 10
-MAX_BODY: Final = 4096
-HEX_LINE: Final = 16
-PRINTABLE_ASCII: Final = range(0x20, 0x7F)
-UNFOLDED_WIDTH: Final = 1_000
-# The reason has a row of its own, and the other two count how often a message was read.
-HIDDEN_HEADERS: Final = {"x-reason", "x-delivery-count", "x-acquired-count"}
-
-_is_prefix: Final = re.compile(r"[0-9a-f]{4,64}").fullmatch
+parked = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @parked.command("list")
 def list_parked(limit: Limit = 100, as_json: console.AsJson = False) -> None:
     """Show what is parked, the oldest first; the queue stays as it is."""
-    with console.progress(READING, None) as advance:
-        result = console.run(survey(console.read_settings(), advance))
-    shown = result.messages[:limit]
-    left_out = len(result.messages) - len(shown)
+    messages, unread = console.run(survey(console.read_settings()))
+    left_out = max(len(messages) - limit, 0)
     if as_json:
-        listed = [_json_object(message) for message in shown]
-        console.print_json({"messages": listed, "left_out": left_out, "unread": result.unread})
+        console.print_json({"messages": messages[:limit], "left_out": left_out, "unread": unread})
         return
-    if not result.messages:
+    if not messages:
         console.out.print("nothing is parked")
         return
-    _print_table(
-        console.out, _messages_table(shown, _short_ids([m.parked.id for m in result.messages]))
-    )
+    _print_messages(console.out, messages[:limit])
     if left_out:
-        console.err.print(
-            f"{left_out} more are parked: see them with --limit {len(result.messages)}"
-        )
-    if result.unread:
-        console.err.print(
-            f"{result.unread} messages behind these were not read: take some out first"
-        )
+        console.err.print(f"{left_out} more are parked: see them with --limit {len(messages)}")
+    if unread:
+        console.err.print(f"{unread} messages behind these were not read: take some out first")
 
 
 @parked.command("show")
 def show_parked(
-    id_: Id,
+    id_: Annotated[str, _ID],
     raw: Annotated[bool, typer.Option("--raw", help="print the bytes, and nothing else")] = False,
     as_json: console.AsJson = False,
 ) -> None:
     """Show a message, parked or logged, what was wrong with it, and if it can be read now."""
-    prefix = _prefix(id_)
-    with console.progress(READING, None) as advance:
-        details = console.run(find(console.read_settings(), prefix, advance))
+    message, stored_body, log = console.run(find(console.read_settings(), id_))
     if raw:
-        if details.body is None:
+        if stored_body is None:
             console.fail("its bytes were erased")
-        typer.echo(details.body, nl=False)
-    elif as_json:
-        console.print_json(_json_details(details))
+        typer.echo(stored_body, nl=False)
+        return
+    body = stored_body or b""
+    text = _as_text(body)
+    events, _ = decode_parked(body, message.whole)
+    if as_json:
+        shown_events = [
+            {"type": TYPE_OF[type(e.payload)], "id": e.event_id, "subject": e.stream_id}
+            for e in events
+        ]
+        base64 = b64encode(body).decode() if text is None else None
+        shown = {"log": log, "events": shown_events, "text": text, "base64": base64}
+        console.print_json({**asdict(message), **shown})
+        return
+    if not message.trouble:
+        now = f"readable, {len(events)} event{'s' if len(events) > 1 else ''}"
+    elif message.trouble == message.reason:
+        now = "unreadable, as then"
     else:
-        console.out.print(_facts(details), _body_text(details.body), sep="\n\n", markup=False)
+        now = f"unreadable: {message.trouble}"
+    facts = [
+        ("id", message.id),
+        *((entry.action, f"{_time(entry.at)} by {entry.operator}") for entry in log),
+        *([] if log else [("parked", _time(message.parked_at))]),
+        ("copies", str(message.copies)),
+        ("was", "a message of the inbox" if message.whole else "one event of a group"),
+        ("bytes", str(message.size)),
+        ("reason", message.reason),
+        ("now", now),
+    ]
+    width = max(len(name) for name, _ in facts) + 2
+    for name, value in facts:
+        console.out.print(f"{name:<{width}}{console.printable(value)}", markup=False)
+    if stored_body is None:
+        text = "its bytes were erased"
+    elif text is None:
+        text = "it is not text: `--raw` prints its bytes"
+    else:
+        with suppress(msgspec.DecodeError, RecursionError):  # text that is not JSON stays as it is
+            text = msgspec.json.format(text, indent=2)
+    console.out.print("\n" + console.printable(text[:MAX_SHOWN], keep="\n"), markup=False)
+    if len(text) > MAX_SHOWN:
+        console.out.print(f"… cut here: `--raw` prints all {message.size} bytes")
 
 
 @parked.command("resubmit")
@@ -108,11 +170,12 @@ def resubmit_parked(
     ids: Ids = None, every: All = False, reason: Reason = None, as_json: console.AsJson = False
 ) -> None:
     """Put messages that can be read now back into the inbox, in the order they were parked in."""
-    chosen = _choose(ids or [], every, reason)
+    settings = console.read_settings()
+    chosen = _choose(settings, ids or [], every, reason)
     # What can't be read now would only be parked again.
-    readable = [message for message in chosen if not message.parked.trouble]
-    unreadable = [message for message in chosen if message.parked.trouble]
-    _remove("resubmitted", readable, unreadable, as_json)
+    readable = [message for message in chosen if not message.trouble]
+    refused = {message.id: message.trouble for message in chosen if message.trouble}
+    _remove(settings, "resubmitted", readable, refused, as_json)
 
 
 @parked.command("discard")
@@ -124,186 +187,80 @@ def discard_parked(
     as_json: console.AsJson = False,
 ) -> None:
     """Take messages off the queue; their bytes stay in the log."""
-    if every and reason is None:
-        console.usage_error("say which with --reason: '*' is all of them")
-    chosen = _choose(ids or [], every, reason)
+    settings = console.read_settings()
+    chosen = _choose(settings, ids or [], every, reason)
     if chosen and not yes:
         question = f"discard {_count(len(chosen), sum(message.copies for message in chosen))}?"
         if not sys.stdin.isatty():
             console.usage_error(f"{question} There is no terminal to answer on: give --yes")
-        names = _short_ids([message.parked.id for message in chosen])
-        _print_table(console.err, _messages_table(chosen[:MAX_NAMED], names))
+        _print_messages(console.err, chosen[:MOST_ASKED])
         typer.confirm(question, abort=True, err=True)
-    _remove("discarded", chosen, [], as_json)
+    _remove(settings, "discarded", chosen, {}, as_json)
 
 
 @parked.command("log")
 def show_log(limit: Limit = 100, as_json: console.AsJson = False) -> None:
     """Show what was resubmitted and discarded, when and by whom, the newest last."""
-    entries = console.run(read_log(console.read_settings(), limit))
+    settings = console.read_settings()
+
+    async def read() -> list[LogEntry]:
+        async with connections.connection(settings, "migrate") as connection:
+            return await read_log(connection, limit)
+
+    entries = console.run(read())
     if as_json:
-        console.print_json({"entries": [_logged(entry) for entry in entries]})
-    elif entries:
-        names = _short_ids([entry.id for entry in entries])
-        table = _table("at", "action", "by", "id", "copies", "bytes")
-        for entry in entries:
-            operator = Text(console.printable(entry.operator))
-            cells = (format_us(entry.at_us, "seconds"), entry.action, operator, names[entry.id])
-            table.add_row(*cells, str(entry.copies), str(entry.size), _reason_cell(entry.reason))
-        _print_table(console.out, table)
-    else:
-        console.out.print("nothing was resubmitted or discarded")
+        console.print_json({"entries": entries})
+        return
+    columns = ("at", "action", "by", "id", "copies", "bytes", "reason")
+    rows = [
+        (_time(e.at), e.action, e.operator, e.id[:ID_DIGITS], e.copies, e.size, e.reason)
+        for e in entries
+    ]
+    _print_table(console.out, columns, rows)
 
 
-def _choose(ids: list[str], every: bool, reason: str | None) -> list[ParkedMessage]:
+def _choose(
+    settings: Settings, prefixes: list[str], every: bool, reason: str | None
+) -> list[Parked]:
     """The messages that the arguments name, in the order of the queue."""
-    prefixes = [_prefix(id_) for id_ in ids]
-    if bool(prefixes) == every:
-        console.usage_error("name messages by their ids, or give --all")
-    if reason is not None and not every:
-        console.usage_error("--reason goes with --all")
-    with console.progress(READING, None) as advance:
-        return console.run(choose(console.read_settings(), prefixes, reason, advance))
+    if bool(prefixes) == (every or reason is not None):
+        console.usage_error("name messages by their ids, or give --all or --reason")
+    return console.run(choose(settings, prefixes, reason))
 
 
 def _remove(
-    action: Action, chosen: list[ParkedMessage], unreadable: list[ParkedMessage], as_json: bool
+    settings: Settings,
+    action: Action,
+    chosen: list[Parked],
+    refused: dict[str, str],
+    as_json: bool,
 ) -> None:
     """Resubmit or discard messages and print it; status 1 where that is not all of them."""
     done: dict[str, int] = {}
     if chosen:
         with console.progress(action, len(chosen)) as advance:
             try:
-                console.run(remove(console.read_settings(), action, chosen, advance, done))
+                console.run(remove(settings, action, chosen, advance, done))
             except BaseException:
                 # Whatever stopped it (Ctrl-C, too), the operator must know what is done.
                 console.err.print(f"until then {_count(len(done), sum(done.values()))} {action}")
                 raise
-    gone = [message.parked.id for message in chosen if message.parked.id not in done]
+    gone = [message.id for message in chosen if message.id not in done]
     if as_json:
-        refused = {message.parked.id: message.parked.trouble for message in unreadable}
         console.print_json({action: done, "refused": refused, "gone": gone})
     else:
         console.out.print(f"{action} {_count(len(done), sum(done.values()))}")
-        names = _short_ids([message.parked.id for message in unreadable])
-        for message in unreadable[:MAX_NAMED]:
-            trouble = console.printable(message.parked.trouble or "")
-            console.err.print(f"{names[message.parked.id]} stays parked: {trouble}", markup=False)
-        if len(unreadable) > MAX_NAMED:
-            more = len(unreadable) - MAX_NAMED
-            console.err.print(f"{more} more stay parked: see `ledger parked list`", markup=False)
+        if refused:
+            console.err.print(f"unreadable and still parked: {len(refused)}")
         if gone:
-            console.err.print(f"{len(gone)} had left the queue meanwhile: see `ledger parked log`")
-    if unreadable or gone:
+            console.err.print(f"gone from the queue meanwhile: {len(gone)}")
+    if refused or gone:
         raise typer.Exit(console.FAILED)
 
 
 def _count(messages: int, copies: int) -> str:
     text = f"{messages} message" if messages == 1 else f"{messages} messages"
     return text if copies == messages else f"{text} ({copies} copies)"
-
-
-def _prefix(id_: str) -> str:
-    """The beginning of an id; what can't be one ends the command with status 2."""
-    prefix = id_.lower()
-    if not _is_prefix(prefix):
-        console.usage_error(f"{id_!r} can't be an id: give 4 to 64 of the digits that `list` shows")
-    return prefix
-
-
-def _json_object(message: ParkedMessage) -> dict[str, Any]:
-    """A message for programs; `trouble` is null when today's code can read it."""
-    parked_at = _parked_at(message)
-    return {**asdict(message.parked), "parked_at": parked_at, "copies": message.copies}
-
-
-def _json_details(details: Details) -> dict[str, Any]:
-    """A message for `show --json`; its body is in `text`, or in `base64` if it is not text."""
-    body = details.body or b""
-    events, _ = decode_parked(body, details.message.parked.whole)
-    text = _as_text(body)
-    return {
-        **_json_object(details.message),
-        "log": [_logged(entry) for entry in details.entries],
-        "events": [
-            {"type": TYPE_OF[type(e.payload)], "id": e.event_id, "subject": e.stream_id}
-            for e in events
-        ],
-        "headers": {name: _jsonable(value) for name, value in details.headers.items()},
-        "text": text,
-        "base64": None if text is not None else b64encode(body).decode(),
-    }
-
-
-def _logged(entry: Entry) -> dict[str, Any]:
-    """A row of the log for programs."""
-    fields = asdict(entry)
-    return {"at": format_us(fields.pop("at_us"), "seconds"), **fields}
-
-
-def _jsonable(value: object) -> object:
-    """A header's value as JSON: it may be of any type that AMQP has."""
-    match value:
-        case dict():
-            return {str(name): _jsonable(item) for name, item in value.items()}
-        case list():
-            return [_jsonable(item) for item in value]
-        case bool() | int() | float() | str() | None:
-            return value
-        case datetime():
-            return _time_text(value)
-    return repr(value)
-
-
-def _facts(details: Details) -> str:
-    """All about a message but its body, for people."""
-    parked_as = details.message.parked
-    if trouble := parked_as.trouble:
-        same = trouble == parked_as.reason
-        now = "unreadable, as then" if same else f"unreadable: {trouble}"
-    else:
-        events, _ = decode_parked(details.body or b"", parked_as.whole)
-        named = ", ".join(f"{TYPE_OF[type(e.payload)]} {e.event_id}" for e in events[:MAX_NAMED])
-        more = f" and {len(events) - MAX_NAMED} more" if len(events) > MAX_NAMED else ""
-        now = f"readable: {named}{more}"
-    history: list[tuple[str, str]] = [
-        (entry.action, f"{format_us(entry.at_us, 'seconds')} by {entry.operator}")
-        for entry in details.entries
-    ]
-    headers = details.headers.items()
-    rows = [
-        ("id", parked_as.id),
-        *(history or [("parked", _parked_at(details.message) or "–")]),
-        ("copies", str(details.message.copies)),
-        ("was", "a message of the inbox" if parked_as.whole else "one event of a group"),
-        ("bytes", str(parked_as.size)),
-        ("reason", parked_as.reason),
-        ("now", now),
-        *((name, str(value)) for name, value in headers if name not in HIDDEN_HEADERS),
-    ]
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(
-        f"{console.printable(name):<{width}}{console.printable(value)}" for name, value in rows
-    )
-
-
-def _body_text(body: bytes | None) -> str:
-    """The first MAX_BODY bytes: JSON indented, other text as it is, anything else in hex."""
-    if body is None:
-        return "its bytes were erased"
-    text = _as_text(body)
-    if text is None:
-        lines = []
-        for begin in range(0, min(len(body), MAX_BODY), HEX_LINE):
-            line = body[begin : begin + HEX_LINE]
-            ascii_text = "".join(chr(byte) if byte in PRINTABLE_ASCII else "." for byte in line)
-            lines.append(f"{begin:08x}  {line.hex(' '):<{3 * HEX_LINE - 1}}  {ascii_text}")
-        shown, is_cut = "\n".join(lines), len(body) > MAX_BODY
-    else:
-        with suppress(msgspec.DecodeError, RecursionError):  # text that is not JSON stays as it is
-            text = msgspec.json.format(body, indent=2).decode()
-        shown, is_cut = console.printable(text[:MAX_BODY], keep="\n"), len(text) > MAX_BODY
-    return f"{shown}\n… cut here: `--raw` prints all {len(body)} bytes" if is_cut else shown
 
 
 def _as_text(body: bytes) -> str | None:
@@ -315,49 +272,180 @@ def _as_text(body: bytes) -> str | None:
     return text if all(char.isprintable() or char in "\t\r\n" for char in text) else None
 
 
-def _messages_table(messages: Sequence[ParkedMessage], names: dict[str, str]) -> Table:
-    table = _table("id", "parked", "copies", "bytes", "now")
-    for message in messages:
-        parked_as = message.parked
-        state = "unreadable" if parked_as.trouble else "readable"
-        parked_at = _parked_at(message) or "–"
-        cells = (names[parked_as.id], parked_at, str(message.copies), str(parked_as.size), state)
-        table.add_row(*cells, _reason_cell(parked_as.reason))
-    return table
+def _print_messages(target: Console, messages: Sequence[Parked]) -> None:
+    columns = ("id", "parked", "copies", "bytes", "now", "reason")
+    rows = []
+    for m in messages:
+        now = "unreadable" if m.trouble else "readable"
+        rows.append((m.id[:ID_DIGITS], _time(m.parked_at), m.copies, m.size, now, m.reason))
+    _print_table(target, columns, rows)
 
 
-def _table(*names: str) -> Table:
-    """A table with these columns, and a last one for reasons that takes the room that is left."""
-    table = Table(box=None)
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    table.add_column("reason")
-    return table
-
-
-def _print_table(target: Console, table: Table) -> None:
+def _print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table, at a terminal folded to its width, else one line a row."""
+    table = Table(box=None)
+    for name in columns:
+        table.add_column(name, no_wrap=name != "reason")
+    for row in rows:
+        table.add_row(*[Text(console.printable(str(cell))) for cell in row])
     # A program that reads lines must not get folded ones.
     wide = Console(file=target.file, width=UNFOLDED_WIDTH)
     (target if target.is_terminal else wide).print(table)
 
 
-def _reason_cell(reason: str) -> Text:
-    text = console.printable(reason)
-    return Text(text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…")
+def _time(moment: datetime | None) -> str:
+    return format_rfc3339(moment, "seconds") if moment else "–"
 
 
-def _short_ids(ids: Sequence[str]) -> dict[str, str]:
-    """Each id cut to MIN_ID characters, or to as many as tell all of them apart."""
-    length = MIN_ID
-    while len({id_[:length] for id_ in ids}) < len(set(ids)):
-        length += 1
-    return {id_: id_[:length] for id_ in ids}
+async def survey(settings: Settings) -> tuple[list[Parked], int]:
+    """The parked messages in the order of the queue, which stays as it is; how many are unread.
+
+    Raises ParkingBusy.
+    """
+    by_id: dict[str, Parked] = {}
+    async with open_parking(settings.amqp_url("migrate"), CONNECTION_NAME) as parking:
+        async for delivery in parking.messages():
+            _add(by_id, delivery)
+    return list(by_id.values()), max(parking.count - MOST_READ, 0)
 
 
-def _parked_at(message: ParkedMessage) -> str | None:
-    return _time_text(message.parked.parked_at) if message.parked.parked_at else None
+async def find(settings: Settings, prefix: str) -> tuple[Parked, bytes | None, list[LogEntry]]:
+    """The message whose id begins with a prefix, in the queue or else, with entries, in the log.
+
+    Its body is None if it was erased from the log. Raises NotParked, ParkingBusy.
+    """
+    by_id: dict[str, Parked] = {}
+    bodies: dict[str, bytes] = {}
+    async with open_parking(settings.amqp_url("migrate"), CONNECTION_NAME) as parking:
+        async for delivery in parking.messages():
+            if id_of(delivery.body).startswith(prefix):
+                bodies[_add(by_id, delivery)] = delivery.body
+    if by_id:
+        id_ = _only_one(by_id.keys(), prefix)
+        return by_id[id_], bodies[id_], []
+
+    async with connections.connection(settings, "migrate") as connection:
+        log = await read_log(connection, MOST_READ, prefix)
+        id_ = _only_one({entry.id for entry in log}, prefix)
+        body = await read_logged_body(connection, id_)
+    last = log[-1]
+    trouble = decode_parked(body, last.whole)[1] if body is not None else "its bytes were erased"
+    message = Parked(id_, last.reason, None, last.whole, last.size, trouble, last.copies)
+    return message, body, log
 
 
-def _time_text(moment: datetime) -> str:
-    return format_rfc3339(moment.astimezone(UTC), "seconds")
+async def choose(settings: Settings, prefixes: list[str], reason: str | None) -> list[Parked]:
+    """The messages with these prefixes of ids or, without any, those whose reason matches a glob.
+
+    They come in the order of the queue. Raises NotParked, ParkingBusy.
+    """
+    messages, _ = await survey(settings)
+    if not prefixes:
+        return [m for m in messages if reason is None or fnmatchcase(m.reason, reason)]
+    ids = [message.id for message in messages]
+    chosen = {_only_one([id_ for id_ in ids if id_.startswith(p)], p) for p in prefixes}
+    return [message for message in messages if message.id in chosen]
+
+
+def _only_one(ids: Collection[str], prefix: str) -> str:
+    if not ids:
+        raise NotParked(f"no parked message has the id {prefix}: `ledger parked list` shows all")
+    if len(ids) > 1:
+        raise NotParked(f"{len(ids)} messages have an id like {prefix}: give more of its digits")
+    return next(iter(ids))
+
+
+def _add(by_id: dict[str, Parked], delivery: AbstractIncomingMessage) -> str:
+    """Add a delivery to the messages, or count it as a copy of one of them; return its id."""
+    message = describe(delivery)
+    earlier = by_id.setdefault(message.id, message)
+    if earlier is not message:
+        earlier.copies += 1
+        # The same bytes may be readable as a whole message and not as one event, or the reverse.
+        if earlier.trouble and not message.trouble:
+            earlier.whole, earlier.trouble = message.whole, None
+    return message.id
+
+
+async def remove(
+    settings: Settings,
+    action: Action,
+    messages: Sequence[Parked],
+    advance: Callable[[int], None],
+    done: dict[str, int],
+) -> None:
+    """Resubmit messages, in the order they were parked in, or discard them.
+
+    `done` counts the copies of each message that left the queue, by its id. Raises MessageTooLarge,
+    before anything is done, where the log can't take a message; InboxUnavailable, ParkingBusy.
+    """
+    url = settings.amqp_url("migrate")
+    wanted = {message.id: message for message in messages}
+    left = sum(message.copies for message in messages)
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(connections.engine(settings, "migrate"))
+        async with engine.connect() as connection:
+            await refuse_too_large(connection, max((m.size for m in messages), default=0))
+        inbox = None
+        if action == "resubmitted":
+            # Not on the queue's connection: a broker in need stops reading from who publishes.
+            channel = await stack.enter_async_context(
+                open_channel(url, f"{CONNECTION_NAME}-publisher", confirms=True)
+            )
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                inbox = await channel.get_exchange(SUBMITTED_EXCHANGE)
+        while left > 0:
+            # Opened again for each HELD_BYTES of messages.
+            async with open_parking(url, CONNECTION_NAME) as parking:
+                deliveries = await _deliveries(parking, wanted, left)
+                for begin in range(0, len(deliveries), BATCH):
+                    batch = deliveries[begin : begin + BATCH]
+                    removable: list[Delivery] = []
+                    try:
+                        for delivery in batch:
+                            if inbox:
+                                body = inbox_body(delivery.body, delivery.parked.whole)
+                                await publish(inbox, body, CONNECTION_NAME)
+                            removable.append(delivery)
+                    finally:
+                        # What the inbox has is logged and acked, even if the next message fails.
+                        if removable:
+                            await failpoint("parked.before-log")
+                            async with engine.begin() as connection:
+                                await append_to_log(connection, action, operator(), removable)
+                            await failpoint("parked.before-ack")
+                            await parking.ack(chain.from_iterable(d.copies for d in removable))
+                        for delivery in removable:
+                            id_ = delivery.parked.id
+                            done[id_] = done.get(id_, 0) + len(delivery.copies)
+                    advance(len(batch))
+            if not deliveries:
+                return
+            left -= sum(len(delivery.copies) for delivery in deliveries)
+
+
+async def _deliveries(parking: Parking, wanted: dict[str, Parked], limit: int) -> list[Delivery]:
+    """The oldest `limit` copies of wanted messages, or fewer where HELD_BYTES hold no more."""
+    deliveries: dict[str, Delivery] = {}
+    held = 0
+    async for message in parking.messages():
+        # To the end even so: only a reader of all leaves the rest in order (see `parking`).
+        if held >= HELD_BYTES or limit <= 0:
+            continue
+        parked_as = wanted.get(id_of(message.body))
+        if parked_as:
+            delivery = deliveries.setdefault(parked_as.id, Delivery(parked_as, message.body, []))
+            delivery.copies.append(message)
+            held += len(message.body)
+            limit -= 1
+    return list(deliveries.values())
+
+
+def operator() -> str:
+    """Who runs this command, as the operating system names them: user@host."""
+    number = os.getuid()
+    try:
+        name = pwd.getpwuid(number).pw_name
+    except KeyError:
+        name = str(number)
+    return f"{name}@{socket.gethostname()}"[:MAX_OPERATOR]

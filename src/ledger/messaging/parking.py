@@ -1,5 +1,7 @@
 """The parking queue: messages that could not be decoded, each with its reason (dead letters).
 
+The table `parking_log` is the log of what operators did with them: append-only, with their bytes.
+
 A quorum queue can't be browsed, only consumed. So a message is read by taking it without an ack; it
 goes back when the channel closes. RabbitMQ puts it behind messages that were returned before, so
 only a reader who takes all of them leaves their order as it was.
@@ -8,16 +10,17 @@ only a reader who takes all of them leaves their order as it was.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aiormq.exceptions import ChannelLockedResource
 from msgspec import Struct
 from pamqp.commands import Basic
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.eventlog.codec import (
     BATCH_CONTENT_TYPE,
@@ -29,6 +32,7 @@ from ledger.eventlog.codec import (
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import PARKING, PARKING_EXCHANGE, PARKING_LOCK
+from ledger.runtime.timestamps import SECOND_US, from_us, now_us
 
 MAX_REASON: Final = 1_000
 IN_FLIGHT: Final = 100
@@ -42,6 +46,13 @@ SILENCE_S: Final = 5.0
 LOCK_WAIT_S: Final = 5.0
 RETURN_WAIT_S: Final = 5.0
 
+LOG_PART_BYTES: Final = 4 * 2**20
+# More than a row of the log needs besides its body.
+LOG_OVERHEAD_BYTES: Final = 16 * 1024
+LOG_COLUMNS: Final = "at_us, action, operator, message_id, reason, whole, copies, size"
+
+Action = Literal["resubmitted", "discarded"]
+
 
 class ParkingFailed(ConnectionError):
     """The broker did not confirm a message for the parking queue."""
@@ -51,11 +62,16 @@ class ParkingBusy(Exception):
     """Another reader holds the parking queue or some of its messages."""
 
 
-class Parked(Struct, frozen=True):
+class MessageTooLarge(Exception):
+    """The message does not fit into a statement that the database takes."""
+
+
+class Parked(Struct):
     """A parked message without its body, whose SHA-256 is the id; `size` is in bytes.
 
     It was a `whole` message of the inbox, or one event of a group whose others were decoded.
-    `trouble` is why today's code can't decode it either, None when it can.
+    `trouble` is why today's code can't decode it either, None when it can. There are several
+    `copies` where a crash of the writer parked it twice.
     """
 
     id: str
@@ -64,6 +80,28 @@ class Parked(Struct, frozen=True):
     whole: bool
     size: int
     trouble: str | None
+    copies: int = 1
+
+
+class Delivery(Struct):
+    """A parked message with the deliveries of its copies, not yet acked."""
+
+    parked: Parked
+    body: bytes
+    copies: list[AbstractIncomingMessage]
+
+
+class LogEntry(Struct, frozen=True):
+    """An action on a parked message and its copies; the id is the SHA-256 of the message."""
+
+    at: datetime
+    action: Action
+    operator: str
+    id: str
+    reason: str
+    whole: bool
+    copies: int
+    size: int
 
 
 async def park(connection: Connection, rejected: Sequence[Rejected]) -> None:
@@ -158,11 +196,28 @@ class Parking:
         left = min(self.count, MOST_READ)
         while left:
             count = min(left, MAX_PREFETCH)
-            deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(count)
-            queue = await self._consume(count, deliveries)
-            for _ in range(count):
-                yield await self._next(deliveries, queue)
             left -= count
+            deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(count)
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                await self._channel.set_qos(prefetch_count=count)
+                queue = await self._channel.declare_queue(PARKING, passive=True)
+                # The queue takes back what consumers hold in the order of their tags.
+                tag = f"{len(self._consumers):03}"
+                await queue.consume(deliveries.put, consumer_tag=tag)
+            self._consumers.append((queue, tag))
+            for _ in range(count):
+                try:
+                    async with asyncio.timeout(SILENCE_S):
+                        message = await deliveries.get()
+                except TimeoutError:
+                    # If the broker is away, that is the error to raise.
+                    async with asyncio.timeout(CALL_TIMEOUT_S):
+                        await queue.declare()
+                    raise ParkingBusy(
+                        "somebody else holds messages of the parking queue: find the consumer in"
+                        " the broker's list, end it and try again"
+                    ) from None
+                yield message
 
     async def ack(self, messages: Iterable[AbstractIncomingMessage]) -> None:
         """Take messages off the queue for ever."""
@@ -179,37 +234,6 @@ class Parking:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 await queue.cancel(tag)
 
-    async def _consume(
-        self, count: int, deliveries: asyncio.Queue[AbstractIncomingMessage]
-    ) -> AbstractQueue:
-        """Let one more consumer take exactly `count` messages into `deliveries`."""
-
-        async def on_message(message: AbstractIncomingMessage) -> None:
-            deliveries.put_nowait(message)
-
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await self._channel.set_qos(prefetch_count=count)
-            queue = await self._channel.declare_queue(PARKING, passive=True)
-            # The queue takes back what consumers hold in the order of their tags.
-            tag = f"{len(self._consumers):03}"
-            self._consumers.append((queue, await queue.consume(on_message, consumer_tag=tag)))
-        return queue
-
-    async def _next(
-        self, deliveries: asyncio.Queue[AbstractIncomingMessage], queue: AbstractQueue
-    ) -> AbstractIncomingMessage:
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                return await deliveries.get()
-        except TimeoutError:
-            # If the broker is away, that is the error to raise.
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                await queue.declare()
-            raise ParkingBusy(
-                "somebody else holds messages of the parking queue: find the consumer in the"
-                " broker's list, end it and try again"
-            ) from None
-
 
 @asynccontextmanager
 async def open_parking(url: str, name: str) -> AsyncIterator[Parking]:
@@ -218,8 +242,7 @@ async def open_parking(url: str, name: str) -> AsyncIterator[Parking]:
     Closing it waits until the broker has put back what was not acked, for the next reader to see.
     """
     connection = Connection(url, name)
-    async with AsyncExitStack() as stack:
-        lock = await _lock(connection, stack)
+    async with _locked(connection) as lock:
         async with connection.channel(confirms=False) as channel:
             parking = Parking(channel, await _count(lock))
             yield parking
@@ -230,24 +253,22 @@ async def open_parking(url: str, name: str) -> AsyncIterator[Parking]:
                     await asyncio.sleep(0.02)
 
 
-async def _lock(connection: Connection, stack: AsyncExitStack) -> AbstractChannel:
+@asynccontextmanager
+async def _locked(connection: Connection) -> AsyncIterator[AbstractChannel]:
     """A channel whose connection holds the lock: a queue that ends with that connection."""
     give_up_at = time.monotonic() + LOCK_WAIT_S
     while True:
-        async with AsyncExitStack() as attempt:
-            channel = await attempt.enter_async_context(connection.channel(confirms=False))
-            try:
+        try:
+            async with connection.channel(confirms=False) as channel:
                 async with asyncio.timeout(CALL_TIMEOUT_S):
                     await channel.declare_queue(PARKING_LOCK, exclusive=True)
-            except ChannelLockedResource:
-                if time.monotonic() > give_up_at:
-                    raise ParkingBusy(
-                        "another `ledger parked` reads the parking queue: try again when it has"
-                        " ended"
-                    ) from None
-            else:
-                stack.push_async_exit(attempt.pop_all())
-                return channel
+                yield channel
+                return
+        except ChannelLockedResource:
+            if time.monotonic() > give_up_at:
+                raise ParkingBusy(
+                    "another `ledger parked` reads the parking queue: try again when it has ended"
+                ) from None
         await asyncio.sleep(0.1)
 
 
@@ -255,3 +276,81 @@ async def _count(channel: AbstractChannel) -> int:
     async with asyncio.timeout(CALL_TIMEOUT_S):
         queue = await channel.declare_queue(PARKING, passive=True)
     return queue.declaration_result.message_count or 0
+
+
+async def append_to_log(
+    connection: AsyncConnection, action: Action, operator: str, deliveries: Sequence[Delivery]
+) -> None:
+    """Log an action on messages, with their bytes, in the caller's transaction."""
+    at_us = now_us()
+    await connection.exec_driver_sql(
+        f"INSERT INTO parking_log ({LOG_COLUMNS}, body)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        [
+            (
+                at_us,
+                action,
+                operator,
+                bytes.fromhex(delivery.parked.id),
+                delivery.parked.reason,
+                delivery.parked.whole,
+                len(delivery.copies),
+                delivery.parked.size,
+                delivery.body,
+            )
+            for delivery in deliveries
+        ],
+    )
+
+
+async def read_log(connection: AsyncConnection, limit: int, prefix: str = "") -> list[LogEntry]:
+    """The last entries, of all messages or of those whose id begins so; the oldest comes first."""
+    rows = await connection.exec_driver_sql(
+        f"SELECT {LOG_COLUMNS} FROM parking_log WHERE HEX(message_id) LIKE %s"
+        " ORDER BY id DESC LIMIT %s",
+        (f"{prefix.upper()}%", limit),
+    )
+    return [
+        LogEntry(
+            from_us(at_us // SECOND_US * SECOND_US),
+            action,
+            by,
+            id_.hex(),
+            reason,
+            bool(whole),
+            *sizes,
+        )
+        for at_us, action, by, id_, reason, whole, *sizes in reversed(rows.all())
+    ]
+
+
+async def read_logged_body(connection: AsyncConnection, id_: str) -> bytes | None:
+    """The bytes of a message in the log; None if they were erased."""
+    rows = await connection.exec_driver_sql(
+        "SELECT id, size FROM parking_log WHERE message_id = %s AND body IS NOT NULL LIMIT 1",
+        (bytes.fromhex(id_),),
+    )
+    row = rows.one_or_none()
+    if row is None:
+        return None
+    # Part by part: asyncmy 0.2.18 loses its place in the stream behind a row of 16 MiB.
+    parts = []
+    for offset in range(0, row.size, LOG_PART_BYTES):
+        part = await connection.exec_driver_sql(
+            "SELECT SUBSTRING(body, %s, %s) FROM parking_log WHERE id = %s",
+            (offset + 1, LOG_PART_BYTES, row.id),
+        )
+        parts.append(bytes(part.scalar_one()))
+    return b"".join(parts)
+
+
+async def refuse_too_large(connection: AsyncConnection, size: int) -> None:
+    """Raise MessageTooLarge if a body of `size` bytes might not fit into one INSERT."""
+    setting = await connection.exec_driver_sql("SELECT @@max_allowed_packet")
+    max_bytes = int(setting.scalar_one())
+    # The driver may escape every byte of the body with a second one.
+    if 2 * size + LOG_OVERHEAD_BYTES > max_bytes:
+        raise MessageTooLarge(
+            f"a message of {size} bytes may not go into the record: set the database's"
+            f" max_allowed_packet, which is {max_bytes}, to 64M and try again"
+        )
