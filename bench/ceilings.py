@@ -18,12 +18,11 @@ from bench.history import Shop
 from bench.loads import closed
 from bench.system import System
 from ledger.core.fold import Fold
-from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.codec import encode_group, encode_submitted
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader
-from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.records import EMPTY, Record, Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import IN_FLIGHT
 from ledger.messaging.rabbitmq import open_channel
@@ -104,9 +103,7 @@ async def appending(system: System, batch_events: int, count: int = 40_000) -> f
 
 
 def _records(events: Sequence[Submitted]) -> list[Record]:
-    composer = Composer(Fold(), 0, GENESIS_HASH, {}, events[-1].occurred_at_us, CustomerKeys({}))
-    composer.add(events)
-    return composer.records
+    return compose(events, Fold(), EMPTY, {}, events[-1].occurred_at_us, CustomerKeys({})).records
 
 
 async def paging(connection: AsyncConnection) -> float:

@@ -4,24 +4,22 @@ Run it as `python -m bench.fill EVENTS`, with the settings of the ledger in the 
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from random import Random
 from typing import Annotated
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.history import Shop
 from cli.console import progress, read_settings, run
 from ledger.eventlog import snapshots
-from ledger.eventlog.composer import Composer, order_streams
-from ledger.eventlog.decisions import recall_orders
-from ledger.eventlog.encryption import KEY_BYTES, CustomerKeys, customers_needing_keys
-from ledger.eventlog.reader import EventReader
+from ledger.eventlog.encryption import KEY_BYTES
 from ledger.eventlog.records import Submitted
-from ledger.eventlog.store import Store
+from ledger.eventlog.snapshots import load
 from ledger.runtime.database import make_engine
-from ledger.writer import LedgerState, load, take_over
+from ledger.writer import append_new, take_over
 
 BATCH_EVENTS = 2_000
 DELAY_US = 5_000
@@ -52,37 +50,14 @@ async def fill(
         await take_over(connection, known)
         while known.head.position < count:
             before = known.head.position
-            await _record(connection, known, list(islice(submitted, batch_events)))
+            batch = list(islice(submitted, batch_events))
+            make_key = partial(Random(before).randbytes, KEY_BYTES)
+            at_us = batch[-1].occurred_at_us + DELAY_US
+            await append_new(connection, known, batch, at_us, make_key)
             moved(known.head.position - before)
             if known.head.position - known.snapshot_position >= snapshot_every:
-                await _snapshot(engine, known)
+                await snapshots.save(engine, known.take_snapshot())
     return known.head.position
-
-
-async def _record(connection: AsyncConnection, known: LedgerState, events: list[Submitted]) -> None:
-    reader, store = EventReader(connection), Store(connection)
-    event_ids = [event.event_id.bytes for event in events]
-    _, versions = await store.duplicates_and_versions(
-        event_ids, {event.stream_id.bytes for event in events}
-    )
-    histories = await reader.streams(order_streams(known.fold, versions))
-    recall_orders(known.fold, histories.values())
-    known.recorded_at_us = at_us = events[-1].occurred_at_us + DELAY_US
-    head = known.head
-    random = Random(head.position)
-    stored = await reader.encryption_keys(customers_needing_keys(events))
-    keys = CustomerKeys(stored, lambda: random.randbytes(KEY_BYTES))
-    composer = Composer(known.fold, head.position, head.hash, versions, at_us, keys)
-    composer.add(events)
-    known.head = await store.append(head, composer.records, keys)
-    known.fold.orders.clear()
-
-
-async def _snapshot(engine: AsyncEngine, known: LedgerState) -> None:
-    head = known.head
-    taken = snapshots.snapshot_of(known.fold, head.position, head.hash, known.recorded_at_us)
-    await snapshots.save(engine, taken)
-    known.snapshot_position = head.position
 
 
 def main(

@@ -16,9 +16,8 @@ from bench.ceilings import history
 from bench.fill import fill
 from bench.history import Shop
 from bench.system import ENOUGH_MINOR, System, WrongResult
-from ledger import writer
+from ledger.core.decider import CustomerState, ProductState
 from ledger.core.fold import Fold
-from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.messaging.rabbitmq import open_channel
@@ -98,7 +97,7 @@ async def starting(system: System) -> float:
     """Seconds until a writer that starts from a snapshot knows the ledger."""
     async with system.engine("writer") as engine, engine.connect() as connection:
         began = time.perf_counter()
-        await writer.load(connection)
+        await snapshots.load(connection)
         return time.perf_counter() - began
 
 
@@ -110,14 +109,11 @@ async def populous(system: System, customers: int, products: int) -> int:
     position = await filled(system, 100)
     async with system.engine("writer") as engine:
         async with engine.connect() as connection:
-            known = await writer.load(connection)
+            known = await snapshots.load(connection)
         held = known.fold
         held.customers.update((uuid4(), CustomerState(ENOUGH_MINOR + n)) for n in range(customers))
         held.products.update((uuid4(), ProductState(1 + n, n, n)) for n in range(products))
-        at = known.head
-        await snapshots.save(
-            engine, snapshots.snapshot_of(held, at.position, at.hash, known.recorded_at_us)
-        )
+        await snapshots.save(engine, known.take_snapshot())
         await fill_inbox(system, SOME_EVENTS)
         system.stack.start("writer")
         await _rate(engine, "SELECT position FROM ledger_head", position + SOME_EVENTS)

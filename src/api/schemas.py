@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ledger.core.decider import Status
 from ledger.core.events import (
     MAX_AMOUNT_MINOR,
     MAX_DESCRIPTION,
@@ -17,8 +18,7 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
-from ledger.core.money import to_minor
-from ledger.core.state import Status
+from ledger.core.pricing import to_minor
 from ledger.runtime.timestamps import format_rfc3339, format_us
 from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import Unit

@@ -10,18 +10,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
+from uuid import UUID
 
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
-from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
-from ledger.eventlog.composer import Composer, drop_duplicates, order_streams
-from ledger.eventlog.decisions import recall_orders
-from ledger.eventlog.encryption import CustomerKeys, customers_needing_keys
+from ledger.eventlog.decisions import compose, drop_duplicates, recall_orders
+from ledger.eventlog.encryption import NEEDS_KEY, CustomerKeys, new_key
 from ledger.eventlog.reader import EventReader
-from ledger.eventlog.records import Head, Submitted
+from ledger.eventlog.records import LedgerDamaged, Record, Submitted
+from ledger.eventlog.snapshots import LedgerState, Snapshot, catch_up, load
 from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.consumer import Inbox, InboxBatch, open_inbox
 from ledger.messaging.parking import park
@@ -52,55 +51,6 @@ LINGER_S: Final = 0.02
 LARGE_BATCH: Final = 250
 
 
-class LedgerState(Struct):
-    """The state of the ledger up to its head, as far as it was read or written."""
-
-    fold: Fold
-    head: Head
-    recorded_at_us: int
-    snapshot_position: int
-
-
-AfterPage = Callable[[LedgerState], None]
-
-
-async def load(
-    connection: AsyncConnection, after_page: AfterPage = lambda state: None
-) -> LedgerState:
-    """Read the state of the ledger: from the newest snapshot, and from what came after it.
-
-    `after_page` is called after each page: where no snapshot can be used, new ones may be made
-    then.
-    """
-    snapshot = await snapshots.newest(connection)
-    if snapshot:
-        state = LedgerState(
-            snapshots.fold_of(snapshot),
-            Head(snapshot.position, snapshot.hash, 0),
-            snapshot.recorded_at_us,
-            snapshot.position,
-        )
-    else:
-        state = LedgerState(Fold(), Head(0, GENESIS_HASH, 0), 0, 0)
-    await catch_up(connection, state, after_page)
-    return state
-
-
-async def catch_up(
-    connection: AsyncConnection, state: LedgerState, after_page: AfterPage = lambda state: None
-) -> None:
-    """Apply what the ledger has beyond the state; raises LedgerDamaged if the chain breaks."""
-    chain = ChainCheck(state.head.position, state.head.hash, state.recorded_at_us)
-    async for page in EventReader(connection).pages(state.head.position, chain=chain):
-        for event in page.effective_events():
-            state.fold.apply(event.stream_id, event.payload)
-        state.fold.orders.clear()
-        state.head = Head(chain.position, chain.hash, state.head.epoch)
-        state.recorded_at_us = chain.recorded_at_us
-        after_page(state)
-    await connection.rollback()
-
-
 async def take_over(connection: AsyncConnection, state: LedgerState) -> None:
     """Fence off every older writer, then read what it wrote until then.
 
@@ -123,6 +73,76 @@ async def take_over(connection: AsyncConnection, state: LedgerState) -> None:
         head.epoch,
         extra={"position": head.position, "epoch": head.epoch},
     )
+
+
+async def append_new(
+    connection: AsyncConnection,
+    state: LedgerState,
+    submitted: Sequence[Submitted],
+    now_us: int,
+    make_key: Callable[[], bytes] = new_key,
+) -> int:
+    """Decide and append those of the events that the ledger does not have; return their number.
+
+    They are recorded at `now_us`, but never before the event that precedes them. Raises Fenced.
+    """
+    if not submitted:
+        return 0
+    began_ns = time.time_ns()
+    reader, store = EventReader(connection), Store(connection)
+    duplicates, versions = await store.duplicates_and_versions(
+        [event.event_id.bytes for event in submitted],
+        {event.stream_id.bytes for event in submitted},
+    )
+    events = drop_duplicates(submitted, duplicates)
+    if not events:
+        await connection.rollback()
+        return 0
+    fold = state.fold
+    # A stream that is no customer's or product's may be an order's, and its history is needed: else
+    # its id would count as new once the order was forgotten.
+    unknown = [
+        stream_id
+        for stream_id in versions
+        if (key := UUID(bytes=stream_id)) not in fold.customers and key not in fold.products
+    ]
+    recall_orders(fold, (await reader.streams(unknown)).values())
+    customers = {event.stream_id.bytes for event in events if isinstance(event.payload, NEEDS_KEY)}
+    keys = CustomerKeys(await reader.encryption_keys(customers), make_key)
+    recorded_at_us = max(now_us, state.recorded_at_us)
+    composed = compose(events, fold, state.head, versions, recorded_at_us, keys)
+    append_began = time.perf_counter()
+    state.head = await store.append(state.head, composed.records, keys)
+    COMMIT_S.observe(time.perf_counter() - append_began)
+    state.recorded_at_us = recorded_at_us
+    # Orders are looked up again when a batch needs them: so the memory has a bound.
+    fold.orders.clear()
+    COMMIT_EVENTS.observe(len(composed.records))
+    HEAD_POSITION.set(state.head.position)
+    for labels, count in composed.outcomes.items():
+        DECIDED.labels(*labels).inc(count)
+    if tracing.enabled() or log.isEnabledFor(logging.DEBUG):
+        _trace(events, composed.records, state.head.epoch, began_ns)
+    return len(events)
+
+
+def _trace(
+    events: Sequence[Submitted], records: Sequence[Record], epoch: int, began_ns: int
+) -> None:
+    """Log and trace the events of a batch that began at `began_ns` and is committed."""
+    causes = (record for record in records if not record.cause_position)
+    for event, record in zip(events, causes, strict=True):
+        event_id = str(event.event_id)
+        log.debug(
+            "writer: recorded",
+            extra={"event_id": event_id, "position": record.position, "epoch": epoch},
+        )
+        if event.traceparent:
+            attributes: tracing.Attributes = {
+                "ledger.event_id": event_id,
+                "ledger.position": record.position,
+            }
+            tracing.record_span("decide and commit", event.traceparent, attributes, began_ns)
 
 
 class WriterCounts(Struct):
@@ -220,96 +240,28 @@ class Writer:
         self, connection: AsyncConnection, state: LedgerState, batch: InboxBatch, inbox: Inbox
     ) -> None:
         await park(self._publishing, batch.rejected)
-        before = state.head.position
-        events = await self._decide_and_commit(connection, state, batch.events)
+        new_events = await append_new(connection, state, batch.events, self._now_us())
         await failpoint("writer.after-commit")
         await inbox.ack(batch)
         await failpoint("writer.after-ack")
-        if state.head.position > before:
+        if new_events:
             self._notifier.notify(str(state.head.position).encode())
+            self.progress.commits += 1
         self.progress.messages += batch.messages
-        self.progress.duplicates += len(batch.events) - events
+        self.progress.duplicates += len(batch.events) - new_events
         self.progress.parked += len(batch.rejected)
-        DUPLICATES.inc(len(batch.events) - events)
+        DUPLICATES.inc(len(batch.events) - new_events)
         PARKED.inc(len(batch.rejected))
         self._snapshot_when_due(state)
 
-    async def _decide_and_commit(
-        self, connection: AsyncConnection, state: LedgerState, submitted: list[Submitted]
-    ) -> int:
-        """Append the events of a batch that are new; return how many those are."""
-        if not submitted:
-            return 0
-        began_ns = time.time_ns()
-        reader, store = EventReader(connection), Store(connection)
-        duplicates, versions = await store.duplicates_and_versions(
-            [event.event_id.bytes for event in submitted],
-            {event.stream_id.bytes for event in submitted},
-        )
-        events = drop_duplicates(submitted, duplicates)
-        if not events:
-            await connection.rollback()
-            return 0
-        histories = await reader.streams(order_streams(state.fold, versions))
-        recall_orders(state.fold, histories.values())
-        keys = CustomerKeys(await reader.encryption_keys(customers_needing_keys(events)))
-        composer = Composer(
-            state.fold,
-            state.head.position,
-            state.head.hash,
-            versions,
-            max(self._now_us(), state.recorded_at_us),
-            keys,
-        )
-        composer.add(events)
-        append_began = time.perf_counter()
-        state.head = await store.append(state.head, composer.records, keys)
-        COMMIT_S.observe(time.perf_counter() - append_began)
-        state.recorded_at_us = composer.records[-1].recorded_at_us
-        # Orders are looked up again when a batch needs them: so the memory has a bound.
-        state.fold.orders.clear()
-        self.progress.commits += 1
-        _report_commit(events, composer, state.head, began_ns)
-        return len(events)
-
     def _snapshot_when_due(self, state: LedgerState) -> None:
         saving = self._snapshot_task is not None and not self._snapshot_task.done()
-        if saving or state.head.position - state.snapshot_position < self._snapshot_every:
-            return
-        state.snapshot_position = state.head.position
-        snapshot = snapshots.snapshot_of(
-            state.fold, state.head.position, state.head.hash, state.recorded_at_us
-        )
-        self._snapshot_task = asyncio.create_task(self._save(snapshot))
+        if not saving and state.head.position - state.snapshot_position >= self._snapshot_every:
+            self._snapshot_task = asyncio.create_task(self._save(state.take_snapshot()))
 
-    async def _save(self, snapshot: snapshots.Snapshot) -> None:
+    async def _save(self, snapshot: Snapshot) -> None:
         try:
             await snapshots.save(self._engine, snapshot)
             log.info("writer: saved a snapshot at position %s", snapshot.position)
         except DATABASE_ERRORS as error:
             log.warning("writer: no snapshot at position %s: %s", snapshot.position, error)
-
-
-def _report_commit(
-    events: Sequence[Submitted], composer: Composer, head: Head, began_ns: int
-) -> None:
-    """Count, log and trace the events of a batch that began at `began_ns` and is committed."""
-    COMMIT_EVENTS.observe(len(composer.records))
-    HEAD_POSITION.set(head.position)
-    for labels, count in composer.outcomes.items():
-        DECIDED.labels(*labels).inc(count)
-    if not tracing.enabled() and not log.isEnabledFor(logging.DEBUG):
-        return
-    causes = (record for record in composer.records if not record.cause_position)
-    for event, record in zip(events, causes, strict=True):
-        event_id = str(event.event_id)
-        log.debug(
-            "writer: recorded",
-            extra={"event_id": event_id, "position": record.position, "epoch": head.epoch},
-        )
-        if event.traceparent:
-            attributes: tracing.Attributes = {
-                "ledger.event_id": event_id,
-                "ledger.position": record.position,
-            }
-            tracing.record_span("decide and commit", event.traceparent, attributes, began_ns)

@@ -14,9 +14,9 @@ from uuid import UUID
 from msgspec import Struct, structs
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ledger.core.decider import CustomerState
 from ledger.core.events import TYPE_OF, Recorded
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules
-from ledger.core.state import CustomerState
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import origin_of
 from ledger.eventlog.reader import EventPage, EventReader

@@ -25,9 +25,9 @@ from sqlalchemy import Column, String
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import TYPE_OF, CustomerErased, Recorded
-from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.encryption import WrongKey, is_sealed
 from ledger.eventlog.reader import PAGE, EventPage, EventReader
+from ledger.eventlog.records import VerificationFailed
 from ledger.runtime.database import placeholders
 from ledger.runtime.timestamps import format_rfc3339
 from projections.tables import Checkpoint, OnProgress, begin_consistent_read, chunks

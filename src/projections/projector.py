@@ -13,10 +13,9 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
-from ledger.eventlog.chain import LedgerDamaged
 from ledger.eventlog.codec import origin_of
 from ledger.eventlog.reader import EventReader
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import LedgerDamaged, Record
 from ledger.messaging.rabbitmq import Connection, Notifier, subscribe, until_closed
 from ledger.messaging.topology import RECORDED_EXCHANGE
 from ledger.runtime import tracing

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.core.state import CustomerState, ProductState
+from ledger.core.decider import CustomerState, ProductState
 from ledger.runtime.database import DATABASE_ERRORS, placeholders
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Projection, Row, from_columns

@@ -18,8 +18,7 @@ from api.reads import event_stream
 from api.reads.consistent_reads import ConsistentReads, Waiters
 from api.reads.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from projections.announcements import Announcement
 from projections.feed import FeedEvent, FeedPage
 from tests.harness import DEADLINE_S, Stack, eventually, free_port, start_stack

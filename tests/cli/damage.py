@@ -10,8 +10,7 @@ from msgspec import structs
 
 from cli.commands.verify import Verified, check
 from cli.settings import Settings
-from ledger.eventlog.chain import VerificationFailed
-from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.records import Record, Submitted, VerificationFailed
 from projections.views.registry import PROJECTIONS
 from tests.core.story import INK, cancel, credit, order, product
 from tests.ledger.pipeline import Ledger, running_ledger

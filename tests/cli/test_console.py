@@ -4,8 +4,8 @@ import pytest
 
 from cli.console import is_expected, printable
 from cli.export import ExportRefused
-from ledger.core.invariants import InvariantViolated
-from ledger.eventlog.chain import LedgerDamaged
+from ledger.core.decider import InvariantViolated
+from ledger.eventlog.records import LedgerDamaged
 from ledger.messaging.publisher import InboxUnavailable
 from projections.as_of import PositionBeyondHead
 

@@ -16,10 +16,9 @@ from cli.commands.erase_customer import erase
 from cli.settings import Settings
 from cli.submission import NotShown
 from ledger.core.events import CustomerRegistered
-from ledger.eventlog.chain import next_hash
 from ledger.eventlog.codec import encode_payload
 from ledger.eventlog.reader import EventReader
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import Record, next_hash
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable
 from tests.core.story import ANN, BOB, PEN, erasure

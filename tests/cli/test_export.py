@@ -18,7 +18,7 @@ import pytest
 from cli.export import ExportRefused, NoParquet
 from cli.export.tables import pin_views, view_pages, view_table
 from cli.settings import Settings
-from ledger.eventlog.chain import GENESIS_HASH, LedgerDamaged, next_hash
+from ledger.eventlog.records import GENESIS_HASH, LedgerDamaged, next_hash
 from projections.views.journal import JOURNAL
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS

@@ -22,9 +22,8 @@ from cli.export import BadExport, ImportRefused
 from cli.export.formats import read_json_lines
 from cli.export.importer import Imported, import_events, whole_decisions
 from cli.settings import Settings
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.reader import PAGE
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from ledger.eventlog.store import Store
 from tests.harness import environment, eventually, make_ledger
 from tests.ledger.naive_audit import audit
@@ -229,7 +228,7 @@ async def test_an_import_whose_database_failed_is_continued_by_the_next(
 
 
 async def test_ctrl_c_leaves_whole_batches(large: Path, settings: Settings) -> None:
-    changes = {"LEDGER_FAILPOINTS": "writer.after-insert=delay:1@2"}
+    changes = {"LEDGER_FAILPOINTS": "writer.after-insert=delay:5@2"}
     process = subprocess.Popen(  # noqa: ASYNC220
         [COMMAND, "import", large], env=os.environ | environment(settings) | changes
     )

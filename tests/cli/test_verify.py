@@ -10,7 +10,7 @@ from bench.history import Shop
 from cli.connections import connection
 from cli.main import app
 from cli.settings import Settings
-from ledger.core.state import CustomerState
+from ledger.core.decider import CustomerState
 from ledger.eventlog import reader, snapshots
 from ledger.eventlog.encryption import KEY_BYTES
 from projections.views.registry import PROJECTIONS

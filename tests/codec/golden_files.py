@@ -31,10 +31,9 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import CURRENT, encode_payload, encode_submitted
 from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION, seal
-from ledger.eventlog.records import Record, Submitted, decided_id
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
 
 FOLDER = Path(__file__).parent / "golden"
 SOURCE = "order-ledger/api"
@@ -135,7 +134,7 @@ def golden_of(name: str) -> Golden:
         golden["wire"] = json.loads(encode_submitted(event, SOURCE))
     else:
         decided = {"position": 42, "version": 2, "cause_position": 41, "meta": "{}"}
-        row.update(decided, event_id=str(decided_id(CAUSE, 0)))
+        row.update(decided, event_id=str(UUID(bytes=decided_id(CAUSE.bytes, 0))))
     golden["hash"] = next_hash(GENESIS_HASH, record_of(golden)).hex()
     return golden
 

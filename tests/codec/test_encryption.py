@@ -1,12 +1,13 @@
 """A sealed name opens to its own key and event, and to nothing else."""
 
 import json
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from msgspec import DecodeError, structs
 
-from ledger.core.events import MAX_USERNAME, NO_NAME, CustomerRegistered
+from ledger.core.events import MAX_USERNAME, NO_NAME, CustomerErased, CustomerRegistered
 from ledger.eventlog.codec import Unreadable, decode_group, decode_payload, decode_recorded
 from ledger.eventlog.encryption import (
     KEY_BYTES,
@@ -18,7 +19,7 @@ from ledger.eventlog.encryption import (
     new_key,
     seal,
 )
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import Record, Submitted
 
 from .strategies import GOOD, text
 
@@ -86,14 +87,34 @@ def test_a_sealed_registration_can_not_be_submitted() -> None:
         decode_payload(REGISTERED, SEALED_VERSION, sealed.data)
 
 
+def event(customer_id: bytes, payload: CustomerRegistered | CustomerErased) -> Submitted:
+    return Submitted(UUID(bytes=EVENT), UUID(bytes=customer_id), 0, payload)
+
+
+def registered(keys: CustomerKeys, customer_id: bytes, *, took_effect: bool = True) -> bytes:
+    """The data of a registration that is recorded with these keys at 5 µs."""
+    ann = event(customer_id, CustomerRegistered("ann", 700))
+    data = keys.seal_or_erase(ann, 5, took_effect=took_effect)
+    assert data is not None
+    return data
+
+
+def erased(keys: CustomerKeys, customer_id: bytes, at_us: int) -> None:
+    assert keys.seal_or_erase(event(customer_id, CustomerErased()), at_us, took_effect=True) is None
+
+
 def test_a_key_that_is_made_is_stored_and_one_that_is_only_used_is_not() -> None:
     keys = CustomerKeys({ANN: None})
-    assert keys.get_or_discarded(ANN) != keys.get_or_discarded(ANN)
-    assert keys.get_or_discarded(OTHER) != keys.get_or_discarded(OTHER)
+    for customer_id in (ANN, OTHER):
+        refused = {registered(keys, customer_id, took_effect=False) for _ in range(2)}
+        assert len(refused) == 2
     assert (keys.made, keys.destroyed) == ({}, {})
-    key = keys.create(OTHER, 5)
-    assert keys.get_or_discarded(OTHER) == key
-    assert keys.made == {OTHER: KeyRow(OTHER, key, 5)}
+    data = registered(keys, OTHER)
+    assert registered(keys, OTHER, took_effect=False) == data
+    (row,) = keys.made.values()
+    assert row == KeyRow(OTHER, row.sealing_key, 5)
+    assert row.sealing_key is not None
+    assert data == record("ann", row.sealing_key).data
 
 
 @pytest.mark.parametrize("stored", [KEY, None])
@@ -101,22 +122,22 @@ def test_a_key_that_came_before_its_customer_is_neither_doubled_nor_brought_back
     stored: bytes | None,
 ) -> None:
     keys = CustomerKeys({ANN: stored})
-    key = keys.create(ANN, 5)
-    assert (key == KEY) == (stored is not None)
+    data = registered(keys, ANN)
+    assert (data == record("ann", KEY).data) == (stored is not None)
     assert (keys.made, keys.destroyed) == ({}, {})
 
 
 def test_a_key_made_and_destroyed_in_one_batch_is_never_stored() -> None:
     keys = CustomerKeys({})
-    key = keys.create(ANN, 5)
-    keys.destroy(ANN, 6)
+    data = registered(keys, ANN)
+    erased(keys, ANN, 6)
     assert keys.made == {ANN: KeyRow(ANN, None, 5, 6)}
     assert keys.destroyed == {}
-    assert keys.get_or_discarded(ANN) != key
+    assert registered(keys, ANN, took_effect=False) != data
 
 
 def test_only_a_key_that_is_there_is_destroyed_and_only_once() -> None:
     keys = CustomerKeys({ANN: KEY, OTHER: None})
     for customer_id, at_us in ((ANN, 6), (ANN, 7), (OTHER, 8), (EVENT, 9)):
-        keys.destroy(customer_id, at_us)
+        erased(keys, customer_id, at_us)
     assert (keys.made, keys.destroyed) == ({}, {ANN: 6})

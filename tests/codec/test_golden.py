@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from ledger.core.events import DECIDED, NO_NAME, SUBMITTED, CustomerRegistered, Reason
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import (
     CURRENT,
     UPCASTERS,
@@ -16,6 +15,7 @@ from ledger.eventlog.codec import (
     encode_payload,
     encode_submitted,
 )
+from ledger.eventlog.records import GENESIS_HASH, next_hash
 
 from .golden_files import (
     EXAMPLES,

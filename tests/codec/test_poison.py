@@ -25,7 +25,7 @@ from .strategies import GOOD, submitted
 
 GOOD_BYTES = json.dumps(GOOD).encode()
 DEEP = 100_000
-V8 = decided_id(UUID(GOOD["id"]), 0)
+V8 = UUID(bytes=decided_id(UUID(GOOD["id"]).bytes, 0))
 
 
 def wire(**spoiled: object) -> bytes:

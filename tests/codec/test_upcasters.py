@@ -8,7 +8,6 @@ import pytest
 
 from ledger.core.events import OrderPlaced, ProductListed, WalletCredited
 from ledger.eventlog import codec
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import (
     Unreadable,
     decode_group,
@@ -18,7 +17,7 @@ from ledger.eventlog.codec import (
     encode_payload,
     encode_submitted,
 )
-from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, next_hash
 
 from .strategies import GOOD
 

@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from ledger.core.decider import CustomerState, ProductState, Status
 from ledger.core.events import (
     CustomerRegistered,
     OrderCompleted,
@@ -12,7 +13,6 @@ from ledger.core.events import (
     SubmissionRefused,
 )
 from ledger.core.fold import Fold
-from ledger.core.state import CustomerState, ProductState, Status
 
 ANN, BOB, TEA, POT = (UUID(int=number) for number in range(1, 5))
 FIRST, SECOND, THIRD = (UUID(int=number) for number in range(11, 14))

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 
+from ledger.core.decider import ProductState, Status
 from ledger.core.events import (
     MAX_BALANCE_MINOR,
     MAX_STOCK,
@@ -12,7 +13,6 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import ProductState, Status
 
 from .story import (
     ANN,

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 
+from ledger.core.decider import CustomerState, ProductState, Status
 from ledger.core.events import (
     DEFAULT_BALANCE_MINOR,
     MAX_AMOUNT_MINOR,
@@ -14,7 +15,6 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import CustomerState, ProductState, Status
 
 from .story import (
     ANN,

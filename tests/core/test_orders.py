@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from ledger.core.decider import OrderState, ProductState, Status
 from ledger.core.events import (
     MAX_QUANTITY,
     OrderCompleted,
@@ -13,7 +14,6 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.state import OrderState, ProductState, Status
 
 from .story import (
     ANN,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ledger.core.decider import ProductState
 from ledger.core.events import MAX_AMOUNT_MINOR, MAX_STOCK, OrderCompleted
 from ledger.core.pricing import unit_price_minor
-from ledger.core.state import ProductState
 
 from .story import ANN, PEN, customer, given_state, order, product
 from .story import given as given_history

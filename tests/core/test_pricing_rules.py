@@ -5,11 +5,10 @@ from uuid import UUID
 
 import pytest
 
-from ledger.core.decider import decide
+from ledger.core.decider import CustomerState, ProductState, State, decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced, Reason
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules, Tier, unit_price_minor
-from ledger.core.state import CustomerState, ProductState, State
 from projections.views.stock import STOCK
 
 from .story import ANN, PEN

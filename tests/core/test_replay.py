@@ -5,7 +5,15 @@ from uuid import UUID
 
 import pytest
 
-from ledger.core.decider import evolve
+from ledger.core.decider import (
+    CustomerState,
+    InvariantViolated,
+    OrderState,
+    ProductState,
+    State,
+    Status,
+    evolve,
+)
 from ledger.core.events import (
     AnyPayload,
     CustomerRegistered,
@@ -24,8 +32,7 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.fold import Fold, is_refusal
-from ledger.core.invariants import InvariantViolated, money_moved_minor
-from ledger.core.state import CustomerState, OrderState, ProductState, State, Status
+from ledger.core.invariants import money_moved_minor
 
 from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product
 

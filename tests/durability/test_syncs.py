@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from ledger.core.fold import Fold
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
@@ -88,6 +88,4 @@ async def timed_append(ledger: Ledger) -> Time:
 def composed(head: Head, events: Sequence[Submitted]) -> list[Record]:
     """The records of events that come next."""
     versions: dict[bytes, int] = {}
-    composer = Composer(Fold(), head.position, head.hash, versions, 1, CustomerKeys({}))
-    composer.add(events)
-    return composer.records
+    return compose(events, Fold(), head, versions, 1, CustomerKeys({})).records

@@ -27,7 +27,6 @@ from ledger.core.events import (
     SubmittedPayload,
 )
 from ledger.core.fold import Fold
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import (
     decode_group,
     decode_recorded,
@@ -35,9 +34,9 @@ from ledger.eventlog.codec import (
     encode_payload,
     encode_submitted,
 )
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.records import EMPTY, GENESIS_HASH, Record, Submitted, next_hash
 from projections.views.registry import PROJECTIONS
 from tests.faults.checker import check
 from tests.faults.evidence import Evidence, HeadSeen
@@ -101,9 +100,8 @@ def ledger_of(events: list[Submitted]) -> tuple[list[Record], dict[bytes, bytes 
     )
     assert not rejected
     keys = CustomerKeys({})
-    composer = Composer(Fold(), 0, GENESIS_HASH, {}, 1_000, keys)
-    composer.add(read)
-    return composer.records, {row.customer_id: row.sealing_key for row in keys.made.values()}
+    records = compose(read, Fold(), EMPTY, {}, 1_000, keys).records
+    return records, {row.customer_id: row.sealing_key for row in keys.made.values()}
 
 
 def rewritten(records: tuple[Record, ...]) -> list[Record]:

@@ -9,12 +9,10 @@ from msgspec import structs
 from ledger.audit.decision_audit import DecisionAudit, Earlier, check_page
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, Rules
-from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, next_hash
 from ledger.eventlog.codec import decode_group, encode_group, encode_submitted
-from ledger.eventlog.composer import Composer
-from ledger.eventlog.decisions import last_decision_index
+from ledger.eventlog.decisions import compose, last_decision_index
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.records import GENESIS_HASH, ChainCheck, Head, Record, Submitted, next_hash
 
 
 class LedgerBuilder:
@@ -33,11 +31,10 @@ class LedgerBuilder:
         assert rejected == []
         self._fold.rules = rules
         hash_ = self.records[-1].hash if self.records else GENESIS_HASH
+        head = Head(len(self.records), hash_, 0)
         versions = Counter(record.stream_id for record in self.records)
         at_us = 1_000_000 + len(self.records)
-        composer = Composer(self._fold, len(self.records), hash_, versions, at_us, self._keys)
-        composer.add(events)
-        self.records += composer.records
+        self.records += compose(events, self._fold, head, versions, at_us, self._keys).records
 
 
 def records_of(*batches: Iterable[Submitted]) -> list[Record]:

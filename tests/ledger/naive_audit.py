@@ -7,9 +7,8 @@ from uuid import UUID
 
 from ledger.core.events import DecidedPayload, Recorded
 from ledger.core.fold import Fold
-from ledger.eventlog.chain import GENESIS_HASH, next_hash
 from ledger.eventlog.codec import decode_recorded, origin_of
-from ledger.eventlog.records import Record, Submitted, decided_id
+from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
 
 
 def audit(records: Sequence[Record]) -> Fold:
@@ -77,7 +76,7 @@ def _is_what_was_decided(
     assert len(decided) == len(again), f"decided twice or not at all at {cause.position}"
     for index, (event, payload) in enumerate(zip(decided, again, strict=True)):
         assert event.payload == payload, f"decided differently at {event.position}"
-        assert event.event_id == decided_id(cause.event_id, index)
+        assert event.event_id.bytes == decided_id(cause.event_id.bytes, index)
 
 
 def causes(records: Iterable[Record]) -> list[UUID]:

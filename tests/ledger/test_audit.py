@@ -8,13 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from ledger.core.decider import CustomerState, InvariantViolated
 from ledger.core.events import OrderCancelled, OrderCompleted, OrderFailed, Reason, WalletCredited
-from ledger.core.invariants import ConservationCheck, InvariantViolated
+from ledger.core.invariants import ConservationCheck
 from ledger.core.pricing import RULES
-from ledger.core.state import CustomerState
-from ledger.eventlog.chain import VerificationFailed
 from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
-from ledger.eventlog.records import Record, Submitted, decided_id
+from ledger.eventlog.records import Record, Submitted, VerificationFailed, decided_id
 from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, product
 from tests.core.test_pricing_rules import DEARER
 
@@ -203,7 +202,7 @@ def test_a_decided_event_after_a_submission_that_needs_none_is_found() -> None:
     records = shop()
     extra = structs.replace(
         records[5],
-        event_id=decided_id(UUID(bytes=records[10].event_id), 0).bytes,
+        event_id=decided_id(records[10].event_id, 0),
         stream_id=records[10].stream_id,
         cause_position=11,
         version=3,
@@ -224,7 +223,7 @@ def test_an_event_that_stands_twice_is_found_pages_later() -> None:
 
 
 def test_a_submitted_event_may_not_have_the_id_of_a_decided_one() -> None:
-    event_id = decided_id(uuid4(), 0).bytes
+    event_id = decided_id(uuid4().bytes, 0)
     assert wrong(forged(shop(), 11, event_id=event_id)).position == 11
 
 

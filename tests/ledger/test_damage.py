@@ -3,8 +3,8 @@
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.eventlog.chain import LedgerDamaged
-from ledger.writer import load
+from ledger.eventlog.records import LedgerDamaged
+from ledger.eventlog.snapshots import load
 
 from .pipeline import Ledger
 from .submissions import opening, orders

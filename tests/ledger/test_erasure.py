@@ -15,7 +15,7 @@ from ledger.core.events import (
 )
 from ledger.core.fold import Fold
 from ledger.eventlog.codec import decode_recorded
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import SEALED_VERSION, CustomerKeys, WrongKey
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
@@ -256,10 +256,10 @@ async def test_a_writer_that_was_overtaken_makes_and_destroys_no_key(ledger: Led
         keys = CustomerKeys(await EventReader(old).encryption_keys([ANN.bytes]))
         fold = Fold()
         fold.apply(ANN, decode_recorded(first).payload)
-        composer = Composer(fold, 1, first.hash, {ANN.bytes: 1}, 2, keys)
-        composer.add([erased(), registered(BOB)])
+        events = [erased(), registered(BOB)]
+        composed = compose(events, fold, behind, {ANN.bytes: 1}, 2, keys)
         with pytest.raises(Fenced):
-            await Store(old).append(behind, composer.records, keys)
+            await Store(old).append(behind, composed.records, keys)
     assert await ledger.keys() == kept
     assert await ledger.records() == [first]
 

@@ -7,11 +7,10 @@ from uuid import UUID
 
 import pytest
 
-from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import payload_of
 from ledger.eventlog.decisions import last_decision_index, to_decisions
 from ledger.eventlog.reader import EventReader
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import ChainCheck, LedgerDamaged, Record, VerificationFailed
 from ledger.runtime.cache import Prefetch
 from tests.core.story import ANN, credit, customer, order
 

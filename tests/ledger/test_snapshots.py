@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
-from ledger.eventlog.snapshots import KEPT, NEWEST, spread
-from ledger.writer import LedgerState, load
+from ledger.eventlog.snapshots import KEPT, NEWEST, LedgerState, load, spread
 from tests.harness import eventually
 
 from .naive_audit import audit

@@ -9,14 +9,14 @@ from aio_pika.abc import AbstractChannel
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger import writer
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Submitted
+from ledger.eventlog.snapshots import LedgerState
 from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import open_channel
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
-from ledger.writer import LedgerState
 from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
 
@@ -131,9 +131,8 @@ async def test_a_writer_overtaken_during_its_takeover_is_fenced_and_reports_no_d
         async def after_the_other(connection: AsyncConnection, known: LedgerState) -> None:
             monkeypatch.setattr(writer, "catch_up", catch_up)
             await writer.take_over(quick, theirs)
-            composer = Composer(theirs.fold, 0, theirs.head.hash, {}, 1, CustomerKeys({}))
-            composer.add(opening())
-            await Store(quick).append(theirs.head, composer.records)
+            composed = compose(opening(), theirs.fold, theirs.head, {}, 1, CustomerKeys({}))
+            await Store(quick).append(theirs.head, composed.records)
             await catch_up(connection, known)
 
         monkeypatch.setattr(writer, "catch_up", after_the_other)

@@ -12,12 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.commands.migrate import grants
 from ledger.core.fold import Fold
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
+from ledger.eventlog.snapshots import load
 from ledger.eventlog.store import Fenced, Store
-from ledger.writer import load, take_over
+from ledger.writer import take_over
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
 
@@ -31,9 +32,7 @@ DENIED = 1142
 
 def composed(head: Head, events: Sequence[Submitted]) -> list[Record]:
     """The records of events that come next."""
-    composer = Composer(Fold(), head.position, head.hash, {}, 1, CustomerKeys({}))
-    composer.add(events)
-    return composer.records
+    return compose(events, Fold(), head, {}, 1, CustomerKeys({})).records
 
 
 async def test_an_append_moves_the_head_to_its_last_record(ledger: Ledger) -> None:

@@ -17,8 +17,10 @@ from ledger.core.events import (
 from ledger.eventlog.codec import decode_recorded, encode_group, encode_submitted
 from ledger.eventlog.encryption import is_sealed
 from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.snapshots import load
 from ledger.messaging.topology import INBOX
-from ledger.writer import load, take_over
+from ledger.runtime.timestamps import now_us
+from ledger.writer import append_new, take_over
 from tests.core.story import ANN, PEN, cancel, credit, customer, order, product
 from tests.harness import eventually
 
@@ -110,7 +112,6 @@ async def decided_in_batches(
     """The records of the events, decided batch by batch on an emptied ledger."""
     await ledger.forget_events()
     await ledger.execute("DELETE FROM customer_keys")
-    writer, _ = ledger.make_writer()
     async with ledger.connection() as connection:
         known = await load(connection)
         await take_over(connection, known)
@@ -119,7 +120,7 @@ async def decided_in_batches(
             if start >= len(events):
                 return await ledger.records()
             size = sizes[turn % len(sizes)]
-            await writer._decide_and_commit(connection, known, events[start : start + size])
+            await append_new(connection, known, events[start : start + size], now_us())
             assert not known.fold.orders, "an order is kept between batches"
             start += size
     raise AssertionError

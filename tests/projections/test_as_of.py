@@ -10,13 +10,14 @@ import pytest
 
 from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.pricing import RULES, Rules, Tier
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import Record
+from ledger.eventlog.snapshots import load
 from ledger.eventlog.store import Store
 from ledger.runtime.database import make_engine
 from ledger.runtime.timestamps import now_us
-from ledger.writer import load, take_over
+from ledger.writer import take_over
 from projections import as_of as module
 from projections.as_of import AsOf, AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.queries import ViewsUnavailable
@@ -213,11 +214,9 @@ async def test_a_price_as_of_a_position_is_by_the_rules_in_force_there(
         known = await load(connection)
         await take_over(connection, known)
         known.fold.rules = second
-        composer = Composer(
-            known.fold, len(first), known.head.hash, {}, known.recorded_at_us, CustomerKeys({})
-        )
-        composer.add([event_of(order(1, OTHER_ORDER))])
-        await Store(connection).append(known.head, composer.records)
+        event, at_us = event_of(order(1, OTHER_ORDER)), known.recorded_at_us
+        composed = compose([event], known.fold, known.head, {}, at_us, CustomerKeys({}))
+        await Store(connection).append(known.head, composed.records)
     async with open_as_of(ledger.engine("api"), 60) as reader:
         found = [await reader.row(STOCK, PEN, position) for position in range(2, len(first) + 3)]
     # Listed; ordered and, by the first rules, decided; ordered and, by the second, decided.

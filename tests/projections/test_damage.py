@@ -2,7 +2,7 @@
 
 import pytest
 
-from ledger.eventlog.chain import LedgerDamaged
+from ledger.eventlog.records import LedgerDamaged
 from projections.projector import project_next_batch
 from projections.tables import CheckpointLost
 from projections.views.projection import ViewDamaged

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from ledger.core.events import Recorded
 from ledger.core.fold import Fold
-from ledger.eventlog.chain import GENESIS_HASH
 from ledger.eventlog.codec import decode_recorded
-from ledger.eventlog.composer import Composer
+from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
+from ledger.eventlog.records import EMPTY
 from projections.views.journal import JOURNAL, JournalLine, lines
 from projections.views.projection import ViewDamaged
 from tests.core.story import (
@@ -38,9 +38,9 @@ from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 
 def recorded_of(*submissions: Submission) -> list[Recorded]:
     """What the writer would record of these, one after the other."""
-    composer = Composer(Fold(), 0, GENESIS_HASH, {}, 1_700_000_000_000_000, CustomerKeys({}))
-    composer.add(event_of(submission) for submission in submissions)
-    return [decode_recorded(record) for record in composer.records]
+    events = [event_of(submission) for submission in submissions]
+    composed = compose(events, Fold(), EMPTY, {}, 1_700_000_000_000_000, CustomerKeys({}))
+    return [decode_recorded(record) for record in composed.records]
 
 
 Told = tuple[int, int, UUID | None, str, UUID, str, int, int]
@@ -128,10 +128,10 @@ def test_what_moves_nothing_makes_no_line(submissions: list[Submission]) -> None
 @given(st.integers(0, 2**32))
 def test_the_lines_of_each_event_balance_and_add_up_to_the_fold(seed: int) -> None:
     """So the sums are equal at every position, and so are wallets and stock."""
-    composer, fold = Composer(Fold(), 0, GENESIS_HASH, {}, 0, CustomerKeys({})), Fold()
-    composer.add(history(seed, 60))
+    composed = compose(history(seed, 60), Fold(), EMPTY, {}, 0, CustomerKeys({}))
+    fold = Fold()
     held: Counter[tuple[str, UUID]] = Counter()
-    for event in effective([decode_recorded(record) for record in composer.records]):
+    for event in effective([decode_recorded(record) for record in composed.records]):
         fold.apply(event.stream_id, event.payload)
         sums: Counter[str] = Counter()
         for line in lines(event):

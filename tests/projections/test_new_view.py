@@ -16,7 +16,7 @@ from cli.export.formats import Format
 from cli.export.importer import EventsExport
 from cli.export.tables import tables_by_name
 from cli.settings import Settings
-from ledger.eventlog.chain import VerificationFailed
+from ledger.eventlog.records import VerificationFailed
 from projections.as_of import AsOf, AsOfReader, view_as_of
 from projections.check import check_views
 from projections.projector import project_next_batch

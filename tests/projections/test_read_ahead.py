@@ -2,7 +2,7 @@
 
 import pytest
 
-from ledger.eventlog.chain import LedgerDamaged
+from ledger.eventlog.records import LedgerDamaged
 from projections import projector
 from projections.projector import ReadAhead, project_next_batch
 from projections.views.registry import PROJECTIONS

@@ -15,8 +15,8 @@ import msgspec
 from starlette.requests import Request
 
 from api.http.problems import invalid
+from ledger.core.decider import Status
 from ledger.core.events import DECIDED, SUBMITTED
-from ledger.core.state import Status
 from ledger.runtime.timestamps import BadTimestamp, parse_rfc3339
 
 Json = dict[str, Any]

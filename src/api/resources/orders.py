@@ -32,9 +32,8 @@ from api.http.responses import next_link, position_header, reply
 from api.operation import PREFIX, Operation
 from api.reads.slow_reads import as_of
 from api.submission import Resource, idempotency_key, new_ids, preference_of
-from ledger.core.decider import decide
+from ledger.core.decider import State, Status, decide
 from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
-from ledger.core.state import State, Status
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
 from projections.queries import Views

@@ -14,8 +14,8 @@ from cli import connections, console
 from cli.settings import Settings
 from ledger.audit import signatures
 from ledger.audit.signatures import KeptHead
-from ledger.eventlog.chain import GENESIS_HASH, VerificationFailed
 from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import GENESIS_HASH, VerificationFailed
 from ledger.runtime.files import read_secret, write_atomically, write_secret
 from ledger.runtime.timestamps import format_rfc3339, from_us
 

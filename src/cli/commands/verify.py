@@ -23,8 +23,8 @@ from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.audit.signatures import KeptHead
 from ledger.eventlog import snapshots
-from ledger.eventlog.chain import ChainCheck, VerificationFailed
 from ledger.eventlog.reader import EventPage, EventReader, LedgerEnd
+from ledger.eventlog.records import ChainCheck, VerificationFailed
 from ledger.runtime.cache import Prefetch
 from projections.check import (
     CheckedView,

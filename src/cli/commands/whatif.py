@@ -16,10 +16,9 @@ from cli import connections, console
 from cli.settings import Settings
 from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
 from ledger.core.events import TYPE_OF, OrderPlaced
-from ledger.core.money import to_amount
-from ledger.core.pricing import Rules, Tier
-from ledger.eventlog.chain import VerificationFailed
+from ledger.core.pricing import Rules, Tier, to_amount
 from ledger.eventlog.reader import EventReader
+from ledger.eventlog.records import VerificationFailed
 
 # Products that the table shows; --json has all.
 MAX_PRODUCTS: Final = 20

@@ -23,10 +23,9 @@ from cli.export.directory import (
 from cli.export.formats import KEYS_FILE, RowWriter, encode_keys, row_writer
 from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, view_pages
 from cli.settings import Settings
-from ledger.eventlog.chain import GENESIS_HASH, ChainCheck, LedgerDamaged
 from ledger.eventlog.encryption import KeyRow
 from ledger.eventlog.reader import PAGE, EventReader
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import GENESIS_HASH, ChainCheck, LedgerDamaged, Record
 from ledger.runtime.database import DATABASE_ERRORS
 
 

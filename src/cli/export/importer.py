@@ -2,11 +2,12 @@
 
 import asyncio
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from msgspec import DecodeError, Struct
+from msgspec import DecodeError, Struct, structs
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
@@ -18,19 +19,21 @@ from cli.export.directory import read_manifest, verified_path
 from cli.export.formats import RecordPages, read_keys, record_reader
 from cli.export.tables import EVENTS
 from cli.settings import Settings
-from ledger.core.invariants import InvariantViolated
+from ledger.core.decider import InvariantViolated
 from ledger.eventlog import snapshots
-from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import Unreadable
 from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.encryption import KeyRow
 from ledger.eventlog.reader import EventPage, EventReader
-from ledger.eventlog.records import Record
-from ledger.eventlog.snapshots import Snapshot
+from ledger.eventlog.records import ChainCheck, Head, LedgerDamaged, Record, VerificationFailed
+from ledger.eventlog.snapshots import LedgerState, Snapshot, load
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime.bulk_insert import insert_rows
+from ledger.runtime.cache import Prefetch
 from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
-from ledger.writer import LedgerState, load
+
+# The records of one transaction, and the state after them where a snapshot is due.
+ImportBatch = tuple[list[Record], Snapshot | None]
 
 # The server may take this long to end the session of an import that was killed.
 SESSION_END_S: Final = 3.0
@@ -95,13 +98,6 @@ class Imported(Struct, frozen=True):
     hash: str
     appended: int
     with_keys: bool
-
-
-class ImportBatch(Struct, frozen=True):
-    """The records of one transaction, and the state after them where a snapshot is due."""
-
-    records: list[Record]
-    snapshot: Snapshot | None
 
 
 async def import_events(settings: Settings, directory: Path) -> Imported:
@@ -188,29 +184,40 @@ async def _append_all(
     snapshot_every: int,
 ) -> None:
     """Append batch after batch; the next one is read and checked while one is written."""
+    batches = Prefetch(_in_thread(_new_batches(export, ledger, snapshot_every)))
     with console.progress("importing", export.manifest.position) as advance:
         advance(ledger.head.position)
-        batches = _new_batches(export, ledger, snapshot_every)
-        batch = await asyncio.to_thread(next, batches, None)
-        while batch:
-            appending = asyncio.create_task(_append(connection, ledger, batch.records))
-            try:
-                following = await asyncio.to_thread(next, batches, None)
-            finally:
-                await appending
-            if batch.snapshot:
-                await snapshots.save(pool, batch.snapshot)
-            advance(len(batch.records))
-            batch = following
+        async with aclosing(batches):
+            async for records, snapshot in batches:
+                try:
+                    ledger.head = await Store(connection).append(ledger.head, records)
+                except Fenced as error:
+                    raise ImportRefused(
+                        f"a writer took the ledger over at position {ledger.head.position}:"
+                        " stop it first"
+                    ) from error
+                except IntegrityError as error:
+                    raise BadExport(
+                        f"an event of the positions {records[0].position} to"
+                        f" {records[-1].position} has an id, or a version in its stream, that"
+                        " another has"
+                    ) from error
+                if snapshot:
+                    await snapshots.save(pool, snapshot)
+                advance(len(records))
+
+
+async def _in_thread(items: Iterator[ImportBatch]) -> AsyncGenerator[ImportBatch, None]:
+    while item := await asyncio.to_thread(next, items, None):
+        yield item
 
 
 def _new_batches(
     export: EventsExport, ledger: LedgerState, snapshot_every: int
 ) -> Iterator[ImportBatch]:
     """The records that the ledger does not have, with the snapshots that a writer would take."""
-    # The head as it is now: `ledger.head` moves while this runs.
-    head = ledger.head
-    snapshot_position = ledger.snapshot_position
+    # `ledger.head` moves while this runs ahead of it; the fold is this one's alone.
+    head, ahead = ledger.head, structs.replace(ledger)
     for batch in export.batches():
         first, last = batch[0].position, batch[-1]
         if first <= head.position <= last.position and (
@@ -225,31 +232,14 @@ def _new_batches(
             continue
         try:
             for event in EventPage(records).effective_events():
-                ledger.fold.apply(event.stream_id, event.payload)
+                ahead.fold.apply(event.stream_id, event.payload)
         except (Unreadable, DecodeError, InvariantViolated, VerificationFailed) as error:
             raise BadExport(
                 f"this version can't read an event of the positions {records[0].position} to"
                 f" {last.position}: {error}"
             ) from error
-        ledger.fold.orders.clear()  # a snapshot has none, and they would fill the memory
-        snapshot = None
-        if last.position - snapshot_position >= snapshot_every:
-            snapshot_position = last.position
-            snapshot = snapshots.snapshot_of(
-                ledger.fold, last.position, last.hash, last.recorded_at_us
-            )
-        yield ImportBatch(records, snapshot)
-
-
-async def _append(connection: AsyncConnection, ledger: LedgerState, records: list[Record]) -> None:
-    try:
-        ledger.head = await Store(connection).append(ledger.head, records)
-    except Fenced as error:
-        raise ImportRefused(
-            f"a writer took the ledger over at position {ledger.head.position}: stop it first"
-        ) from error
-    except IntegrityError as error:
-        raise BadExport(
-            f"an event of the positions {records[0].position} to {records[-1].position} has an id,"
-            " or a version in its stream, that another has"
-        ) from error
+        ahead.fold.orders.clear()  # a snapshot has none, and they would fill the memory
+        ahead.head = Head(last.position, last.hash, head.epoch)
+        ahead.recorded_at_us = last.recorded_at_us
+        due = last.position - ahead.snapshot_position >= snapshot_every
+        yield records, ahead.take_snapshot() if due else None

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from cli import connections, console
 from cli.replay import ReplayStopped
 from cli.settings import Settings
-from ledger.eventlog.chain import gap_error
 from ledger.eventlog.codec import encode_recorded
 from ledger.eventlog.reader import EventReader, RecordWithCause
+from ledger.eventlog.records import gap_error
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.reconnect import first_to_end, keep_alive
 from projections.as_of import PositionBeyondHead

@@ -12,11 +12,11 @@ from uuid import UUID
 from msgspec import Struct, structs
 from msgspec.json import Decoder
 
+from ledger.core.decider import InvariantViolated
 from ledger.core.events import TYPE_OF, DecidedPayload, OrderCancelRequested, OrderPlaced
 from ledger.core.fold import Fold, is_refusal
-from ledger.core.invariants import ConservationCheck, InvariantViolated
+from ledger.core.invariants import ConservationCheck
 from ledger.core.pricing import RULES, Rules
-from ledger.eventlog.chain import ChainCheck, LedgerDamaged, VerificationFailed
 from ledger.eventlog.codec import (
     CURRENT,
     READ_ERRORS,
@@ -35,7 +35,15 @@ from ledger.eventlog.decisions import (
     to_decisions,
 )
 from ledger.eventlog.reader import EventPage, EventReader
-from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted, decided_id_bytes
+from ledger.eventlog.records import (
+    DECIDED_UUID_VERSION,
+    ChainCheck,
+    LedgerDamaged,
+    Record,
+    Submitted,
+    VerificationFailed,
+    decided_id,
+)
 
 Verdict = tuple[DecidedPayload, ...]
 Batch = Sequence[tuple[Decision, Submitted]]
@@ -157,7 +165,7 @@ class DecisionAudit:
                 )
             expected = Record(
                 position,
-                decided_id_bytes(cause.event_id, index),
+                decided_id(cause.event_id, index),
                 cause.stream_id,
                 self._next_version(cause.stream_id),
                 name := TYPE_OF[type(payload)],

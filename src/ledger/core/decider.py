@@ -1,10 +1,14 @@
 """The rules: `decide` says what follows from a submitted event, `evolve` applies any event.
 
-Both are pure and total. Refusals come first, in a fixed precedence; after the last of them nothing
-can fail any more.
+The state that they see is small frozen records. Both are pure and total. Refusals come first,
+in a fixed precedence; after the last of them nothing can fail any more.
 """
 
+from enum import StrEnum
 from typing import assert_never
+from uuid import UUID
+
+from msgspec import Struct
 
 from ledger.core.events import (
     MAX_BALANCE_MINOR,
@@ -27,9 +31,60 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.core.invariants import InvariantViolated, customer_with, product_with
 from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
-from ledger.core.state import CustomerState, OrderState, ProductState, State, Status, Subject
+
+
+class InvariantViolated(Exception):
+    """The history breaks an invariant: it was changed, or decided by other rules."""
+
+
+class Status(StrEnum):
+    """The status of an order."""
+
+    PENDING = "PENDING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class CustomerState(Struct, frozen=True, gc=False):
+    """A customer's wallet."""
+
+    balance_minor: int
+
+
+class ProductState(Struct, frozen=True, gc=False):
+    """A product's stock and the two numbers that price it."""
+
+    base_price_minor: int
+    stock: int
+    initial_stock: int
+
+
+class OrderState(Struct, frozen=True, gc=False):
+    """An order; `total_minor` is what a cancel pays back."""
+
+    customer_id: UUID
+    product_id: UUID
+    quantity: int
+    status: Status = Status.PENDING
+    total_minor: int = 0
+
+
+Subject = CustomerState | ProductState | OrderState | None
+
+
+class State(Struct, frozen=True, gc=False):
+    """All that one event can see and change.
+
+    `subject` is what the event's own stream holds; `customer` and `product` are those that an
+    order names.
+    """
+
+    subject: Subject = None
+    customer: CustomerState | None = None
+    product: ProductState | None = None
+
 
 Entry = (
     CustomerRegistered
@@ -195,3 +250,17 @@ def _transfer(
         customer_with(customer.balance_minor + money_minor),
         product_with(product, product.stock + units),
     )
+
+
+def customer_with(balance_minor: int) -> CustomerState:
+    """A customer with this balance; raises InvariantViolated below zero."""
+    if balance_minor < 0:
+        raise InvariantViolated(f"a wallet would hold {balance_minor}")
+    return CustomerState(balance_minor)
+
+
+def product_with(product: ProductState, stock: int) -> ProductState:
+    """The product with this stock; raises InvariantViolated below zero."""
+    if stock < 0:
+        raise InvariantViolated(f"a stock would be {stock}")
+    return ProductState(product.base_price_minor, stock, product.initial_stock)

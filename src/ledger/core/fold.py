@@ -9,7 +9,7 @@ from collections.abc import MutableMapping, Sequence
 from typing import Final
 from uuid import UUID
 
-from ledger.core.decider import decide, evolve
+from ledger.core.decider import CustomerState, OrderState, ProductState, State, decide, evolve
 from ledger.core.events import (
     AnyPayload,
     DecidedPayload,
@@ -22,7 +22,6 @@ from ledger.core.events import (
     SubmittedPayload,
 )
 from ledger.core.pricing import CURRENT_RULES, Rules
-from ledger.core.state import CustomerState, OrderState, ProductState, State
 
 _WITH_CUSTOMER_AND_PRODUCT: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
 

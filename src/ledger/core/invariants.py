@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import assert_never
 from uuid import UUID
 
+from ledger.core.decider import CustomerState, InvariantViolated, ProductState
 from ledger.core.events import (
     AnyPayload,
     CustomerErased,
@@ -20,25 +21,6 @@ from ledger.core.events import (
     SubmissionRefused,
     WalletCredited,
 )
-from ledger.core.state import CustomerState, ProductState
-
-
-class InvariantViolated(Exception):
-    """The history breaks an invariant: it was changed, or decided by other rules."""
-
-
-def customer_with(balance_minor: int) -> CustomerState:
-    """A customer with this balance; raises InvariantViolated below zero."""
-    if balance_minor < 0:
-        raise InvariantViolated(f"a wallet would hold {balance_minor}")
-    return CustomerState(balance_minor)
-
-
-def product_with(product: ProductState, stock: int) -> ProductState:
-    """The product with this stock; raises InvariantViolated below zero."""
-    if stock < 0:
-        raise InvariantViolated(f"a stock would be {stock}")
-    return ProductState(product.base_price_minor, stock, product.initial_stock)
 
 
 def money_moved_minor(event: AnyPayload) -> int:
@@ -56,32 +38,6 @@ def money_moved_minor(event: AnyPayload) -> int:
             CustomerErased()
             | ProductListed()
             | StockReceived()
-            | PriceChanged()
-            | OrderPlaced()
-            | OrderCancelRequested()
-            | OrderFailed()
-            | OrderCancelRefused()
-            | SubmissionRefused()
-        ):
-            return 0
-    assert_never(event)
-
-
-def units_moved(event: AnyPayload) -> int:
-    """By how much an event that took effect changes the sum of all stocks."""
-    match event:
-        case OrderCompleted():
-            return -event.quantity
-        case OrderCancelled():
-            return event.quantity
-        case ProductListed():
-            return event.initial_stock
-        case StockReceived():
-            return event.quantity
-        case (
-            CustomerRegistered()
-            | CustomerErased()
-            | WalletCredited()
             | PriceChanged()
             | OrderPlaced()
             | OrderCancelRequested()
@@ -111,13 +67,18 @@ class ConservationCheck:
     def add(self, stream_id: UUID, event: AnyPayload) -> None:
         """Add an event that took effect; raises InvariantViolated for a sum below zero."""
         match event:
-            case OrderCompleted() | OrderCancelled():
-                self._money.add(event.customer_id, money_moved_minor(event))
-                self._units.add(event.product_id, units_moved(event))
+            case OrderCompleted():
+                self._money.add(event.customer_id, -event.total_minor)
+                self._units.add(event.product_id, -event.quantity)
+            case OrderCancelled():
+                self._money.add(event.customer_id, event.refund_minor)
+                self._units.add(event.product_id, event.quantity)
             case CustomerRegistered() | WalletCredited():
                 self._money.add(stream_id, money_moved_minor(event))
-            case ProductListed() | StockReceived():
-                self._units.add(stream_id, units_moved(event))
+            case ProductListed():
+                self._units.add(stream_id, event.initial_stock)
+            case StockReceived():
+                self._units.add(stream_id, event.quantity)
             case (
                 CustomerErased()
                 | PriceChanged()

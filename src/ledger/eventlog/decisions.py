@@ -1,22 +1,41 @@
 """Decisions: a submitted event and what was decided of it, the unit that is written and read.
 
-The writer appends a decided event right after its cause, in the same transaction. This module finds
-the two again, and groups the decisions of an atomic batch, which are decided together.
+The writer appends a decided event right after its cause, in the same transaction. This module makes
+the records of both, finds the two again, and groups the decisions of an atomic batch, which are
+decided together.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from ledger.core.decider import evolve_order
+from ledger.core.decider import OrderState, evolve_order
 from ledger.core.events import SUBMITTED, TYPE_OF, DecidedPayload, OrderPlaced, SubmissionRefused
-from ledger.core.fold import Fold
-from ledger.core.state import OrderState
-from ledger.eventlog.chain import VerificationFailed
-from ledger.eventlog.codec import READ_ERRORS, decode_submitted, origin_of, payload_of, uuid_of
-from ledger.eventlog.records import Record, Submitted
+from ledger.core.fold import Fold, is_refusal
+from ledger.eventlog.codec import (
+    CURRENT,
+    READ_ERRORS,
+    decided_meta,
+    decode_submitted,
+    encode_payload,
+    origin_of,
+    payload_of,
+    uuid_of,
+)
+from ledger.eventlog.encryption import NEEDS_KEY, SEALED_VERSION, CustomerKeys
+from ledger.eventlog.records import (
+    Head,
+    Record,
+    Submitted,
+    VerificationFailed,
+    decided_id,
+    next_hash,
+)
 
 REFUSED: Final = TYPE_OF[SubmissionRefused]
 
@@ -169,3 +188,83 @@ def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
                 order = evolve_order(order, payload_of(record))
         if order:
             fold.orders[uuid_of(history[0].stream_id)] = order
+
+
+def drop_duplicates(events: Iterable[Submitted], recorded_ids: set[bytes]) -> list[Submitted]:
+    """Drop duplicates: events that are in the ledger already, or that came earlier in the batch.
+
+    An atomic batch with any duplicate is dropped whole: else the rest of it would be decided
+    without the others.
+    """
+    first: dict[UUID, Submitted] = {}
+    incomplete_batches: set[UUID | None] = set()
+    for event in events:
+        if (
+            event.event_id.bytes in recorded_ids
+            or first.setdefault(event.event_id, event).atomic_id != event.atomic_id
+        ):
+            incomplete_batches.add(event.atomic_id)
+    return [
+        e for e in first.values() if e.atomic_id is None or e.atomic_id not in incomplete_batches
+    ]
+
+
+class Composed(Struct, frozen=True):
+    """The records to append, and the submitted events counted by type and reason of the outcome."""
+
+    records: list[Record]
+    outcomes: Counter[tuple[str, str]]
+
+
+def compose(
+    events: Iterable[Submitted],
+    fold: Fold,
+    head: Head,
+    versions: Mapping[bytes, int],
+    recorded_at_us: int,
+    keys: CustomerKeys,
+) -> Composed:
+    """Decide submitted events, and make the records to append after the head.
+
+    `versions` are those of the streams so far. `keys` makes and destroys the encryption keys of the
+    customers that are registered and erased on the way.
+    """
+    position, hash_, versions = head.position, head.hash, Counter(versions)
+    records: list[Record] = []
+    outcomes: Counter[tuple[str, str]] = Counter()
+    meta_of_decided = decided_meta(fold.rules.version)
+    for _, group in groupby(events, key=attrgetter("atomic_id")):
+        batch = list(group)
+        for event, verdict in zip(batch, decide_batch(fold, batch), strict=True):
+            sealed = None
+            if isinstance(event.payload, NEEDS_KEY):
+                took_effect = not is_refusal(verdict)
+                sealed = keys.seal_or_erase(event, recorded_at_us, took_effect=took_effect)
+            outcome = verdict[-1] if verdict else event.payload
+            outcomes[TYPE_OF[type(outcome)], getattr(outcome, "reason", "")] += 1
+            event_id, stream_id = event.event_id.bytes, event.stream_id.bytes
+            cause_position = position + 1
+            for index, payload in enumerate((event.payload, *verdict)):
+                position += 1
+                versions[stream_id] += 1
+                name = TYPE_OF[type(payload)]
+                if index or sealed is None:
+                    schema_version, data = CURRENT[name], encode_payload(payload)
+                else:
+                    schema_version, data = SEALED_VERSION, sealed
+                record = Record(
+                    position,
+                    decided_id(event_id, index - 1) if index else event_id,
+                    stream_id,
+                    versions[stream_id],
+                    name,
+                    schema_version,
+                    cause_position if index else 0,
+                    event.occurred_at_us,
+                    recorded_at_us,
+                    meta_of_decided if index else event.meta,
+                    data,
+                )
+                hash_ = next_hash(hash_, record)
+                records.append(structs.replace(record, hash=hash_))
+    return Composed(records, outcomes)

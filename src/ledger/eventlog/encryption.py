@@ -6,7 +6,8 @@ of a name shows in steps of 64 bytes only. An encrypted name is called sealed, a
 """
 
 from base64 import b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from secrets import token_bytes
 from typing import Annotated, Final
 
@@ -56,11 +57,8 @@ class KeyRow(Struct, frozen=True):
 
 _encode = Encoder(order="sorted").encode
 _decode = Decoder(SealedRegistration).decode
-
-
-def new_key() -> bytes:
-    """A random key for one customer."""
-    return token_bytes(KEY_BYTES)
+# A random key for one customer.
+new_key: Final = partial(token_bytes, KEY_BYTES)
 
 
 def seal(event_id: bytes, registration: CustomerRegistered, key: bytes) -> bytes:
@@ -94,16 +92,6 @@ def is_sealed(record: Record) -> bool:
     return record.schema_version == SEALED_VERSION and record.type == REGISTERED
 
 
-def sealed_customers(records: Iterable[Record]) -> list[bytes]:
-    """The customers whose encryption keys are needed to read the names in these records."""
-    return [record.stream_id for record in records if is_sealed(record)]
-
-
-def customers_needing_keys(events: Iterable[Submitted]) -> set[bytes]:
-    """The customers whose encryption keys are needed to record these events."""
-    return {event.stream_id.bytes for event in events if isinstance(event.payload, NEEDS_KEY)}
-
-
 class CustomerKeys:
     """The encryption keys that one batch needs: those that are `stored`, made and destroyed.
 
@@ -119,24 +107,21 @@ class CustomerKeys:
         self.made: dict[bytes, KeyRow] = {}
         self.destroyed: dict[bytes, int] = {}
 
-    def create(self, customer_id: bytes, at_us: int) -> bytes:
-        """Return a new customer's key: a new one, unless a restored backup left one already."""
-        if customer_id in self._keys:
-            return self.get_or_discarded(customer_id)
-        key = self._keys[customer_id] = self._make_key()
-        self.made[customer_id] = KeyRow(customer_id, key, at_us)
-        return key
-
-    def get_or_discarded(self, customer_id: bytes) -> bytes:
-        """The customer's key, or if there is none a new one that is not kept."""
-        return self._keys.get(customer_id) or self._make_key()
-
-    def destroy(self, customer_id: bytes, at_us: int) -> None:
-        """Destroy the customer's key, if there is one."""
-        if self._keys.get(customer_id) is None:
-            return
-        self._keys[customer_id] = None
-        if row := self.made.get(customer_id):
-            self.made[customer_id] = KeyRow(customer_id, None, row.created_at_us, at_us)
-        else:
-            self.destroyed[customer_id] = at_us
+    def seal_or_erase(self, event: Submitted, at_us: int, *, took_effect: bool) -> bytes | None:
+        """Return the sealed data of a registration; for an erasure destroy the customer's key."""
+        customer_id, key = event.stream_id.bytes, self._keys.get(event.stream_id.bytes)
+        match event.payload:
+            case CustomerRegistered() as registration:
+                sealing_key = key or self._make_key()
+                # A restored backup may have left a key, or the row of one that was destroyed.
+                if took_effect and customer_id not in self._keys:
+                    self._keys[customer_id] = sealing_key
+                    self.made[customer_id] = KeyRow(customer_id, sealing_key, at_us)
+                return seal(event.event_id.bytes, registration, sealing_key)
+            case CustomerErased() if took_effect and key:
+                self._keys[customer_id] = None
+                if row := self.made.get(customer_id):
+                    self.made[customer_id] = KeyRow(customer_id, None, row.created_at_us, at_us)
+                else:
+                    self.destroyed[customer_id] = at_us
+        return None

@@ -14,17 +14,19 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import Recorded
-from ledger.eventlog.chain import (
+from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of
+from ledger.eventlog.decisions import REFUSED, Decision, last_decision_index, to_decisions
+from ledger.eventlog.encryption import REGISTERED, is_sealed
+from ledger.eventlog.records import (
+    COLUMNS,
     GENESIS_HASH,
     ChainCheck,
+    Head,
     LedgerDamaged,
+    Record,
     VerificationFailed,
     gap_error,
 )
-from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of
-from ledger.eventlog.decisions import REFUSED, Decision, last_decision_index, to_decisions
-from ledger.eventlog.encryption import REGISTERED, sealed_customers
-from ledger.eventlog.records import COLUMNS, Head, Record
 from ledger.runtime.database import placeholders
 
 PAGE: Final = 5_000
@@ -175,9 +177,10 @@ class EventReader:
             if chain:
                 chain.check(records)
             if records:
-                keys = (
-                    await self.encryption_keys(sealed_customers(records)) if with_keys else NO_KEYS
-                )
+                keys: Keys = NO_KEYS
+                if with_keys:
+                    sealed = [record.stream_id for record in records if is_sealed(record)]
+                    keys = await self.encryption_keys(sealed)
                 yield EventPage(records, keys)
                 after, size = records[-1].position, limit or PAGE
             if failure:

@@ -1,12 +1,13 @@
-"""Snapshots: saved folds that spare the reading of the whole ledger. Any of them may be deleted.
+"""The state of the ledger, and snapshots of it that spare the reading of the whole ledger.
 
-They are spread over the history, so that a restart reads little and an as-of read not much.
+Any snapshot may be deleted. They are spread over the history, so that a restart reads little and an
+as-of read not much.
 """
 
 import asyncio
 import logging
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from uuid import UUID
 
@@ -14,10 +15,10 @@ from msgspec import DecodeError, Struct
 from msgspec.msgpack import Decoder, Encoder
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from ledger.core.decider import CustomerState, ProductState
 from ledger.core.fold import Fold
-from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog.reader import MAX_POSITION, EventReader
-from ledger.eventlog.records import Record
+from ledger.eventlog.records import EMPTY, ChainCheck, Head, Record
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,23 @@ class Snapshot(Struct, frozen=True):
     products: dict[UUID, ProductState]
 
 
+class LedgerState(Struct):
+    """The state of the ledger up to its head, as far as it was read or written."""
+
+    fold: Fold
+    head: Head
+    recorded_at_us: int
+    snapshot_position: int
+
+    def take_snapshot(self) -> Snapshot:
+        """The state as it is now; two shallow copies do, as its records are frozen."""
+        self.snapshot_position = self.head.position
+        customers, products = dict(self.fold.customers), dict(self.fold.products)
+        return Snapshot(
+            self.head.position, self.head.hash, self.recorded_at_us, customers, products
+        )
+
+
 class _Part(Struct, frozen=True, array_like=True):
     customers: dict[UUID, tuple[int]]
     products: dict[UUID, tuple[int, int, int]]
@@ -56,14 +74,44 @@ _encode = Encoder().encode
 _decode = Decoder(_Part).decode
 
 
-def snapshot_of(fold: Fold, position: int, hash_: bytes, recorded_at_us: int) -> Snapshot:
-    """The fold as it is now; its records are frozen, so two shallow copies are all it takes."""
-    return Snapshot(position, hash_, recorded_at_us, dict(fold.customers), dict(fold.products))
-
-
 def fold_of(snapshot: Snapshot | None) -> Fold:
     """Return a fold that goes on from the snapshot, or an empty one without a snapshot."""
     return Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
+
+
+async def load(
+    connection: AsyncConnection, after_page: Callable[[LedgerState], None] | None = None
+) -> LedgerState:
+    """Read the state of the ledger: from the newest snapshot, and from what came after it.
+
+    `after_page` is called after each page: where no snapshot can be used, new ones may be made
+    then.
+    """
+    snapshot = await nearest(connection)
+    state = LedgerState(fold_of(snapshot), EMPTY, 0, 0)
+    if snapshot:
+        state.head = Head(snapshot.position, snapshot.hash, 0)
+        state.recorded_at_us, state.snapshot_position = snapshot.recorded_at_us, snapshot.position
+    await catch_up(connection, state, after_page)
+    return state
+
+
+async def catch_up(
+    connection: AsyncConnection,
+    state: LedgerState,
+    after_page: Callable[[LedgerState], None] | None = None,
+) -> None:
+    """Apply what the ledger has beyond the state; raises LedgerDamaged if the chain breaks."""
+    chain = ChainCheck(state.head.position, state.head.hash, state.recorded_at_us)
+    async for page in EventReader(connection).pages(state.head.position, chain=chain):
+        for event in page.effective_events():
+            state.fold.apply(event.stream_id, event.payload)
+        state.fold.orders.clear()
+        state.head = Head(chain.position, chain.hash, state.head.epoch)
+        state.recorded_at_us = chain.recorded_at_us
+        if after_page:
+            after_page(state)
+    await connection.rollback()
 
 
 def spread(positions: Iterable[int], kept: int = KEPT) -> list[int]:
@@ -108,13 +156,11 @@ async def _delete(connection: AsyncConnection, positions: Iterable[int]) -> None
         await connection.exec_driver_sql("DELETE FROM snapshots WHERE position = %s", (position,))
 
 
-async def newest(connection: AsyncConnection) -> Snapshot | None:
-    """The newest snapshot that is whole, of today's shape, and of this very ledger."""
-    return await nearest(connection, MAX_POSITION)
+async def nearest(connection: AsyncConnection, position: int = MAX_POSITION) -> Snapshot | None:
+    """Return the newest usable snapshot at a position or before it.
 
-
-async def nearest(connection: AsyncConnection, position: int) -> Snapshot | None:
-    """Return the newest usable snapshot at a position or before it: whole, and of this ledger."""
+    It is whole, of today's shape, and of this very ledger.
+    """
     for stored in await _usable(connection, 0, position):
         record = stored.record
         result = await connection.exec_driver_sql(

@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Struct, structs
 from sqlalchemy import Column, Index, Integer, Table
 
+from ledger.core.decider import Status
 from ledger.core.events import (
     CustomerErased,
     CustomerRegistered,
@@ -23,7 +24,6 @@ from ledger.core.events import (
     SubmissionRefused,
     WalletCredited,
 )
-from ledger.core.state import Status
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,

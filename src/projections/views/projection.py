@@ -13,9 +13,9 @@ from msgspec import Struct
 from sqlalchemy import BINARY, BigInteger, Column, MetaData, String, Table
 from sqlalchemy.dialects.mysql import BIGINT, DATETIME
 
+from ledger.core.decider import CustomerState, ProductState
 from ledger.core.events import AnyPayload, Recorded
 from ledger.core.pricing import Rules
-from ledger.core.state import CustomerState, ProductState
 from ledger.eventlog.codec import uuid_of
 
 METADATA: Final = MetaData()

@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Struct, structs
 from sqlalchemy import BigInteger, Column, String, Table
 
+from ledger.core.decider import ProductState
 from ledger.core.events import (
     MAX_DESCRIPTION,
     MAX_NAME,
@@ -26,7 +27,6 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.pricing import CURRENT_RULES, Rules, unit_price_minor
-from ledger.core.state import ProductState
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     METADATA,

@@ -7,6 +7,7 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy import Column, String, Table
 
+from ledger.core.decider import CustomerState
 from ledger.core.events import (
     MAX_USERNAME,
     CustomerErased,
@@ -17,7 +18,6 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.invariants import money_moved_minor
-from ledger.core.state import CustomerState
 from ledger.runtime.timestamps import from_us
 from projections.views.projection import (
     CUSTOMER,

@@ -7,10 +7,9 @@ from msgspec import structs
 from ledger.core.events import OrderPlaced
 from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES
-from ledger.eventlog.chain import GENESIS_HASH
-from ledger.eventlog.composer import Composer, drop_duplicates
+from ledger.eventlog.decisions import compose, drop_duplicates
 from ledger.eventlog.encryption import CustomerKeys
-from ledger.eventlog.records import Submitted
+from ledger.eventlog.records import EMPTY, Submitted
 
 
 def placed(event_id: UUID | None = None, atomic_id: UUID | None = None) -> Submitted:
@@ -43,11 +42,11 @@ def test_an_atomic_batch_is_never_torn_by_another_body_of_its_key() -> None:
     assert drop_duplicates([single, *longer], set()) == [single]
 
 
-def test_the_composer_names_the_version_of_the_rules_from_the_second_on() -> None:
+def test_a_decided_event_names_the_version_of_the_rules_from_the_second_on() -> None:
     for version, meta in ((1, b"{}"), (7, b'{"rules":7}')):
         fold = Fold(rules=structs.replace(CURRENT_RULES, version=version))
-        composer = Composer(fold, 0, GENESIS_HASH, {}, 1, CustomerKeys({}))
-        composer.add([placed(), placed(atomic_id=uuid4())])
-        submitted, decided, submitted_too, decided_too = composer.records
+        events = [placed(), placed(atomic_id=uuid4())]
+        composed = compose(events, fold, EMPTY, {}, 1, CustomerKeys({}))
+        submitted, decided, submitted_too, decided_too = composed.records
         assert (decided.meta, decided_too.meta) == (meta, meta)
         assert submitted.meta == submitted_too.meta == b"{}"
