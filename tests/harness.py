@@ -17,7 +17,7 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cli.commands.migrate import migrate
-from cli.localstack.leftovers import LEDGER, MARK
+from cli.localstack.processes import LEDGER, MARK
 from cli.localstack.secrets import PERMISSIONS, read_secret
 from cli.settings import Settings
 from tests.private_servers import RUNNING, Servers
@@ -60,7 +60,7 @@ async def make_ledger(servers: Servers, **changes: object) -> Settings:
         db_port=servers.db_port,
         db_name=name,
         api_port=free_port(),
-        **changes,  # type: ignore[arg-type]
+        **changes,
     )
     await asyncio.gather(create_database(settings), make_vhost(servers, name))
     await migrate(settings)

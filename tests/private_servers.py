@@ -14,9 +14,8 @@ from types import TracebackType
 
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
-from cli.localstack.leftovers import MARK, start_watchdog, stop_processes
 from cli.localstack.ports import accepts, choose_ports
-from cli.localstack.processes import Program, last_line
+from cli.localstack.processes import MARK, Program, last_line, start_watchdog, stop_processes
 from cli.localstack.secrets import (
     DEFINITIONS,
     read_secret,

@@ -21,12 +21,8 @@ NOUNS_IN_ING: Final = {"messaging", "parking", "pending", "pricing", "tracing"}
 # As many as a reader takes in at a glance.
 MOST_FILES: Final = 17
 
-STARTED_FROM_OUTSIDE: Final = {
-    "cli.main": "the `ledger` script of pyproject.toml",
-    "cli.localstack.hand_out": "compose.yaml",
-}
-# Commands and processes are loaded by the command line, migrations by Alembic.
-LOADED_BY_NAME: Final = ("cli.commands.", "cli.processes", "ledger.eventlog.migrations.")
+# The `ledger` script is started from outside; it loads the commands, and Alembic the migrations.
+LOADED_BY_NAME: Final = ("cli.main", "cli.commands.", "ledger.eventlog.migrations.")
 
 SQL_ON_EVENTS: Final = re.compile(r"\b(FROM|INTO|JOIN|UPDATE|TABLE|ON)\s+`?events\b(?!\w)")
 READ_OR_APPEND_EVENTS: Final = {
@@ -95,7 +91,6 @@ def test_every_module_is_imported(graph: grimp.ImportGraph) -> None:
         name
         for name, path in MODULES.items()
         if path.name != "__init__.py"
-        and name not in STARTED_FROM_OUTSIDE
         and not name.startswith(LOADED_BY_NAME)
         and not graph.find_modules_that_directly_import(name)
     ]

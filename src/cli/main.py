@@ -32,9 +32,9 @@ COMMANDS: Final = {
 # The functions of the commands that are not `name` in the module `cli.commands.name`.
 FUNCTIONS: Final = {
     "migrate": "cli.commands.migrate:migrate_command",
-    "api": "cli.processes:api",
-    "writer": "cli.processes:writer",
-    "projector": "cli.processes:projector",
+    "api": "cli.commands.processes:api",
+    "writer": "cli.commands.processes:writer",
+    "projector": "cli.commands.processes:projector",
     "import": "cli.commands.export:import_",
 }
 

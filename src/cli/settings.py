@@ -1,21 +1,24 @@
 """Every setting of every process, read from the environment and from `$LEDGER_HOME/stack.env`."""
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from dotenv import dotenv_values
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from sqlalchemy import URL
 
 from ledger.runtime import failpoints
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
-Auth = Literal["off", "outside", "required"]
+DB_ROLES: Final = ("migrate", "writer", "projector", "api", "analyst")
+AMQP_ROLES: Final = ("migrate", "writer", "projector", "api")
+PREFIX: Final = "LEDGER_"
 
-DB_ROLES = ("migrate", "writer", "projector", "api", "analyst")
-AMQP_ROLES = ("migrate", "writer", "projector", "api")
+_is_origin: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
 
 
 class MissingSecret(Exception):
@@ -26,14 +29,12 @@ class BadSettings(Exception):
     """A setting has a value that can't be used."""
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The settings, each as `LEDGER_<NAME>` in the environment.
 
     The environment wins over `stack.env`, which the local stack writes with the ports it chose.
     Passwords are never settings: they are files in `secrets_dir`, one for each role.
     """
-
-    model_config = SettingsConfigDict(env_prefix="LEDGER_", extra="ignore")
 
     home: Path = Field(Path(".ledger"), description="data, logs and secrets of the local stack")
     secrets_dir: Path | None = Field(
@@ -44,7 +45,7 @@ class Settings(BaseSettings):
     api_shared: bool = Field(
         False, description="several API processes serve, and tell each other what they accepted"
     )
-    auth: Auth = Field(
+    auth: Literal["off", "outside", "required"] = Field(
         "off",
         description="`required`: an API key or token for all but products and health; `off`: none,"
         " on loopback only; `outside`: none, as a proxy in front of the API authenticates",
@@ -107,9 +108,17 @@ class Settings(BaseSettings):
     )
     failpoints: str = Field("", description="for tests only: where the process fails on purpose")
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _refuse_malformed_origins(cls, text: str | None) -> str | None:
+        for origin in (text or "").split():
+            if origin != "*" and not _is_origin(origin):
+                raise ValueError(f"{origin}: write each origin as https://shop.example")
+        return text
+
     @field_validator("failpoints")
     @classmethod
-    def _valid_failpoints(cls, text: str) -> str:
+    def _refuse_unknown_failpoints(cls, text: str) -> str:
         failpoints.parse(text)
         return text
 
@@ -145,42 +154,33 @@ class Settings(BaseSettings):
             ) from error
 
 
-class OtherSettings(Settings):
-    """The settings of another ledger, which the environment of this process must not change."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments first, then the file."""
-        return init_settings, dotenv_settings
-
-
 def load_settings() -> Settings:
     """Read the settings; raises BadSettings naming each variable that can't be used."""
-    return _load(Settings, Path(os.environ.get("LEDGER_HOME", ".ledger")) / "stack.env")
+    file = Path(os.environ.get("LEDGER_HOME", ".ledger")) / "stack.env"
+    return _settings_of({**dotenv_values(file), **os.environ})
 
 
 def load_other_settings(home: Path) -> Settings:
-    """The settings of another ledger, from `stack.env` of its home; raises BadSettings."""
+    """The settings of another ledger, from `stack.env` of its home alone; raises BadSettings."""
     file = home / "stack.env"
     if not file.is_file():
         raise BadSettings(f"there is no {file}: name the LEDGER_HOME of the other ledger")
-    return _load(OtherSettings, file, home=home)
+    return _settings_of({**dotenv_values(file), "LEDGER_HOME": str(home)})
 
 
-def _load(kind: type[Settings], file: Path, **values: Any) -> Settings:
+def _settings_of(environment: Mapping[str, str | None]) -> Settings:
+    values = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX)
+    }
     try:
-        return kind(_env_file=file, **values)
+        return Settings.model_validate(values)
     except ValidationError as error:
         # pydantic names the field: whoever reads this has to change a variable.
         problems = (
-            f"LEDGER_{'_'.join(map(str, e['loc'])).upper()}={e['input']}: {e['msg']}"
+            f"{PREFIX}{'_'.join(map(str, e['loc'])).upper()}={e['input']}:"
+            f" {e['msg'].removeprefix('Value error, ')}"
             for e in error.errors()
         )
         raise BadSettings("; ".join(problems)) from error

@@ -7,8 +7,8 @@ import pytest
 
 from api.auth.guard import Exposed, refuse_exposed
 from cli.commands import up
+from cli.commands.processes import AUTH_WARNINGS
 from cli.localstack import StackRefused
-from cli.processes import AUTH_WARNINGS
 from cli.settings import Settings
 from tests.harness import Stack
 

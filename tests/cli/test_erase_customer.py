@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from cli import submission
+from cli import inbox
 from cli.commands.erase_customer import erase
+from cli.inbox import NotShown
 from cli.settings import Settings
-from cli.submission import NotShown
 from ledger.core.events import CustomerRegistered
 from ledger.eventlog.codec import encode_payload
 from ledger.eventlog.reader import EventReader
@@ -157,7 +157,7 @@ async def test_a_submitted_erasure_is_decided_without_the_command(
     ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(submission, "SHOWN_TIMEOUT_S", 0.2)
+        patch.setattr(inbox, "SHOWN_TIMEOUT_S", 0.2)
         with pytest.raises(NotShown, match="do writer and projector run"):
             await erase(settings, ANN)
         with pytest.raises(NotShown):
@@ -250,7 +250,7 @@ async def test_without_a_database_one_sentence_says_so(ledger: Ledger, run: Run)
 async def test_without_a_broker_nothing_is_erased(
     ledger: Ledger, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(submission, "SHOWN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(inbox, "SHOWN_TIMEOUT_S", 0.5)
     away = settings.model_copy(update={"amqp_port": free_port()})
     with pytest.raises(InboxUnavailable, match="broker is away"):
         await erase(away, ANN)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import URL
 
 from cli.localstack.install import ensure_binaries
-from cli.localstack.leftovers import LEDGER
+from cli.localstack.processes import LEDGER
 from cli.localstack.servers import prepare_database
 from cli.settings import Settings
 from ledger.runtime.database import UnsafeDatabase, make_engine, refuse_unsafe

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from aio_pika import Message
 
-from cli.processes import serve_metrics
+from cli.commands.processes import serve_metrics
 from cli.settings import BadSettings
 from ledger.core.events import CustomerRegistered
 from ledger.eventlog.codec import encode_group, encode_submitted

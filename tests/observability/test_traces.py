@@ -88,8 +88,11 @@ async def test_an_unsampled_trace_is_propagated_and_not_exported(
 
 
 def test_the_sdk_is_not_loaded_unless_traces_are_on() -> None:
-    loads = "import sys, cli.processes; print([m for m in sys.modules if 'opentelemetry.sdk' in m])"
-    found = subprocess.run([sys.executable, "-c", loads], capture_output=True, check=True)
+    code = (
+        "import sys, cli.commands.processes\n"
+        "print([name for name in sys.modules if 'opentelemetry.sdk' in name])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert found.stdout.strip() == b"[]"
 
 

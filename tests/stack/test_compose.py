@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.localstack import DEPLOY, hand_out
+from cli.localstack import DEPLOY, secrets
 from cli.main import app
 from tests.private_servers import Servers
 
@@ -30,7 +30,7 @@ def test_every_command_of_compose_is_one_of_ours() -> None:
     commands = {command.name for command in app.registered_commands}
     used = set(re.findall(r"command: \[(\w+)\]", COMPOSE))
     assert used == {"migrate", "api", "writer", "projector", "demo"} <= commands
-    assert f"entrypoint: [python, -m, {hand_out.__name__}]" in COMPOSE
+    assert f"entrypoint: [python, -m, {secrets.__name__}]" in COMPOSE
 
 
 def test_no_password_is_in_any_file_of_the_deployment() -> None:
@@ -40,7 +40,7 @@ def test_no_password_is_in_any_file_of_the_deployment() -> None:
 
 def test_each_role_runs_under_the_user_that_its_secrets_are_given_to() -> None:
     services = dict(re.findall(r"^  (\w+):\n((?:    .*\n)+)", COMPOSE, re.MULTILINE))
-    for role, user_id in hand_out.USER_IDS.items():
+    for role, user_id in secrets.USER_IDS.items():
         assert f'user: "{user_id}:{user_id}"' in services[role]
 
 

@@ -11,8 +11,7 @@ import psutil
 import pytest
 
 from cli.localstack import StackRefused, processes
-from cli.localstack.leftovers import find_processes, stop_processes
-from cli.localstack.processes import Processes, Program
+from cli.localstack.processes import Processes, Program, find_processes, stop_processes
 from tests.harness import eventually
 
 STEADY = "echo started; trap 'echo $0 >>order; exit 0' TERM; while :; do sleep 0.1; done"

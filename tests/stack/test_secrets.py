@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.localstack import hand_out, secrets
+from cli.localstack import secrets
 from cli.settings import AMQP_ROLES, DB_ROLES
 
 
@@ -79,11 +79,11 @@ def test_a_container_reads_the_passwords_of_its_own_role_only(
 ) -> None:
     owners: dict[str, tuple[int, int]] = {}
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: owners.update({path.name: (uid, gid)}))
-    hand_out.hand_out(tmp_path, "ledger", "ledger")
-    migrate = hand_out.USER_IDS["migrate"]
-    for role, user_id in hand_out.USER_IDS.items():
+    secrets.hand_out(tmp_path, "ledger", "ledger")
+    migrate = secrets.USER_IDS["migrate"]
+    for role, user_id in secrets.USER_IDS.items():
         assert owners[f"db_{role}"] == owners[f"amqp_{role}"] == (user_id, migrate)
-    assert owners["definitions.json"] == (hand_out.SERVER_USER_ID, migrate)
+    assert owners["definitions.json"] == (secrets.SERVER_USER_ID, migrate)
     by_group = {path.name for path in tmp_path.iterdir() if path.stat().st_mode & stat.S_IRGRP}
     assert by_group == {f"db_{role}" for role in DB_ROLES}
     assert not any(path.stat().st_mode & stat.S_IRWXO for path in tmp_path.iterdir())

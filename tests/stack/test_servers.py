@@ -11,7 +11,7 @@ import pytest
 
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
-from cli.localstack.leftovers import find_processes
+from cli.localstack.processes import find_processes
 from cli.localstack.servers import prepare_rabbitmq
 from cli.settings import Settings
 from tests.harness import engine_of

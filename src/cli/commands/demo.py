@@ -4,8 +4,8 @@ from typing import Final
 from uuid import UUID, uuid5
 
 from cli import connections, console
+from cli.inbox import submit
 from cli.settings import Settings
-from cli.submission import submit
 from ledger.core.events import CustomerRegistered, ProductListed, SubmittedPayload
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us

@@ -13,8 +13,8 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cli import connections, console
+from cli.inbox import submit, wait_until_shown
 from cli.settings import Settings
-from cli.submission import submit, wait_until_shown
 from ledger.core.events import TYPE_OF, CustomerErased
 from ledger.eventlog.encryption import REGISTERED, SEALED_VERSION
 from ledger.eventlog.reader import EventReader

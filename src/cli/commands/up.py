@@ -7,20 +7,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 
 from api.auth.guard import Exposed, refuse_exposed
 from cli.console import read_settings
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
-from cli.localstack.leftovers import LEDGER, stop_processes
-from cli.localstack.ports import Probe, accepts, http_ok, require_free
-from cli.localstack.processes import Processes, Program
+from cli.localstack.ports import accepts, http_ok, require_free
+from cli.localstack.processes import LEDGER, Processes, Program, stop_processes
 from cli.localstack.servers import ServerPrograms, prepare_servers
 from cli.settings import Settings
 
@@ -49,43 +47,20 @@ class Terminal:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
-        self._status: Status | None = None
-        self._under_way: list[str] = []
-
-    @contextlib.contextmanager
-    def spinner(self) -> Iterator[None]:
-        """Show a spinner, with the steps under way, until the block ends."""
-        with self._console.status("starting …") as self._status:
-            yield
-        self._status = None
+        self.spinner = self._console.status("starting …")
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[None]:
-        """Name a step while it's under way; then a line says how long it took."""
+        """Name a step at the spinner while it's under way; then a line says how long it took."""
         started_at = time.monotonic()
-        self._under_way.append(label)
-        self._show_steps()
+        self.spinner.update(f"{escape(label)} …")
         yield
-        self._under_way.remove(label)
-        self._show_steps()
         self.line(f"[green]✓[/] {escape(label)} [dim]{time.monotonic() - started_at:.1f} s[/]")
 
     def line(self, markup: str) -> None:
         """Print a line."""
         with contextlib.suppress(OSError):
             self._console.print(markup)
-
-    def doing(self, text: str) -> None:
-        """Name a step that takes long before it's done."""
-        self.line(f"[dim]…[/] {escape(text)}")
-
-    def warn(self, text: str) -> None:
-        """Say what went wrong and is being mended."""
-        self.line(f"[yellow]![/] {escape(text)}")
-
-    def _show_steps(self) -> None:
-        if self._status and self._under_way:
-            self._status.update(f"{escape(', '.join(self._under_way))} …")
 
 
 def up() -> None:
@@ -137,13 +112,17 @@ async def _run_until_signal(settings: Settings, terminal: Terminal) -> None:
 
 async def _run(settings: Settings, terminal: Terminal) -> None:
     started_at = time.monotonic()
-    with terminal.spinner():
+
+    def warn(text: str) -> None:
+        terminal.line(f"[yellow]![/] {escape(text)}")
+
+    with terminal.spinner:
         servers = await asyncio.to_thread(prepare, settings, terminal)
-    async with Processes(servers.home, terminal.warn, terminal.step) as processes:
-        with terminal.spinner():
+        async with Processes(servers.home, warn, terminal.step) as processes:
             await _start(settings, servers, processes, terminal)
-        terminal.line(escape(_summary(settings, time.monotonic() - started_at)))
-        await asyncio.Event().wait()
+            terminal.spinner.stop()
+            terminal.line(escape(_summary(settings, time.monotonic() - started_at)))
+            await asyncio.Event().wait()
 
 
 def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
@@ -162,7 +141,7 @@ def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
     if stop_processes(home):
         terminal.line("[green]✓[/] leftovers of an earlier run stopped")
     require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)
-    binaries = ensure_binaries(terminal.doing)
+    binaries = ensure_binaries(lambda step: terminal.line(f"[dim]…[/] {escape(step)}"))
     secrets_dir = (settings.secrets_dir or home / "secrets").resolve()
     return prepare_servers(home, binaries, secrets_dir, settings.amqp_vhost, settings.db_name)
 
@@ -171,35 +150,27 @@ async def _start(
     settings: Settings, servers: ServerPrograms, processes: Processes, terminal: Terminal
 ) -> None:
     environment = {**os.environ, **servers.environment(), "PYTHONUNBUFFERED": "1"}
+    host, port = _api_host(settings), settings.api_port
 
-    def ledger(command: str, answers: Probe) -> Program:
+    def ledger(command: str, answers: Callable[[], bool] = lambda: True) -> Program:
         words = (sys.executable, LEDGER, command)
         return Program(
             command, words, environment, answers, stage=2, start_timeout_s=START_TIMEOUT_S
         )
 
-    async def run(command: str) -> None:
-        await processes.run_to_end(ledger(command, lambda: True))
-
-    def is_ready() -> bool:
-        return http_ok(_api_host(settings), settings.api_port, "/health/ready")
-
-    def serves_metrics(name: str) -> bool:
-        return accepts(servers.ports[f"LEDGER_{name.upper()}_METRICS_PORT"])
-
     await processes.start(servers.epmd)
     await processes.start(servers.broker, servers.database)
     with terminal.step("schema, accounts and queues are up to date"):
-        await run("migrate")
+        await processes.run_to_end(ledger("migrate"))
     await processes.start(
-        ledger("writer", lambda: serves_metrics("writer")),
-        ledger("projector", lambda: serves_metrics("projector")),
-        ledger("api", is_ready),
+        ledger("writer", lambda: accepts(servers.ports["LEDGER_WRITER_METRICS_PORT"])),
+        ledger("projector", lambda: accepts(servers.ports["LEDGER_PROJECTOR_METRICS_PORT"])),
+        ledger("api", lambda: http_ok(host, port, "/health/ready")),
     )
     loaded = servers.home / "demo.loaded"
     if not loaded.exists():
         with terminal.step("demo catalogue loaded"):
-            await run("demo")
+            await processes.run_to_end(ledger("demo"))
         loaded.touch()
 
 

@@ -7,7 +7,7 @@ import http.client
 import os
 import random
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -18,8 +18,6 @@ from cli.localstack import StackRefused
 RANGE = range(20_000, 32_000)
 ANSWER_TIMEOUT_S = 5.0
 INTERVAL_S = 0.05
-
-Probe = Callable[[], bool]
 
 
 def choose_ports(home: Path, names: Iterable[str]) -> dict[str, int]:
@@ -39,14 +37,7 @@ def choose_ports(home: Path, names: Iterable[str]) -> dict[str, int]:
         earlier = kept.get(name) or ""
         candidates = [int(earlier)] if earlier.isdigit() else []
         candidates += random.sample(RANGE, len(RANGE))
-        for port in candidates:
-            if port not in ports.values() and is_free(port):
-                ports[name] = port
-                break
-        else:
-            raise StackRefused(
-                f"no free port between {RANGE.start} and {RANGE.stop}: stop some programs"
-            )
+        ports[name] = next(p for p in candidates if p not in ports.values() and is_free(p))
     (home / "stack.env").write_text("".join(f"{k}={v}\n" for k, v in ports.items()))
     return ports
 
@@ -60,7 +51,7 @@ def bind(port: int, host: str = "127.0.0.1") -> None:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
+    """True if a server could listen on this loopback port now."""
     try:
         bind(port)
     except OSError:
@@ -80,17 +71,17 @@ def require_free(name: str, port: int, host: str = "127.0.0.1") -> None:
 
 
 def amqp_answers(port: int) -> bool:
-    """Whether a broker offers AMQP 0-9-1: its first frame is a method, Connection.Start."""
+    """True if a broker offers AMQP 0-9-1: its first frame is a method, Connection.Start."""
     return _first_bytes(port, b"AMQP\x00\x00\x09\x01")[:1] == b"\x01"
 
 
 def sql_answers(port: int) -> bool:
-    """Whether a database greets: after four bytes of header, version 10 of the MySQL protocol."""
+    """True if a database greets: after four bytes of header, version 10 of the MySQL protocol."""
     return _first_bytes(port, b"")[4:5] == b"\x0a"
 
 
 def accepts(port: int) -> bool:
-    """Whether something listens; for servers that only answer to questions."""
+    """True if something listens; for servers that only answer to questions."""
     try:
         with socket.create_connection(("127.0.0.1", port), ANSWER_TIMEOUT_S):
             return True
@@ -99,7 +90,7 @@ def accepts(port: int) -> bool:
 
 
 def http_ok(host: str, port: int, path: str) -> bool:
-    """Whether a GET is answered with 200."""
+    """True if a GET is answered with 200."""
     connection = http.client.HTTPConnection(host, port, timeout=ANSWER_TIMEOUT_S)
     try:
         connection.request("GET", path)

@@ -1,23 +1,35 @@
-"""The programs of the stack as child processes: started, restarted when they end, and stopped."""
+"""The programs of the stack as child processes: started, restarted when they end, and stopped.
+
+`python -m cli.localstack.processes HOME` is the watchdog of a stack: it waits until its standard
+input ends, as it does when the stack's owner is gone, and ends whatever still runs for that home.
+"""
 
 import asyncio
 import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from asyncio.subprocess import Process
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
-from cli.localstack import StackRefused
-from cli.localstack.leftovers import MARK, start_watchdog
-from cli.localstack.ports import INTERVAL_S, Probe
+import psutil
 
+from cli.localstack import StackRefused
+from cli.localstack.ports import INTERVAL_S
+
+# Every process of a stack carries its home in this variable, so it's known as ours for certain.
+MARK = "LEDGER_STACK"
+# The `ledger` command of this installation.
+LEDGER = str(Path(sys.executable).with_name("ledger"))
+
+END_TIMEOUT_S = 40.0
 COMMAND_TIMEOUT_S = 120.0
 # A program that ran for this long is taken to be sound: its next restart is immediate again.
 STEADY_S = 30.0
@@ -36,7 +48,7 @@ class Program:
     name: str
     command: tuple[str, ...]
     environment: dict[str, str]
-    answers: Probe
+    answers: Callable[[], bool]
     stage: int
     start_timeout_s: float
     stop_timeout_s: float = 10.0
@@ -80,12 +92,7 @@ class Processes:
         self._tasks.append(asyncio.create_task(self._keep_logs_small()))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -193,3 +200,64 @@ class Processes:
             await asyncio.sleep(ROTATE_EVERY_S)
             for log in (self._home / "logs").glob("*.log"):
                 await asyncio.to_thread(rotate, log)
+
+
+def find_processes(home: Path) -> list[psutil.Process]:
+    """The living processes that belong to the stack of this home."""
+    marked = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(home):
+                marked.append(process)
+    return marked
+
+
+def stop_processes(home: Path) -> int:
+    """End every process of the stack of this home; returns how many there were.
+
+    The servers go last, so that what uses them can finish. Each process gets `END_TIMEOUT_S` to
+    end by itself and is killed after it.
+    """
+    count = len(marked := find_processes(home))
+    ours = []
+    for process in marked:
+        with contextlib.suppress(psutil.Error):
+            if LEDGER in process.cmdline():
+                ours.append(process)
+    _end(ours)
+    # A process may have started another one meanwhile.
+    while marked := find_processes(home):
+        _end(marked)
+    return count
+
+
+def start_watchdog(home: Path) -> subprocess.Popen[bytes]:
+    """Start a process that ends the stack of this home as soon as the caller is gone.
+
+    The kernel closes the pipe to it however the caller dies, even by SIGKILL. The caller may close
+    it, too: `communicate()` returns when nothing of the stack is left.
+    """
+    return subprocess.Popen(  # noqa: S603 (our own module)
+        [sys.executable, "-m", __name__, str(home)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+            process.resume()  # one that was stopped gets its signals only when it goes on
+    _, alive = psutil.wait_procs(processes, timeout=END_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(alive, timeout=END_TIMEOUT_S)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    stop_processes(Path(sys.argv[1]))

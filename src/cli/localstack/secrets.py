@@ -1,4 +1,7 @@
-"""The passwords, one file an account, and the accounts that the two servers make of them."""
+"""The passwords, one file an account, and the accounts that the two servers make of them.
+
+Compose runs this module once at its start, to create the files and to set the owner of each.
+"""
 
 import base64
 import hashlib
@@ -7,7 +10,7 @@ import os
 import secrets
 from pathlib import Path
 
-from cli.settings import AMQP_ROLES, DB_ROLES
+from cli.settings import AMQP_ROLES, DB_ROLES, load_settings
 
 NAMES = (
     *(f"db_{role}" for role in (*DB_ROLES, "root")),
@@ -16,6 +19,11 @@ NAMES = (
 )
 DEFINITIONS = "definitions.json"
 BOOTSTRAP = "bootstrap.sql"
+
+# The user under which each role runs in compose, and both official images, mysql and rabbitmq.
+USER_IDS = {"migrate": 10000, "api": 10001, "writer": 10002, "projector": 10003}
+SERVER_USER_ID = 999
+SERVER_FILES = {DEFINITIONS, BOOTSTRAP, "db_root"}
 
 NOTHING = "^$"
 EVERYTHING = ".*"
@@ -122,3 +130,25 @@ def write_bootstrap(directory: Path, schema: str) -> Path:
     path = directory / BOOTSTRAP
     write_private(path, "".join(f"{statement};\n" for statement in statements))
     return path
+
+
+def hand_out(directory: Path, vhost: str, schema: str) -> None:
+    """Make what is missing and give each file to its reader; must run as root.
+
+    A container runs under its role's user id and so reads its own passwords only; `ledger migrate`
+    also reads, by its group, those of the database accounts that it creates.
+    """
+    create_secrets(directory)
+    write_definitions(directory, vhost)
+    write_bootstrap(directory, schema)
+    directory.chmod(0o711)
+    for path in directory.iterdir():
+        role = path.name.rpartition("_")[2]
+        owner = SERVER_USER_ID if path.name in SERVER_FILES else USER_IDS.get(role, 0)
+        os.chown(path, owner, USER_IDS["migrate"])
+        path.chmod(0o440 if path.name.startswith("db_") and path.name != "db_root" else 0o400)
+
+
+if __name__ == "__main__":
+    loaded = load_settings()
+    hand_out(loaded.secrets_dir or loaded.home / "secrets", loaded.amqp_vhost, loaded.db_name)

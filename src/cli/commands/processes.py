@@ -6,11 +6,11 @@ What each is made of, who may reach it, how it is observed, and how a signal sto
 import asyncio
 import logging
 import os
-import re
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import uvicorn
@@ -61,8 +61,6 @@ AUTH_WARNINGS: Final = {
     "outside": "LEDGER_AUTH=outside: requests need no API key, from whoever gets through",
 }
 
-_is_origin: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
-
 
 def api() -> None:
     """Run `ledger api`."""
@@ -79,76 +77,89 @@ def projector() -> None:
     console.run(_run_projector(console.read_settings()))
 
 
-async def _serve_api(settings: Settings) -> None:
-    name = f"api-{os.getpid()}"
-    consuming, publishing = _connections_to_broker(settings.amqp_url("api"), name)
-    with observed("api", settings):
+@asynccontextmanager
+async def process_of(
+    settings: Settings,
+    role: str,
+    *,
+    read_timeout_s: float = READ_TIMEOUT_S,
+    pool_size: int = 2,
+    autocommit: bool = False,
+) -> AsyncIterator[tuple[AsyncEngine, Connection, Connection]]:
+    """The role's pool of database connections, and its two connections to the broker.
+
+    Meanwhile the process logs as the settings say, and traces if they name an endpoint. Raises
+    NoOpenTelemetry.
+    """
+    url, name = settings.amqp_url(role), f"{role}-{os.getpid()}"
+    logs.configure(settings.log_format, settings.log_level, access=settings.access_log)
+    if settings.otel_endpoint or any(os.environ.get(variable) for variable in OTEL_ENDPOINTS):
+        tracing.start(role, settings.otel_endpoint)
+    try:
         async with connections.engine(
             settings,
-            "api",
-            read_timeout_s=API_READ_TIMEOUT_S,
-            pool_size=API_CONNECTIONS,
-            autocommit=True,
+            role,
+            read_timeout_s=read_timeout_s,
+            pool_size=pool_size,
+            autocommit=autocommit,
         ) as engine:
-            pending = PendingOrders()
-            context = Context(
-                Publisher(publishing, "/api", name),
-                Announcements(consuming, name),
-                engine,
-                pending,
-                Peers(consuming, publishing, name, pending) if settings.api_shared else None,
-                cors_origins=cors_origins(settings),
-                guard=make_guard(settings, engine),
-                depths=QueueDepths(consuming),
-            )
-            await server.run(build_app(context), settings.api_host, settings.api_port)
+            # One to consume and one to publish: a broker in need blocks publishers.
+            yield engine, Connection(url, f"{name}-consumer"), Connection(url, f"{name}-publisher")
+    finally:
+        tracing.stop()
+
+
+async def _serve_api(settings: Settings) -> None:
+    name = f"api-{os.getpid()}"
+    async with process_of(
+        settings,
+        "api",
+        read_timeout_s=API_READ_TIMEOUT_S,
+        pool_size=API_CONNECTIONS,
+        autocommit=True,
+    ) as (engine, consuming, publishing):
+        pending = PendingOrders()
+        context = Context(
+            Publisher(publishing, "/api", name),
+            Announcements(consuming, name),
+            engine,
+            pending,
+            Peers(consuming, publishing, name, pending) if settings.api_shared else None,
+            cors_origins=tuple((settings.cors_origins or "").split()),
+            guard=make_guard(settings, engine),
+            depths=QueueDepths(consuming),
+        )
+        await server.run(build_app(context), settings.api_host, settings.api_port)
 
 
 async def _run_writer(settings: Settings) -> None:
-    consuming, publishing = _connections_to_broker(
-        settings.amqp_url("writer"), f"writer-{os.getpid()}"
-    )
-    with observed("writer", settings):
-        async with connections.engine(settings, "writer", read_timeout_s=READ_TIMEOUT_S) as engine:
-            notifier = Notifier(publishing, RECORDED_EXCHANGE)
-            every = settings.snapshot_every
-            process = Writer(engine, consuming, publishing, notifier, snapshot_every=every)
-            beside: Sequence[Work] = (notifier.run(),)
-            if port := settings.writer_metrics_port:
-                depths = QueueDepths(consuming)
-                metrics = serve_metrics(
-                    settings.metrics_host, port, registry_of(WRITER), depths.measure
-                )
-                beside = (*beside, depths.run(), metrics)
-            await until_signalled(process.stop, process.run(), *beside)
+    async with process_of(settings, "writer") as (engine, consuming, publishing):
+        notifier = Notifier(publishing, RECORDED_EXCHANGE)
+        process = Writer(
+            engine, consuming, publishing, notifier, snapshot_every=settings.snapshot_every
+        )
+        beside = [notifier.run()]
+        if port := settings.writer_metrics_port:
+            depths = QueueDepths(consuming)
+            registry = registry_of(WRITER)
+            beside.append(depths.run())
+            beside.append(serve_metrics(settings.metrics_host, port, registry, depths.measure))
+        await until_signalled(process.stop, process.run(), *beside)
 
 
 async def _run_projector(settings: Settings) -> None:
-    consuming, publishing = _connections_to_broker(
-        settings.amqp_url("projector"), f"projector-{os.getpid()}"
-    )
-    with observed("projector", settings):
-        async with connections.engine(
-            settings, "projector", read_timeout_s=READ_TIMEOUT_S, pool_size=PROJECTOR_CONNECTIONS
-        ) as engine:
-            announcer = Notifier(publishing, ANNOUNCED_EXCHANGE)
-            process = Projector(engine, PROJECTIONS, announcer)
-            beside: Sequence[Work] = (listen(consuming, process), announcer.run())
-            if port := settings.projector_metrics_port:
-
-                async def measure() -> None:
-                    await measure_lag(engine)
-
-                metrics = serve_metrics(
-                    settings.metrics_host, port, registry_of(PROJECTOR), measure
-                )
-                beside = (*beside, metrics)
-            await until_signalled(process.stop, process.run(), *beside)
-
-
-def _connections_to_broker(url: str, name: str) -> tuple[Connection, Connection]:
-    """One connection to consume and one to publish: a broker in need blocks publishers."""
-    return Connection(url, f"{name}-consumer"), Connection(url, f"{name}-publisher")
+    async with process_of(settings, "projector", pool_size=PROJECTOR_CONNECTIONS) as (
+        engine,
+        consuming,
+        publishing,
+    ):
+        announcer = Notifier(publishing, ANNOUNCED_EXCHANGE)
+        process = Projector(engine, PROJECTIONS, announcer)
+        beside = [listen(consuming, process), announcer.run()]
+        if port := settings.projector_metrics_port:
+            registry, measure = registry_of(PROJECTOR), partial(measure_lag, engine)
+            beside.append(serve_metrics(settings.metrics_host, port, registry, measure))
+        await until_signalled(process.stop, process.run(), *beside)
 
 
 def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
@@ -177,29 +188,6 @@ def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
     return Guard(
         api_key_cache(engine), tokens, RateLimit(settings.rate_per_s, settings.concurrency)
     )
-
-
-def cors_origins(settings: Settings) -> tuple[str, ...]:
-    """The web origins whose pages may call the API; raises BadSettings for a malformed one."""
-    origins = tuple((settings.cors_origins or "").split())
-    for origin in origins:
-        if origin != "*" and not _is_origin(origin):
-            raise BadSettings(
-                f"LEDGER_CORS_ORIGINS has {origin}: write each origin as https://shop.example"
-            )
-    return origins
-
-
-@contextmanager
-def observed(process: str, settings: Settings) -> Iterator[None]:
-    """Log as the settings say, and trace if they name an endpoint; raises NoOpenTelemetry."""
-    logs.configure(settings.log_format, settings.log_level, access=settings.access_log)
-    if settings.otel_endpoint or any(os.environ.get(name) for name in OTEL_ENDPOINTS):
-        tracing.start(process, settings.otel_endpoint)
-    try:
-        yield
-    finally:
-        tracing.stop()
 
 
 class MetricsServer(uvicorn.Server):

@@ -1,9 +1,9 @@
-"""How a command submits events: through the inbox, then waiting until the views show them."""
+"""How a command submits events to the inbox, and waits until the views show them."""
 
+import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_delay, wait_fixed
 
 from cli.settings import Settings
 from ledger.eventlog.records import Submitted
@@ -14,15 +14,16 @@ from ledger.runtime.reconnect import first_to_end
 SHOWN_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.05
 
-IsTrue = Callable[[], Awaitable[bool]]
-
 
 class NotShown(Exception):
     """It is in the inbox, but the views did not show it in time: do writer and projector run?"""
 
 
 async def submit(
-    settings: Settings, source: str, events: Sequence[Submitted], is_shown: IsTrue
+    settings: Settings,
+    source: str,
+    events: Sequence[Submitted],
+    is_shown: Callable[[], Awaitable[bool]],
 ) -> None:
     """Append events to the inbox and wait until the views show them.
 
@@ -43,19 +44,14 @@ async def submit(
     await first_to_end(publisher.run(), work())
 
 
-async def wait_until_shown(is_shown: IsTrue) -> None:
+async def wait_until_shown(is_shown: Callable[[], Awaitable[bool]]) -> None:
     """Poll until the views show an event; raises NotShown after SHOWN_TIMEOUT_S."""
     await _wait_until(is_shown, NotShown(NotShown.__doc__))
 
 
-async def _wait_until(is_true: IsTrue, error: Exception) -> None:
-    def give_up(_: RetryCallState) -> None:
-        raise error
-
-    retrying = AsyncRetrying(
-        retry=retry_if_result(lambda result: not result),
-        wait=wait_fixed(POLL_S),
-        stop=stop_after_delay(SHOWN_TIMEOUT_S),
-        retry_error_callback=give_up,
-    )
-    await retrying(is_true)
+async def _wait_until(is_true: Callable[[], Awaitable[bool]], error: Exception) -> None:
+    deadline = time.monotonic() + SHOWN_TIMEOUT_S
+    while not await is_true():
+        if time.monotonic() > deadline:
+            raise error
+        await asyncio.sleep(POLL_S)
