@@ -4,17 +4,17 @@ The schemas are those of pydantic for bodies and of msgspec for answers, as both
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from decimal import Decimal
 from http import HTTPStatus
 from importlib.metadata import version
 from inspect import cleandoc
-from typing import Any, Final, Literal
+from typing import Any, Final
 from uuid import UUID
 
-import msgspec
 from msgspec import Raw, Struct
+from msgspec.json import decode, schema_components
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from api import schemas as s
 from api.http.parameters import HEADERS, TEXT_SCHEMA, X_REQUEST_ID, Json, Parameter
@@ -22,7 +22,7 @@ from api.http.problems import KINDS, ProblemDetails
 from api.http.requests import is_required
 from api.http.responses import ANSWER_HEADERS, JSON, PROBLEM_JSON, encode
 from api.operation import PREFIX, Operation
-from ledger.eventlog.codec import BATCH_CONTENT_TYPE
+from ledger.eventlog.codec import BATCH_CONTENT_TYPE, CloudEvent
 from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import UNIT_OF
 
@@ -170,8 +170,8 @@ def document(routes: Routes, *, guarded: bool) -> bytes:
             "paths": paths,
             "components": {
                 "schemas": {
-                    **answer_schemas(dict.fromkeys([*structs, ProblemDetails, CloudEvent])),
-                    **body_schemas(dict.fromkeys(bodies)),
+                    **answer_schemas([*structs, ProblemDetails, CloudEvent]),
+                    **body_schemas(bodies),
                 },
                 "headers": ANSWER_HEADERS,
                 "parameters": {header.name: _parameter(header) for header in HEADERS},
@@ -212,6 +212,7 @@ def _operation(path: str, operation: Operation, guarded: bool) -> Json:
         "operationId": operation.operation_id,
         "tags": [tag if tag in TAGS else "docs"],
         "summary": operation.summary,
+        "description": cleandoc(operation.handler.__doc__ or ""),
         "parameters": [
             *(_parameter(parameter) for parameter in operation.query.values()),
             *(
@@ -220,12 +221,11 @@ def _operation(path: str, operation: Operation, guarded: bool) -> Json:
             ),
         ],
     }
-    if operation.handler.__doc__:
-        described["description"] = cleandoc(operation.handler.__doc__)
     if operation.body:
-        content: Json = {"schema": {"$ref": f"{SCHEMAS}{operation.body.__name__}"}}
-        if operation.body in BODIES:
-            content["example"] = BODIES[operation.body]
+        content = {
+            "schema": {"$ref": f"{SCHEMAS}{operation.body.__name__}"},
+            "example": BODIES[operation.body],
+        }
         required = is_required(operation.body)
         described["requestBody"] = {"required": required, "content": {JSON: content}}
     described["responses"] = {
@@ -248,9 +248,10 @@ def _response(operation: Operation, status: int, kinds: list[str]) -> Json:
     answer = operation.answers.get(status)
     content: Json = {}
     if isinstance(answer, type):
-        content[JSON] = {"schema": {"$ref": f"{SCHEMAS}{answer.__name__}"}}
-        if answer in ANSWERS:
-            content[JSON]["example"] = Raw(encode(ANSWERS[answer]))
+        content[JSON] = {
+            "schema": {"$ref": f"{SCHEMAS}{answer.__name__}"},
+            "example": Raw(encode(ANSWERS[answer])),
+        }
     elif isinstance(answer, str):
         content |= {
             media: {"schema": MEDIA.get(media, TEXT_SCHEMA)} for media in answer.split(", ")
@@ -286,92 +287,27 @@ def _answer_headers(operation: Operation, status: int, is_problem: bool) -> Iter
         yield "ETag"
 
 
-class CloudEvent(Struct, frozen=True, omit_defaults=True):
-    """A CloudEvent 1.0 with this ledger's extensions; `data` as its type says."""
-
-    specversion: Literal["1.0"]
-    id: UUID
-    source: str
-    type: str
-    subject: UUID
-    time: datetime
-    data: dict[str, int | str]
-    datacontenttype: Literal["application/json"]
-    schemaversion: int
-    position: int
-    version: int
-    recordedtime: datetime
-    hash: str
-    causationid: UUID | None = None
-    rules: int = 1
-    submitter: str | None = None
-    traceparent: str | None = None
-    atomicid: UUID | None = None
-
-
 def body_schemas(models: Iterable[type[BaseModel]]) -> Json:
     """The schemas of the models and of the models in their fields, by name."""
-    schemas: Json = {}
-    for model in models:
-        schema = model.model_json_schema(ref_template=f"{SCHEMAS}{{model}}")
-        for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
-            # pydantic makes titles of the names, and descriptions of the docstrings.
-            for field in part.get("properties", {}).values():
-                field.pop("title", None)
-            schemas[name] = {k: v for k, v in part.items() if k not in ("title", "description")}
-    return schemas
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in dict.fromkeys(models)],
+        ref_template=f"{SCHEMAS}{{model}}",
+    )
+    definitions: Json = schemas["$defs"]
+    return definitions
 
 
 def answer_schemas(structs: Iterable[type[Struct]]) -> Json:
     """The schemas of the structs and of the structs in their fields, by name."""
-    listed = list(structs)
-    _, schemas = msgspec.json.schema_components(listed, ref_template=f"{SCHEMAS}{{name}}")
-    complete = {
-        struct.__name__
-        for struct in _with_nested(listed)
-        if not struct.__struct_config__.omit_defaults
-    }
-    return {name: _as_sent(schema, name in complete) for name, schema in schemas.items()}
-
-
-def _with_nested(structs: list[type[Struct]]) -> set[type[Struct]]:
-    """These structs and those that their fields hold."""
-    seen: set[type[Struct]] = set()
-    left: list[Any] = list(structs)
-    while left:
-        kind = left.pop()
-        if isinstance(kind, type) and issubclass(kind, Struct):
-            if kind not in seen:
-                seen.add(kind)
-                left += [field.type for field in msgspec.structs.fields(kind)]
-        else:
-            left += getattr(kind, "__args__", ())
-    return seen
-
-
-def _as_sent(schema: Json, is_complete: bool) -> Json:
-    """The schema of the JSON on the wire, where `is_complete` structs have all their fields."""
-    sent: Json = _with_numbers(schema)
-    sent["description"] = cleandoc(sent.get("description", ""))
-    if is_complete and "properties" in sent:
-        sent["required"] = list(sent["properties"])
-        for part in sent["properties"].values():
-            part.pop("default", None)
-    return sent
-
-
-def _with_numbers(part: Any) -> Any:
-    """The schema with Decimals as numbers, as they are encoded, and without titles."""
-    if isinstance(part, list):
-        return [_with_numbers(item) for item in part]
-    if not isinstance(part, dict):
-        return part
-    if part.get("format") == "decimal":
-        return {"type": "number"}
-    # A property may be called title: then it is a schema, and not a text.
-    is_titled = isinstance(part.get("title"), str)
-    return {
-        name: _with_numbers(value)
-        for name, value in part.items()
-        if not (is_titled and name == "title")
-    }
+    listed = list(dict.fromkeys(structs))
+    _, components = schema_components(listed, ref_template=f"{SCHEMAS}{{name}}")
+    # msgspec says that Decimals are strings; `encode` writes numbers.
+    text = encode(components).replace(b'"type":"string","format":"decimal"', b'"type":"number"')
+    schemas: Json = decode(text)
+    for struct in listed:
+        schema = schemas[struct.__name__]
+        schema["description"] = cleandoc(schema["description"])
+        if not struct.__struct_config__.omit_defaults:
+            # A field with a default is sent as well.
+            schema["required"] = list(schema["properties"])
+    return schemas

@@ -62,17 +62,18 @@ class Envelope(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     atomicid: UUID | None = None
 
 
-class RecordedEnvelope(Envelope, frozen=True, gc=False, omit_defaults=True, kw_only=True):
+class CloudEvent(Envelope, frozen=True, gc=False, omit_defaults=True, kw_only=True):
     """A CloudEvent as the ledger gives it out; `hash` is in hex, `recordedtime` the writer's."""
 
-    datacontenttype: str = ""
-    schemaversion: int = 0
-    position: int = 0
-    version: int = 0
-    recordedtime: datetime | None = None
+    data: Raw
+    datacontenttype: Literal["application/json"]
+    schemaversion: int
+    position: int
+    version: int
+    recordedtime: Annotated[datetime, Meta(tz=True)]
     causationid: UUID | None = None
     rules: int = 1
-    hash: str = ""
+    hash: str
 
 
 class Origin(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -132,7 +133,7 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
     """The record as one CloudEvent; `cause_id` is the id of the event that it was decided of."""
     origin = origin_of(record)
     return _encode(
-        RecordedEnvelope(
+        CloudEvent(
             specversion="1.0",
             id=UUID(bytes=record.event_id),
             source=origin.source,
