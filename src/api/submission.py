@@ -40,7 +40,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
-from api.auth.guard import owner_of, submitter_of
+from api.auth.guard import principal_of
 from api.http.middleware import traceparent_of
 from api.http.parameters import IDEMPOTENCY_KEY, PREFER, Call
 from api.http.problems import Problem, refused
@@ -126,8 +126,10 @@ def idempotency_key(
     value = call.header(IDEMPOTENCY_KEY)
     if value is None:
         return None
-    name = f"{owner_of(call.request)}{route}\n{stream_id or ''}\n{value}\n"
-    return IdempotencyKey(name, is_batch)
+    sender = principal_of(call.request)
+    # Two clients may use the same key.
+    owner = f"{sender.submitter}\n{sender.customer_id or ''}\n" if sender.submitter else ""
+    return IdempotencyKey(f"{owner}{route}\n{stream_id or ''}\n{value}\n", is_batch)
 
 
 def new_ids(key: IdempotencyKey | None, index: int = 0) -> tuple[UUID, UUID]:
@@ -290,7 +292,7 @@ class Submissions:
             resource_id,
             now_us(),
             payload,
-            submitter=submitter_of(request),
+            submitter=principal_of(request).submitter or None,
             traceparent=traceparent_of(request.scope),
         )
         preference = preference_of(call, resource.default_wait_s)

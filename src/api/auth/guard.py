@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Scope as HttpScope
 
 from api.auth.api_keys import FRESH_S, START, ApiKeyCache, KeysUnavailable, parse_api_key
-from api.auth.principal import Principal, Scope, known_scopes
+from api.auth.principal import ANYBODY, Principal, Scope, known_scopes
 from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadToken, Tokens
 from api.http.problems import Problem
@@ -72,7 +72,15 @@ class Guard:
                 },
             )
         if principal.customer_id is not None:
-            _refuse_other_customers(scope, principal.customer_id, own=own)
+            if not own:
+                raise Problem(
+                    "bound-key",
+                    "this is not for an API key or token of one customer",
+                    headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope"'},
+                )
+            path_id: str | None = scope["path_params"].get("customer_id")
+            if path_id is not None and path_id.lower() != str(principal.customer_id):
+                raise unknown_customer(path_id[:100])
         scope[PRINCIPAL] = principal
         scope[CREDENTIAL] = (self, credential)
         return self._rate_limit.request(principal.submitter)
@@ -89,17 +97,14 @@ class Guard:
                     return
 
     async def _principal(self, credential: str) -> Principal:
-        if credential.startswith(START):
-            return await self._principal_of_api_key(credential)
-        if self._tokens is None:
-            raise _bad_credential("this is not an API key")
-        try:
-            return self._tokens.principal(credential)
-        except BadToken as error:
-            raise _bad_credential(f"the token can't be used: {error}") from None
-
-    async def _principal_of_api_key(self, text: str) -> Principal:
-        parts = parse_api_key(text)
+        if not credential.startswith(START):
+            if self._tokens is None:
+                raise _bad_credential("this is not an API key")
+            try:
+                return self._tokens.principal(credential)
+            except BadToken as error:
+                raise _bad_credential(f"the token can't be used: {error}") from None
+        parts = parse_api_key(credential)
         try:
             api_key = await self._api_keys.get(parts.prefix) if parts else None
         except KeysUnavailable as error:
@@ -133,46 +138,15 @@ def _bad_credential(detail: str) -> Problem:
     return Problem("bad-key", detail, headers=headers)
 
 
-def _refuse_other_customers(scope: HttpScope, customer_id: UUID, *, own: bool) -> None:
-    """Raises Problem unless the operation, and the customer in its path, are open to the key."""
-    if not own:
-        raise Problem(
-            "bound-key",
-            "this is not for an API key or token of one customer",
-            headers={"WWW-Authenticate": f'{REALM}, error="insufficient_scope"'},
-        )
-    path_customer_id: str | None = scope["path_params"].get("customer_id")
-    if path_customer_id is not None and path_customer_id.lower() != str(customer_id):
-        raise unknown_customer(path_customer_id[:100])
-
-
-def submitter_of(request: Request) -> str | None:
-    """The name that is recorded with what the request submits; None where auth is off."""
-    principal: Principal | None = request.scope.get(PRINCIPAL)
-    return principal.submitter if principal else None
-
-
-def owner_of(request: Request) -> str:
-    """Prefix of the sender's idempotency keys: those of two clients never meet."""
-    principal: Principal | None = request.scope.get(PRINCIPAL)
-    return f"{principal.submitter}\n{principal.customer_id or ''}\n" if principal else ""
-
-
-def bound_to(request: Request) -> UUID | None:
-    """The only customer whose wallet and orders the sender may see and touch; None: any."""
-    principal: Principal | None = request.scope.get(PRINCIPAL)
-    return principal.customer_id if principal else None
-
-
-def may_see(request: Request, customer_id: UUID) -> bool:
-    """Whether the sender may see and touch the wallet and orders of this customer."""
-    bound = bound_to(request)
-    return bound is None or bound == customer_id
+def principal_of(request: Request) -> Principal:
+    """The sender of a request; ANYBODY where auth is off."""
+    principal: Principal = request.scope.get(PRINCIPAL, ANYBODY)
+    return principal
 
 
 def require_customer(request: Request, customer_id: UUID) -> None:
     """Raises the Problem of a customer who does not exist, if the sender may not see this one."""
-    if not may_see(request, customer_id):
+    if not principal_of(request).may_see(customer_id):
         raise unknown_customer(customer_id)
 
 

@@ -38,7 +38,14 @@ class RateLimit:
         if self._concurrency and running >= self._concurrency:
             raise _too_many(f"{running} requests of this client are under way already", 1)
         if self._rate_per_s:
-            self._take_token(client)
+            now_s, token_s = self._now_s(), 1 / self._rate_per_s
+            full_at_s = max(now_s, self._full_at_s.get(client, now_s)) + token_s
+            late_s = full_at_s - now_s - max(BURST_S, token_s)
+            if late_s > _ROUNDING_S:
+                detail = f"this client may send {self._rate_per_s:g} requests a second"
+                raise _too_many(detail, math.ceil(late_s))
+            # Not set before: a refused request costs nothing.
+            self._full_at_s.renew(client, full_at_s)
         self._running[client] = running + 1
         try:
             yield
@@ -47,16 +54,6 @@ class RateLimit:
                 self._running[client] -= 1
             else:
                 del self._running[client]
-
-    def _take_token(self, client: str) -> None:
-        now_s, token_s = self._now_s(), 1 / self._rate_per_s
-        full_at_s = max(now_s, self._full_at_s.get(client, now_s))
-        late_s = full_at_s + token_s - now_s - max(BURST_S, token_s)
-        if late_s > _ROUNDING_S:
-            detail = f"this client may send {self._rate_per_s:g} requests a second"
-            raise _too_many(detail, math.ceil(late_s))
-        # Not set before: a refused request costs nothing.
-        self._full_at_s.renew(client, full_at_s + token_s)
 
 
 def _too_many(detail: str, retry_after_s: int) -> Problem:

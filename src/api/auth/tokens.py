@@ -111,21 +111,18 @@ def algorithm_of(key: PublicKey) -> str:
 
 def load_signing_keys(path: Path) -> dict[str, PublicKey]:
     """The issuer's public keys from a PEM file or a JWKS file (RFC 7517); raises BadKeyFile."""
+    unusable = f"LEDGER_JWT_KEY_FILE, {path}, can't be used"
     try:
         text = path.read_text()
-        if text.lstrip().startswith("{"):
-            return _keys_of_jwks(json.loads(text))
-        return {"": _accepted(load_pem_public_key(text.encode()))}
+        if not text.lstrip().startswith("{"):
+            return {"": _accepted(load_pem_public_key(text.encode()))}
+        entries = [jwk for jwk in json.loads(text)["keys"] if jwk.get("use", "sig") == "sig"]
+        keys = {str(jwk.get("kid", "")): _accepted(jwt.PyJWK.from_dict(jwk).key) for jwk in entries}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError) as error:
-        raise BadKeyFile(f"LEDGER_JWT_KEY_FILE, {path}, can't be used: {error}") from error
-
-
-def _keys_of_jwks(jwks: dict[str, Any]) -> dict[str, PublicKey]:
-    entries = [jwk for jwk in jwks["keys"] if jwk.get("use", "sig") == "sig"]
-    keys = {str(jwk.get("kid", "")): _accepted(jwt.PyJWK.from_dict(jwk).key) for jwk in entries}
+        raise BadKeyFile(f"{unusable}: {error}") from error
     # Two with one `kid` have become one entry of the dict by now.
     if not keys or len(keys) != len(entries) or ("" in keys and len(keys) > 1):
-        raise ValueError("it must have at least one key, and each of several a `kid` of its own")
+        raise BadKeyFile(f"{unusable}: it must have a key, and each of several a `kid` of its own")
     return keys
 
 

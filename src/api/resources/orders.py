@@ -8,7 +8,7 @@ from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
 from api import schemas as s
-from api.auth.guard import bound_to, may_see, require_customer, submitter_of
+from api.auth.guard import principal_of, require_customer
 from api.auth.principal import Scope
 from api.context import Context
 from api.http.middleware import traceparent_of
@@ -123,9 +123,9 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
 
     With `atomic` they are also completed together, or none of them is.
     """
-    request, body = call.request, call.body
+    body, sender = call.body, principal_of(call.request)
     for i, order in enumerate(body.orders):
-        if not may_see(request, order.customer_id):
+        if not sender.may_see(order.customer_id):
             field = f"orders[{i}].customer_id"
             detail = f"there is no customer {order.customer_id}"
             errors = [FieldError(field, detail)]
@@ -133,7 +133,7 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     key = idempotency_key(call, "POST /orders/batch", is_batch=True)
     # Looked up once: what a batch has in common would cost a thousand times otherwise.
     occurred_at_us, atomic_id = now_us(), uuid7() if body.atomic else None
-    submitter, traceparent = submitter_of(request), traceparent_of(request.scope)
+    submitter, traceparent = sender.submitter or None, traceparent_of(call.request.scope)
     events = tuple(
         Submitted(
             *new_ids(key, i),
@@ -198,7 +198,7 @@ async def visible_order(
 
 
 def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order:
-    if order is None or not may_see(request, order.customer_id):
+    if order is None or not principal_of(request).may_see(order.customer_id):
         raise Problem("unknown-order", f"there is no order {order_id}")
     return order
 
@@ -257,10 +257,8 @@ async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
 )
 async def browse(context: Context, call: Call[None]) -> Response:
     """List orders, newest first, filtered by customer, product and status."""
-    customer_id = call[OF_CUSTOMER]
-    if customer_id is None:
-        customer_id = bound_to(call.request)
-    else:
+    customer_id = call[OF_CUSTOMER] or principal_of(call.request).customer_id
+    if customer_id:
         require_customer(call.request, customer_id)
     return await page(context, call, customer_id)
 
