@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 @Operation(None, "The API as an OpenAPI 3.1 document", {200: JSON, 304: None}, (IF_NONE_MATCH,))
 async def describe(context: Context, call: Call[None]) -> Response:
     """Describe the API as an OpenAPI 3.1 document."""
-    return document(guarded=context.guard is not None).response(call.request)
+    return document(guarded=context.guard is not None).response(call)
 
 
 # The path comes without a trailing slash; the API takes it with one too. GET answers HEAD.

@@ -13,10 +13,10 @@ from api.app import ROUTES
 from api.http.middleware import (
     MIN_GZIP,
     MIN_GZIP_IN_THREAD,
-    RequestId,
-    ResponseHeaders,
     accepts_gzip,
     compress,
+    with_request_id,
+    with_response_headers,
 )
 from api.operation import PREFIX
 
@@ -137,7 +137,7 @@ async def sent(response: Response) -> tuple[Headers, bytes]:
         messages.append(message)
 
     scope = {"type": "http", "headers": [(b"accept-encoding", b"gzip")], "method": "GET"}
-    await RequestId(ResponseHeaders(response))(scope, never, send)
+    await with_request_id(with_response_headers(response))(scope, never, send)
     start, *parts = messages
     return Headers(raw=start["headers"]), b"".join(part["body"] for part in parts)
 

@@ -153,7 +153,7 @@ class TestProductCache:
 
     def page(self, position: int, age_s: float = 0) -> ProductPage:
         now = asyncio.get_running_loop().time()
-        return ProductPage(b"{}", b'"1"', position, now + MAX_AGE_S - age_s)
+        return ProductPage(b"{}", '"1"', position, now + MAX_AGE_S - age_s)
 
     async def test_a_page_is_served_as_of_the_last_announcement(
         self, cache: ProductCache, announcements: Announcements

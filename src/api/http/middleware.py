@@ -1,7 +1,7 @@
 """Middleware: every request passes it on its way in, every answer on its way out.
 
-Pure ASGI classes. Most of them are plain functions rather than coroutines, as each `await` and
-each closure costs every request.
+Each takes an ASGI app and returns one. Most of those are plain functions rather than coroutines, as
+each `await` costs every request.
 """
 
 import asyncio
@@ -79,30 +79,28 @@ def middleware(
         expose_headers=tuple(ANSWER_HEADERS),
     )
     return [
-        Middleware(RequestId),
-        Middleware(TrailingSlash),
+        Middleware(with_request_id),
+        Middleware(without_trailing_slash),
         *([cors] if cors_origins else ()),
         Middleware(RequestLog),
-        Middleware(ResponseHeaders),
-        Middleware(Problems, problem_of),
+        Middleware(with_response_headers),
+        Middleware(with_problems, problem_of),
     ]
 
 
-class RequestId:
-    """Puts the request's id into the scope: the client's, if it is fit for a log, or a new one."""
+def with_request_id(app: ASGIApp) -> ASGIApp:
+    """Put the request's id into the scope: the client's, if it is fit for a log, or a new one."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve one request."""
+    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         for name, value in scope["headers"]:
             if name == b"x-request-id" and _REQUEST_ID(value):
                 scope[REQUEST_ID] = value
                 break
         else:
             scope[REQUEST_ID] = new_request_id()
-        return self._app(scope, receive, send)
+        return app(scope, receive, send)
+
+    return serve
 
 
 def new_request_id() -> bytes:
@@ -110,18 +108,16 @@ def new_request_id() -> bytes:
     return secrets.token_hex(16).encode()
 
 
-class TrailingSlash:
-    """Every path may end with a slash."""
+def without_trailing_slash(app: ASGIApp) -> ASGIApp:
+    """Let every path end with a slash."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve one request."""
-        path = scope.get("path", "")
+    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        path = scope["path"]
         if path.endswith("/") and len(path) > 1:
             scope = {**scope, "path": path[:-1]}
-        return self._app(scope, receive, send)
+        return app(scope, receive, send)
+
+    return serve
 
 
 class RequestLog:
@@ -195,14 +191,10 @@ def traceparent_of(scope: Scope) -> str | None:
     return tracing.valid_traceparent(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
-class ResponseHeaders:
-    """Adds the headers that every answer has, and compresses a body that is large and whole."""
+def with_response_headers(app: ASGIApp) -> ASGIApp:
+    """Add the headers that every answer has, and compress a body that is large and whole."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """Serve one request."""
+    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         unsent: Message | None = None
 
         def send_finished(message: Message) -> Awaitable[None]:
@@ -218,7 +210,9 @@ class ResponseHeaders:
             start, unsent = unsent, None
             return _send_compressed(start, message, send)
 
-        return self._app(scope, receive, send_finished)
+        return app(scope, receive, send_finished)
+
+    return serve
 
 
 async def _sent() -> None:
@@ -276,21 +270,18 @@ def accepts_gzip(scope: Scope) -> bool:
     return not re.fullmatch(rb"q=0(\.0*)?", weight)
 
 
-class Problems:
-    """Answers what a handler raises with a problem, and counts it by its type."""
+def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> ASGIApp:
+    """Answer what a handler raises with a problem, and count it by its type."""
 
-    def __init__(self, app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> None:
-        self._app = app
-        self._problem_of = problem_of
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._app(scope, receive, send)
+            await app(scope, receive, send)
         except Exception as error:
             # After the start of an answer there is nothing to say but the end of the connection.
             if _STATUS in scope:
                 raise
-            problem = self._problem_of(error)
+            problem = problem_of(error)
             PROBLEMS.labels(problem.kind).inc()
             await problem_response(problem, scope["path"][:200])(scope, receive, send)
+
+    return serve

@@ -103,11 +103,6 @@ def parse_instant(name: str, text: str) -> int:
         raise invalid(name, f"{error}; in a query + is %2B") from None
 
 
-def parse_text(name: str, text: str) -> str:
-    """The text as it is."""
-    return text
-
-
 def parse_prefer(name: str, text: str) -> int | None:
     """The seconds to wait for the decision, 0 for `respond-async`; None if nothing was asked.
 
@@ -130,6 +125,11 @@ def parse_idempotency_key(name: str, text: str) -> str:
         detail = f"must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters"
         raise invalid(name, detail, MAX_IDEMPOTENCY_KEY)
     return text
+
+
+def parse_etags(name: str, text: str) -> frozenset[str]:
+    """The ETags as they are compared weakly: without the mark of a weak one."""
+    return frozenset(tag.strip().removeprefix("W/") for tag in text.split(","))
 
 
 UUID_FORM: Final = Form({"type": "string", "format": "uuid"}, parse_uuid)
@@ -269,7 +269,7 @@ IF_NONE_MATCH: Final = header(
     "If-None-Match",
     {},
     "ETags of the versions that the client has: 304 if one is current",
-    parse_text,
+    parse_etags,
     is_list=True,
 )
 LAST_EVENT_ID: Final = header(
@@ -282,7 +282,7 @@ X_REQUEST_ID: Final = header(
     "X-Request-Id",
     {},
     "up to 128 visible ASCII characters, which come back; otherwise the answer has a new one",
-    parse_text,
+    lambda _, text: text,
 )
 
 HEADERS: Final = (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, LAST_EVENT_ID, X_REQUEST_ID)

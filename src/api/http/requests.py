@@ -5,6 +5,7 @@ Every invalid field is reported, in words that name the limit and the remedy.
 
 import asyncio
 import json
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -13,7 +14,6 @@ from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
@@ -27,10 +27,6 @@ DISCARD_TIMEOUT_S: Final = 1.0
 MAX_PARAMETERS: Final = 20
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class DuplicateField(ValueError):
-    """A name stands twice in one JSON object, and readers differ in which one they take."""
 
 
 def read_query(query: bytes, names: Collection[str]) -> Mapping[str, str]:
@@ -127,12 +123,8 @@ def _too_large(limit: int) -> Problem:
 
 @lru_cache(maxsize=256)
 def _is_json(content_type: bytes) -> bool:
-    media_type, _, rest = content_type.lower().partition(b";")
-    charset = rest.replace(b" ", b"").replace(b'"', b"")
-    media_type = media_type.strip()
-    is_json = media_type == b"application/json" or (
-        media_type.startswith(b"application/") and media_type.endswith(b"+json")
-    )
+    media_type, _, charset = re.sub(rb'[ "]', b"", content_type.lower()).partition(b";")
+    is_json = re.fullmatch(rb"application/(.+\+)?json", media_type) is not None
     return is_json and charset in (b"", b"charset=utf-8", b"charset=utf8")
 
 
@@ -142,10 +134,6 @@ def parse_json(raw: bytes) -> object:
         raise Problem("bad-json", "a JSON body is required")
     try:
         return _decode(raw.decode())
-    except DuplicateField as error:
-        name = str(error)[:100]
-        detail = "stands twice in one object: give it once"
-        raise Problem("bad-json", f"{name} {detail}", [FieldError(name, detail)]) from None
     except RecursionError:
         raise Problem("bad-json", "the body is nested too deeply") from None
     except (ValueError, ArithmeticError) as error:
@@ -155,8 +143,11 @@ def parse_json(raw: bytes) -> object:
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) != len(pairs):
+        # Readers differ in which of the two they take.
         names = [name for name, _ in pairs]
-        raise DuplicateField(next(name for name in names if names.count(name) > 1))
+        field = next(name for name in names if names.count(name) > 1)[:100]
+        detail = "stands twice in one object: give it once"
+        raise Problem("bad-json", f"{field} {detail}", [FieldError(field, detail)])
     return values
 
 
@@ -171,6 +162,7 @@ _decode: Final = json.JSONDecoder(
 ).decode
 
 
+# By pydantic's type of the error: what the field must be, and which part of it is the limit.
 _WORDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "missing": ("is required: add it", None),
     "extra_forbidden": ("is not a field of this request: leave it out", None),
@@ -191,20 +183,17 @@ _WORDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "too_long": ("must have at most {max_length} elements: split it", "max_length"),
     "model_type": ("must be a JSON object", None),
 }
-# By pydantic's type of the error: what the field must be, and which part of it is the limit.
 
 
 def invalid_fields(error: ValidationError) -> Problem:
     """The problem that names every field at fault, up to MAX_ERRORS."""
-    details = error.errors(include_url=False, include_input=False)
-    errors = [_field_error(detail) for detail in details[:MAX_ERRORS]]
+    errors = []
+    for at_fault in error.errors(include_url=False, include_input=False)[:MAX_ERRORS]:
+        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in at_fault["loc"])
+        # A client's own field name: short enough and clean enough to send back.
+        name = ("".join(parts).removeprefix(".") or "body")[:100].encode("utf-8", "replace")
+        words, limit = _WORDS.get(at_fault["type"], (at_fault["msg"], None))
+        context: dict[str, Any] = at_fault.get("ctx", {})
+        detail = words.format(**context)
+        errors.append(FieldError(name.decode(), detail, context[limit] if limit else None))
     return Problem("invalid-fields", f"{errors[0].field} {errors[0].detail}", errors)
-
-
-def _field_error(error: ErrorDetails) -> FieldError:
-    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
-    # A client's own field name: short enough and clean enough to send back.
-    field = ("".join(parts).removeprefix(".") or "body")[:100].encode("utf-8", "replace").decode()
-    words, limit = _WORDS.get(error["type"], (error["msg"], None))
-    context: dict[str, Any] = error.get("ctx", {})
-    return FieldError(field, words.format(**context), context[limit] if limit else None)

@@ -1,7 +1,7 @@
 """Answers: structs to JSON, problems to JSON, and the headers that say where, when and which."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from msgspec.json import Encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.http.parameters import TEXT_SCHEMA, Json
+from api.http.parameters import IF_NONE_MATCH, TEXT_SCHEMA, Call, Json
 from api.http.problems import KINDS, Problem, ProblemDetails
 
 JSON: Final = "application/json"
@@ -80,10 +80,7 @@ def next_link(
     return {"Link": f'<{quote(request.scope["path"])}?{after}>; rel="next"'}
 
 
-def etag_matches(request: Request, etag: bytes) -> bool:
+def etag_matches(call: Call[Any], etag: str) -> bool:
     """Whether If-None-Match names the ETag, compared weakly (RFC 9110, 13.1.2)."""
-    given = b",".join(v for name, v in request.scope["headers"] if name == b"if-none-match")
-    if not given:
-        return False
-    tags = [tag.strip().removeprefix(b"W/") for tag in given.split(b",")]
-    return etag.removeprefix(b"W/") in tags or b"*" in tags
+    given = call.header(IF_NONE_MATCH)
+    return given is not None and (etag.removeprefix("W/") in given or "*" in given)

@@ -139,7 +139,7 @@ class ProductPage(Struct, frozen=True, gc=False):
     """One product as bytes; `position` is that of the views it was read at."""
 
     body: bytes
-    etag: bytes
+    etag: str
     position: int
     expires_at: float
 

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
-from starlette.requests import Request
 from starlette.responses import Response
 
 from api import schemas
@@ -60,13 +59,13 @@ class StaticDocument(Struct, frozen=True):
     compressed: bytes
     etag: str
 
-    def response(self, request: Request) -> Response:
+    def response(self, call: Call[Any]) -> Response:
         """The document, in gzip if the client accepts that; 304 if its version is current."""
         headers = {"ETag": self.etag, "Cache-Control": "no-cache", "Vary": "accept-encoding"}
-        if etag_matches(request, self.etag.encode()):
+        if etag_matches(call, self.etag):
             return Response(None, 304, headers)
         headers["Content-Security-Policy"] = POLICY
-        if accepts_gzip(request.scope):
+        if accepts_gzip(call.request.scope):
             headers["Content-Encoding"] = "gzip"
             return Response(self.compressed, 200, headers, self.media_type)
         return Response(self.body, 200, headers, self.media_type)
@@ -89,7 +88,7 @@ def _file(name: str) -> StaticDocument:
 @Operation(None, "The API's documentation, to try out", {200: HTML, 304: None}, (IF_NONE_MATCH,))
 async def show_page(context: Context, call: Call[None]) -> Response:
     """Show the documentation of the API, to read and to try out."""
-    return (await asyncio.to_thread(_file, "docs.html")).response(call.request)
+    return (await asyncio.to_thread(_file, "docs.html")).response(call)
 
 
 @Operation(
@@ -101,7 +100,7 @@ async def show_page(context: Context, call: Call[None]) -> Response:
 )
 async def show_asset(context: Context, call: Call[None]) -> Response:
     """Send a file that the documentation page is made of."""
-    return (await asyncio.to_thread(_file, call[ASSET])).response(call.request)
+    return (await asyncio.to_thread(_file, call[ASSET])).response(call)
 
 
 @Operation(

@@ -5,7 +5,6 @@ from typing import Final
 from uuid import UUID
 from zlib import crc32
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from api import schemas as s
@@ -106,7 +105,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     if not call.query:
         cached = context.product_cache.get(product_id)
         if cached:
-            return _page(call.request, *cached)
+            return _page(call, *cached)
     if when := as_of(call):
         then, moment = await context.as_of.read(
             when, lambda reader, position: reader.row(STOCK, product_id, position)
@@ -114,7 +113,7 @@ async def show(context: Context, call: Call[None]) -> Response:
         page = _render(then, product_id, moment.position)
         # An answer that is not final yet may still change: a later event can be of the same time.
         cache_control = _IMMUTABLE if moment.final else _NO_CACHE
-        return _page(call.request, page, moment.position, cache_control)
+        return _page(call, page, moment.position, cache_control)
     generation = context.product_cache.generation
     row, position = await context.reads.read_at_least(
         call[MIN_POSITION],
@@ -124,7 +123,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     )
     page = _render(row, product_id, position)
     context.product_cache.put(product_id, page, generation)
-    return _page(call.request, page, position)
+    return _page(call, page, position)
 
 
 def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> ProductPage:
@@ -134,17 +133,17 @@ def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int)
     # A rebuilt view may have another row at the same position: the checksum tells them apart.
     etag = f'"{row.position}-{crc32(body):08x}"'
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
-    return ProductPage(body, etag.encode(), position, expires_at)
+    return ProductPage(body, etag, position, expires_at)
 
 
 def _page(
-    request: Request,
+    call: Call[None],
     page: ProductPage,
     position: int,
     cache_control: tuple[bytes, bytes] = _NO_CACHE,
 ) -> Response:
-    headers = [cache_control, (b"etag", page.etag), (b"ledger-position", b"%d" % position)]
-    if etag_matches(request, page.etag):
+    headers = [cache_control, (b"etag", page.etag.encode()), (b"ledger-position", b"%d" % position)]
+    if etag_matches(call, page.etag):
         response = Response(None, 304)
     else:
         response = Response(page.body)
