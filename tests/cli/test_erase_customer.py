@@ -79,7 +79,7 @@ async def test_erasing_twice_changes_nothing_more(ledger: Ledger, run: Run) -> N
     async with ledger.writing(), ledger.projecting():
         first = await run("erase-customer", ID, "--yes", "--json")
         records = await ledger.records()
-        again = await run("erase-customer", ID, "--json")
+        again = await run("erase-customer", ID, "--yes", "--json")
     assert (first.status, again.status) == (0, 0)
     assert first.json["position"] == len(records)
     assert (first.json["new"], first.json["plain_positions"]) == (True, [])

@@ -6,12 +6,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from aio_pika import Message
 
-from cli.commands.migrate import migrate
 from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_group, encode_submitted
-from ledger.messaging import parking, topology
+from ledger.messaging import parking
 from ledger.messaging.parking import Parked, ParkingBusy, describe, id_of, open_parking, park
 from ledger.messaging.rabbitmq import Connection, open_channel
-from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE, OldParkingInUse
+from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE
 from tests.harness import eventually
 
 from .naive_audit import audit, causes, ids
@@ -239,32 +238,3 @@ async def test_a_message_without_headers_has_an_id_and_no_reason(ledger: Ledger)
     (message,) = await read(ledger)
     assert (message.id, message.reason) == (id_of(b"?"), parking.NO_REASON)
     assert message.parked_at is None
-
-
-async def declare_without_delivery_limit(ledger: Ledger) -> None:
-    """The parking queue without a delivery limit, as earlier versions had it."""
-    async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
-        exchange = await channel.get_exchange(PARKING_EXCHANGE)
-        await channel.queue_delete(PARKING)
-        queue = await channel.declare_queue(
-            PARKING, durable=True, arguments={"x-queue-type": "quorum"}
-        )
-        await queue.bind(exchange)
-
-
-async def test_an_empty_parking_queue_of_an_older_version_is_replaced(ledger: Ledger) -> None:
-    await declare_without_delivery_limit(ledger)
-    await migrate(ledger.settings)
-    async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
-        await topology.declare(channel, ledger.settings.inbox_max_length)
-    await park_numbers(ledger, 1)
-    assert await numbers(ledger) == [1]
-
-
-async def test_a_parking_queue_of_an_older_version_with_messages_is_kept(ledger: Ledger) -> None:
-    await declare_without_delivery_limit(ledger)
-    await park_numbers(ledger, 1)
-    with pytest.raises(OldParkingInUse, match="ledger parked"):
-        await migrate(ledger.settings)
-    await park_numbers(ledger, 2)
-    assert await numbers(ledger) == [1, 2]

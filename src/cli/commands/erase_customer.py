@@ -73,7 +73,7 @@ def erase_customer(
 ) -> None:
     """Run `ledger erase-customer`."""
     settings = console.read_settings()
-    if not yes and not console.run(_read_name_state(settings, customer_id)).is_erased:
+    if not yes:
         if not sys.stdin.isatty():
             console.usage_error("this can't be undone: say --yes where nobody can be asked")
         console.err.print(
@@ -98,11 +98,6 @@ def erase_customer(
             " were encrypted: replay this ledger into a new one, which encrypts it, and erase it"
             " there",
         )
-
-
-async def _read_name_state(settings: Settings, customer_id: UUID) -> NameState:
-    async with connections.engine(settings, "projector", autocommit=True) as engine:
-        return await _name_state(engine, customer_id)
 
 
 async def erase(settings: Settings, customer_id: UUID) -> Erasure:

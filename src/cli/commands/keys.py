@@ -9,7 +9,6 @@ from uuid import UUID
 
 import msgspec
 import typer
-from msgspec import Struct
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -34,26 +33,10 @@ DAY_US: Final = 24 * 60 * 60 * SECOND_US
 keys = typer.Typer(no_args_is_help=True, add_completion=False)
 
 Prefix = Annotated[str, typer.Argument(help="the middle part of the key, as `list` shows it")]
-Days = Annotated[int | None, typer.Option(min=1, help="days after which it ends; else never")]
 
 
 class NoSuchKey(Exception):
     """No key in use has this prefix."""
-
-
-class ShownKey(Struct, frozen=True, omit_defaults=True):
-    """A key as it is printed; `key` is the whole of it, shown once."""
-
-    prefix: str
-    name: str
-    scopes: tuple[str, ...]
-    state: str
-    created_at: str
-    client: str
-    customer_id: UUID | None = None
-    expires_at: str | None = None
-    revoked_at: str | None = None
-    key: str | None = None
 
 
 @keys.command("create")
@@ -63,7 +46,9 @@ def create_key(
     customer: Annotated[
         UUID | None, typer.Option(help="the only customer that it may see and touch")
     ] = None,
-    expires_in_days: Days = None,
+    expires_in_days: Annotated[
+        int | None, typer.Option(min=1, help="days after which it ends; else never")
+    ] = None,
     as_json: console.AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
@@ -82,15 +67,21 @@ def list_keys(as_json: console.AsJson = False) -> None:
         async with connections.connection(settings, "migrate") as connection:
             return await list_api_keys(connection)
 
-    shown = [_shown(key, read_at_us) for key in console.run(read())]
+    stored = console.run(read())
     if as_json:
-        console.print_json({"keys": shown})
+        console.print_json({"keys": [_shown(key, read_at_us) for key in stored]})
         return
     table = Table("prefix", "name", "scopes", "customer", "state", "created", "expires", box=None)
-    for key in shown:
-        customer = str(key.customer_id or "any")
-        cells = (key.prefix, key.name, " ".join(key.scopes), customer, key.state)
-        table.add_row(*cells, key.created_at, key.expires_at or "never")
+    for key in stored:
+        table.add_row(
+            key.prefix,
+            key.name,
+            " ".join(key.scopes),
+            str(key.customer_id or "any"),
+            key.ended(read_at_us) or "active",
+            _time(key.created_at_us),
+            _time(key.expires_at_us) or "never",
+        )
     console.out.print(table)
 
 
@@ -194,29 +185,30 @@ async def _find(connection: AsyncConnection, prefix: str) -> StoredApiKey:
 
 def _print_new_key(key: StoredApiKey, parts: ApiKeyParts, as_json: bool) -> None:
     if as_json:
-        console.print_json(msgspec.structs.replace(_shown(key, key.created_at_us), key=str(parts)))
+        console.print_json({**_shown(key, key.created_at_us), "key": str(parts)})
     else:
         typer.echo(parts)
         typer.echo("This is shown once. Send it as `Authorization: Bearer KEY`.", err=True)
 
 
-def _shown(key: StoredApiKey, at_us: int) -> ShownKey:
-    """A key with its state at a time, without its secret."""
-    expires_at, revoked_at = (
-        None if time_us is None else format_us(time_us, "seconds")
-        for time_us in (key.expires_at_us, key.revoked_at_us)
-    )
-    return ShownKey(
-        key.prefix,
-        key.name,
-        key.scopes,
-        key.ended(at_us) or "active",
-        format_us(key.created_at_us, "seconds"),
-        key.client,
-        key.customer_id,
-        expires_at,
-        revoked_at,
-    )
+def _shown(key: StoredApiKey, at_us: int) -> dict[str, object]:
+    """A key for programs, with its state at a time and without its secret."""
+    fields = {
+        "prefix": key.prefix,
+        "name": key.name,
+        "scopes": key.scopes,
+        "state": key.ended(at_us) or "active",
+        "created_at": _time(key.created_at_us),
+        "client": key.client,
+        "customer_id": key.customer_id,
+        "expires_at": _time(key.expires_at_us),
+        "revoked_at": _time(key.revoked_at_us),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _time(time_us: int | None) -> str | None:
+    return None if time_us is None else format_us(time_us, "seconds")
 
 
 def _expiry_us(created_at_us: int, days: int | None) -> int | None:

@@ -1,10 +1,8 @@
 """`ledger migrate`: tables, accounts and topology, each made where it is missing."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from aio_pika.exceptions import ChannelPreconditionFailed
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
@@ -83,14 +81,9 @@ async def migrate(settings: Settings) -> None:
                 for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
                     await connection.run_sync(index.create, checkfirst=True)
         await _create_accounts(connection, settings)
-    try:
-        await _on_channel(settings, topology.declare, settings.inbox_max_length)
-    except ChannelPreconditionFailed as error:
-        if f"'{topology.PARKING}'" not in str(error):
-            raise
-        # An earlier release declared the parking queue with other arguments.
-        await _on_channel(settings, topology.remove_old_parking)
-        await _on_channel(settings, topology.declare, settings.inbox_max_length)
+    async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await topology.declare(channel, settings.inbox_max_length)
 
 
 async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:
@@ -117,12 +110,3 @@ def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str
             is_append_only = role == "projector" and isinstance(view, LineProjection)
             tables[view.name] = "SELECT, INSERT" if is_append_only else VIEW_GRANTS[role]
     return tables
-
-
-async def _on_channel(
-    settings: Settings, work: Callable[..., Coroutine[Any, Any, None]], *arguments: int
-) -> None:
-    # A channel that failed a declaration is closed: each attempt opens its own.
-    async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await work(channel, *arguments)

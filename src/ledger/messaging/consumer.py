@@ -39,12 +39,9 @@ class Inbox:
 
     def __init__(self, channel: AbstractChannel) -> None:
         self._channel = channel
-        self._deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(PREFETCH)
-
-    async def enqueue(self, message: AbstractIncomingMessage) -> None:
-        """The consumer's callback."""
-        # It never awaits: the client runs each callback as a task, and one could overtake another.
-        self._deliveries.put_nowait(message)
+        # As long as it has room, `put` never awaits: the client runs each callback as a task, and
+        # one that waited could be overtaken.
+        self.deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(PREFETCH)
 
     async def batch(self, max_events: int, timeout_s: float) -> InboxBatch | None:
         """The deliveries at hand, until they have `max_events`; None after `timeout_s` without one.
@@ -53,7 +50,7 @@ class Inbox:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                message = await self._deliveries.get()
+                message = await self.deliveries.get()
         except TimeoutError:
             return None
         events: list[Submitted] = []
@@ -65,9 +62,9 @@ class Inbox:
             MESSAGE_EVENTS.observe(len(message_events) + len(message_rejected))
             events += message_events
             rejected += message_rejected
-            if len(events) >= max_events or self._deliveries.empty():
+            if len(events) >= max_events or self.deliveries.empty():
                 break
-            message = self._deliveries.get_nowait()
+            message = self.deliveries.get_nowait()
         return InboxBatch(events, rejected, message, messages)
 
     async def ack(self, batch: InboxBatch) -> None:
@@ -91,5 +88,5 @@ async def open_inbox(connection: Connection) -> AsyncIterator[Inbox]:
             await channel.set_qos(prefetch_count=PREFETCH)
             inbox = Inbox(channel)
             queue = await channel.declare_queue(INBOX, passive=True)
-            await queue.consume(inbox.enqueue)
+            await queue.consume(inbox.deliveries.put)
         yield inbox

@@ -28,10 +28,6 @@ DELIVERY_LIMIT: Final = 1_000_000
 INBOX_MAX_BYTES: Final = 2**30
 
 
-class OldParkingInUse(Exception):
-    """The parking queue of an earlier version is in use, so it can't be replaced."""
-
-
 async def declare(channel: AbstractChannel, inbox_max_length: int) -> None:
     """Declare every exchange, queue and binding. Declaring twice changes nothing.
 
@@ -61,23 +57,3 @@ async def declare(channel: AbstractChannel, inbox_max_length: int) -> None:
     )
     await inbox.bind(SUBMITTED_EXCHANGE)
     await parking.bind(PARKING_EXCHANGE)
-
-
-async def remove_old_parking(channel: AbstractChannel) -> None:
-    """Delete the parking queue of a version that declared it without a delivery limit.
-
-    Raises OldParkingInUse, with everything as before, if it holds messages or has a consumer.
-    """
-    # Unbound first, so that nothing is parked there before it is deleted. The writer, whose publish
-    # is then returned, tries again.
-    exchange = await channel.get_exchange(PARKING_EXCHANGE)
-    queue = await channel.declare_queue(PARKING, passive=True)
-    await queue.unbind(exchange)
-    declared = await queue.declare()
-    if declared.message_count or declared.consumer_count:
-        await queue.bind(exchange)
-        raise OldParkingInUse(
-            f"the queue {PARKING} has to be made anew with a delivery limit, but messages are in"
-            " it: take them out with `ledger parked`, then run `ledger migrate` again"
-        )
-    await queue.delete(if_unused=False, if_empty=False)
