@@ -5,19 +5,21 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from msgspec import convert
 from typer.testing import CliRunner
 
 from cli.commands.head import (
     BadFile,
+    KeptHead,
     load_head,
     load_signing_key,
     make_signing_keys,
+    sign_head,
     write_head,
 )
 from cli.commands.verify import BadStart
 from cli.main import app
 from cli.settings import Settings
-from ledger.audit.signatures import KeptHead, decode, sign
 from ledger.core.events import WalletCredited
 from ledger.eventlog.codec import encode_payload
 from ledger.runtime.timestamps import from_us
@@ -66,7 +68,7 @@ async def test_a_signed_head_is_verified_with_the_public_key(
     async with filled(settings) as ledger:
         head = await kept(run, private, file)
         printed = await run("head", "--sign", "--key", str(private))
-        assert decode(printed.out.encode()) == head
+        assert convert(printed.json, KeptHead) == head
         done = await run(*against, "--public-key", str(public))
         assert (done.status, done.err) == (0, "")
         assert "--public-key" in (await run(*against)).said_one_sentence()
@@ -160,7 +162,7 @@ def test_a_forged_head_is_refused(tmp_path: Path) -> None:
     public = tmp_path / "key.pub"
     make_signing_keys(key)
     make_signing_keys(other)
-    signed = sign(KeptHead(7, "ab" * 32, from_us(5)), load_signing_key(key))
+    signed = sign_head(KeptHead(7, "ab" * 32, from_us(5)), load_signing_key(key))
     write_head(file, signed)
     assert load_head(file, public) == signed
     assert "is signed by key" in refusal(file, tmp_path / "other.pub")

@@ -11,9 +11,8 @@ from uuid import UUID
 import pytest
 from typer.testing import CliRunner
 
+from cli.commands.replay import ReplayStopped, Selection, print_events
 from cli.main import app
-from cli.replay import ReplayStopped
-from cli.replay.events import Selection, print_events
 from cli.settings import Settings
 from ledger.core.events import TYPE_OF, OrderCompleted
 from ledger.eventlog.codec import encode_recorded
@@ -85,7 +84,7 @@ async def test_only_selected_events_are_printed_wherever_a_page_ends(
     monkeypatch: pytest.MonkeyPatch,
     page_size: int,
 ) -> None:
-    monkeypatch.setattr("cli.replay.events.PAGE_SIZE", page_size)
+    monkeypatch.setattr("cli.commands.replay.PAGE_SIZE", page_size)
     ledger, records = shop
     completed, refused = TYPE_OF[OrderCompleted], "submission.refused"
     stream = max(records, key=lambda record: record.version).stream_id
@@ -125,7 +124,7 @@ async def test_a_database_that_fails_half_way_names_the_last_position_printed(
     capfdbinary: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("cli.replay.events.PAGE_SIZE", 50)
+    monkeypatch.setattr("cli.commands.replay.PAGE_SIZE", 50)
     async with open_proxy(settings.db_port) as proxy:
         through_proxy = settings.model_copy(update={"db_port": proxy.port})
         proxy.cut_after(100_000, "down")

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from cli.replay import ReplayRefused, ReplayStopped, resubmission
-from cli.replay.events import Selection
-from cli.replay.resubmission import (
+from cli.commands import replay
+from cli.commands.replay import (
+    ReplayRefused,
+    ReplayStopped,
     Resubmitted,
+    Selection,
     group_length,
     refuse_same_ledger,
     resubmit_events,
@@ -136,8 +138,8 @@ async def test_an_atomic_batch_is_submitted_whole_and_in_one_message(
     source: Ledger, target: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever a page, a group or the range that is asked for would cut it."""
-    monkeypatch.setattr("cli.replay.events.PAGE_SIZE", 5)
-    monkeypatch.setattr(resubmission, "GROUP_EVENTS", 4)
+    monkeypatch.setattr("cli.commands.replay.PAGE_SIZE", 5)
+    monkeypatch.setattr(replay, "GROUP_EVENTS", 4)
     batches = [atomic(*orders(9)), atomic(*orders(2)), atomic(*orders(1)), atomic(*orders(6))]
     records = await source.write(opening(), *batches)
     for first in range(1, len(records) + 1, 7):
@@ -204,12 +206,12 @@ def test_groups_hold_every_event_once_and_whole_batches(
 async def test_a_full_inbox_is_tried_again_until_the_deadline(
     source: Ledger, servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resubmission, "GROUP_EVENTS", 10)
-    monkeypatch.setattr("cli.replay.events.PAGE_SIZE", 40)
+    monkeypatch.setattr(replay, "GROUP_EVENTS", 10)
+    monkeypatch.setattr("cli.commands.replay.PAGE_SIZE", 40)
     records = await source.write(opening(), *(orders(10) for _ in range(12)))
     async with running_ledger(await make_ledger(servers, inbox_max_length=3)) as target:
         with monkeypatch.context() as patch:
-            patch.setattr(resubmission, "RETRY_S", 1.0)
+            patch.setattr(replay, "RETRY_S", 1.0)
             with pytest.raises(ReplayStopped, match=r"took no more for 1 s: .* position \d+0$"):
                 await resubmit(source, target)
         async with target.writing():

@@ -1,27 +1,64 @@
 """`ledger head`: where the ledger ends, signed for whoever keeps it.
 
-`ledger verify --against` proves later that nothing up to a kept head was changed or cut off.
+`ledger verify --against` proves later that nothing up to a kept head was changed or cut off. The
+signature is Ed25519 (RFC 8032) over a text that names what is signed.
 """
 
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from msgspec import DecodeError, Meta, Struct
+from msgspec.json import Decoder, Encoder
+from msgspec.structs import replace
 from rich.table import Table
 
 from cli import connections, console
 from cli.settings import Settings
-from ledger.audit import signatures
-from ledger.audit.signatures import KeptHead
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import GENESIS_HASH, VerificationFailed
 from ledger.runtime.files import read_secret, write_atomically, write_secret
 from ledger.runtime.timestamps import format_rfc3339, from_us
 
+_PURPOSE: Final = b"order-ledger head 1\n"
+_KEY_ID_CHARACTERS: Final = 16
+
 
 class BadFile(Exception):
     """A file that was named can't be used."""
+
+
+class KeptHead(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Where the ledger ended once: position, hash in hex, recorded time; perhaps signed.
+
+    `key` tells which key that was: the beginning of the SHA-256 of the public one, in hex.
+    """
+
+    position: Annotated[int, Meta(ge=0)]
+    hash: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    recorded_at: datetime | None
+    key: str | None = None
+    signature: str | None = None
+
+
+_encode = Encoder().encode
+_decode = Decoder(KeptHead).decode
 
 
 def head(
@@ -45,7 +82,7 @@ def head(
             return
         signing_key = load_signing_key(key) if key else None
         end = console.run(read_head(console.read_settings()), handled=(VerificationFailed,))
-        kept = signatures.sign(end, signing_key) if signing_key else end
+        kept = sign_head(end, signing_key) if signing_key else end
         if to:
             write_head(to, kept)
     except VerificationFailed as failure:
@@ -78,45 +115,87 @@ async def read_head(settings: Settings) -> KeptHead:
 
 def make_signing_keys(path: Path) -> None:
     """Write a new private key into a file, and the public one beside it; raises BadFile."""
-    private, public = signatures.make_key()
-    try:
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    with _raising_bad_file("write", path):
         write_secret(path, private)
         write_atomically(path.with_name(f"{path.name}.pub"), public)
-    except OSError as error:
-        raise BadFile(f"can't write {path}: {error.strerror}") from error
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:
     """The private key in a file that only its owner may read; raises BadFile."""
+    with _raising_bad_file("read", path):
+        pem = read_secret(path)
     try:
-        return signatures.private_key(read_secret(path))
-    except signatures.BadKey as error:
-        raise BadFile(f"{path} {error}") from error
-    except OSError as error:
-        raise BadFile(f"can't read {path}: {error.strerror or error}") from error
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BadFile(
+            f"{path} is not an Ed25519 private key as PEM, without a passphrase"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise BadFile(f"{path} is a private key of another kind than Ed25519")
+    return key
+
+
+def sign_head(head: KeptHead, key: Ed25519PrivateKey) -> KeptHead:
+    """The head with the name of the key and the signature."""
+    named = replace(head, key=_key_id(key.public_key()), signature=None)
+    return replace(named, signature=b64encode(key.sign(_signed(named))).decode())
 
 
 def write_head(path: Path, kept: KeptHead) -> None:
     """Write a head into a file; raises BadFile."""
-    try:
+    with _raising_bad_file("write", path):
         # Atomically: a crash must not leave half of the only proof.
-        write_atomically(path, signatures.encode(kept) + b"\n")
-    except OSError as error:
-        raise BadFile(f"can't write {path}: {error.strerror}") from error
+        write_atomically(path, _encode(kept) + b"\n")
 
 
 def load_head(path: Path, public_key_path: Path | None) -> KeptHead:
     """The head in a file, signed with the key if one is named; raises BadFile."""
-    reading = path  # the file that an error is about
+    with _raising_bad_file("read", path):
+        body = path.read_bytes()
     try:
-        kept = signatures.decode(path.read_bytes())
-        if public_key_path:
-            reading = public_key_path
-            public_key = signatures.public_key(public_key_path.read_bytes())
-            reading = path
-            signatures.verify_signature(kept, public_key)
-    except (signatures.BadHead, signatures.BadKey) as error:
-        raise BadFile(f"{reading} {error}") from error
-    except OSError as error:
-        raise BadFile(f"can't read {reading}: {error.strerror}") from error
+        kept = _decode(body)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise BadFile(f"{path} is not a head as `ledger head` writes it: {error}") from error
+    if public_key_path:
+        key = _load_public_key(public_key_path)
+        if kept.signature is None:
+            raise BadFile(f"{path} is not signed")
+        if kept.key != _key_id(key):
+            raise BadFile(f"{path} is signed by key {kept.key}, and not by key {_key_id(key)}")
+        try:
+            key.verify(b64decode(kept.signature, validate=True), _signed(kept))
+        except (InvalidSignature, Base64Error) as error:
+            raise BadFile(f"{path} was changed since the key signed it") from error
     return kept
+
+
+def _load_public_key(path: Path) -> Ed25519PublicKey:
+    with _raising_bad_file("read", path):
+        pem = path.read_bytes()
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise BadFile(f"{path} is not an Ed25519 public key as PEM") from error
+    if not isinstance(key, Ed25519PublicKey):
+        raise BadFile(f"{path} is a public key of another kind than Ed25519")
+    return key
+
+
+def _signed(head: KeptHead) -> bytes:
+    return _PURPOSE + _encode(replace(head, signature=None))
+
+
+def _key_id(key: Ed25519PublicKey) -> str:
+    raw = key.public_bytes(Encoding.Raw, PublicFormat.Raw)
+    return sha256(raw).hexdigest()[:_KEY_ID_CHARACTERS]
+
+
+@contextmanager
+def _raising_bad_file(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadFile(f"can't {verb} {path}: {error.strerror or error}") from error

@@ -18,10 +18,9 @@ from msgspec.structs import astuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
-from cli.commands.head import BadFile, load_head
+from cli.commands.head import BadFile, KeptHead, load_head
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
-from ledger.audit.signatures import KeptHead
 from ledger.eventlog import snapshots
 from ledger.eventlog.reader import EventPage, EventReader, LedgerEnd
 from ledger.eventlog.records import ChainCheck, VerificationFailed

@@ -1,1 +1,1 @@
-"""Checks of a ledger that is there: decisions made again, signatures, what-if."""
+"""Checks of a ledger that is there: decisions made again, what-if."""

@@ -29,7 +29,7 @@ async def keep_alive(
         await asyncio.sleep(random.uniform(MIN_PAUSE_S, MAX_PAUSE_S))  # noqa: S311
 
 
-async def first_to_end(*works: Coroutine[Any, Any, None]) -> None:
+async def first_to_end(*works: Coroutine[Any, Any, object]) -> None:
     """Run the works together until one ends; cancel the others; raise what the first one raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
