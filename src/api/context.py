@@ -15,8 +15,7 @@ from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import QueueDepths
 from ledger.runtime.cache import SingleFlight
 from projections.announcements import Announcements
-from projections.feed import Feed
-from projections.queries import Views
+from projections.queries import Feed, Views
 from projections.views.stock import StockRow
 
 

@@ -58,6 +58,7 @@ from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.timestamps import now_us
 from projections.announcements import Outcome, outcome_of
 from projections.queries import QUERY_TIMEOUT_S, Views, ViewsUnavailable
+from projections.views.projection import KeyedProjection, Row
 
 DEFAULT_WAIT_S: Final = 2
 # Events of recent keys that one process remembers.
@@ -137,16 +138,16 @@ def new_ids(key: IdempotencyKey | None, index: int = 0) -> tuple[UUID, UUID]:
     return key.derived_ids(index) if key else (uuid7(), uuid7())
 
 
-class Resource(NamedTuple, Generic[T]):
+class Resource(NamedTuple, Generic[Row]):
     """What the event of a request is about, and so how the request is answered.
 
-    `read` reads it from the views; `show` is the answer once it was decided, `accepted` the one
-    before. `default_wait_s`: how long a client waits for the decision that does not say.
+    `view` shows it; `show` is the answer once it was decided, `accepted` the one before.
+    `default_wait_s`: how long a client waits for the decision that does not say.
     """
 
     path: str
-    read: Callable[[Views, UUID], Awaitable[tuple[T | None, int]]]
-    show: Callable[[T], Struct]
+    view: KeyedProjection[Row]
+    show: Callable[[Row], Struct]
     accepted: Callable[[Submitted], Struct]
     default_wait_s: int = DEFAULT_WAIT_S
 
@@ -273,7 +274,7 @@ class Submissions:
         call: Call[Any],
         route: str,
         payload: SubmittedPayload,
-        resource: Resource[T],
+        resource: Resource[Row],
         stream_id: UUID | None = None,
         check: Check | None = None,
     ) -> Response:
@@ -302,7 +303,7 @@ class Submissions:
         # the key may have come elsewhere with another body.
         if preference.wait_s and (submission.outcome or (is_new and not key)):
             row, position = await self.read_decided(
-                submission, lambda: resource.read(self._views, resource_id)
+                submission, lambda: self._views.row(resource.view, resource_id)
             )
         headers = {
             "Location": f"{resource.path}/{resource_id}",

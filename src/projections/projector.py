@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from msgspec import Struct
+from prometheus_client import Gauge, Histogram
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
@@ -22,8 +23,9 @@ from ledger.runtime import tracing
 from ledger.runtime.cache import Prefetch
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.failpoints import failpoint
+from ledger.runtime.metrics import LATENCY_S, SIZES
 from ledger.runtime.reconnect import keep_alive
-from projections import metrics
+from ledger.runtime.timestamps import SECOND_US, now_us
 from projections.announcements import Announcement, Outcome, encode_announcement, outcome_of
 from projections.tables import fetch_rows, lock_checkpoints, move_checkpoints, write_rows
 from projections.views.projection import Projection
@@ -39,6 +41,30 @@ LARGE_BATCH: Final = 500
 PAGE: Final = 10_000
 # After a page that is more than a quarter full the projector is behind, and reads ahead.
 READ_AHEAD_DIVISOR: Final = 4
+
+BATCH_EVENTS: Final = Histogram(
+    "ledger_projector_batch_events", "Events in a projected batch", buckets=SIZES, registry=None
+)
+BATCH_S: Final = Histogram(
+    "ledger_projector_batch_seconds",
+    "From reading a batch to the answer to its COMMIT",
+    buckets=LATENCY_S,
+    registry=None,
+)
+POSITION: Final = Gauge("ledger_view_position", "The checkpoint of a view", ["view"], registry=None)
+LAG_POSITIONS: Final = Gauge(
+    "ledger_view_lag_positions", "Positions from a view to the head", ["view"], registry=None
+)
+LAG_S: Final = Gauge(
+    "ledger_view_lag_seconds",
+    "How long ago the oldest event was recorded that a view does not show; 0: it shows all",
+    ["view"],
+    registry=None,
+)
+LAG_KNOWN: Final = Gauge(
+    "ledger_view_lag_known", "Whether the database told the positions just now", registry=None
+)
+PROJECTOR: Final = (BATCH_EVENTS, BATCH_S, POSITION, LAG_POSITIONS, LAG_S, LAG_KNOWN)
 
 
 class ProjectedBatch(Struct, frozen=True):
@@ -198,8 +224,8 @@ async def project_next_batch(
     await failpoint("projector.before-commit")
     await connection.commit()
     await failpoint("projector.after-commit")
-    metrics.BATCH_S.observe(time.perf_counter() - began)
-    metrics.BATCH_EVENTS.observe(len(batch.records))
+    BATCH_S.observe(time.perf_counter() - began)
+    BATCH_EVENTS.observe(len(batch.records))
     log.debug("projector: shown", extra={"first_position": after + 1, "position": last})
     if tracing.enabled():
         for record in batch.records:
@@ -234,3 +260,30 @@ async def listen(connection: Connection, projector: Projector) -> None:
         await until_closed(channel)
 
     await connection.keep_channel("notifications of the writer", wake)
+
+
+async def measure_lag(engine: AsyncEngine) -> None:
+    """Ask the database where head and views are. While it's away, the views have no samples."""
+    try:
+        async with engine.connect() as connection:
+            found = await connection.exec_driver_sql(
+                "SELECT c.name, c.position, h.position FROM checkpoints c"
+                " JOIN ledger_head h ON h.id = 1"
+            )
+            positions: Any = found.all()
+            oldest = {position + 1 for _, position, _ in positions}
+            not_shown = await EventReader(connection).records_at(oldest)
+    except DATABASE_ERRORS:
+        for gauge in (POSITION, LAG_POSITIONS, LAG_S):
+            gauge.clear()
+        LAG_KNOWN.set(0)
+        return
+    LAG_KNOWN.set(1)
+    now = now_us()
+    for view, position, head in positions:
+        record = not_shown.get(position + 1)
+        # One that was recorded after the head was read is not behind it yet.
+        behind_us = now - record.recorded_at_us if record and position < head else 0
+        POSITION.labels(view).set(position)
+        LAG_POSITIONS.labels(view).set(head - position)
+        LAG_S.labels(view).set(max(behind_us, 0) / SECOND_US)

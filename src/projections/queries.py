@@ -1,4 +1,4 @@
-"""Reads of the views: each result comes with the position that it is as of."""
+"""What the API reads: rows of the views, each as of a position, and the ledger as CloudEvents."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,16 +6,21 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
+from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.decider import CustomerState, ProductState
+from ledger.eventlog.codec import encode_recorded
+from ledger.eventlog.reader import EventReader, RecordWithCause
 from ledger.runtime.database import DATABASE_ERRORS, placeholders
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Projection, Row, from_columns
 from projections.views.stock import STOCK, StockRow
-from projections.views.wallets import WALLETS, WalletRow
+from projections.views.wallets import WALLETS
 
 QUERY_TIMEOUT_S: Final = 1.5
+# Positions that one page looks at, however few of them its filter lets through.
+MAX_SCAN: Final = 10_000
 
 
 class ViewsUnavailable(Exception):
@@ -28,23 +33,23 @@ class Views:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def product(self, product_id: UUID) -> tuple[StockRow | None, int]:
-        """A product, or None."""
-        return await self._row(STOCK, product_id)
-
-    async def wallet(self, customer_id: UUID) -> tuple[WalletRow | None, int]:
-        """A customer's wallet, or None."""
-        return await self._row(WALLETS, customer_id)
-
-    async def order(self, order_id: UUID) -> tuple[OrderRow | None, int]:
-        """An order, or None."""
-        return await self._row(ORDERS, order_id)
+    async def row(self, view: KeyedProjection[Row], key: UUID) -> tuple[Row | None, int]:
+        """The row with a key, if any, and the view's checkpoint, by one statement."""
+        columns = ", ".join(f"v.{name}" for name in view.columns)
+        rows = await self._rows_with_position(
+            f"SELECT c.position, {columns} FROM checkpoints c"
+            f" LEFT JOIN {view.name} v ON v.{view.key_column} = %s WHERE c.name = %s",
+            (key.bytes, view.name),
+        )
+        position, first, *_ = rows[0]
+        return (None if first is None else from_columns(view.row, rows[0][1:])), position
 
     async def existing_orders(self, order_ids: Sequence[UUID]) -> set[UUID]:
         """The ids that are orders of the view."""
         if not order_ids:
             return set()
-        rows = await self._rows(
+        rows = await fetch(
+            self._engine,
             f"SELECT order_id FROM orders WHERE order_id IN ({placeholders(order_ids)})",
             tuple(order_id.bytes for order_id in order_ids),
         )
@@ -62,7 +67,8 @@ class Views:
         self, customer_id: UUID, product_id: UUID
     ) -> tuple[tuple[CustomerState | None, ProductState | None], int]:
         """A customer and a product as `decide` takes them, as of one position."""
-        rows = await self._rows(
+        rows = await fetch(
+            self._engine,
             "SELECT c.position, w.balance_minor, s.base_price_minor, s.stock, s.initial_stock"
             " FROM checkpoints c JOIN checkpoints d ON d.position = c.position"
             " LEFT JOIN wallets w ON w.customer_id = %s LEFT JOIN stock s ON s.product_id = %s"
@@ -112,17 +118,6 @@ class Views:
         )
         return sorted(rows, key=lambda row: -row.placed_position), position
 
-    async def _row(self, view: KeyedProjection[Row], key: UUID) -> tuple[Row | None, int]:
-        """The row with a key, if any, and the view's checkpoint, by one statement."""
-        columns = ", ".join(f"v.{name}" for name in view.columns)
-        rows = await self._rows_with_position(
-            f"SELECT c.position, {columns} FROM checkpoints c"
-            f" LEFT JOIN {view.name} v ON v.{view.key_column} = %s WHERE c.name = %s",
-            (key.bytes, view.name),
-        )
-        position, first, *_ = rows[0]
-        return (None if first is None else from_columns(view.row, rows[0][1:])), position
-
     async def _page(
         self, view: Projection[Row], where: str, order: str, parameters: tuple[Any, ...]
     ) -> tuple[list[Row], int]:
@@ -138,16 +133,68 @@ class Views:
         present = [from_columns(view.row, row[1:]) for row in rows if row[1] is not None]
         return present, rows[0][0]
 
-    async def _rows(self, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return await fetch(self._engine, statement, parameters)
-
     async def _rows_with_position(
         self, statement: str, parameters: tuple[Any, ...]
     ) -> list[tuple[Any, ...]]:
-        rows = await self._rows(statement, parameters)
+        rows = await fetch(self._engine, statement, parameters)
         if not rows or rows[0][0] is None:
             raise ViewsUnavailable("the views have no checkpoint: run `ledger migrate`")
         return rows
+
+
+class FeedEvent(Struct, frozen=True, gc=False):
+    """One event as a CloudEvent in JSON."""
+
+    position: int
+    body: bytes
+
+
+class FeedPage(Struct, frozen=True):
+    """Events in ledger order; all up to `scanned_to` were looked at, `head` is the ledger's end."""
+
+    events: list[FeedEvent]
+    scanned_to: int
+    head: int
+
+    @property
+    def is_last(self) -> bool:
+        """True if the ledger has nothing after it yet."""
+        return self.scanned_to >= self.head
+
+
+class Feed:
+    """The ledger, through the account of the API. Every method raises ViewsUnavailable."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def page(self, after: int, limit: int, type_: str | None = None) -> FeedPage:
+        """At most `limit` events after a position, of one type if given."""
+        up_to = after + MAX_SCAN
+        async with connected(self._engine) as connection:
+            head, found = await EventReader(connection).head_with_causes(after, up_to, limit, type_)
+        events = [_feed_event(record) for record in found]
+        is_full = len(events) == limit
+        scanned_to = events[-1].position if is_full else max(after, min(up_to, head))
+        return FeedPage(events, scanned_to, head)
+
+    async def head(self) -> int:
+        """The position at which the ledger ends."""
+        async with connected(self._engine) as connection:
+            position, _ = await EventReader(connection).last_recorded()
+        return position
+
+    async def history(self, stream_id: UUID, after: int, up_to: int, limit: int) -> list[FeedEvent]:
+        """At most `limit` events of one stream, after a position and up to another."""
+        async with connected(self._engine) as connection:
+            found = await EventReader(connection).with_causes(
+                after, up_to, limit, stream_id=stream_id
+            )
+        return [_feed_event(record) for record in found]
+
+
+def _feed_event(found: RecordWithCause) -> FeedEvent:
+    return FeedEvent(found.record.position, encode_recorded(found.record, found.cause_id))
 
 
 async def fetch(

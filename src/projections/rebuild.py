@@ -132,19 +132,17 @@ class Rebuild:
         self._views = views
         self._show_progress = show_progress
 
-    async def rebuild(self, *, restart: bool = False, repair: bool = False) -> list[Rebuilt]:
+    async def rebuild(self, *, repair: bool = False) -> list[Rebuilt]:
         """Rebuild the views and swap all of them, or none where one differs from the live view.
 
-        With `restart` nothing of an earlier rebuild is used; with `repair` views that differ are
-        swapped, too. Raises RebuildRefused, LedgerDamaged and ViewDamaged.
+        With `repair` views that differ are swapped, too. Raises RebuildRefused, LedgerDamaged and
+        ViewDamaged.
         """
         shadows = []
         for view in self._views:
-            shadow = await open_shadow(self._writing, view, restart=restart)
             # A shadow ahead of the views is of another time: the database came from a backup.
-            if shadow.position > await self._target(await self._checkpoints()):
-                shadow = await open_shadow(self._writing, view, restart=True)
-            shadows.append(shadow)
+            up_to = await self._target(await self._checkpoints())
+            shadows.append(await open_shadow(self._writing, view, up_to))
         await self._catch_up(shadows)
         await failpoint("rebuild.after-load")
         with self._show_progress("indexing", len(shadows)) as on_progress:

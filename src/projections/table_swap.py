@@ -70,16 +70,15 @@ def side_table(live: Projection[Any], suffix: str) -> Projection[Any]:
     return replace(live, name=name, table=live.table.to_metadata(MetaData(), name=name))
 
 
-async def open_shadow(
-    connection: AsyncConnection, live: Projection[Any], *, restart: bool
-) -> Shadow:
+async def open_shadow(connection: AsyncConnection, live: Projection[Any], up_to: int) -> Shadow:
     """The shadow of a view as the last rebuild left it, or an empty one.
 
-    A shadow of another version or with other columns or indexes is dropped; with `restart`, any.
+    One that is beyond `up_to`, of another version, or with other columns or indexes is dropped.
     """
     table = side_table(live, SHADOW)
-    state = None if restart else await find_state(connection, table.name)
-    if state and (state.view_version, state.shape) == (live.version, _shape(table)):
+    state = await find_state(connection, table.name)
+    same = state and (state.view_version, state.shape) == (live.version, _shape(table))
+    if same and state.position <= up_to:
         return Shadow(live, table, state.position)
     await drop_tables(connection, table.name)
     # Secondary indexes come after the load (`add_indexes`): that takes less time than with them.

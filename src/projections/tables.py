@@ -73,24 +73,19 @@ async def lock_checkpoints(
     killed loses them at once, while the server may still be at work on its RENAME. Raises
     ViewOutdated where a view is not one that this code may write, and CheckpointLost.
     """
-    while not (checkpoints := await _lock_unless_swapping(connection, projections)):
-        await connection.rollback()
-        if await lock_swap(connection, SWAP_TIMEOUT_S):
-            await release_swap(connection)
-    for projection in projections:
-        refuse_other_version(projection, checkpoints[projection.name].version)
-    return {name: checkpoint.position for name, checkpoint in checkpoints.items()}
-
-
-async def _lock_unless_swapping(
-    connection: AsyncConnection, projections: Sequence[Projection[Any]]
-) -> dict[str, Checkpoint]:
-    """The checkpoints, locked; empty if another session may be renaming views."""
     # The server evaluates IS_FREE_LOCK for each row once it has locked it: so every row has to say
     # that the lock is free.
     is_free = f"IS_FREE_LOCK({SWAP_LOCK})"
     rows = await _checkpoint_rows(connection, projections, is_free, "FOR UPDATE")
-    return _by_name(row[:3] for row in rows) if all(free for *_, free in rows) else {}
+    while not all(free for *_, free in rows):
+        await connection.rollback()
+        if await lock_swap(connection, SWAP_TIMEOUT_S):
+            await release_swap(connection)
+        rows = await _checkpoint_rows(connection, projections, is_free, "FOR UPDATE")
+    by_name = {projection.name: projection for projection in projections}
+    for name, _, version, _ in rows:
+        refuse_other_version(by_name[name], version)
+    return {name: position for name, position, *_ in rows}
 
 
 async def lock_swap(connection: AsyncConnection, timeout_s: int) -> bool:

@@ -12,8 +12,6 @@ from projections.views.journal import JOURNAL, UNIT_OF, Unit
 # Positions that one statement adds up, so that none of them takes long.
 STEP: Final = 50_000
 
-_MONEY: Final = "SUM(CASE unit WHEN 'minor' THEN {} ELSE 0 END)"
-
 
 class JournalBehind(Exception):
     """The projector has not brought the journal to the position that was asked for."""
@@ -88,7 +86,7 @@ class TrialBalanceReader:
         accounts: Accounts = {(account, unit): Sums() for account, unit in UNIT_OF.items()}
         for start in range(0, position, STEP):
             end = min(start + STEP, position)
-            for key, sums in (await self._step(start, end)).items():
+            for key, sums in (await self._sums(start, end)).items():
                 accounts[key] = accounts.get(key, Sums()) + sums
             on_progress(end - start)
         return JournalBalance(position, accounts)
@@ -98,8 +96,7 @@ class TrialBalanceReader:
         for start in range(0, position, STEP):
             rows = await self._rows(
                 "SELECT position FROM journal WHERE position > %s AND position <= %s"
-                " GROUP BY position HAVING SUM(debit) <> SUM(credit)"
-                f" OR {_MONEY.format('debit')} <> {_MONEY.format('credit')}"
+                " GROUP BY position, unit HAVING SUM(debit) <> SUM(credit)"
                 " ORDER BY position LIMIT 1",
                 start,
                 min(start + STEP, position),
@@ -108,23 +105,21 @@ class TrialBalanceReader:
                 return int(rows[0][0])
         return None
 
-    async def _step(self, after: int, up_to: int) -> Accounts:
-        if up_to - after < STEP:
-            return await self._sums(after, up_to)
-        if after not in self._steps:
-            self._steps[after] = await self._sums(after, up_to)
-        return self._steps[after]
-
     async def _sums(self, after: int, up_to: int) -> Accounts:
+        if after in self._steps and up_to == after + STEP:
+            return self._steps[after]
         rows = await self._rows(
             "SELECT account, unit, SUM(debit), SUM(credit) FROM journal"
             " WHERE position > %s AND position <= %s GROUP BY account, unit",
             after,
             up_to,
         )
-        return {
+        sums = {
             (account, unit): Sums(int(debit), int(credit)) for account, unit, debit, credit in rows
         }
+        if up_to == after + STEP:
+            self._steps[after] = sums
+        return sums
 
     async def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         return await fetch(self._engine, statement, parameters, self._timeout_s)

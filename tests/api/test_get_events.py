@@ -20,7 +20,7 @@ from api.reads.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from projections.announcements import Announcement
-from projections.feed import FeedEvent, FeedPage
+from projections.queries import FeedEvent, FeedPage
 from tests.harness import DEADLINE_S, Stack, eventually, free_port, start_stack
 from tests.private_servers import Servers
 from tests.proxy import open_proxy

@@ -122,7 +122,7 @@ async def test_a_difference_is_one_sentence_and_status_1(run: Run, ledger: Ledge
         (("orders", "--all"), "say what to rebuild"),
         (("order",), "there is no view order: choose of stock, wallets"),
         (("orders", "--undo", "--drop-old"), "exclude each other"),
-        (("orders", "--undo", "--restart"), "exclude each other"),
+        (("orders", "--undo", "--repair"), "exclude each other"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_in_one_sentence(

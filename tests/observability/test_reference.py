@@ -7,7 +7,7 @@ from prometheus_client.registry import Collector
 
 from api.resources.health import BESIDES
 from ledger.runtime.metrics import WRITER, PublisherMetrics
-from projections.metrics import PROJECTOR
+from projections.projector import PROJECTOR
 from tests.docs.test_reference import rows
 from tests.harness import Stack
 from tests.observability.scraping import metric_names

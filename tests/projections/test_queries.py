@@ -46,11 +46,10 @@ async def rows_of(ledger: Ledger) -> list[OrderRow]:
 
 async def test_one_row_comes_with_the_position_of_its_view(written: Ledger, views: Views) -> None:
     head = (await written.head()).position
-    asked = {STOCK: views.product, WALLETS: views.wallet, ORDERS: views.order}
-    for projection, ask in asked.items():
-        for key, row in (await live(written, projection)).items():
-            assert await ask(key) == (row, head)
-        assert await ask(uuid4()) == (None, head)
+    for view in (STOCK, WALLETS, ORDERS):
+        for key, row in (await live(written, view)).items():
+            assert await views.row(view, key) == (row, head)
+        assert await views.row(view, uuid4()) == (None, head)
     assert await views.position() == head
 
 
@@ -62,8 +61,8 @@ async def test_the_position_is_that_of_the_view_which_is_furthest_behind(
     engine = make_engine(ledger.settings.db_url("api"), autocommit=True)
     views = Views(engine)
     assert await views.position() == 5
-    assert await views.wallet(ANN) == (None, 5)
-    assert await views.product(PEN) == (None, 7)
+    assert await views.row(WALLETS, ANN) == (None, 5)
+    assert await views.row(STOCK, PEN) == (None, 7)
     await engine.dispose()
 
 
@@ -121,7 +120,7 @@ async def test_an_empty_page_still_says_its_position(ledger: Ledger) -> None:
     views = Views(engine)
     assert await views.products(None, 10) == ([], 0)
     assert await views.orders(limit=10) == ([], 0)
-    assert await views.order(uuid4()) == (None, 0)
+    assert await views.row(ORDERS, uuid4()) == (None, 0)
     assert await views.position() == 0
     await engine.dispose()
 
@@ -155,7 +154,7 @@ async def test_views_that_were_never_registered_are_unavailable_rather_than_empt
     await ledger.execute("DELETE FROM checkpoints")
     engine = make_engine(ledger.settings.db_url("api"), autocommit=True)
     views = Views(engine)
-    for ask in (views.position(), views.order(uuid4()), views.orders(limit=1)):
+    for ask in (views.position(), views.row(ORDERS, uuid4()), views.orders(limit=1)):
         with pytest.raises(ViewsUnavailable, match="ledger migrate"):
             await ask
     await engine.dispose()

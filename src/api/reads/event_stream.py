@@ -18,8 +18,7 @@ from api.reads.consistent_reads import ConsistentReads
 from ledger.runtime.cache import SingleFlight
 from ledger.runtime.reconnect import first_to_end
 from projections.announcements import Announcement
-from projections.feed import Feed, FeedPage
-from projections.queries import ViewsUnavailable
+from projections.queries import Feed, FeedPage, ViewsUnavailable
 
 EVENT_STREAM: Final = "text/event-stream"
 # Key in the state of a connection: a function that ends it at once, with what is still to be sent.

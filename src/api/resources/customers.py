@@ -26,12 +26,11 @@ from api.reads.slow_reads import as_of
 from api.resources import orders
 from api.submission import Resource
 from ledger.core.events import CustomerRegistered, WalletCredited
-from projections.queries import Views
 from projections.views.wallets import WALLETS
 
 _CUSTOMER: Final = Resource(
     f"{PREFIX}/customers",
-    Views.wallet,
+    WALLETS,
     s.customer,
     lambda event: s.AcceptedCustomer(event.stream_id, s.ACCEPTED),
 )
@@ -96,7 +95,7 @@ async def _find(
     context: Context, customer_id: UUID, min_position: int
 ) -> tuple[s.Customer | None, int]:
     row, position = await context.reads.read_at_least(
-        min_position, lambda: context.views.wallet(customer_id)
+        min_position, lambda: context.views.row(WALLETS, customer_id)
     )
     return s.customer(row) if row else None, position
 

@@ -22,7 +22,7 @@ from api.operation import Operation
 from api.reads.event_stream import EVENT_STREAM
 from api.resources.orders import visible_order
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group
-from projections.feed import FeedEvent, FeedPage
+from projections.queries import FeedEvent, FeedPage
 
 _VARY: Final = {"Vary": "Accept"}
 

@@ -36,7 +36,6 @@ from ledger.core.decider import State, Status, decide
 from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
-from projections.queries import Views
 from projections.views.orders import ORDERS, OrderRow
 
 MAX_BATCH_BODY: Final = 256 * 1024
@@ -51,7 +50,7 @@ def _pending(shape: type[s.AnOrder], event: Submitted) -> s.AnOrder:
 
 _PLACED: Final = Resource(
     f"{PREFIX}/orders",
-    Views.order,
+    ORDERS,
     s.order,
     lambda event: _pending(s.AcceptedOrder, event),
     # Who places orders in bulk would rather have the next one accepted than this one decided.
@@ -205,7 +204,7 @@ def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order
 
 async def _find(context: Context, order_id: UUID, min_position: int) -> tuple[s.Order | None, int]:
     row, position = await context.reads.read_at_least(
-        min_position, lambda: context.views.order(order_id)
+        min_position, lambda: context.views.row(ORDERS, order_id)
     )
     if row is None:
         pending = context.pending.get(order_id)
@@ -216,7 +215,7 @@ async def _find(context: Context, order_id: UUID, min_position: int) -> tuple[s.
         if pending:
             return s.pending_order(s.Order, order_id, *pending), position
         # It may have passed from the pending ones to the view between the two looks.
-        row, position = await context.reads.read(lambda: context.views.order(order_id))
+        row, position = await context.reads.read(lambda: context.views.row(ORDERS, order_id))
     return s.order(row) if row else None, position
 
 

@@ -28,13 +28,12 @@ from api.reads.consistent_reads import MAX_AGE_S, ProductPage
 from api.reads.slow_reads import as_of
 from api.submission import Resource
 from ledger.core.events import PriceChanged, ProductListed, StockReceived
-from projections.queries import Views
 from projections.views.stock import STOCK, ProductAsOf, StockRow
 
 CATALOGUE: Final = Scope.CATALOGUE_WRITE
 _PRODUCT: Final = Resource(
     f"{PREFIX}/products",
-    Views.product,
+    STOCK,
     s.product,
     lambda event: s.AcceptedProduct(event.stream_id, s.ACCEPTED),
 )
@@ -118,7 +117,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     row, position = await context.reads.read_at_least(
         call[MIN_POSITION],
         lambda: context.product_reads.join_next(
-            product_id, lambda: context.views.product(product_id)
+            product_id, lambda: context.views.row(STOCK, product_id)
         ),
     )
     page = _render(row, product_id, position)

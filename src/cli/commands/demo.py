@@ -10,6 +10,7 @@ from ledger.core.events import CustomerRegistered, ProductListed, SubmittedPaylo
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
 from projections.queries import Views
+from projections.views.wallets import WALLETS
 
 NAMESPACE: Final = UUID("6f7a2f0e-3f0b-5d0e-9c55-0d2f3a8c41de")
 CUSTOMER_ID: Final = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
@@ -52,7 +53,7 @@ async def load_demo(settings: Settings) -> None:
         views = Views(engine)
 
         async def is_shown() -> bool:
-            row, _ = await views.wallet(CUSTOMER_ID)
+            row, _ = await views.row(WALLETS, CUSTOMER_ID)
             return row is not None
 
         await submit(settings, "/demo", events, is_shown)

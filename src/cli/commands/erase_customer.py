@@ -24,6 +24,7 @@ from projections.queries import Views
 from projections.table_swap import OLD, SHADOW, existing_tables
 from projections.views.projection import ERASED
 from projections.views.registry import PROJECTIONS
+from projections.views.wallets import WALLETS
 
 SOURCE: Final = "/erase-customer"
 ERASED_EVENT: Final = TYPE_OF[CustomerErased]
@@ -142,7 +143,7 @@ async def _name_state(engine: AsyncEngine, customer_id: UUID) -> NameState:
     effective = [decision.cause for decision in decisions if decision.took_effect]
     if not any(record.type == REGISTERED for record in effective):
         raise NoSuchCustomer(f"there is no customer {customer_id}: nothing to erase")
-    wallet, _ = await Views(engine).wallet(customer_id)
+    wallet, _ = await Views(engine).row(WALLETS, customer_id)
     return NameState(
         [(r.position, r.recorded_at_us) for r in effective if r.type == ERASED_EVENT],
         # A registration that was refused holds the name as well.

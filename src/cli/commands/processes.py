@@ -40,8 +40,7 @@ from ledger.runtime.metrics import WRITER, registry_of
 from ledger.runtime.reconnect import first_to_end
 from ledger.writer import Writer
 from projections.announcements import Announcements
-from projections.metrics import PROJECTOR, measure_lag
-from projections.projector import Projector, listen
+from projections.projector import PROJECTOR, Projector, listen, measure_lag
 from projections.views.registry import PROJECTIONS
 
 log = logging.getLogger(__name__)

@@ -28,7 +28,6 @@ def rebuild(
     undo: Annotated[bool, typer.Option("--undo", help="swap the old tables back in")] = False,
     drop_old: Annotated[bool, typer.Option("--drop-old", help="drop the old tables")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="swap a view that differs, too")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="begin with the first event")] = False,
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger rebuild`."""
@@ -40,8 +39,8 @@ def rebuild(
     if every == bool(views):
         choices = ", ".join(view_names)
         console.usage_error(f"say what to rebuild: one or more of {choices}, or --all")
-    if undo + drop_old + (repair or restart) > 1:
-        console.usage_error("--undo, --drop-old, and --repair or --restart, exclude each other")
+    if undo + drop_old + repair > 1:
+        console.usage_error("--undo, --drop-old and --repair exclude each other")
     settings = console.read_settings()
 
     async def work() -> RebuildReport:
@@ -58,7 +57,7 @@ def rebuild(
             elif undo:
                 rebuilt = await process.undo()
             else:
-                rebuilt = await process.rebuild(restart=restart, repair=repair)
+                rebuilt = await process.rebuild(repair=repair)
         return RebuildReport(rebuilt, dropped, round(time.perf_counter() - started, 3))
 
     report = console.run(work())

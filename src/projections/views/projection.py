@@ -64,9 +64,13 @@ class Projection(ABC, Generic[Row]):
         """Gives the key of a row: the value of its key column, or a tuple of several."""
         return attrgetter(*self.key_columns)
 
-    @abstractmethod
     def keys_needed(self, events: Sequence[Recorded]) -> set[UUID]:
         """Return the keys of the rows that must be loaded before these events are projected."""
+        return set()
+
+    def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
+        """The keys of changed rows that the projector names in its announcement."""
+        return set()
 
     @abstractmethod
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
@@ -78,10 +82,6 @@ class Projection(ABC, Generic[Row]):
 
         Raises ViewDamaged.
         """
-
-    @abstractmethod
-    def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
-        """The keys of changed rows that the projector names in its announcement."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,10 +165,6 @@ class LineProjection(Projection[Row]):
     lines: Callable[[Recorded], Sequence[Row]]
     verb = "INSERT"
 
-    def keys_needed(self, events: Sequence[Recorded]) -> set[UUID]:
-        """Nothing: a line depends on one event alone."""
-        return set()
-
     def project(self, rows: dict[Key, Row], event: Recorded) -> None:
         """Add the lines of the event."""
         for line in self.lines(event):
@@ -177,10 +173,6 @@ class LineProjection(Projection[Row]):
     def changed_rows(self, rows: dict[Key, Row], events: Sequence[Recorded]) -> Iterable[Row]:
         """The lines of the events, made as they are asked for."""
         return (line for event in events for line in self.lines(event))
-
-    def announced_keys(self, events: Sequence[Recorded]) -> set[UUID]:
-        """Nothing: lines have no keys that a cache could hold."""
-        return set()
 
 
 class ViewDamaged(Exception):
