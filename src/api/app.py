@@ -154,8 +154,3 @@ class Endpoint:
 async def no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a request for a path that is not in ROUTES."""
     raise Problem("no-such-path", f"there is no path {scope['path'][:200]}")
-
-
-def build_app(context: Context) -> App:
-    """The API on these dependencies."""
-    return App(context)

@@ -4,7 +4,6 @@ The schemas are those of pydantic for bodies and of msgspec for answers, as both
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from decimal import Decimal
 from http import HTTPStatus
 from importlib.metadata import version
 from inspect import cleandoc
@@ -85,15 +84,9 @@ BODIES: Final[Mapping[type[BaseModel], dict[str, Any]]] = {
     s.Nothing: {},
 }
 
-_CUSTOMER_NOW: Final = s.Customer(_CUSTOMER, "ada", Decimal("4920.00"), 9)
+_CUSTOMER_NOW: Final = s.Customer(_CUSTOMER, "ada", s.money(492_000), 9)
 _PRODUCT_NOW: Final = s.Product(
-    _PRODUCT,
-    "Pocket Telescope",
-    "Sees as far as lunch.",
-    Decimal("40.00"),
-    Decimal("48.00"),
-    4,
-    9,
+    _PRODUCT, "Pocket Telescope", "Sees as far as lunch.", s.money(4_000), s.money(4_800), 4, 9
 )
 _ORDER_NOW: Final = s.Order(
     _ORDER,
@@ -103,8 +96,8 @@ _ORDER_NOW: Final = s.Order(
     "COMPLETED",
     _PLACED,
     _DECIDED,
-    Decimal("40.00"),
-    Decimal("80.00"),
+    s.money(4_000),
+    s.money(8_000),
     None,
     9,
 )
@@ -128,7 +121,7 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         _PRODUCT_NOW,
         _ORDER_NOW,
         s.PlacedOrders([_ORDER_NOW]),
-        s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", Decimal("40.00"), Decimal("80.00"), None, 9),
+        s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", s.money(4_000), s.money(8_000), None, 9),
         s.AcceptedOrder(_ORDER, _PRODUCT, _CUSTOMER, 2, "PENDING", _PLACED, _PLACED),
         s.AcceptedCancel(_ORDER, s.ACCEPTED),
         s.AcceptedCustomer(_CUSTOMER, s.ACCEPTED),

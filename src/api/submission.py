@@ -31,6 +31,7 @@ elsewhere     Another process has the key, too. Both may be confirmed, with diff
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Generic, NamedTuple
 from uuid import UUID, uuid5
 
@@ -246,26 +247,19 @@ class Submission(Struct, frozen=True):
         return headers
 
 
+@dataclass(eq=False)
 class Submissions:
     """The submissions of one API process."""
 
-    def __init__(
-        self,
-        publisher: Publisher,
-        pending: PendingOrders,
-        peers: Peers | None,
-        waiters: Waiters,
-        reads: ConsistentReads,
-        views: Views,
-        engine: AsyncEngine,
-    ) -> None:
-        self._publisher = publisher
-        self._pending = pending
-        self._peers = peers
-        self._waiters = waiters
-        self._reads = reads
-        self._views = views
-        self._engine = engine
+    publisher: Publisher
+    pending: PendingOrders
+    peers: Peers | None
+    waiters: Waiters
+    reads: ConsistentReads
+    views: Views
+    engine: AsyncEngine
+
+    def __post_init__(self) -> None:
         self._keys = RememberedKeys()
         self._confirming = SingleFlight[RememberedKey, None]()
 
@@ -303,7 +297,7 @@ class Submissions:
         # the key may have come elsewhere with another body.
         if preference.wait_s and (submission.outcome or (is_new and not key)):
             row, position = await self.read_decided(
-                submission, lambda: self._views.row(resource.view, resource_id)
+                submission, lambda: self.views.row(resource.view, resource_id)
             )
         headers = {
             "Location": f"{resource.path}/{resource_id}",
@@ -334,7 +328,7 @@ class Submissions:
             await self._publish(events)
             return Submission(events, None, preference)
         # Waiting starts before the publish: the outcome may be here before the confirm.
-        with self._waiters.outcome_of(events[-1].event_id) as decided:
+        with self.waiters.outcome_of(events[-1].event_id) as decided:
             await self._publish(events)
             outcome = await _within(preference.wait_s, decided)
         _raise_if_refused(outcome)
@@ -349,7 +343,7 @@ class Submissions:
     ) -> Submission:
         remembered, ids = self._keys.remember(events), key.lookup_ids(events)
         replayed = remembered.confirmed or remembered in self._confirming
-        with self._waiters.outcome_of(remembered.events[-1].event_id) as decided:
+        with self.waiters.outcome_of(remembered.events[-1].event_id) as decided:
             if remembered.outcome is None:
                 await self._confirming.join(
                     remembered, lambda: self._confirm(remembered, events, ids, check)
@@ -385,7 +379,7 @@ class Submissions:
     ) -> None:
         """Learn what the ledger has of a key; nothing while the database is away."""
         try:
-            async with asyncio.timeout(timeout_s), self._engine.connect() as connection:
+            async with asyncio.timeout(timeout_s), self.engine.connect() as connection:
                 reader = EventReader(connection)
                 found, keys = await reader.decisions_by_id([event_id.bytes for event_id in ids])
         except DATABASE_ERRORS:
@@ -398,14 +392,14 @@ class Submissions:
         orders = [event for event in events if isinstance(event.payload, OrderPlaced)]
         try:
             for event in orders:
-                self._pending.add(event, event.payload)  # type: ignore[arg-type]  # an OrderPlaced
-            await self._publisher.submit(events)
+                self.pending.add(event, event.payload)  # type: ignore[arg-type]  # an OrderPlaced
+            await self.publisher.submit(events)
         except InboxUnavailable:
             for event in orders:
-                self._pending.remove(event.stream_id)
+                self.pending.remove(event.stream_id)
             raise
-        if self._peers and orders:
-            await self._peers.publish(orders)
+        if self.peers and orders:
+            await self.peers.publish(orders)
 
     async def read_decided(
         self, submission: Submission, query: Query[T | None]
@@ -416,7 +410,7 @@ class Submissions:
         """
         try:
             position = submission.outcome.position if submission.outcome else 0
-            return await self._reads.read_at_least(position, query)
+            return await self.reads.read_at_least(position, query)
         except (ViewsUnavailable, Problem):
             return None, 0
 

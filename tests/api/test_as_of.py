@@ -1,7 +1,7 @@
 """?as_of_position= and ?as_of_time=: a route answers for ever what it answered then."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -216,6 +216,14 @@ async def reads(servers: Servers) -> AsyncIterator[AsOfReads]:
         yield AsOfReads(ledger.engine("api"))
 
 
+async def read(
+    reads: AsOfReads, when: AsOf, query: Callable[[AsOfReader, int], Awaitable[Any]]
+) -> tuple[Any, AsOfPosition]:
+    """The answer of a query at the position asked for, and which that is."""
+    async with reads.open(when) as (reader, moment):
+        return await query(reader, moment.position), moment
+
+
 async def test_only_a_few_reads_run_at_once_and_others_wait_their_turn(
     reads: AsOfReads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,12 +240,12 @@ async def test_only_a_few_reads_run_at_once_and_others_wait_their_turn(
 
     now = AsOf(0)
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(reads.read(now, query)) for _ in range(3 * MAX_READS)]
+        tasks = [group.create_task(read(reads, now, query)) for _ in range(3 * MAX_READS)]
         await first.wait()
         with monkeypatch.context() as patch:
             patch.setattr(slow_reads, "TURN_TIMEOUT_S", 0.01)
             with pytest.raises(Problem, match="read earlier state"):
-                await reads.read(now, query)
+                await read(reads, now, query)
         go_on.set()
     assert {task.result() for task in tasks} == {(None, AsOfPosition(0, final=True))}
 
@@ -248,8 +256,8 @@ async def test_a_read_that_fails_gives_its_turn_to_the_next(reads: AsOfReads) ->
 
     for _ in range(2 * MAX_READS):
         with pytest.raises(ZeroDivisionError):
-            await reads.read(AsOf(0), fail)
+            await read(reads, AsOf(0), fail)
         with pytest.raises(Problem, match="at most 0"):
-            await reads.read(AsOf(1), fail)
-    wallet, moment = await reads.read(AsOf(None, 0), lambda h, p: h.row(WALLETS, UUID(int=1), p))
+            await read(reads, AsOf(1), fail)
+    wallet, moment = await read(reads, AsOf(None, 0), lambda h, p: h.row(WALLETS, UUID(int=1), p))
     assert (wallet, moment) == (None, AsOfPosition(0, final=False))

@@ -141,17 +141,10 @@ async def revoke_api_key(connection: AsyncConnection, prefix: str, at_us: int) -
 
 
 def _stored(row: Any) -> StoredApiKey:
-    prefix, secret_hash, client, name, scopes, customer_id, created, expires, revoked = row
+    prefix, secret_hash, client, name, scopes, customer_id, *times = row
+    bound_to = UUID(bytes=customer_id) if customer_id else None
     return StoredApiKey(
-        prefix,
-        bytes(secret_hash),
-        client,
-        name,
-        tuple(scopes.split()),
-        UUID(bytes=customer_id) if customer_id else None,
-        created,
-        expires,
-        revoked,
+        prefix, bytes(secret_hash), client, name, tuple(scopes.split()), bound_to, *times
     )
 
 

@@ -121,18 +121,17 @@ class ConsistentReads:
     async def read_at_least(self, min_position: int, query: Query[T]) -> tuple[T, int]:
         """As `read`, but not older than `min_position`; raises Problem if that takes too long."""
         answer, position = await self.read(query)
-        if position >= min_position:
-            return answer, position
-        await self._waiters.position(min_position, MIN_POSITION_WAIT_S)
-        answer, position = await self.read(query)
-        if position >= min_position:
-            return answer, position
-        raise Problem(
-            "views-behind",
-            f"the views are at position {position}, {min_position - position} behind",
-            position=position,
-            min_position=min_position,
-        )
+        if position < min_position:
+            await self._waiters.position(min_position, MIN_POSITION_WAIT_S)
+            answer, position = await self.read(query)
+        if position < min_position:
+            raise Problem(
+                "views-behind",
+                f"the views are at position {position}, {min_position - position} behind",
+                position=position,
+                min_position=min_position,
+            )
+        return answer, position
 
 
 class ProductPage(Struct, frozen=True, gc=False):
@@ -156,19 +155,15 @@ class ProductCache:
     def get(self, product_id: UUID) -> tuple[ProductPage, int] | None:
         """The page, and the position it holds at; None if it must be read anew."""
         page = self._pages.get(product_id)
-        if page is None or not self._announcements.connected:
-            MISSES.inc()
-            return None
-        # A page that no announcement dropped still holds at the last announced position.
-        position = max(page.position, self._announcements.position)
-        if (
-            self._reads.latest_position > position
-            or asyncio.get_running_loop().time() > page.expires_at
-        ):
-            MISSES.inc()
-            return None
-        HITS.inc()
-        return page, position
+        if page and self._announcements.connected:
+            # A page that no announcement dropped still holds at the last announced position.
+            position = max(page.position, self._announcements.position)
+            is_fresh = asyncio.get_running_loop().time() <= page.expires_at
+            if is_fresh and self._reads.latest_position <= position:
+                HITS.inc()
+                return page, position
+        MISSES.inc()
+        return None
 
     def put(self, product_id: UUID, page: ProductPage, generation: int) -> None:
         """Add a page, unless something may have changed since it was read.

@@ -5,9 +5,9 @@ the views are read with.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,8 +20,6 @@ MAX_READS: Final = 2
 TURN_TIMEOUT_S: Final = 2.0
 READ_TIMEOUT_S: Final = 5.0
 TRIAL_BALANCE_TIMEOUT_S: Final = 10.0
-
-T = TypeVar("T")
 
 
 def as_of(call: Call[Any]) -> AsOf | None:
@@ -41,23 +39,12 @@ class AsOfReads:
         self._engine = engine
         self._turns = asyncio.Semaphore(MAX_READS)
 
-    async def read(
-        self, when: AsOf, query: Callable[[AsOfReader, int], Awaitable[T]]
-    ) -> tuple[T, AsOfPosition]:
-        """The answer of a query at the position asked for, and which that is.
+    @asynccontextmanager
+    async def open(self, when: AsOf) -> AsyncIterator[tuple[AsOfReader, AsOfPosition]]:
+        """A reader, and the position asked for.
 
         Raises Problem for what lies beyond the head or when it is busy, and ViewsUnavailable.
         """
-        async with self._open(when) as (reader, as_of_position):
-            return await query(reader, as_of_position.position), as_of_position
-
-    async def position(self, when: AsOf) -> AsOfPosition:
-        """The position asked for; raises as `read` does."""
-        async with self._open(when) as (_, as_of_position):
-            return as_of_position
-
-    @asynccontextmanager
-    async def _open(self, when: AsOf) -> AsyncIterator[tuple[AsOfReader, AsOfPosition]]:
         try:
             async with asyncio.timeout(TURN_TIMEOUT_S):
                 await self._turns.acquire()
@@ -66,19 +53,14 @@ class AsOfReads:
             raise Problem("past-busy", detail) from None
         try:
             async with open_as_of(self._engine, READ_TIMEOUT_S) as reader:
-                yield reader, await _position(reader, when)
+                yield reader, await reader.resolve(when)
+        except PositionBeyondHead as error:
+            if when.position is None:
+                raise invalid("as_of_time", "lies ahead") from None
+            detail = f"must be at most {error.head}, where the ledger ends now"
+            raise invalid("as_of_position", detail, error.head) from None
         finally:
             self._turns.release()
-
-
-async def _position(reader: AsOfReader, when: AsOf) -> AsOfPosition:
-    try:
-        return await reader.resolve(when)
-    except PositionBeyondHead as error:
-        if when.position is None:
-            raise invalid("as_of_time", "lies ahead") from None
-        detail = f"must be at most {error.head}, where the ledger ends now"
-        raise invalid("as_of_position", detail, error.head) from None
 
 
 class TrialBalanceReads:

@@ -1,7 +1,6 @@
 """/customers: register a customer, show the wallet, deposit money, list the orders."""
 
 from typing import Final
-from uuid import UUID
 
 from starlette.responses import Response
 
@@ -9,17 +8,8 @@ from api import schemas as s
 from api.auth.guard import unknown_customer
 from api.auth.principal import Scope
 from api.context import Context
-from api.http.parameters import (
-    AFTER_ORDER,
-    AS_OF,
-    CUSTOMER_ID,
-    IN_STATUS,
-    MIN_POSITION,
-    OF_PRODUCT,
-    PAGE,
-    SUBMIT,
-    Call,
-)
+from api.http import parameters as p
+from api.http.parameters import Call
 from api.http.responses import position_header, reply
 from api.operation import PREFIX, Operation
 from api.reads.slow_reads import as_of
@@ -40,7 +30,7 @@ _CUSTOMER: Final = Resource(
     Scope.WALLETS_WRITE,
     "Register a customer",
     {201: s.Customer, 202: s.AcceptedCustomer},
-    SUBMIT,
+    p.SUBMIT,
     body=s.RegisterCustomer,
 )
 async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response:
@@ -55,7 +45,7 @@ async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response
     Scope.WALLETS_WRITE,
     "Deposit money",
     {200: s.Customer, 202: s.AcceptedCustomer},
-    (CUSTOMER_ID, *SUBMIT),
+    (p.CUSTOMER_ID, *p.SUBMIT),
     problems=("unknown-customer", "balance-limit"),
     body=s.Deposit,
     own=True,
@@ -64,7 +54,7 @@ async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
     """Deposit money into a customer's wallet."""
     credited = WalletCredited(call.body.amount)
     return await context.submissions.submit_and_answer(
-        call, "POST /customers/deposits", credited, _CUSTOMER, call[CUSTOMER_ID]
+        call, "POST /customers/deposits", credited, _CUSTOMER, call[p.CUSTOMER_ID]
     )
 
 
@@ -72,47 +62,38 @@ async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
     Scope.ORDERS_READ,
     "Show a customer's wallet",
     {200: s.Customer},
-    (CUSTOMER_ID, *AS_OF),
+    (p.CUSTOMER_ID, *p.AS_OF),
     problems=("unknown-customer",),
     own=True,
 )
 async def show(context: Context, call: Call[None]) -> Response:
     """Show a customer and the wallet; with `as_of_position` or `as_of_time`, as they were then."""
-    customer_id = call[CUSTOMER_ID]
+    customer_id = call[p.CUSTOMER_ID]
     if when := as_of(call):
-        then, moment = await context.as_of.read(
-            when, lambda reader, position: reader.row(WALLETS, customer_id, position)
-        )
-        customer, position = s.customer(then) if then else None, moment.position
+        async with context.as_of.open(when) as (reader, moment):
+            row, position = await reader.row(WALLETS, customer_id, moment.position), moment.position
     else:
-        customer, position = await _find(context, customer_id, call[MIN_POSITION])
-    if customer is None:
+        row, position = await context.reads.read_at_least(
+            call[p.MIN_POSITION], lambda: context.views.row(WALLETS, customer_id)
+        )
+    if row is None:
         raise unknown_customer(customer_id)
-    return reply(200, customer, position_header(position))
-
-
-async def _find(
-    context: Context, customer_id: UUID, min_position: int
-) -> tuple[s.Customer | None, int]:
-    row, position = await context.reads.read_at_least(
-        min_position, lambda: context.views.row(WALLETS, customer_id)
-    )
-    return s.customer(row) if row else None, position
+    return reply(200, s.customer(row), position_header(position))
 
 
 @Operation(
     Scope.ORDERS_READ,
     "List a customer's orders",
     {200: s.Orders},
-    (CUSTOMER_ID, OF_PRODUCT, IN_STATUS, AFTER_ORDER, *PAGE),
+    (p.CUSTOMER_ID, p.OF_PRODUCT, p.IN_STATUS, p.AFTER_ORDER, *p.PAGE),
     problems=("unknown-customer",),
     own=True,
 )
 async def browse_orders(context: Context, call: Call[None]) -> Response:
     """List a customer's orders, newest first."""
-    customer_id = call[CUSTOMER_ID]
+    customer_id = call[p.CUSTOMER_ID]
     page = await orders.page(context, call, customer_id)
-    customer, _ = await _find(context, customer_id, 0)
-    if customer is None:
+    row, _ = await context.reads.read(lambda: context.views.row(WALLETS, customer_id))
+    if row is None:
         raise unknown_customer(customer_id)
     return page

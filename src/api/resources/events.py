@@ -2,21 +2,12 @@
 
 from typing import Final
 
-from starlette.requests import Request
 from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.context import Context
-from api.http.parameters import (
-    AFTER_EVENT,
-    LAST_EVENT_ID,
-    LIMIT,
-    MIN_POSITION,
-    OF_TYPE,
-    ORDER_ID,
-    PAGE,
-    Call,
-)
+from api.http import parameters as p
+from api.http.parameters import Call
 from api.http.responses import next_link, position_header
 from api.operation import Operation
 from api.reads.event_stream import EVENT_STREAM
@@ -31,7 +22,7 @@ _VARY: Final = {"Vary": "Accept"}
     Scope.LEDGER_READ,
     "List the ledger's events, or stream them",
     {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}"},
-    (OF_TYPE, AFTER_EVENT, *PAGE, LAST_EVENT_ID),
+    (p.OF_TYPE, p.AFTER_EVENT, *p.PAGE, p.LAST_EVENT_ID),
     problems=("too-many-streams",),
 )
 async def browse(context: Context, call: Call[None]) -> Response:
@@ -40,18 +31,19 @@ async def browse(context: Context, call: Call[None]) -> Response:
     With `Accept: text/event-stream`, stream them as server-sent events, as the ledger grows: the
     id of each is its position, and `Last-Event-ID` takes precedence over `after`.
     """
-    request, after, type_ = call.request, call[AFTER_EVENT], call[OF_TYPE]
-    if _wants_stream(request):
-        last_event_id = call.header(LAST_EVENT_ID)
+    request, after, type_ = call.request, call[p.AFTER_EVENT], call[p.OF_TYPE]
+    accepted = ",".join(request.headers.getlist("accept")).lower().split(",")
+    if any(part.partition(";")[0].strip() == EVENT_STREAM for part in accepted):
+        last_event_id = call.header(p.LAST_EVENT_ID)
         after = after if last_event_id is None else last_event_id
         head_only = request.method == "HEAD"
-        return await context.streams.open(after, type_, call[MIN_POSITION], head_only=head_only)
+        return await context.streams.open(after, type_, call[p.MIN_POSITION], head_only=head_only)
 
     async def query() -> tuple[FeedPage, int]:
-        page = await context.feed.page(after, call[LIMIT], type_)
+        page = await context.feed.page(after, call[p.LIMIT], type_)
         return page, page.head
 
-    page, _ = await context.reads.read_at_least(call[MIN_POSITION], query)
+    page, _ = await context.reads.read_at_least(call[p.MIN_POSITION], query)
     next_after = None if page.is_last else page.scanned_to
     links = next_link(request, call.query, next_after)
     return _reply(page.events, {**position_header(page.head), **links, **_VARY})
@@ -61,15 +53,15 @@ async def browse(context: Context, call: Call[None]) -> Response:
     Scope.ORDERS_READ,
     "List an order's events",
     {200: BATCH_CONTENT_TYPE},
-    (ORDER_ID, AFTER_EVENT, *PAGE),
+    (p.ORDER_ID, p.AFTER_EVENT, *p.PAGE),
     problems=("unknown-order",),
     own=True,
 )
 async def browse_order(context: Context, call: Call[None]) -> Response:
     """List the events of an order up to `Ledger-Position`; none while it is only accepted."""
-    order_id, limit = call[ORDER_ID], call[LIMIT]
-    _, position = await visible_order(context, call.request, order_id, call[MIN_POSITION])
-    events = await context.feed.history(order_id, call[AFTER_EVENT], position, limit + 1)
+    order_id, limit = call[p.ORDER_ID], call[p.LIMIT]
+    _, position = await visible_order(context, call.request, order_id, call[p.MIN_POSITION])
+    events = await context.feed.history(order_id, call[p.AFTER_EVENT], position, limit + 1)
     next_after = events[limit - 1].position if len(events) > limit else None
     links = next_link(call.request, call.query, next_after)
     return _reply(events[:limit], {**position_header(position), **links})
@@ -78,8 +70,3 @@ async def browse_order(context: Context, call: Call[None]) -> Response:
 def _reply(events: list[FeedEvent], headers: dict[str, str]) -> Response:
     body = encode_group(event.body for event in events)
     return Response(body, 200, headers, BATCH_CONTENT_TYPE)
-
-
-def _wants_stream(request: Request) -> bool:
-    accepted = ",".join(request.headers.getlist("accept")).lower().split(",")
-    return any(part.partition(";")[0].strip() == EVENT_STREAM for part in accepted)

@@ -11,22 +11,9 @@ from api import schemas as s
 from api.auth.guard import principal_of, require_customer
 from api.auth.principal import Scope
 from api.context import Context
+from api.http import parameters as p
 from api.http.middleware import traceparent_of
-from api.http.parameters import (
-    AFTER_ORDER,
-    AS_OF,
-    DRY_RUN,
-    IDEMPOTENCY_KEY,
-    IN_STATUS,
-    LIMIT,
-    MIN_POSITION,
-    OF_CUSTOMER,
-    OF_PRODUCT,
-    ORDER_ID,
-    PAGE,
-    SUBMIT,
-    Call,
-)
+from api.http.parameters import Call
 from api.http.problems import FieldError, Problem
 from api.http.responses import next_link, position_header, reply
 from api.operation import PREFIX, Operation
@@ -65,7 +52,7 @@ _CANCELLED: Final = _PLACED._replace(
     WRITE,
     "Place an order",
     {200: s.DryRun, 201: s.Order, 202: s.AcceptedOrder},
-    (DRY_RUN, *SUBMIT),
+    (p.DRY_RUN, *p.SUBMIT),
     problems=("unknown-customer", "views-unavailable"),
     body=s.PlaceOrder,
     own=True,
@@ -78,9 +65,9 @@ async def place(context: Context, call: Call[s.PlaceOrder]) -> Response:
     body = call.body
     require_customer(call.request, body.customer_id)
     placed = OrderPlaced(body.customer_id, body.product_id, body.quantity)
-    if call[DRY_RUN]:
+    if call[p.DRY_RUN]:
         # A dry run refuses the key that the order would be refused for.
-        call.header(IDEMPOTENCY_KEY)
+        call.header(p.IDEMPOTENCY_KEY)
         return await dry_run(context, placed)
     return await context.submissions.submit_and_answer(call, "POST /orders", placed, _PLACED)
 
@@ -110,7 +97,7 @@ async def dry_run(context: Context, placed: OrderPlaced) -> Response:
     WRITE,
     "Place many orders",
     {201: s.PlacedOrders, 202: s.PlacedOrders},
-    SUBMIT,
+    p.SUBMIT,
     problems=("unknown-customer",),
     body=s.PlaceOrders,
     max_body=MAX_BATCH_BODY,
@@ -168,7 +155,7 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     READ,
     "Show an order",
     {200: s.Order},
-    (ORDER_ID, *AS_OF),
+    (p.ORDER_ID, *p.AS_OF),
     problems=("unknown-order",),
     own=True,
 )
@@ -177,32 +164,21 @@ async def show(context: Context, call: Call[None]) -> Response:
 
     With `as_of_position` or `as_of_time`, as it was then.
     """
-    order_id = call[ORDER_ID]
+    order_id = call[p.ORDER_ID]
     if when := as_of(call):
-        row, moment = await context.as_of.read(
-            when, lambda reader, position: reader.row(ORDERS, order_id, position)
-        )
-        order, position = s.order(row) if row else None, moment.position
+        async with context.as_of.open(when) as (reader, moment):
+            row, position = await reader.row(ORDERS, order_id, moment.position), moment.position
+        order = _visible(call.request, s.order(row) if row else None, order_id)
     else:
-        order, position = await _find(context, order_id, call[MIN_POSITION])
-    return reply(200, _visible(call.request, order, order_id), position_header(position))
+        order, position = await visible_order(context, call.request, order_id, call[p.MIN_POSITION])
+    return reply(200, order, position_header(position))
 
 
 async def visible_order(
     context: Context, request: Request, order_id: UUID, min_position: int = 0
 ) -> tuple[s.Order, int]:
     """The order and the position it was read at; raises Problem unless the sender may see it."""
-    order, position = await _find(context, order_id, min_position)
-    return _visible(request, order, order_id), position
-
-
-def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order:
-    if order is None or not principal_of(request).may_see(order.customer_id):
-        raise Problem("unknown-order", f"there is no order {order_id}")
-    return order
-
-
-async def _find(context: Context, order_id: UUID, min_position: int) -> tuple[s.Order | None, int]:
+    pending = None
     row, position = await context.reads.read_at_least(
         min_position, lambda: context.views.row(ORDERS, order_id)
     )
@@ -212,25 +188,33 @@ async def _find(context: Context, order_id: UUID, min_position: int) -> tuple[s.
             # Another process may have accepted it, and be about to say so.
             await context.peers.catch_up()
             pending = context.pending.get(order_id)
-        if pending:
-            return s.pending_order(s.Order, order_id, *pending), position
-        # It may have passed from the pending ones to the view between the two looks.
-        row, position = await context.reads.read(lambda: context.views.row(ORDERS, order_id))
-    return s.order(row) if row else None, position
+        if pending is None:
+            # It may have passed from the pending ones to the view between the two looks.
+            row, position = await context.reads.read(lambda: context.views.row(ORDERS, order_id))
+    order = s.order(row) if row else None
+    if pending:
+        order = s.pending_order(s.Order, order_id, *pending)
+    return _visible(request, order, order_id), position
+
+
+def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order:
+    if order is None or not principal_of(request).may_see(order.customer_id):
+        raise Problem("unknown-order", f"there is no order {order_id}")
+    return order
 
 
 @Operation(
     WRITE,
     "Cancel an order",
     {200: s.Order, 202: s.AcceptedCancel},
-    (ORDER_ID, *SUBMIT),
+    (p.ORDER_ID, *p.SUBMIT),
     problems=("unknown-order", "not-cancellable", "views-unavailable"),
     body=s.Nothing,
     own=True,
 )
 async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
     """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once."""
-    order_id, request = call[ORDER_ID], call.request
+    order_id, request = call[p.ORDER_ID], call.request
 
     async def refuse_final() -> None:
         order, _ = await visible_order(context, request, order_id)
@@ -250,13 +234,13 @@ async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
     READ,
     "List orders",
     {200: s.Orders},
-    (OF_CUSTOMER, OF_PRODUCT, IN_STATUS, AFTER_ORDER, *PAGE),
+    (p.OF_CUSTOMER, p.OF_PRODUCT, p.IN_STATUS, p.AFTER_ORDER, *p.PAGE),
     problems=("unknown-customer",),
     own=True,
 )
 async def browse(context: Context, call: Call[None]) -> Response:
     """List orders, newest first, filtered by customer, product and status."""
-    customer_id = call[OF_CUSTOMER] or principal_of(call.request).customer_id
+    customer_id = call[p.OF_CUSTOMER] or principal_of(call.request).customer_id
     if customer_id:
         require_customer(call.request, customer_id)
     return await page(context, call, customer_id)
@@ -264,14 +248,14 @@ async def browse(context: Context, call: Call[None]) -> Response:
 
 async def page(context: Context, call: Call[None], customer_id: UUID | None) -> Response:
     """The page of orders that the parameters ask for, of one customer or of all."""
-    limit = call[LIMIT]
+    limit = call[p.LIMIT]
     rows, position = await context.reads.read_at_least(
-        call[MIN_POSITION],
+        call[p.MIN_POSITION],
         lambda: context.views.orders(
             customer_id=customer_id,
-            product_id=call[OF_PRODUCT],
-            status=call[IN_STATUS],
-            after=call[AFTER_ORDER],
+            product_id=call[p.OF_PRODUCT],
+            status=call[p.IN_STATUS],
+            after=call[p.AFTER_ORDER],
             limit=limit + 1,
         ),
     )

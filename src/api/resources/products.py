@@ -10,17 +10,8 @@ from starlette.responses import Response
 from api import schemas as s
 from api.auth.principal import Scope
 from api.context import Context
-from api.http.parameters import (
-    AFTER_PRODUCT,
-    AS_OF,
-    IF_NONE_MATCH,
-    LIMIT,
-    MIN_POSITION,
-    PAGE,
-    PRODUCT_ID,
-    SUBMIT,
-    Call,
-)
+from api.http import parameters as p
+from api.http.parameters import Call
 from api.http.problems import Problem
 from api.http.responses import JSON, encode, etag_matches, next_link, position_header, reply
 from api.operation import PREFIX, Operation
@@ -46,7 +37,7 @@ _IMMUTABLE: Final = (b"cache-control", b"public, max-age=31536000, immutable")
     CATALOGUE,
     "List a product",
     {201: s.Product, 202: s.AcceptedProduct},
-    SUBMIT,
+    p.SUBMIT,
     body=s.ListProduct,
 )
 async def create(context: Context, call: Call[s.ListProduct]) -> Response:
@@ -60,7 +51,7 @@ async def create(context: Context, call: Call[s.ListProduct]) -> Response:
     CATALOGUE,
     "Receive stock",
     {200: s.Product, 202: s.AcceptedProduct},
-    (PRODUCT_ID, *SUBMIT),
+    (p.PRODUCT_ID, *p.SUBMIT),
     problems=("unknown-product", "stock-limit"),
     body=s.ReceiveStock,
 )
@@ -68,7 +59,7 @@ async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
     """Receive units of a product into stock."""
     received = StockReceived(call.body.quantity)
     return await context.submissions.submit_and_answer(
-        call, "POST /products/receipts", received, _PRODUCT, call[PRODUCT_ID]
+        call, "POST /products/receipts", received, _PRODUCT, call[p.PRODUCT_ID]
     )
 
 
@@ -76,7 +67,7 @@ async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
     CATALOGUE,
     "Change a price",
     {200: s.Product, 202: s.AcceptedProduct},
-    (PRODUCT_ID, *SUBMIT),
+    (p.PRODUCT_ID, *p.SUBMIT),
     problems=("unknown-product",),
     body=s.ChangePrice,
 )
@@ -84,7 +75,7 @@ async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     """Change the base price of a product."""
     changed = PriceChanged(call.body.base_price)
     return await context.submissions.submit_and_answer(
-        call, "PATCH /products", changed, _PRODUCT, call[PRODUCT_ID]
+        call, "PATCH /products", changed, _PRODUCT, call[p.PRODUCT_ID]
     )
 
 
@@ -92,7 +83,7 @@ async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     None,
     "Show a product",
     {200: s.Product, 304: None},
-    (PRODUCT_ID, *AS_OF, IF_NONE_MATCH),
+    (p.PRODUCT_ID, *p.AS_OF, p.IF_NONE_MATCH),
     problems=("unknown-product",),
 )
 async def show(context: Context, call: Call[None]) -> Response:
@@ -100,22 +91,21 @@ async def show(context: Context, call: Call[None]) -> Response:
 
     With `as_of_position` or `as_of_time`, as it was then, with the price it had then.
     """
-    product_id = call[PRODUCT_ID]
+    product_id = call[p.PRODUCT_ID]
     if not call.query:
         cached = context.product_cache.get(product_id)
         if cached:
             return _page(call, *cached)
     if when := as_of(call):
-        then, moment = await context.as_of.read(
-            when, lambda reader, position: reader.row(STOCK, product_id, position)
-        )
+        async with context.as_of.open(when) as (reader, moment):
+            then = await reader.row(STOCK, product_id, moment.position)
         page = _render(then, product_id, moment.position)
         # An answer that is not final yet may still change: a later event can be of the same time.
         cache_control = _IMMUTABLE if moment.final else _NO_CACHE
         return _page(call, page, moment.position, cache_control)
     generation = context.product_cache.generation
     row, position = await context.reads.read_at_least(
-        call[MIN_POSITION],
+        call[p.MIN_POSITION],
         lambda: context.product_reads.join_next(
             product_id, lambda: context.views.row(STOCK, product_id)
         ),
@@ -151,12 +141,12 @@ def _page(
     return response
 
 
-@Operation(None, "List products", {200: s.Products}, (AFTER_PRODUCT, *PAGE))
+@Operation(None, "List products", {200: s.Products}, (p.AFTER_PRODUCT, *p.PAGE))
 async def browse(context: Context, call: Call[None]) -> Response:
     """List the products on sale, by id."""
-    limit = call[LIMIT]
+    limit = call[p.LIMIT]
     rows, position = await context.reads.read_at_least(
-        call[MIN_POSITION], lambda: context.views.products(call[AFTER_PRODUCT], limit + 1)
+        call[p.MIN_POSITION], lambda: context.views.products(call[p.AFTER_PRODUCT], limit + 1)
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
     products = s.Products([s.product(row) for row in rows[:limit]], next_after)

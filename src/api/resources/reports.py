@@ -20,7 +20,8 @@ async def show_trial_balance(context: Context, call: Call[None]) -> Response:
     """
     at_most, at_least = MAX_POSITION, call[MIN_POSITION]
     if when := as_of(call):
-        at_most = at_least = (await context.as_of.position(when)).position
+        async with context.as_of.open(when) as (_, moment):
+            at_most = at_least = moment.position
     balances, position = await context.reads.read_at_least(
         at_least, lambda: context.trial_balance.read(at_most)
     )

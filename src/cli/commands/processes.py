@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from api import server
-from api.app import build_app
+from api.app import App
 from api.auth.api_keys import api_key_cache
 from api.auth.guard import Exposed, Guard, refuse_exposed
 from api.auth.rate_limit import RateLimit
@@ -128,7 +128,7 @@ async def _serve_api(settings: Settings) -> None:
             guard=make_guard(settings, engine),
             depths=QueueDepths(consuming),
         )
-        await server.run(build_app(context), settings.api_host, settings.api_port)
+        await server.run(App(context), settings.api_host, settings.api_port)
 
 
 async def _run_writer(settings: Settings) -> None:
