@@ -10,9 +10,9 @@ from uuid import UUID
 
 import duckdb
 
+from cli.commands.export import export_tables
 from cli.export import Format
 from cli.export.directory import Manifest
-from cli.export.exporter import ExportRequest, export_tables
 from cli.export.tables import tables_by_name
 from cli.settings import Settings
 from ledger.eventlog.records import Record
@@ -48,10 +48,10 @@ async def export(
 ) -> Manifest:
     """Do what `ledger export NAMES --out TO` does."""
     tables = tables_by_name()
-    request = ExportRequest(
-        tuple(tables[name] for name in names), Format(format_), to, overwrite, with_keys
+    chosen = [tables[name] for name in names]
+    return await export_tables(
+        settings, chosen, to, Format(format_), overwrite=overwrite, with_keys=with_keys
     )
-    return await export_tables(settings, request)
 
 
 def manifest(directory: Path) -> Any:

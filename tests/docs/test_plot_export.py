@@ -13,8 +13,7 @@ from xml.etree import ElementTree
 import duckdb
 import pytest
 
-from cli.export import Format
-from cli.export.exporter import ExportRequest, export_tables
+from cli.commands.export import export_tables
 from cli.export.tables import tables_by_name
 from tests.harness import DEADLINE_S, make_ledger
 from tests.private_servers import Servers
@@ -35,7 +34,7 @@ async def exported(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -
     settings = await make_ledger(servers)
     await fill_month(settings)
     tables = tuple(tables_by_name().values())
-    await export_tables(settings, ExportRequest(tables, Format.PARQUET, directory / "exported"))
+    await export_tables(settings, tables, directory / "exported")
     return directory
 
 

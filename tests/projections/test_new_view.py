@@ -10,9 +10,9 @@ import pytest
 from msgspec import structs
 
 from cli.commands.asof import show_view
+from cli.commands.export import export_tables
 from cli.commands.migrate import migrate
-from cli.export.exporter import ExportRequest, export_tables
-from cli.export.formats import Format
+from cli.export import Format
 from cli.export.importer import EventsExport
 from cli.export.tables import tables_by_name
 from cli.settings import Settings
@@ -139,8 +139,9 @@ async def test_the_command_shows_it_as_of_a_position(
 async def test_it_is_exported_with_all_others_and_the_export_can_be_imported(
     ledger: Ledger, tmp_path: Path, format_: Format
 ) -> None:
-    request = ExportRequest(tuple(tables_by_name().values()), format_, tmp_path)
-    files = {file.name: file for file in (await export_tables(ledger.settings, request)).tables}
+    tables = list(tables_by_name().values())
+    manifest = await export_tables(ledger.settings, tables, tmp_path, format_)
+    files = {file.name: file for file in manifest.tables}
     assert list(files) == ["events", *(view.name for view in REGISTRY)]
     for view in (SPENDING, RECEIPTS):
         assert files[view.name].rows == len(await live(ledger, view)) > 1

@@ -1,16 +1,34 @@
 """`ledger export` and `ledger import`: the ledger and its views as files, and events from them."""
 
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from msgspec import structs
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli import console
-from cli.export import Format
-from cli.export.directory import encode_manifest
-from cli.export.exporter import ExportRequest, export_tables
+from cli import connections, console
+from cli.export import ExportRefused, Format
+from cli.export.directory import (
+    MANIFEST_VERSION,
+    Draft,
+    File,
+    Manifest,
+    TableFile,
+    encode_manifest,
+    new_export,
+)
+from cli.export.formats import KEYS_FILE, encode_keys, row_writer
 from cli.export.importer import import_events
-from cli.export.tables import tables_by_name
+from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, tables_by_name, view_pages
+from cli.settings import Settings
+from ledger.eventlog.encryption import KeyRow
+from ledger.eventlog.reader import PAGE, EventReader
+from ledger.eventlog.records import GENESIS_HASH, ChainCheck, LedgerDamaged, Record
+from ledger.runtime.database import DATABASE_ERRORS
 
 
 def export(
@@ -33,17 +51,21 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest")] = False,
 ) -> None:
     """Write events and views, all as of one position, as files with a manifest."""
-    tables, selected = tables_by_name(), names or ()
-    unknown = [name for name in selected if name not in tables]
-    if unknown:
-        console.usage_error(f"there is no {unknown[0]} to export: choose of {', '.join(tables)}")
+    tables = tables_by_name()
+    for name in names or ():
+        if name not in tables:
+            console.usage_error(f"there is no {name} to export: choose of {', '.join(tables)}")
     if every == bool(names):
         console.usage_error(f"say what to export: one or more of {', '.join(tables)}, or --all")
-    if with_keys and not every and "events" not in selected:
+    chosen = [table for name, table in tables.items() if every or name in (names or ())]
+    if with_keys and EVENTS not in chosen:
         console.usage_error("--with-keys goes with events, whose names the keys decrypt")
-    chosen = tuple(table for name, table in tables.items() if every or name in selected)
-    request = ExportRequest(chosen, format_, directory, overwrite, with_keys)
-    manifest = console.run(export_tables(console.read_settings(), request))
+    settings = console.read_settings()
+    manifest = console.run(
+        export_tables(
+            settings, chosen, directory, format_, overwrite=overwrite, with_keys=with_keys
+        )
+    )
     if as_json:
         typer.echo(encode_manifest(manifest), nl=False)
         return
@@ -65,3 +87,126 @@ def import_(
     console.out.print(f"position {imported.position}, hash {imported.hash}")
     if not imported.with_keys:
         console.out.print("without keys (`ledger export --with-keys`) names are shown as erased")
+
+
+async def export_tables(
+    settings: Settings,
+    tables: Sequence[Table],
+    directory: Path,
+    format_: Format = Format.PARQUET,
+    *,
+    overwrite: bool = False,
+    with_keys: bool = False,
+) -> Manifest:
+    """Write all files of an export and return its manifest; after an error no file is left.
+
+    Raises ExportRefused, NoParquet, LedgerDamaged, and DATABASE_ERRORS where no database answers
+    at first.
+    """
+    names = [f"{table.name}.{format_}" for table in tables]
+    if with_keys:
+        names.append(KEYS_FILE)
+    async with connections.connection(settings, "projector") as database:
+        with new_export(directory, names, overwrite=overwrite) as draft:
+            try:
+                manifest = await _write_files(database, draft, tables, format_, with_keys)
+            except DATABASE_ERRORS as error:
+                reason = getattr(error, "orig", None) or error
+                raise ExportRefused(f"the database failed meanwhile: {reason}") from error
+            draft.publish(manifest)
+    return manifest
+
+
+async def _write_files(
+    database: AsyncConnection,
+    draft: Draft,
+    tables: Sequence[Table],
+    format_: Format,
+    with_keys: bool,
+) -> Manifest:
+    """Write every file but the manifest, which is returned."""
+    reader = EventReader(database)
+    views = [table for table in tables if table is not EVENTS]
+    if views:
+        position = await pin_views(database, views)
+    else:
+        end = await reader.compare_head()
+        if end.failure:
+            raise LedgerDamaged(end.failure.position, end.failure.detail)
+        position = end.position
+    last = await reader.record_at(position)
+    if position and last is None:
+        raise LedgerDamaged(position, "the event is gone, but its views are there")
+    files: dict[str, TableFile] = {}
+    for view in views:
+        total = await count_rows(database, view)
+        pages = view_pages(database, view)
+        files[view.name] = await _write_table(draft, view, format_, pages, total)
+    # Ends the transaction that pins the views, which no rebuild can swap until then. Of the events
+    # every transaction reads the same up to a position: none is ever changed.
+    await database.rollback()
+    if EVENTS in tables:
+        records = reader.pages(0, position, chain=ChainCheck())
+        rows = ([structs.astuple(record) for record in page.records] async for page in records)
+        files[EVENTS.name] = await _write_table(draft, EVENTS, format_, rows, position)
+    keys = await _write_keys(database, draft, last) if with_keys else None
+    return Manifest(
+        MANIFEST_VERSION,
+        format_,
+        position,
+        (last.hash if last else GENESIS_HASH).hex(),
+        datetime.now(UTC),
+        version("order-ledger"),
+        tuple(files[table.name] for table in tables),
+        keys,
+    )
+
+
+async def _write_table(
+    draft: Draft, table: Table, format_: Format, pages: AsyncIterator[Rows], total: int
+) -> TableFile:
+    file = draft.create(f"{table.name}.{format_}")
+    rows = 0
+    with (
+        console.progress(table.name, total) as advance,
+        row_writer(format_)(file, table.columns) as write_rows,
+    ):
+        async for page in pages:
+            try:
+                write_rows(page)
+            except ValueError as error:
+                raise ExportRefused(
+                    f"{table.name} holds text that is not UTF-8: {error}"
+                ) from error
+            rows += len(page)
+            advance(len(page))
+    return TableFile(
+        **structs.asdict(file.finish(rows)),
+        name=table.name,
+        columns=table.columns,
+        view_version=table.projection.version if table.projection else None,
+    )
+
+
+async def _write_keys(database: AsyncConnection, draft: Draft, last: Record | None) -> File:
+    """Write the encryption keys of all customers registered up to a record, as they are now.
+
+    A key that was destroyed since is written as destroyed.
+    """
+    file = draft.create(KEYS_FILE, 0o600)
+    created_up_to_us = last.recorded_at_us if last else 0
+    columns = ", ".join(KeyRow.__struct_fields__)
+    customer_id, rows = b"", 0
+    while True:
+        result = await database.exec_driver_sql(
+            f"SELECT {columns} FROM customer_keys WHERE customer_id > %s AND created_at_us <= %s"
+            " ORDER BY customer_id LIMIT %s",
+            (customer_id, created_up_to_us, PAGE),
+        )
+        key_rows: Any = result.all()
+        page = [KeyRow(*row) for row in key_rows]
+        if not page:
+            return file.finish(rows)
+        file.write(encode_keys(page))
+        customer_id = page[-1].customer_id
+        rows += len(page)

@@ -14,13 +14,9 @@ from functools import partial
 from typing import Any, Final
 
 import uvicorn
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, make_asgi_app
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from api import server
 from api.app import App
@@ -209,12 +205,12 @@ async def serve_metrics(
     `measure` is awaited before each answer: it updates the gauges that are read on demand.
     """
 
-    async def metrics(request: Request) -> Response:
-        await measure()
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": media_type})
+    exposition = make_asgi_app(registry)
 
-    app = Starlette(routes=[Route("/metrics", metrics)])
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await measure()
+        await exposition(scope, receive, send)
+
     config = uvicorn.Config(
         app, loop="none", ws="none", lifespan="off", log_config=None, access_log=False
     )

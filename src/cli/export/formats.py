@@ -24,8 +24,6 @@ KEYS_FILE: Final = "customer_keys.jsonl"
 
 Converters = dict[ColumnType, Callable[[Any], Any]]
 RecordPages = Iterator[list[Record]]
-
-
 # Gives the function that writes rows, which raises ValueError for text that is not UTF-8; what is
 # left is written at the end, and not after an error.
 WriteRows = Callable[[Rows], None]
@@ -172,8 +170,8 @@ class _KeyLine(Struct, frozen=True):
 def encode_keys(keys: Iterable[KeyRow]) -> bytes:
     """Customers' encryption keys as JSON lines, the keys in base64."""
     lines = [
-        _KeyLine(UUID(bytes=key.customer_id), key.sealing_key, key.created_at_us, key.erased_at_us)
-        for key in keys
+        _KeyLine(UUID(bytes=customer_id), *rest)
+        for customer_id, *rest in map(structs.astuple, keys)
     ]
     return Encoder().encode_lines(lines)
 
@@ -182,10 +180,5 @@ def read_keys(path: Path) -> Iterator[list[KeyRow]]:
     """The encryption keys of a file, page by page; raises ValueError for a line that is no key."""
     decode = Decoder(_KeyLine).decode
     with path.open("rb") as file:
-        while lines := [decode(line) for line in islice(file, PAGE)]:
-            yield [
-                KeyRow(
-                    line.customer_id.bytes, line.sealing_key, line.created_at_us, line.erased_at_us
-                )
-                for line in lines
-            ]
+        while lines := [structs.astuple(decode(line)) for line in islice(file, PAGE)]:
+            yield [KeyRow(customer_id.bytes, *rest) for customer_id, *rest in lines]

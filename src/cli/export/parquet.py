@@ -16,7 +16,6 @@ from ledger.eventlog.records import Record
 # A reader has a whole group in memory; many small ones compress worse and are slower to scan.
 GROUP_ROWS: Final = 100_000
 GROUP_BYTES: Final = 64 * 1024 * 1024
-_TIMESTAMP: Final = pa.timestamp("us", tz="UTC")
 
 ARROW_TYPES: Final = {
     ColumnType.UUID: pa.uuid(),
@@ -24,19 +23,8 @@ ARROW_TYPES: Final = {
     ColumnType.TEXT: pa.string(),
     ColumnType.JSON: pa.string(),
     ColumnType.INTEGER: pa.int64(),
-    ColumnType.TIMESTAMP: _TIMESTAMP,
+    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
     ColumnType.SHA256: pa.binary(32),
-}
-_TO_ARROW: Final[dict[ColumnType, Callable[[Sequence[Any]], Any]]] = {
-    ColumnType.UUID: lambda v: pa.ExtensionArray.from_storage(
-        pa.uuid(), pa.array(v, pa.binary(16))
-    ),
-    ColumnType.WORD: lambda v: pa.array(v, pa.string()).dictionary_encode(),
-    ColumnType.TEXT: lambda v: pa.array(v, pa.string()),
-    ColumnType.JSON: lambda v: pa.array(v, pa.binary()).cast(pa.string()),
-    ColumnType.INTEGER: lambda v: pa.array(v, pa.int64()),
-    ColumnType.TIMESTAMP: lambda v: pa.array(v, pa.int64()).cast(_TIMESTAMP),
-    ColumnType.SHA256: lambda v: pa.array(v, pa.binary(32)),
 }
 
 
@@ -59,8 +47,8 @@ def write_parquet(
             group.clear()
 
     def write(rows: Rows) -> None:
-        pairs = zip(columns, zip(*rows, strict=True), strict=True)
-        arrays = [_TO_ARROW[column.type](values) for column, values in pairs]
+        values = zip(*rows, strict=True)
+        arrays = [pa.array(v, field.type) for v, field in zip(values, schema, strict=True)]
         group.append(pa.record_batch(arrays, schema=schema))
         rows_held = sum(batch.num_rows for batch in group)
         bytes_held = sum(batch.nbytes for batch in group)

@@ -11,12 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.export import ExportRefused
 from ledger.eventlog.reader import PAGE
-from ledger.eventlog.records import Record
 from projections.tables import CheckpointLost, begin_consistent_read, refuse_other_version
 from projections.views import registry
 from projections.views.projection import Projection
-
-_WORD_COLLATION: Final = "ascii_bin"
 
 Rows = Sequence[Sequence[Any]]
 
@@ -24,8 +21,8 @@ Rows = Sequence[Sequence[Any]]
 class ColumnType(StrEnum):
     """The type of an exported column.
 
-    The database gives UUIDs and hashes as bytes, JSON and text in UTF-8, and timestamps, by
-    `select_expression`, in microseconds since 1970.
+    Rows have UUIDs and hashes as bytes, JSON and text in UTF-8, and timestamps in microseconds
+    since 1970.
     """
 
     UUID = "uuid"
@@ -44,13 +41,6 @@ class Column(Struct, frozen=True, omit_defaults=True):
     type: ColumnType
     nullable: bool = False
 
-    @property
-    def select_expression(self) -> str:
-        """The SQL that selects the column's value."""
-        if self.type is ColumnType.TIMESTAMP:
-            return f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {self.name})"
-        return self.name
-
 
 class Table(Struct, frozen=True):
     """The events, or the view of a projection; rows are exported in the order of `key`."""
@@ -61,22 +51,22 @@ class Table(Struct, frozen=True):
     projection: Projection[Any] | None = None
 
 
-_EVENT_COLUMN_TYPES: Final = {
-    "event_id": ColumnType.UUID,
-    "stream_id": ColumnType.UUID,
-    "type": ColumnType.WORD,
-    "occurred_at_us": ColumnType.TIMESTAMP,
-    "recorded_at_us": ColumnType.TIMESTAMP,
-    "meta": ColumnType.JSON,
-    "data": ColumnType.JSON,
-    "hash": ColumnType.SHA256,
-}
-
+# In the order of the fields of a `Record`.
 EVENTS: Final = Table(
     "events",
-    tuple(
-        Column(field.removesuffix("_us"), _EVENT_COLUMN_TYPES.get(field, ColumnType.INTEGER))
-        for field in Record.__struct_fields__
+    (
+        Column("position", ColumnType.INTEGER),
+        Column("event_id", ColumnType.UUID),
+        Column("stream_id", ColumnType.UUID),
+        Column("version", ColumnType.INTEGER),
+        Column("type", ColumnType.WORD),
+        Column("schema_version", ColumnType.INTEGER),
+        Column("cause_position", ColumnType.INTEGER),
+        Column("occurred_at", ColumnType.TIMESTAMP),
+        Column("recorded_at", ColumnType.TIMESTAMP),
+        Column("meta", ColumnType.JSON),
+        Column("data", ColumnType.JSON),
+        Column("hash", ColumnType.SHA256),
     ),
     ("position",),
 )
@@ -96,7 +86,7 @@ def _column_type(sql_type: object) -> ColumnType:
         case BINARY():
             return ColumnType.UUID
         case String(collation=collation):
-            return ColumnType.WORD if collation == _WORD_COLLATION else ColumnType.TEXT
+            return ColumnType.WORD if collation == "ascii_bin" else ColumnType.TEXT
         case Integer():
             return ColumnType.INTEGER
         case DATETIME():
@@ -136,7 +126,12 @@ async def count_rows(connection: AsyncConnection, view: Table) -> int:
 
 async def view_pages(connection: AsyncConnection, view: Table) -> AsyncIterator[Rows]:
     """The rows of a view in the order of its key, page by page."""
-    expressions = ", ".join(column.select_expression for column in view.columns)
+    expressions = ", ".join(
+        f"TIMESTAMPDIFF(MICROSECOND, '1970-01-01', {column.name})"
+        if column.type is ColumnType.TIMESTAMP
+        else column.name
+        for column in view.columns
+    )
     order = f"ORDER BY {', '.join(view.key)} LIMIT {PAGE}"
     key_indexes = [[column.name for column in view.columns].index(name) for name in view.key]
     where = "TRUE"
