@@ -10,8 +10,7 @@ from sqlalchemy import Column, Integer, String, Table
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ledger.runtime.bulk_insert import packets, run_inserts
-from ledger.runtime.database import placeholders
+from ledger.runtime.database import packets, placeholders, run_inserts
 from projections.views.projection import (
     METADATA,
     Key,

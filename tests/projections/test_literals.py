@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy.exc import DBAPIError
 
-from ledger.runtime import bulk_insert
+from ledger.runtime import database
 from projections.tables import write_rows
 from projections.views.projection import ViewDamaged
 from projections.views.stock import STOCK, StockRow
@@ -55,9 +55,9 @@ async def test_a_microsecond_is_kept_and_so_is_its_absence(ledger: Ledger) -> No
 async def test_many_rows_go_in_several_statements(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_insert, "PACKET_CHARACTERS", 500)
+    monkeypatch.setattr(database, "PACKET_CHARACTERS", 500)
     rows = [shelf(number, "lamp") for number in range(20)]
-    assert 1 < len(list(bulk_insert.packets(rows))) < 20
+    assert 1 < len(list(database.packets(rows))) < 20
     async with ledger.connection("projector") as connection:
         await write_rows(connection, [(STOCK, rows)])
         await connection.commit()
@@ -77,7 +77,7 @@ async def test_what_was_to_be_written_is_not_in_the_error(ledger: Ledger) -> Non
 async def test_rows_that_cant_be_made_stop_what_follows_and_leave_the_connection_usable(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_insert, "PACKET_CHARACTERS", 1)
+    monkeypatch.setattr(database, "PACKET_CHARACTERS", 1)
 
     def rows() -> Iterator[StockRow]:
         yield shelf(1, "lamp")

@@ -28,9 +28,8 @@ from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import ChainCheck, Head, LedgerDamaged, Record, VerificationFailed
 from ledger.eventlog.snapshots import LedgerState, Snapshot, load
 from ledger.eventlog.store import Fenced, Store
-from ledger.runtime.bulk_insert import insert_rows
 from ledger.runtime.cache import Prefetch
-from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
+from ledger.runtime.database import DATABASE_ERRORS, insert_rows, refuse_unsafe
 
 # The records of one transaction, and the state after them where a snapshot is due.
 ImportBatch = tuple[list[Record], Snapshot | None]

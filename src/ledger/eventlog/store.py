@@ -8,8 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.eventlog.encryption import CustomerKeys, KeyRow
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import COLUMNS, Head, Record
-from ledger.runtime.bulk_insert import insert_rows
-from ledger.runtime.database import placeholders
+from ledger.runtime.database import insert_rows, placeholders
 from ledger.runtime.failpoints import failpoint, failpoint_after_send
 
 _INSERT = f"INSERT INTO events ({COLUMNS})"

@@ -54,22 +54,20 @@ class InboxFull(InboxUnavailable):
 
 
 class _Submission:
-    """The encoded events of one caller, and a future that ends with their confirm."""
+    """The encoded events of one caller, and a future that ends with their confirm or an error."""
 
-    __slots__ = ("bodies", "confirmed", "size")
+    __slots__ = ("bodies", "settled", "size")
 
     def __init__(self, bodies: list[bytes]) -> None:
         self.bodies = bodies
         self.size = sum(map(len, bodies))
-        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.settled: asyncio.Future[InboxUnavailable | None] = (
+            asyncio.get_running_loop().create_future()
+        )
 
     def settle(self, error: InboxUnavailable | None) -> None:
-        if self.confirmed.done():
-            return
-        if error:
-            self.confirmed.set_exception(error)
-        else:
-            self.confirmed.set_result(None)
+        if not self.settled.done():
+            self.settled.set_result(error)
 
 
 class Publisher:
@@ -127,20 +125,26 @@ class Publisher:
         take back a publish that is under way.
         """
         began_ns = time.time_ns()
-        try:
-            submission = self._enqueue(events)
-            try:
-                async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                    await asyncio.shield(submission.confirmed)
-            except TimeoutError:
-                # Settled, so that it is not published later if it still waits; the exception is
-                # retrieved, so that asyncio does not log it.
-                submission.settle(InboxUnavailable("given up"))
-                submission.confirmed.exception()
-                raise InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s") from None
-        except InboxUnavailable as error:
+        error: InboxUnavailable | None
+        if not self.connected:
+            away = self._exchange is None
+            error = InboxUnavailable(f"the broker {'is away' if away else 'does not confirm'}")
+        elif self._waiting_events + len(events) > MAX_WAITING:
+            error = InboxFull(f"{MAX_WAITING} events are waiting to be published")
+        else:
+            submission = _Submission([encode_submitted(event, self._source) for event in events])
+            self._waiting.append(submission)
+            self._waiting_events += len(events)
+            if self._may_send():
+                self._sendable.set()
+            done, _ = await asyncio.wait((submission.settled,), timeout=SUBMIT_TIMEOUT_S)
+            if not done:
+                # Settled, so that it is not published later if it still waits.
+                submission.settle(InboxUnavailable(f"no confirm within {SUBMIT_TIMEOUT_S} s"))
+            error = submission.settled.result()
+        if error:
             self.metrics.not_accepted.labels(error.reason).inc(len(events))
-            raise
+            raise error
         if log.isEnabledFor(logging.DEBUG):
             for event in events:
                 fields = {
@@ -151,19 +155,6 @@ class Publisher:
                 log.debug("%s: confirmed", self._exchange_name, extra=fields)
         if tracing.enabled() and (traceparent := events[0].traceparent):
             tracing.record_span("publish", traceparent, {"ledger.events": len(events)}, began_ns)
-
-    def _enqueue(self, events: Sequence[Submitted]) -> _Submission:
-        if not self.connected:
-            away = self._exchange is None
-            raise InboxUnavailable(f"the broker {'is away' if away else 'does not confirm'}")
-        if self._waiting_events + len(events) > MAX_WAITING:
-            raise InboxFull(f"{MAX_WAITING} events are waiting to be published")
-        submission = _Submission([encode_submitted(event, self._source) for event in events])
-        self._waiting.append(submission)
-        self._waiting_events += len(events)
-        if self._may_send():
-            self._sendable.set()
-        return submission
 
     async def run(self) -> None:
         """Publish for as long as the process runs."""
@@ -228,7 +219,7 @@ class Publisher:
                     break
                 self._waiting.popleft()
                 self._waiting_events -= len(submission.bodies)
-                if not submission.confirmed.done():
+                if not submission.settled.done():
                     group.append(submission)
                     events += len(submission.bodies)
                     size += submission.size

@@ -82,7 +82,12 @@ class Connection:
             if channel is None or not self._users[connection]:
                 await self._close(connection)
             else:
-                await self._close_channel(connection, channel)
+                try:
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await channel.close()
+                except BROKER_ERRORS as error:
+                    log.debug("%s: closing a broken channel: %r", self.name, error)
+                    await self._close(connection)
 
     async def keep_channel(
         self,
@@ -101,16 +106,6 @@ class Connection:
                 await use(channel)
 
         await keep_alive(purpose, session, BROKER_ERRORS)
-
-    async def _close_channel(
-        self, connection: AbstractConnection, channel: AbstractChannel
-    ) -> None:
-        try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                await channel.close()
-        except BROKER_ERRORS as error:
-            log.debug("%s: closing a broken channel: %r", self.name, error)
-            await self._close(connection)
 
     async def _close(self, connection: AbstractConnection) -> None:
         if connection is self._current:

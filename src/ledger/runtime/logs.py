@@ -38,12 +38,6 @@ def mask_secrets(line: str) -> str:
 class JsonFormatter(MsgspecFormatter):
     """One JSON object a line: time, level, event, logger, and the fields of `extra`."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "%(time)s %(levelname)s %(message)s %(name)s",
-            rename_fields={"levelname": "level", "message": "event", "name": "logger"},
-        )
-
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
         record.time = format_us(int(record.created * SECOND_US))
@@ -55,9 +49,6 @@ class JsonFormatter(MsgspecFormatter):
 class TextFormatter(logging.Formatter):
     """Lines for people: time, level, message."""
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
         return mask_secrets(super().format(record))
@@ -65,8 +56,12 @@ class TextFormatter(logging.Formatter):
 
 def formatter(style: str) -> logging.Formatter:
     """The formatter of a style: json, text, or auto, which is text on a terminal and else json."""
-    as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
-    return JsonFormatter() if as_json else TextFormatter()
+    if style == "json" or (style == "auto" and not sys.stderr.isatty()):
+        return JsonFormatter(
+            "%(time)s %(levelname)s %(message)s %(name)s",
+            rename_fields={"levelname": "level", "message": "event", "name": "logger"},
+        )
+    return TextFormatter("%(asctime)s %(levelname)s %(message)s")
 
 
 def configure(style: str, level: str, *, access: bool = False) -> None:
