@@ -5,44 +5,35 @@ rebuilt tables. Either names the first difference in the same words.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Final, Literal
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import Struct, msgpack
 from msgspec.structs import astuple
 from sqlalchemy import Column, String
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import TYPE_OF, CustomerErased, Recorded
-from ledger.eventlog.encryption import WrongKey, is_sealed
 from ledger.eventlog.reader import PAGE, EventPage, EventReader
 from ledger.eventlog.records import VerificationFailed
-from ledger.runtime.database import placeholders
+from ledger.runtime.database import id_literals, select
 from ledger.runtime.timestamps import format_rfc3339
-from projections.tables import Checkpoint, OnProgress, begin_consistent_read, chunks
+from projections.tables import Checkpoint, OnProgress, begin_consistent_read
 from projections.views.projection import KeyedProjection, LineProjection, Projection
 
-# Keys that one statement names: of 1,000 and more MariaDB makes a temporary table.
-KEYS: Final = 500
 # Rows of two tables that one statement compares.
 RANGE_ROWS: Final = 20_000
 # Longer texts are not quoted: one sentence should stay one.
 MAX_QUOTED: Final = 40
 
-# A row, and its primary key, as the database gives them: ids as bytes, times without a zone.
-Values = tuple[Any, ...]
-RowKey = Any
+# A row as the database gives it, with ids as bytes.
+Values = Sequence[Any]
+
+_encode_rows: Final = msgpack.Encoder(uuid_format="bytes").encode
+_decode_rows: Final = msgpack.Decoder(list[list[Any]]).decode
 
 
 class Difference(Struct, frozen=True):
@@ -100,25 +91,16 @@ class EventRange(Struct, frozen=True):
         return EventRange(self.after, max(self.after, checkpoint), events, self.nameless)
 
 
+def event_range(page: EventPage, events: Sequence[Recorded]) -> EventRange:
+    """The range of a page that was read with keys, and whose events that took effect are these."""
+    nameless = {UUID(bytes=customer) for customer, key in page.keys.items() if key is None}
+    return EventRange(page.records[0].position - 1, page.position, events, nameless)
+
+
 async def read_range(connection: AsyncConnection, after: int) -> EventRange | None:
     """The next page of the ledger, which may end after the checkpoint; None at its end."""
     page = await EventReader(connection).page(after, with_keys=True)
-    return event_range(page, after) if page.records else None
-
-
-def event_range(page: EventPage, after: int) -> EventRange:
-    """The events of a page that was read with keys; raises VerificationFailed for a wrong key."""
-    nameless = {
-        UUID(bytes=record.stream_id)
-        for record in page.records
-        if is_sealed(record) and not page.keys.get(record.stream_id)
-    }
-    try:
-        events = page.effective_events()
-    except WrongKey as error:
-        detail = "the customer's key does not decrypt the name"
-        raise VerificationFailed(error.position, detail) from error
-    return EventRange(after, page.position, events, nameless)
+    return event_range(page, page.effective_events()) if page.records else None
 
 
 ReadRange = Callable[[AsyncConnection, int], Awaitable[EventRange | None]]
@@ -227,7 +209,7 @@ class LineCheck(ViewCheck):
         self, connection: AsyncConnection, events: EventRange, checkpoint: int
     ) -> None:
         """Compare the lines of the events."""
-        expected = [_values(line) for event in events.events for line in self._lines(event)]
+        expected = [line for event in events.events for line in self._lines(event)]
         # One more than there may be is enough to see that there are too many.
         shown = await _select(
             connection,
@@ -236,8 +218,7 @@ class LineCheck(ViewCheck):
             f" LIMIT {len(expected) + 1}",
             (events.after, events.up_to),
         )
-        if shown != expected:  # both are in the order of the key
-            _refuse(differences(self.view, _by_key(self.view, shown), _by_key(self.view, expected)))
+        _refuse(differences(self.view, shown, expected))  # both are in the order of the key
         self._rows += len(expected)
 
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
@@ -267,26 +248,30 @@ class OwnStreamCheck(ViewCheck):
     ) -> None:
         """Compare the rows that the events create."""
         view = self._view
-        created = view.keys(e for e in events.events if isinstance(e.payload, view.creates))
         rows: dict[Any, Any] = {}
         for event in events.events:
-            if view.key(event) in created:
-                view.project(rows, event)
-        erased = _erased(events.events)
-        found: list[Difference] = []
-        for keys in chunks(created, KEYS):
-            later = await EventReader(connection).effective_events_of(
-                keys, after=events.up_to, up_to=checkpoint
-            )
-            for event in later:
-                view.project(rows, event)
-            these = f"{view.key_column} IN ({placeholders(keys)})"
-            ids = tuple(key.bytes for key in keys)
-            shown = _by_key(view, await _select(connection, view, these, ids))
-            nameless = set(events.nameless) - erased - _erased(later)
-            found += differences(view, shown, _expected(view, rows, keys, shown, nameless))
-        _refuse(found)
-        self._rows += len(created)
+            key = view.key(event)
+            if key is not None:
+                row = rows.get(key)
+                # The later events of a row that an earlier range creates were looked up there.
+                if row is not None or isinstance(event.payload, view.creates):
+                    rows[key] = view.apply(row, event)
+        if not rows:
+            return
+        later = await EventReader(connection).effective_events_of(
+            list(rows), after=events.up_to, up_to=checkpoint
+        )
+        view.changed_rows(rows, later)
+        expected = {key.bytes: row for key, row in rows.items()}
+        shown = await _select(
+            connection, view, f"{view.key_column} IN ({id_literals(expected)})", ()
+        )
+        nameless: set[UUID] = set()
+        if view.personal:
+            nameless = set(events.nameless) - _erased(events.events) - _erased(later)
+        in_order = _pop_shown(expected, shown) + list(expected.values())
+        _refuse(differences(view, shown, in_order, nameless))
+        self._rows += len(rows)
 
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
         """Refuse rows that no event created."""
@@ -294,16 +279,16 @@ class OwnStreamCheck(ViewCheck):
         count = (await connection.exec_driver_sql(f"SELECT COUNT(*) FROM {view.name}")).scalar_one()
         if count == self._rows:
             return self._rows
-        extra: dict[RowKey, Values] = {}
-        async for shown in _key_pages(connection, view, KEYS):
-            keys = [UUID(bytes=key) for key in shown]
+        extra: list[Values] = []
+        async for shown in _key_pages(connection, view):
+            keys = [UUID(bytes=row[0]) for row in shown]
             created = view.keys(
                 await EventReader(connection).effective_events_of(
                     keys, [TYPE_OF[view.creates]], up_to=checkpoint
                 )
             )
-            extra |= {k: row for k, row in shown.items() if UUID(bytes=k) not in created}
-        _refuse(differences(view, extra, {}))
+            extra += [row for key, row in zip(keys, shown, strict=True) if key not in created]
+        _refuse(differences(view, extra, []))
         raise VerificationFailed(
             checkpoint, f"{view.name} has {count} rows, and the ledger makes {self._rows}"
         )
@@ -321,21 +306,19 @@ class KeyedCheck(ViewCheck):
         self, connection: AsyncConnection, events: EventRange, checkpoint: int
     ) -> None:
         """Project the events."""
-        for event in events.events:
-            self.view.project(self._rows, event)
-        self._nameless |= set(events.nameless)
-        self._nameless -= _erased(events.events)
+        self.view.changed_rows(self._rows, events.events)
+        if self.view.personal:
+            self._nameless |= set(events.nameless)
+            self._nameless -= _erased(events.events)
 
     async def finish(self, connection: AsyncConnection, checkpoint: int) -> int:
         """Compare all rows."""
-        missing = set(self._rows)
+        expected = {key.bytes: row for key, row in self._rows.items()}
         found: list[Difference] = []
-        async for shown in _key_pages(connection, self.view, PAGE):
-            keys = [key for key in (UUID(bytes=key) for key in shown) if key in missing]
-            expected = _expected(self.view, self._rows, keys, shown, self._nameless)
-            found += differences(self.view, shown, expected)
-            missing.difference_update(keys)
-        found += differences(self.view, {}, _expected(self.view, self._rows, missing, {}, ()))
+        async for shown in _key_pages(connection, self.view):
+            in_order = _pop_shown(expected, shown)
+            found += differences(self.view, shown, in_order, self._nameless)
+        found += differences(self.view, [], list(expected.values()))
         _refuse(found)
         return len(self._rows)
 
@@ -344,74 +327,62 @@ def _erased(events: Iterable[Recorded]) -> set[UUID]:
     return {event.stream_id for event in events if isinstance(event.payload, CustomerErased)}
 
 
-def _expected(
-    view: Projection[Any],
-    rows: Mapping[Any, Struct],
-    keys: Iterable[UUID],
-    shown: Mapping[RowKey, Values],
-    nameless: Collection[UUID],
-) -> dict[RowKey, Values]:
-    """Return the rows with these keys, as the view must show them."""
-    expected = {key.bytes: _values(rows[key]) for key in keys}
-    if view.personal:
-        # A name was erased from the ledger, and the view is not there yet: nobody can tell any more
-        # what it must show, so what it shows counts as right.
-        place = view.columns.index(view.personal)
-        for key in {customer.bytes for customer in nameless} & expected.keys() & shown.keys():
-            row = expected[key]
-            expected[key] = (*row[:place], shown[key][place], *row[place + 1 :])
-    return expected
-
-
-def _values(row: Struct) -> Values:
-    """A row as the database gives it."""
-    return tuple(
-        value.bytes
-        if type(value) is UUID
-        else value.replace(tzinfo=None)
-        if type(value) is datetime
-        else value
-        for value in astuple(row)
-    )
-
-
-def _by_key(view: Projection[Any], rows: Iterable[Values]) -> dict[RowKey, Values]:
-    width = len(view.key_columns)
-    return {row[0] if width == 1 else row[:width]: row for row in rows}
+def _pop_shown(expected: dict[bytes, Struct], shown: Sequence[Values]) -> list[Struct]:
+    """Remove from `expected` the rows that the view shows, and return them in its order."""
+    return [expected.pop(row[0]) for row in shown if row[0] in expected]
 
 
 async def _select(
     connection: AsyncConnection, view: Projection[Any], where: str, parameters: Values
-) -> list[Values]:
-    found = await connection.exec_driver_sql(
-        f"SELECT {', '.join(view.columns)} FROM {view.name} WHERE {where}", parameters
-    )
-    return [tuple(row) for row in found]
+) -> Sequence[Values]:
+    statement = f"SELECT {', '.join(view.columns)} FROM {view.name} WHERE {where}"
+    return await select(connection, statement, parameters)
 
 
 async def _key_pages(
-    connection: AsyncConnection, view: Projection[Any], limit: int
-) -> AsyncIterator[dict[RowKey, Values]]:
+    connection: AsyncConnection, view: Projection[Any]
+) -> AsyncIterator[Sequence[Values]]:
     """All rows of a view with one key column, in the order of the key."""
     (key,) = view.key_columns
     after = b""
     while rows := await _select(
-        connection, view, f"{key} > %s ORDER BY {key} LIMIT {limit}", (after,)
+        connection, view, f"{key} > %s ORDER BY {key} LIMIT {PAGE}", (after,)
     ):
-        yield _by_key(view, rows)
+        yield rows
         after = rows[-1][0]
 
 
 def differences(
-    view: Projection[Any], shown: Mapping[RowKey, Values], expected: Mapping[RowKey, Values]
+    view: Projection[Any],
+    shown: Sequence[Values],
+    expected: Sequence[Struct],
+    nameless: Collection[UUID] = (),
 ) -> list[Difference]:
-    """The differences between the rows that a view shows and those it must show, by key."""
-    if shown == expected:
+    """The differences between the rows that a view shows and those it must show.
+
+    Rows that are in both must come in the same order.
+    """
+    # As bytes: a tenth of the time that it takes to make the values of each row comparable.
+    shown_bytes = _encode_rows(shown)
+    expected_bytes = _encode_rows([astuple(row) for row in expected])
+    if shown_bytes == expected_bytes:
         return []
+    width = len(view.key_columns)
+    shown_rows, expected_rows = (
+        {tuple(row[:width]): row for row in _decode_rows(rows)}
+        for rows in (shown_bytes, expected_bytes)
+    )
+    if view.personal:
+        # A name was erased from the ledger, and the view is not there yet: nobody can tell any more
+        # what it must show, so what it shows counts as right.
+        place = view.columns.index(view.personal)
+        for key in {(customer.bytes,) for customer in nameless} & shown_rows.keys():
+            if key in expected_rows:
+                expected_rows[key][place] = shown_rows[key][place]
     return [
-        _difference(view, shown.get(key), expected.get(key))
-        for key in shown.keys() | expected.keys()
-        if shown.get(key) != expected.get(key)
+        _difference(view, shown_rows.get(key), expected_rows.get(key))
+        for key in shown_rows.keys() | expected_rows.keys()
+        if shown_rows.get(key) != expected_rows.get(key)
     ]
 
 
@@ -481,18 +452,18 @@ async def first_difference(
         where = from_after
         if up_to is not None:
             where, parameters = f"{from_after} AND t.{first_key} <= %s", (*parameters, up_to)
-        differing: list[Values] = []
+        differing: list[tuple[Any, ...]] = []
         # The second statement finds the rows that the view lacks.
         for table, other, differs in (
             (live.name, rebuilt.name, f"NOT ({same})"),
             (rebuilt.name, live.name, f"o.{first_key} IS NULL"),
         ):
-            rows = await connection.exec_driver_sql(
+            differing += await select(
+                connection,
                 f"SELECT {keys} FROM {table} t LEFT JOIN {other} o ON {same_key}"
                 f" WHERE {where} AND {differs} ORDER BY {keys} LIMIT 1",
                 parameters,
             )
-            differing += [tuple(row) for row in rows]
         if differing:
             key = min(differing)
             this_row = " AND ".join(f"{name} = %s" for name in live.key_columns)

@@ -6,7 +6,7 @@ The command only reads, up to where the ledger ends when it begins; writer and p
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from operator import attrgetter
 from pathlib import Path
@@ -21,8 +21,9 @@ from cli import connections, console
 from cli.commands.head import BadFile, KeptHead, load_head
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
+from ledger.core.events import Recorded
 from ledger.eventlog import snapshots
-from ledger.eventlog.reader import EventPage, EventReader, LedgerEnd
+from ledger.eventlog.reader import EventReader, LedgerEnd
 from ledger.eventlog.records import ChainCheck, VerificationFailed
 from ledger.runtime.cache import Prefetch
 from projections.check import (
@@ -154,20 +155,18 @@ async def check(
         since = chain.position
         end = await EventReader(connection).compare_head()
         failures = [end.failure, await _compare_kept_head(connection, since, end, against)]
-        pages = _checked_pages(connection, chain, decisions, end.position)
+        ranges = _checked_ranges(connection, chain, decisions, end.position)
 
-        async def next_page() -> EventPage | None:
+        async def next_checked() -> EventRange | None:
             nonlocal ledger_s
             begun = time.perf_counter()
-            page = await anext(pages, None)
+            events = await anext(ranges, None)
             ledger_s += time.perf_counter() - begun
-            return page
+            return events
 
         async def next_range(view_connection: AsyncConnection, after: int) -> EventRange | None:
-            if page := await next_page():
-                return event_range(page, after)
             # A view may be ahead of where the ledger ended when this began.
-            return await read_range(view_connection, after)
+            return await next_checked() or await read_range(view_connection, after)
 
         try:
             with console.progress("verifying", max(0, end.position - since)) as advance:
@@ -176,12 +175,12 @@ async def check(
                         settings, "projector", read_only=True
                     ) as view_connection:
                         views = await check_views(view_connection, PROJECTIONS, advance, next_range)
-                while page := await next_page():  # what no view shows yet
-                    advance(len(page.records))
+                while events := await next_checked():  # what no view shows yet
+                    advance(events.up_to - events.after)
         except VerificationFailed as failure:
             failures.append(failure)
         finally:
-            await pages.aclose()
+            await ranges.aclose()
     # The first position is promised, and each of these may be the one that names it.
     if first := min(filter(None, failures), key=attrgetter("position"), default=None):
         raise first
@@ -190,10 +189,13 @@ async def check(
     return Verified(ledger, views, round(ledger_s, 3), round(views_s, 3))
 
 
-async def _checked_pages(
+async def _checked_ranges(
     connection: AsyncConnection, chain: ChainCheck, decisions: DecisionAudit | None, up_to: int
-) -> AsyncGenerator[EventPage, None]:
-    """The pages up to a position, each after it was checked; raises VerificationFailed."""
+) -> AsyncGenerator[EventRange, None]:
+    """The events up to a position, page by page as they are checked; raises VerificationFailed.
+
+    The ranges are without events if no decisions are checked.
+    """
     # The writer starts from the newest snapshot, so it must be what the events make.
     snapshot = await snapshots.nearest(connection, up_to) if decisions else None
     if snapshot and snapshot.position <= chain.position:
@@ -203,12 +205,15 @@ async def _checked_pages(
         async with aclosing(Prefetch(pages)) as prefetched:
             async for audit_page in prefetched:
                 page, earlier = audit_page.page, audit_page.earlier
+                events: Sequence[Recorded] = ()
                 # In a thread, so that the next page is read meanwhile.
                 if decisions:
-                    await asyncio.to_thread(check_page, chain, decisions, page.records, earlier)
+                    events = await asyncio.to_thread(
+                        check_page, chain, decisions, page.records, earlier, page.keys
+                    )
                 else:
                     await asyncio.to_thread(chain.check, page.records)
-                yield page
+                yield event_range(page, events)
         if snapshot and decisions and end == snapshot.position:
             fold = decisions.fold
             if (snapshot.customers, snapshot.products) != (fold.customers, fold.products):

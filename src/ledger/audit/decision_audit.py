@@ -13,17 +13,25 @@ from msgspec import Struct, structs
 from msgspec.json import Decoder
 
 from ledger.core.decider import InvariantViolated
-from ledger.core.events import TYPE_OF, DecidedPayload, OrderCancelRequested, OrderPlaced
+from ledger.core.events import (
+    TYPE_OF,
+    DecidedPayload,
+    OrderCancelRequested,
+    OrderPlaced,
+    Recorded,
+)
 from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import ConservationCheck
 from ledger.core.pricing import RULES, Rules
 from ledger.eventlog.codec import (
     CURRENT,
+    NO_KEYS,
     READ_ERRORS,
     decided_meta,
     decode_payload,
     encode_payload,
     origin_of,
+    uuid_of,
 )
 from ledger.eventlog.decisions import (
     Decision,
@@ -34,7 +42,7 @@ from ledger.eventlog.decisions import (
     recall_orders,
     to_decisions,
 )
-from ledger.eventlog.reader import EventPage, EventReader
+from ledger.eventlog.reader import EventPage, EventReader, Keys
 from ledger.eventlog.records import (
     DECIDED_UUID_VERSION,
     ChainCheck,
@@ -89,8 +97,14 @@ class DecisionAudit:
         streams = {record.stream_id for record in records}
         return [stream_id for stream_id in streams if stream_id not in self._versions]
 
-    def check(self, records: Sequence[Record], earlier: Earlier) -> None:
-        """Check the records that come next, whole batches of them; raises VerificationFailed."""
+    def check(
+        self, records: Sequence[Record], earlier: Earlier, keys: Keys = NO_KEYS
+    ) -> list[Recorded]:
+        """Check the records that come next, whole batches of them; raises VerificationFailed.
+
+        Returns the events that took effect, in order, with the names that `keys` decrypt: whoever
+        needs them, too, does not have to decode the records once more.
+        """
         self._page_new_streams = set()
         self._page_positions = dict(earlier.positions)
         self._page_versions = {
@@ -101,9 +115,10 @@ class DecisionAudit:
         except READ_ERRORS as error:
             detail = f"the history of a stream that comes up here can't be read: {error}"
             raise VerificationFailed(records[0].position, detail) from error
-        for batch in by_atomic_batch(to_decisions(records)):
+        effective: list[Recorded] = []
+        for batch in by_atomic_batch(to_decisions(records), keys):
             try:
-                self._check_batch(batch)
+                effective += self._check_batch(batch)
             except InvariantViolated as error:
                 raise VerificationFailed(batch[0][0].cause.position, str(error)) from error
         try:
@@ -117,21 +132,37 @@ class DecisionAudit:
             if key in self.fold.customers or key in self.fold.products:
                 self._versions[stream_id] = self._page_versions[stream_id]
         self.fold.orders.clear()
+        return effective
 
-    def _check_batch(self, batch: Batch) -> None:
+    def _check_batch(self, batch: Batch) -> list[Recorded]:
         # What was decided together was decided by the same rules: the first decision names them.
         first = next((decision.decided[0] for decision, _ in batch if decision.decided), None)
         if first and first.meta != decided_meta(self.fold.rules.version):
             self.fold.rules = _rules_of(first)
         verdicts = decide_batch(self.fold, [event for _, event in batch])
+        effective: list[Recorded] = []
         for (decision, event), verdict in zip(batch, verdicts, strict=True):
-            self._check_cause(decision.cause)
+            cause = decision.cause
+            self._check_cause(cause)
             if not isinstance(event.payload, _OF_ORDERS):
-                self._page_new_streams.add(decision.cause.stream_id)
+                self._page_new_streams.add(cause.stream_id)
             self._check_decided(decision, verdict)
-            if not is_refusal(verdict):
-                for payload in (event.payload, *verdict):
-                    self._conservation.add(event.stream_id, payload)
+            payloads = verdict if is_refusal(verdict) else (event.payload, *verdict)
+            for record, payload in zip(decision.effective_records, payloads, strict=True):
+                self._conservation.add(event.stream_id, payload)
+                effective.append(
+                    Recorded(
+                        record.position,
+                        event.event_id if record is cause else uuid_of(record.event_id),
+                        event.stream_id,
+                        record.version,
+                        record.cause_position,
+                        record.occurred_at_us,
+                        record.recorded_at_us,
+                        payload,
+                    )
+                )
+        return effective
 
     def _check_cause(self, cause: Record) -> None:
         if cause.event_id[6] >> 4 == DECIDED_UUID_VERSION:
@@ -238,11 +269,16 @@ def _shown(value: object) -> str:
 
 
 def check_page(
-    chain: ChainCheck, decisions: DecisionAudit, records: Sequence[Record], earlier: Earlier
-) -> None:
+    chain: ChainCheck,
+    decisions: DecisionAudit,
+    records: Sequence[Record],
+    earlier: Earlier,
+    keys: Keys = NO_KEYS,
+) -> list[Recorded]:
     """Check the records that come next, whole batches of them, their hashes and their decisions.
 
-    Raises VerificationFailed, for the first position where either is wrong.
+    Returns what `DecisionAudit.check` does. Raises VerificationFailed, for the first position where
+    either is wrong.
     """
     start = chain.position
     try:
@@ -253,7 +289,7 @@ def check_page(
         if whole:
             decisions.check(records[:whole], earlier)
         raise
-    decisions.check(records, earlier)
+    return decisions.check(records, earlier, keys)
 
 
 async def audit_pages(

@@ -19,6 +19,7 @@ from ledger.core.events import SUBMITTED, TYPE_OF, DecidedPayload, OrderPlaced, 
 from ledger.core.fold import Fold, is_refusal
 from ledger.eventlog.codec import (
     CURRENT,
+    NO_KEYS,
     READ_ERRORS,
     decided_meta,
     decode_submitted,
@@ -121,16 +122,17 @@ def _atomic_id(record: Record) -> UUID | None:
 
 
 def by_atomic_batch(
-    decisions: Iterable[Decision],
+    decisions: Iterable[Decision], keys: Mapping[bytes, bytes | None] = NO_KEYS
 ) -> Iterator[list[tuple[Decision, Submitted]]]:
     """Decode the causes and group the decisions: an atomic batch together, any other one alone.
 
-    Raises VerificationFailed for a cause that can not be read, after yielding all before it.
+    A customer's name is NO_NAME unless `keys` has its encryption key. Raises VerificationFailed for
+    a cause that can not be read, after yielding all before it.
     """
     batch: list[tuple[Decision, Submitted]] = []
     for decision in decisions:
         try:
-            event = _submitted_event(decision.cause)
+            event = _submitted_event(decision.cause, keys.get(decision.cause.stream_id))
         except VerificationFailed:
             if batch:
                 yield batch
@@ -153,11 +155,11 @@ def _is_same_batch(first: tuple[Decision, Submitted], other: tuple[Decision, Sub
     )
 
 
-def _submitted_event(cause: Record) -> Submitted:
+def _submitted_event(cause: Record, encryption_key: bytes | None) -> Submitted:
     if cause.type not in SUBMITTED:
         raise missing_cause_error(cause)
     try:
-        event = decode_submitted(cause)
+        event = decode_submitted(cause, encryption_key)
     except READ_ERRORS as error:
         raise VerificationFailed(cause.position, f"{cause.type} can't be read: {error}") from error
     if event.atomic_id and not isinstance(event.payload, OrderPlaced):

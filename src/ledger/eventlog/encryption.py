@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 from msgspec.json import Decoder, Encoder
 
 from ledger.core.events import MAX_AMOUNT_MINOR, NO_NAME, CustomerErased, CustomerRegistered
-from ledger.eventlog.records import Record, Submitted
+from ledger.eventlog.records import Record, Submitted, VerificationFailed
 
 REGISTERED: Final = "customer.registered"
 # The schema_version of a sealed registration. Submitted ones are of version 1, in the clear.
@@ -31,12 +31,11 @@ KEY_BYTES: Final = 64
 _PADDING: Final = PKCS7(512)
 
 
-class WrongKey(Exception):
+class WrongKey(VerificationFailed):
     """A key does not decrypt its name: one of the two was changed, or is of another ledger."""
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"the name at position {position} can't be decrypted")
-        self.position = position
+        super().__init__(position, "the customer's key does not decrypt the name")
 
 
 class SealedRegistration(Struct, frozen=True, forbid_unknown_fields=True, gc=False):

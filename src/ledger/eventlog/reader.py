@@ -27,7 +27,7 @@ from ledger.eventlog.records import (
     VerificationFailed,
     gap_error,
 )
-from ledger.runtime.database import placeholders
+from ledger.runtime.database import id_literals, placeholders, select
 
 PAGE: Final = 5_000
 MAX_POSITION: Final = 2**63 - 1
@@ -180,7 +180,7 @@ class EventReader:
                 keys: Keys = NO_KEYS
                 if with_keys:
                     sealed = [record.stream_id for record in records if is_sealed(record)]
-                    keys = await self.encryption_keys(sealed)
+                    keys = dict.fromkeys(sealed) | await self.encryption_keys(sealed)
                 yield EventPage(records, keys)
                 after, size = records[-1].position, limit or PAGE
             if failure:
@@ -220,7 +220,7 @@ class EventReader:
         if not stream_ids:
             return histories
         rows = await self._rows(
-            f"SELECT {COLUMNS} FROM events WHERE stream_id IN ({_literals(stream_ids)})"
+            f"SELECT {COLUMNS} FROM events WHERE stream_id IN ({id_literals(stream_ids)})"
             " AND position < %s",
             before,
         )
@@ -233,7 +233,7 @@ class EventReader:
         """The last position of each of the streams that comes up after a position."""
         rows = await self._rows(
             "SELECT stream_id, MAX(position) FROM events WHERE position > %s"
-            f" AND stream_id IN ({_literals(stream_ids)}) GROUP BY stream_id",
+            f" AND stream_id IN ({id_literals(stream_ids)}) GROUP BY stream_id",
             after,
         )
         return dict(rows)
@@ -241,7 +241,7 @@ class EventReader:
     async def positions_of(self, event_ids: Sequence[bytes], before: int) -> dict[bytes, int]:
         """The positions of those of the events that stand before a position."""
         rows = await self._rows(
-            f"SELECT event_id, position FROM events WHERE event_id IN ({_literals(event_ids)})"
+            f"SELECT event_id, position FROM events WHERE event_id IN ({id_literals(event_ids)})"
             " AND position < %s",
             before,
         )
@@ -286,10 +286,9 @@ class EventReader:
         has any of these, the index alone tells.
         """
         events = await self._effective(
-            f"e.stream_id IN ({placeholders(stream_ids)}) AND e.version > %s"
+            f"e.stream_id IN ({id_literals(id_.bytes for id_ in stream_ids)}) AND e.version > %s"
             " AND e.position > %s AND e.position <= %s"
             + (f" AND e.type IN ({placeholders(types)})" if types else ""),
-            *(stream_id.bytes for stream_id in stream_ids),
             beyond_version,
             after,
             up_to,
@@ -406,7 +405,7 @@ class EventReader:
         return dict(rows)
 
     async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
-        return (await self._connection.exec_driver_sql(statement, parameters)).all()
+        return await select(self._connection, statement, parameters)
 
 
 def _first_gap(records: Sequence[Record], after: int) -> LedgerDamaged | None:
@@ -458,8 +457,3 @@ def _select_with_causes(
 
 def _records_with_cause(rows: Iterable[Sequence[Any]]) -> list[RecordWithCause]:
     return [RecordWithCause(Record(*row[:_WIDTH]), *row[_WIDTH:]) for row in rows]
-
-
-def _literals(ids: Iterable[bytes]) -> str:
-    """Ids as text of a statement: of thousands it takes a fifth of what placeholders take."""
-    return ", ".join([f"x'{id_.hex()}'" for id_ in ids]) or "NULL"

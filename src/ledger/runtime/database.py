@@ -7,14 +7,16 @@ are hexadecimal literals, except words of letters, digits and underscores, which
 
 import asyncio
 import ssl
-from collections.abc import Callable, Collection, Iterable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import asyncmy
+from asyncmy.constants.FIELD_TYPE import DATETIME
+from asyncmy.converters import conversions
 from asyncmy.errors import OperationalError
 from msgspec import Struct
 from msgspec.structs import astuple
@@ -50,9 +52,40 @@ class UnsafeDatabase(Exception):
     """The server is configured so that it could lose a COMMIT."""
 
 
+@lru_cache(maxsize=1024)  # most rows that are read together have the same times
+def _utc(text: str) -> datetime | str:
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        return text  # such as 0000-00-00, which only a change by hand can leave
+
+
+# Every DATETIME is in UTC, which the driver doesn't know.
+_CONVERSIONS: Final = {**conversions, DATETIME: _utc}
+
+
 def placeholders(values: Collection[object]) -> str:
     """Return one `%s` for each value, as an IN list has them."""
     return ", ".join(["%s"] * len(values))
+
+
+def id_literals(ids: Iterable[bytes]) -> str:
+    """Ids as an IN list has them: of thousands it takes a fifth of what placeholders take."""
+    return ", ".join([f"x'{id_.hex()}'" for id_ in ids]) or "NULL"
+
+
+async def select(
+    connection: AsyncConnection, statement: str, parameters: Sequence[object] = ()
+) -> Sequence[tuple[Any, ...]]:
+    """Run a SELECT, and return its rows as the driver gives them, with times in UTC.
+
+    SQLAlchemy's rows would take as long again, which counts where rows come by the thousand.
+    """
+    result = await connection.exec_driver_sql(statement, tuple(parameters))
+    cursor: Any = result.cursor
+    rows: Sequence[tuple[Any, ...]] = cursor.fetchall()
+    result.close()
+    return rows
 
 
 def make_engine(
@@ -73,6 +106,7 @@ def make_engine(
     connect_args: dict[str, Any] = {
         "async_creator_fn": _connect,
         "connect_timeout": CONNECT_TIMEOUT_S,
+        "conv": _CONVERSIONS,
         "read_timeout": read_timeout_s,
         "init_command": (
             f"SET SESSION wait_timeout = {idle_timeout_s}, "
