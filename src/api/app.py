@@ -115,7 +115,7 @@ class App(Router):
     def stop_waiting(self) -> None:
         """Answer all requests that wait for the ledger: the process is about to stop."""
         self.context.waiters.stop()
-        self.context.streams.stop()
+        self.context.streams.stopped.set()
 
 
 class Endpoint:

@@ -25,7 +25,6 @@ from ledger.eventlog.codec import BATCH_CONTENT_TYPE, CloudEvent
 from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import UNIT_OF
 
-Routes = Mapping[str, Mapping[str, Operation]]
 ABOUT: Final = """\
 Orders go into a durable inbox and are decided by one writer in one order. A 202 means: it can't be
 lost any more, and will be decided. Money is a number with two decimals, times are RFC 3339 in UTC.
@@ -136,7 +135,7 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
 }
 
 
-def document(routes: Routes, *, guarded: bool) -> bytes:
+def document(routes: Mapping[str, Mapping[str, Operation]], *, guarded: bool) -> bytes:
     """The document as JSON; `guarded`: API keys are asked for."""
     operations = [operation for methods in routes.values() for operation in methods.values()]
     answers = [answer for operation in operations for answer in operation.answers.values()]

@@ -24,7 +24,6 @@ PREFIX: Final = "/api/v1"
 # A JSON body by its shape, media types with commas between, or no body.
 Answer = type[Struct] | str | None
 
-
 Handler = Callable[[Context, Call[Any]], Awaitable[Response]]
 
 
@@ -86,11 +85,6 @@ class Operation:
         """It answers from a view, at a position that the client can ask for."""
         return MIN_POSITION in self.parameters
 
-    @property
-    def reads_as_of(self) -> bool:
-        """It answers as of an earlier position or time, too."""
-        return AS_OF_POSITION in self.parameters
-
     def statuses(self, *, guarded: bool = True) -> dict[int, list[str]]:
         """Every status it can answer with, in ascending order, and its kinds of problem, if any.
 
@@ -113,7 +107,7 @@ class Operation:
             yield from ("key-reused", "inbox-unavailable", "inbox-full")
         if self.reads_views:
             yield from ("views-unavailable", "views-behind")
-        if self.reads_as_of:
+        if AS_OF_POSITION in self.parameters:
             yield "past-busy"
         if self.scope and guarded:
             yield from ("no-key", "bad-key", "missing-scope", "too-many-requests")

@@ -12,6 +12,7 @@ import pytest
 
 from api.app import ROUTES
 from api.auth.principal import Scope
+from api.http.parameters import AS_OF_POSITION
 from api.operation import Operation
 from cli.commands.keys import create, revoke
 from tests.harness import DEADLINE_S, Stack, engine_of, eventually, start_stack
@@ -28,7 +29,7 @@ GUARDED = [call for call in CALLS if call.values[2].scope]
 OPEN = [call for call in CALLS if not call.values[2].scope]
 OWN = [call for call in GUARDED if call.values[2].own]
 NOT_OWN = [call for call in GUARDED if not call.values[2].own]
-AS_OF_READS = [call for call in OWN if call.values[2].reads_as_of]
+AS_OF_READS = [call for call in OWN if AS_OF_POSITION in call.values[2].parameters]
 
 Headers = dict[str, str]
 

@@ -464,7 +464,7 @@ async def test_waiting_streams_cost_no_query_and_one_announcement_wakes_all(
     opened.announced(Announcement(10, 11))
     await eventually(lambda: all_have(b"id: 11\ndata: "), "the event")
     assert ledger.reads <= before + 2
-    opened.stop()
+    opened.stopped.set()
     await asyncio.gather(*serving)
     assert all(not client.sent[-1].get("more_body", False) for client in clients)
 
@@ -497,6 +497,6 @@ async def test_the_ledger_is_looked_at_when_no_announcement_comes(
         return any(b"id: 11\ndata: " in message.get("body", b"") for message in client.sent)
 
     await eventually(has_it, "the event")
-    opened.stop()
+    opened.stopped.set()
     await works[1]
     works[0].cancel()

@@ -78,14 +78,14 @@ def whole_number(low: int, high: int, **schema: int) -> Form[int]:
 
 def one_of(values: Iterable[str]) -> Form[str]:
     """One of these words."""
-    words = tuple(values)
+    words = list(values)
 
     def parse(name: str, text: str) -> str:
         if text not in words:
             raise invalid(name, f"must be one of {', '.join(words)}")
         return text
 
-    return Form({"enum": list(words)}, parse)
+    return Form({"enum": words}, parse)
 
 
 def parse_boolean(name: str, text: str) -> bool:

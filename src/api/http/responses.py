@@ -7,7 +7,6 @@ from uuid import UUID
 
 from msgspec import Struct
 from msgspec.json import Encoder
-from starlette.requests import Request
 from starlette.responses import Response
 
 from api.http.parameters import IF_NONE_MATCH, TEXT_SCHEMA, Call, Json
@@ -23,11 +22,7 @@ ANSWER_HEADERS: Final[Mapping[str, Json]] = {
     for name, schema, description in (
         ("X-Request-Id", TEXT_SCHEMA, "the request's id, as it came or a new one"),
         ("Ledger-Position", {"type": "integer", "minimum": 0}, "the answer holds at this position"),
-        (
-            "Location",
-            {**TEXT_SCHEMA, "format": "uri-reference"},
-            "where the thing can be followed",
-        ),
+        ("Location", {**TEXT_SCHEMA, "format": "uri-reference"}, "where it can be followed"),
         ("Preference-Applied", TEXT_SCHEMA, "which preference was honoured, if one came"),
         ("Idempotency-Replayed", {"const": "true"}, "the same key came before"),
         ("Link", TEXT_SCHEMA, 'the next page, `rel="next"` (RFC 8288); none on the last one'),
@@ -68,16 +63,15 @@ def position_header(position: int) -> dict[str, str]:
     return {"Ledger-Position": str(position)}
 
 
-def next_link(
-    request: Request, query: Mapping[str, str], next_after: UUID | int | None
-) -> dict[str, str]:
-    """The `Link` to the next page (RFC 8288), with the same filters; none on the last one."""
-    if next_after is None:
-        return {}
-    # The next page is as new as this one without waiting again.
-    filters = {name: value for name, value in query.items() if name != "min_position"}
-    after = urlencode({**filters, "after": str(next_after)})
-    return {"Link": f'<{quote(request.scope["path"])}?{after}>; rel="next"'}
+def page_headers(call: Call[Any], position: int, next_after: UUID | int | None) -> dict[str, str]:
+    """The headers of a page; without the `Link` to the next one (RFC 8288) it is the last."""
+    headers = position_header(position)
+    if next_after is not None:
+        # The next page is as new as this one without waiting again.
+        filters = {name: value for name, value in call.query.items() if name != "min_position"}
+        after = urlencode({**filters, "after": str(next_after)})
+        headers["Link"] = f'<{quote(call.request.scope["path"])}?{after}>; rel="next"'
+    return headers
 
 
 def etag_matches(call: Call[Any], etag: str) -> bool:

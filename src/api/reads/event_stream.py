@@ -33,8 +33,6 @@ HEARTBEAT_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
 # Shorter than WRITE_TIMEOUT_S, because a process that stops waits for it.
 LAST_WRITE_TIMEOUT_S: Final = 1.0
-# A stream ends then, and its client comes back where it was: with a key that is still good.
-LIFE_S: Final = 3600.0
 # After so long without any announcement the ledger is looked at, once for all streams.
 SILENCE_S: Final = 5.0
 RETRY_S: Final = 1.0
@@ -59,7 +57,8 @@ class EventStreams:
         self._head = 0
         self._head_moved = asyncio.Event()
         self._announced_lately = False
-        self._stopped = asyncio.Event()
+        # Set when the process is about to stop: all streams end then.
+        self.stopped = asyncio.Event()
         self.count = 0
 
     async def open(
@@ -129,16 +128,6 @@ class EventStreams:
         finally:
             self.count -= 1
 
-    def stop(self) -> None:
-        """End all streams: the process is about to stop."""
-        self._stopped.set()
-
-    async def end_of_life(self) -> None:
-        """Return when a stream that begins now has to end: after LIFE_S, or at `stop`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LIFE_S):
-                await self._stopped.wait()
-
 
 class EventStream(Response):
     """A page of the ledger and all that comes after it, until client or process ends it."""
@@ -160,7 +149,7 @@ class EventStream(Response):
                 await first_to_end(
                     self._write_events(send),
                     _disconnected(receive),
-                    self._streams.end_of_life(),
+                    self._streams.stopped.wait(),
                     credential_ended(scope),
                 )
                 last = {"type": "http.response.body", "body": b""}

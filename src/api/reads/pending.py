@@ -35,8 +35,6 @@ CATCH_UP_TIMEOUT_S: Final = 1.0
 # occurred_at_us, quantity, customer_id, product_id
 _LAYOUT: Final = Layout(">QI16s16s")
 
-ShownOrders = Callable[[Sequence[UUID]], Awaitable[set[UUID]]]
-
 
 class PendingOrders:
     """Placed orders by id, in the order they came; each is removed by its outcome."""
@@ -83,7 +81,7 @@ class PendingOrders:
         """Check all orders soon: announcements may have been missed."""
         self._reset.set()
 
-    async def run(self, shown: ShownOrders) -> None:
+    async def run(self, shown: Callable[[Sequence[UUID]], Awaitable[set[UUID]]]) -> None:
         """Forget orders that the views show, for as long as the process runs.
 
         An announcement that was missed would leave its orders here for ever. So all are looked up

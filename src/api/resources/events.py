@@ -1,21 +1,17 @@
 """/events: the ledger as a feed of CloudEvents, in pages or as server-sent events."""
 
-from typing import Final
-
 from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.context import Context
 from api.http import parameters as p
 from api.http.parameters import Call
-from api.http.responses import next_link, position_header
+from api.http.responses import page_headers
 from api.operation import Operation
 from api.reads.event_stream import EVENT_STREAM
 from api.resources.orders import visible_order
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group
 from projections.queries import FeedEvent, FeedPage
-
-_VARY: Final = {"Vary": "Accept"}
 
 
 @Operation(
@@ -45,8 +41,8 @@ async def browse(context: Context, call: Call[None]) -> Response:
 
     page, _ = await context.reads.read_at_least(call[p.MIN_POSITION], query)
     next_after = None if page.is_last else page.scanned_to
-    links = next_link(request, call.query, next_after)
-    return _reply(page.events, {**position_header(page.head), **links, **_VARY})
+    headers = page_headers(call, page.head, next_after)
+    return _reply(page.events, {**headers, "Vary": "Accept"})
 
 
 @Operation(
@@ -63,8 +59,7 @@ async def browse_order(context: Context, call: Call[None]) -> Response:
     _, position = await visible_order(context, call.request, order_id, call[p.MIN_POSITION])
     events = await context.feed.history(order_id, call[p.AFTER_EVENT], position, limit + 1)
     next_after = events[limit - 1].position if len(events) > limit else None
-    links = next_link(call.request, call.query, next_after)
-    return _reply(events[:limit], {**position_header(position), **links})
+    return _reply(events[:limit], page_headers(call, position, next_after))
 
 
 def _reply(events: list[FeedEvent], headers: dict[str, str]) -> Response:

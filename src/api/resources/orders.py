@@ -15,7 +15,7 @@ from api.http import parameters as p
 from api.http.middleware import traceparent_of
 from api.http.parameters import Call
 from api.http.problems import FieldError, Problem
-from api.http.responses import next_link, position_header, reply
+from api.http.responses import page_headers, position_header, reply
 from api.operation import PREFIX, Operation
 from api.reads.slow_reads import as_of
 from api.submission import Resource, idempotency_key, new_ids, preference_of
@@ -261,5 +261,4 @@ async def page(context: Context, call: Call[None], customer_id: UUID | None) -> 
     )
     next_after = rows[limit - 1].placed_position if len(rows) > limit else None
     orders = s.Orders([s.order(row) for row in rows[:limit]], next_after)
-    headers = {**position_header(position), **next_link(call.request, call.query, next_after)}
-    return reply(200, orders, headers)
+    return reply(200, orders, page_headers(call, position, next_after))

@@ -13,7 +13,7 @@ from api.context import Context
 from api.http import parameters as p
 from api.http.parameters import Call
 from api.http.problems import Problem
-from api.http.responses import JSON, encode, etag_matches, next_link, position_header, reply
+from api.http.responses import JSON, encode, etag_matches, page_headers, reply
 from api.operation import PREFIX, Operation
 from api.reads.consistent_reads import MAX_AGE_S, ProductPage
 from api.reads.slow_reads import as_of
@@ -150,5 +150,4 @@ async def browse(context: Context, call: Call[None]) -> Response:
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
     products = s.Products([s.product(row) for row in rows[:limit]], next_after)
-    headers = {**position_header(position), **next_link(call.request, call.query, next_after)}
-    return reply(200, products, headers)
+    return reply(200, products, page_headers(call, position, next_after))
