@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bench.resource_use import Pids, tree
 from cli.commands.status import read_status
-from cli.localstack.processes import find_processes
+from cli.localstack.supervisor import find_processes
 from cli.settings import Settings
 from ledger.runtime.database import make_engine
 from tests.harness import Stack, make_ledger

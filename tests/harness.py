@@ -17,8 +17,8 @@ import httpx
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cli.commands.migrate import migrate
-from cli.localstack.processes import LEDGER, MARK
 from cli.localstack.secrets import PERMISSIONS, read_secret
+from cli.localstack.supervisor import LEDGER, MARK
 from cli.settings import Settings
 from tests.private_servers import RUNNING, Servers
 

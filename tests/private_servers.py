@@ -15,14 +15,13 @@ from types import TracebackType
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
 from cli.localstack.ports import accepts, choose_ports
-from cli.localstack.processes import MARK, Program, last_line, start_watchdog, stop_processes
 from cli.localstack.secrets import (
     DEFINITIONS,
     read_secret,
     user_definition,
-    write_private,
 )
 from cli.localstack.servers import ServerPrograms, prepare_servers
+from cli.localstack.supervisor import MARK, Program, last_line, start_watchdog, stop_processes
 from tests.warm import WarmLedger
 
 ADMIN = "ledger_admin"
@@ -216,10 +215,10 @@ def _add_management(programs: ServerPrograms) -> int:
     (base / "enabled_plugins").write_text("[rabbitmq_management].\n")
     with (base / "rabbitmq.conf").open("a") as configuration:
         configuration.write(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n")
-    write_private(programs.secrets_dir / "amqp_admin", secrets.token_hex(24))
+    (programs.secrets_dir / "amqp_admin").write_text(secrets.token_hex(24))
     password = read_secret(programs.secrets_dir, "amqp_admin")
     path = programs.secrets_dir / DEFINITIONS
     definitions = json.loads(path.read_text())
     definitions["users"].append(user_definition(ADMIN, password, "administrator"))
-    write_private(path, json.dumps(definitions))
+    path.write_text(json.dumps(definitions))
     return port

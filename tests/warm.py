@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cli.localstack.processes import LEDGER, MARK
+from cli.localstack.supervisor import LEDGER, MARK
 
 PR_SET_CHILD_SUBREAPER = 36
 

@@ -12,7 +12,7 @@ from typing import Final
 import psutil
 import pytest
 
-from cli.localstack.processes import find_processes
+from cli.localstack.supervisor import find_processes
 from tests.ledger.pipeline import Ledger
 from tests.packages import require_program
 

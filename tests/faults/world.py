@@ -17,7 +17,7 @@ import httpx
 from sqlalchemy.exc import DBAPIError
 
 from cli.localstack.ports import RANGE, is_free
-from cli.localstack.processes import LEDGER
+from cli.localstack.supervisor import LEDGER
 from cli.settings import Settings
 from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
 from ledger.messaging.topology import INBOX, PARKING

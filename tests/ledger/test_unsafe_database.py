@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import URL
 
 from cli.localstack.install import ensure_binaries
-from cli.localstack.processes import LEDGER
 from cli.localstack.servers import prepare_database
+from cli.localstack.supervisor import LEDGER
 from cli.settings import Settings
 from ledger.runtime.database import UnsafeDatabase, make_engine, refuse_unsafe
 from tests.harness import DEADLINE_S, environment, free_port

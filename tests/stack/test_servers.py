@@ -11,8 +11,8 @@ import pytest
 
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
-from cli.localstack.processes import find_processes
 from cli.localstack.servers import prepare_rabbitmq
+from cli.localstack.supervisor import find_processes
 from cli.settings import Settings
 from tests.harness import engine_of
 from tests.private_servers import Servers, prepare, start_servers

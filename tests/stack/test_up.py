@@ -13,7 +13,7 @@ import pytest
 from dotenv import dotenv_values
 
 from cli.commands.up import run_stack
-from cli.localstack.processes import LEDGER, find_processes
+from cli.localstack.supervisor import LEDGER, find_processes
 from cli.settings import Settings
 from tests.harness import free_port
 from tests.packages import require_program

@@ -18,8 +18,8 @@ from cli.console import read_settings
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
 from cli.localstack.ports import accepts, http_ok, require_free
-from cli.localstack.processes import LEDGER, Processes, Program, stop_processes
 from cli.localstack.servers import ServerPrograms, prepare_servers
+from cli.localstack.supervisor import LEDGER, Program, Supervisor, stop_processes
 from cli.settings import Settings
 
 START_TIMEOUT_S = 120.0
@@ -40,6 +40,8 @@ Place an order:
 
 Ctrl-C stops everything and keeps the data.
 """
+KEYS = "required: `ledger keys create --name me --scope admin` prints one"
+NO_KEYS = "none needed: set LEDGER_AUTH=required to ask for them"
 
 
 class Terminal:
@@ -118,10 +120,18 @@ async def _run(settings: Settings, terminal: Terminal) -> None:
 
     with terminal.spinner:
         servers = await asyncio.to_thread(prepare, settings, terminal)
-        async with Processes(servers.home, warn, terminal.step) as processes:
-            await _start(settings, servers, processes, terminal)
+        async with Supervisor(servers.home, warn, terminal.step) as supervisor:
+            await _start(settings, servers, supervisor, terminal)
             terminal.spinner.stop()
-            terminal.line(escape(_summary(settings, time.monotonic() - started_at)))
+            host, is_open = _api_host(settings), settings.auth != "required"
+            summary = SUMMARY.format(
+                seconds=time.monotonic() - started_at,
+                url=f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}",
+                home=servers.home,
+                keys=NO_KEYS if is_open else KEYS,
+                header="" if is_open else ' -H "Authorization: Bearer $KEY"',
+            )
+            terminal.line(escape(summary))
             await asyncio.Event().wait()
 
 
@@ -147,7 +157,7 @@ def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
 
 
 async def _start(
-    settings: Settings, servers: ServerPrograms, processes: Processes, terminal: Terminal
+    settings: Settings, servers: ServerPrograms, supervisor: Supervisor, terminal: Terminal
 ) -> None:
     environment = {**os.environ, **servers.environment(), "PYTHONUNBUFFERED": "1"}
     host, port = _api_host(settings), settings.api_port
@@ -158,11 +168,11 @@ async def _start(
             command, words, environment, answers, stage=2, start_timeout_s=START_TIMEOUT_S
         )
 
-    await processes.start(servers.epmd)
-    await processes.start(servers.broker, servers.database)
+    await supervisor.start(servers.epmd)
+    await supervisor.start(servers.broker, servers.database)
     with terminal.step("schema, accounts and queues are up to date"):
-        await processes.run_to_end(ledger("migrate"))
-    await processes.start(
+        await supervisor.run_to_end(ledger("migrate"))
+    await supervisor.start(
         ledger("writer", lambda: accepts(servers.ports["LEDGER_WRITER_METRICS_PORT"])),
         ledger("projector", lambda: accepts(servers.ports["LEDGER_PROJECTOR_METRICS_PORT"])),
         ledger("api", lambda: http_ok(host, port, "/health/ready")),
@@ -170,24 +180,9 @@ async def _start(
     loaded = servers.home / "demo.loaded"
     if not loaded.exists():
         with terminal.step("demo catalogue loaded"):
-            await processes.run_to_end(ledger("demo"))
+            await supervisor.run_to_end(ledger("demo"))
         loaded.touch()
 
 
 def _api_host(settings: Settings) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.api_host, settings.api_host)  # noqa: S104
-
-
-def _summary(settings: Settings, seconds: float) -> str:
-    host = _api_host(settings)
-    keys, header = "none needed: set LEDGER_AUTH=required to ask for them", ""
-    if settings.auth == "required":
-        keys = "required: `ledger keys create --name me --scope admin` prints one"
-        header = ' -H "Authorization: Bearer $KEY"'
-    return SUMMARY.format(
-        seconds=seconds,
-        url=f"http://{f'[{host}]' if ':' in host else host}:{settings.api_port}",
-        home=settings.home.resolve(),
-        keys=keys,
-        header=header,
-    )

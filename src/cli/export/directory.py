@@ -143,17 +143,20 @@ class DraftFile(io.RawIOBase):
 
 
 class Draft:
-    """An export that is being written, in a directory whose lock `lock` is held meanwhile."""
+    """An export that is being written, in a directory whose lock `lock` is held meanwhile.
+
+    `files` are those that have not been published.
+    """
 
     def __init__(self, directory: Path, lock: int) -> None:
         self._directory = directory
         self._lock = lock
-        self._files: list[DraftFile] = []
+        self.files: list[DraftFile] = []
 
     def create(self, name: str, mode: int = 0o666) -> DraftFile:
         """A new file of the export, with this mode less the umask."""
-        self._files.append(DraftFile(self._directory / name, mode))
-        return self._files[-1]
+        self.files.append(DraftFile(self._directory / name, mode))
+        return self.files[-1]
 
     def publish(self, manifest: Manifest) -> None:
         """Give all files their final names, the manifest last.
@@ -168,23 +171,18 @@ class Draft:
             with suppress(BadExport):
                 replaced = read_manifest(self._directory)
                 (self._directory / MANIFEST).unlink()
-                kept = {file.final.name for file in self._files}
+                kept = {file.final.name for file in self.files}
                 for old in replaced.files:
                     # A manifest that somebody edited must not lead out of the directory.
                     if old.file not in kept and Path(old.file).name == old.file:
                         (self._directory / old.file).unlink(missing_ok=True)
-            for file in self._files[:-1]:
+            for file in self.files[:-1]:
                 file.draft.replace(file.final)
             # The files must be on the disk before the manifest says that they are.
             os.fsync(self._lock)
             last.draft.replace(last.final)
             os.fsync(self._lock)
-        self._files.clear()
-
-    def discard(self) -> None:
-        """Remove the files that were not published."""
-        for file in self._files:
-            file.discard()
+        self.files.clear()
 
 
 @contextmanager
@@ -213,7 +211,8 @@ def new_export(directory: Path, names: list[str], *, overwrite: bool) -> Iterato
         try:
             yield draft
         finally:
-            draft.discard()
+            for file in draft.files:
+                file.discard()
     finally:
         os.close(lock)
         # Directories that were made for an export that failed; those with files in them stay.

@@ -11,12 +11,14 @@ import secrets
 from pathlib import Path
 
 from cli.settings import AMQP_ROLES, DB_ROLES, load_settings
+from ledger.runtime.files import write_atomically
 
 NAMES = (
     *(f"db_{role}" for role in (*DB_ROLES, "root")),
     *(f"amqp_{role}" for role in AMQP_ROLES),
     "erlang_cookie",
 )
+PRIVATE = 0o600
 DEFINITIONS = "definitions.json"
 BOOTSTRAP = "bootstrap.sql"
 
@@ -49,15 +51,7 @@ def create_secrets(directory: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name in NAMES:
         if not (directory / name).exists():
-            write_private(directory / name, secrets.token_hex(24))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads; after a crash it's either whole or not there."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    draft.replace(path)
+            write_atomically(directory / name, secrets.token_hex(24).encode(), PRIVATE)
 
 
 def read_secret(directory: Path, name: str) -> str:
@@ -88,7 +82,7 @@ def write_definitions(directory: Path, vhost: str) -> Path:
         ],
     }
     path = directory / DEFINITIONS
-    write_private(path, json.dumps(definitions, indent=1))
+    write_atomically(path, json.dumps(definitions, indent=1).encode(), PRIVATE)
     return path
 
 
@@ -128,7 +122,7 @@ def write_bootstrap(directory: Path, schema: str) -> Path:
         f"GRANT CREATE USER ON *.* TO {migrate}",
     )
     path = directory / BOOTSTRAP
-    write_private(path, "".join(f"{statement};\n" for statement in statements))
+    write_atomically(path, "".join(f"{statement};\n" for statement in statements).encode(), PRIVATE)
     return path
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from cli.localstack import DEPLOY, StackRefused
 from cli.localstack.install import Binaries
 from cli.localstack.ports import accepts, amqp_answers, choose_ports, sql_answers
-from cli.localstack.processes import Program
 from cli.localstack.secrets import (
     DEFINITIONS,
+    PRIVATE,
     create_secrets,
     read_secret,
     write_bootstrap,
     write_definitions,
-    write_private,
 )
+from cli.localstack.supervisor import Program
+from ledger.runtime.files import write_atomically
 
 PORTS = (
     "LEDGER_AMQP_PORT",
@@ -82,8 +83,7 @@ def prepare_rabbitmq(
     cookie = read_secret(secrets_dir, "erlang_cookie")
     cookie_file = base / ".erlang.cookie"
     if not cookie_file.exists():
-        write_private(cookie_file, cookie)
-        cookie_file.chmod(0o400)
+        write_atomically(cookie_file, cookie.encode(), 0o400)
     (base / "enabled_plugins").write_text("[].\n")
     (base / "advanced.config").write_text("[].\n")
     (base / "rabbitmq.conf").write_text(
@@ -146,7 +146,7 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
         _initialize(base, binaries)
     # root could log in without a password by the server's socket, so the account is locked.
     lock = "ALTER USER 'root'@'localhost' ACCOUNT LOCK;\n"
-    write_private(base / "init.sql", bootstrap.read_text() + lock)
+    write_atomically(base / "init.sql", (bootstrap.read_text() + lock).encode(), PRIVATE)
     settings = {
         "datadir": _quoted(base / "data"),
         "tmpdir": _quoted(base / "tmp"),
@@ -158,7 +158,8 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
         "port": str(port),
     }
     lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
-    write_private(base / "my.cnf", f"{(DEPLOY / 'mysql.cnf').read_text()}\n{lines}")
+    configuration = f"{(DEPLOY / 'mysql.cnf').read_text()}\n{lines}"
+    write_atomically(base / "my.cnf", configuration.encode(), PRIVATE)
     return Program(
         "mariadb" if binaries.database_install else "mysql",
         (str(binaries.database), f"--defaults-file={base / 'my.cnf'}", *_user()),

@@ -4,10 +4,14 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old content or the new, whole; raises OSError."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
+    """Write a file so that a crash leaves the old content or the new, whole; raises OSError.
+
+    The file has this mode less the umask, whatever it had before.
+    """
     draft = path.with_name(f".{path.name}.new")
-    with draft.open("wb") as file:
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
         file.write(content)
         file.flush()
         # Before the rename: a crash could otherwise leave the new name with no content.

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.localstack import StackRefused, processes
-from cli.localstack.processes import Processes, Program, find_processes, stop_processes
+from cli.localstack import StackRefused, supervisor
+from cli.localstack.supervisor import Program, Supervisor, find_processes, stop_processes
 from tests.harness import eventually
 
 STEADY = "echo started; trap 'echo $0 >>order; exit 0' TERM; while :; do sleep 0.1; done"
@@ -24,8 +24,8 @@ def program(
     return Program(name, ("/bin/sh", "-c", code, name), ENVIRONMENT, answers, stage, 60.0)
 
 
-class Supervised(Processes):
-    """Processes with the lines that were reported of them."""
+class Supervised(Supervisor):
+    """A supervisor with the lines that it reported."""
 
     def __init__(self, home: Path) -> None:
         self.lines: list[str] = []
@@ -76,7 +76,7 @@ async def test_a_killed_program_is_started_again_with_a_line_that_says_which_and
 async def test_a_program_that_keeps_failing_is_tried_less_often_until_it_works_again(
     supervised: Supervised, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "MAX_DELAY_S", 0.1)
+    monkeypatch.setattr(supervisor, "MAX_DELAY_S", 0.1)
     fault = tmp_path / "fault"
     await supervised.start(program("worker", f"test -e '{fault}' && exit 3; exec sleep 600"))
     fault.touch()
@@ -106,8 +106,8 @@ async def test_the_output_of_a_program_is_kept_in_its_log(
 async def test_a_large_log_is_emptied_and_its_program_goes_on_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "LOG_BYTES", 10)
-    monkeypatch.setattr(processes, "ROTATE_EVERY_S", 0.01)
+    monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
+    monkeypatch.setattr(supervisor, "ROTATE_EVERY_S", 0.01)
     log = tmp_path / "logs" / "worker.log"
     async with Supervised(tmp_path) as supervised:
         await supervised.start(program("worker", "while echo a line of text; do sleep 0.05; done"))
@@ -161,12 +161,12 @@ async def test_a_command_that_fails_is_refused_with_its_last_line(supervised: Su
 async def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path) -> None:
     code = (
         "import asyncio, contextlib, pathlib, sys\n"
-        "from cli.localstack.processes import Processes, Program\n"
+        "from cli.localstack.supervisor import Supervisor, Program\n"
         "async def main():\n"
         "    home = pathlib.Path(sys.argv[1])\n"
         "    sleep = Program('sleep', ('sleep', '600'), {'PATH': '/bin'}, lambda: True, 1, 60)\n"
-        "    async with Processes(home, print, lambda _: contextlib.nullcontext()) as processes:\n"
-        "        await processes.start(sleep)\n"
+        "    async with Supervisor(home, print, lambda _: contextlib.nullcontext()) as it:\n"
+        "        await it.start(sleep)\n"
         "        print('started', flush=True)\n"
         "        await asyncio.Event().wait()\n"
         "asyncio.run(main())\n"

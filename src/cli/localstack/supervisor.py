@@ -1,6 +1,6 @@
 """The programs of the stack as child processes: started, restarted when they end, and stopped.
 
-`python -m cli.localstack.processes HOME` is the watchdog of a stack: it waits until its standard
+`python -m cli.localstack.supervisor HOME` is the watchdog of a stack: it waits until its standard
 input ends, as it does when the stack's owner is gone, and ends whatever still runs for that home.
 """
 
@@ -67,8 +67,8 @@ def rotate(log: Path) -> None:
         os.truncate(log, 0)
 
 
-class Processes:
-    """Running programs below a home; leaving the context stops them, the last stage first.
+class Supervisor:
+    """Keeps programs running below a home; leaving the context stops them, the last stage first.
 
     `report` gets one line for each program that ended and is started again. `step` gives the
     context in which a program starts, for showing that.
