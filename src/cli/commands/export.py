@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from msgspec import structs
@@ -25,8 +25,7 @@ from cli.export.formats import KEYS_FILE, encode_keys, row_writer
 from cli.export.importer import import_events
 from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, tables_by_name, view_pages
 from cli.settings import Settings
-from ledger.eventlog.encryption import KeyRow
-from ledger.eventlog.reader import PAGE, EventReader
+from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import GENESIS_HASH, ChainCheck, LedgerDamaged, Record
 from ledger.runtime.database import DATABASE_ERRORS
 
@@ -149,7 +148,7 @@ async def _write_files(
         records = reader.pages(0, position, chain=ChainCheck())
         rows = ([structs.astuple(record) for record in page.records] async for page in records)
         files[EVENTS.name] = await _write_table(draft, EVENTS, format_, rows, position)
-    keys = await _write_keys(database, draft, last) if with_keys else None
+    keys = await _write_keys(reader, draft, last) if with_keys else None
     return Manifest(
         MANIFEST_VERSION,
         format_,
@@ -188,25 +187,16 @@ async def _write_table(
     )
 
 
-async def _write_keys(database: AsyncConnection, draft: Draft, last: Record | None) -> File:
+async def _write_keys(reader: EventReader, draft: Draft, last: Record | None) -> File:
     """Write the encryption keys of all customers registered up to a record, as they are now.
 
     A key that was destroyed since is written as destroyed.
     """
     file = draft.create(KEYS_FILE, 0o600)
     created_up_to_us = last.recorded_at_us if last else 0
-    columns = ", ".join(KeyRow.__struct_fields__)
     customer_id, rows = b"", 0
-    while True:
-        result = await database.exec_driver_sql(
-            f"SELECT {columns} FROM customer_keys WHERE customer_id > %s AND created_at_us <= %s"
-            " ORDER BY customer_id LIMIT %s",
-            (customer_id, created_up_to_us, PAGE),
-        )
-        key_rows: Any = result.all()
-        page = [KeyRow(*row) for row in key_rows]
-        if not page:
-            return file.finish(rows)
+    while page := await reader.key_rows(customer_id, created_up_to_us):
         file.write(encode_keys(page))
         customer_id = page[-1].customer_id
         rows += len(page)
+    return file.finish(rows)

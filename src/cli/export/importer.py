@@ -23,13 +23,12 @@ from ledger.core.decider import InvariantViolated
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import Unreadable
 from ledger.eventlog.decisions import last_decision_index
-from ledger.eventlog.encryption import KeyRow
 from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import ChainCheck, Head, LedgerDamaged, Record, VerificationFailed
 from ledger.eventlog.snapshots import LedgerState, Snapshot, load
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime.cache import Prefetch
-from ledger.runtime.database import DATABASE_ERRORS, insert_rows, refuse_unsafe
+from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 
 # The records of one transaction, and the state after them where a snapshot is due.
 ImportBatch = tuple[list[Record], Snapshot | None]
@@ -162,14 +161,13 @@ async def _refuse_writers(connection: AsyncConnection) -> None:
 
 async def _restore_keys(connection: AsyncConnection, path: Path) -> None:
     """Store the encryption keys of a file; keys that the ledger has stay as they are."""
-    columns = ", ".join(KeyRow.__struct_fields__)
     try:
         for page in read_keys(path):
             stored = await EventReader(connection).encryption_keys(
                 [key.customer_id for key in page]
             )
             new = [key for key in page if key.customer_id not in stored]
-            await insert_rows(connection, f"INSERT INTO customer_keys ({columns})", new)
+            await Store(connection).insert_keys(new)
             await connection.commit()
     except ValueError as error:
         raise BadExport(f"{path} can't be read: {error}") from error

@@ -4,6 +4,7 @@ The wire form is CloudEvents 1.0 in its JSON format; a group of events is its JS
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
@@ -100,7 +101,9 @@ class Rejected(Struct, frozen=True):
 _BAD = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError)
 # What `decode_recorded`, `decode_payload` and `origin_of` raise for bytes that no event has.
 READ_ERRORS: Final = (*_BAD, Unreadable)
+# Canonical JSON: sorted keys, no white space, UTF-8, integers only.
 _encode = Encoder(order="sorted").encode
+encode_payload: Final[Callable[[AnyPayload], bytes]] = _encode
 _decode_group = Decoder(list[Envelope]).decode
 _decode_elements = Decoder(list[Raw]).decode
 _decode_envelope = Decoder(Envelope).decode
@@ -178,13 +181,9 @@ def decode_group(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
     A bad element does not spoil its neighbours. A body that is no JSON array is rejected whole; one
     of more than MAX_REJECTED bad elements is, too, besides the events of it that can be read.
     """
-    try:
+    with suppress(*READ_ERRORS):
         return [_from_envelope(envelope) for envelope in _decode_group(body)], []
-    except READ_ERRORS:
-        return _decode_one_by_one(body)
-
-
-def _decode_one_by_one(body: bytes) -> tuple[list[Submitted], list[Rejected]]:
+    # One by one, to find the bad ones.
     try:
         elements = _decode_elements(body)
     except _BAD as error:
@@ -262,11 +261,6 @@ def decode_payload(name: str, version: int, data: bytes) -> AnyPayload:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise Unreadable(f"{name} of schema_version {version}: {error!r}") from error
     return convert(fields, _PAYLOADS[name])
-
-
-def encode_payload(payload: AnyPayload) -> bytes:
-    """Canonical JSON: sorted keys, no white space, UTF-8, integers only."""
-    return _encode(payload)
 
 
 def decode_recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Recorded:

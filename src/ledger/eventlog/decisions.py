@@ -129,30 +129,26 @@ def by_atomic_batch(
     A customer's name is NO_NAME unless `keys` has its encryption key. Raises VerificationFailed for
     a cause that can not be read, after yielding all before it.
     """
-    batch: list[tuple[Decision, Submitted]] = []
+    pairs: list[tuple[Decision, Submitted]] = []
+    failure: VerificationFailed | None = None
     for decision in decisions:
         try:
-            event = _submitted_event(decision.cause, keys.get(decision.cause.stream_id))
-        except VerificationFailed:
-            if batch:
-                yield batch
-            raise
-        if batch and not _is_same_batch(batch[0], (decision, event)):
-            yield batch
-            batch = []
-        batch.append((decision, event))
-    if batch:
-        yield batch
+            key = keys.get(decision.cause.stream_id)
+            pairs.append((decision, _submitted_event(decision.cause, key)))
+        except VerificationFailed as error:
+            failure = error
+            break
+    for _, batch in groupby(pairs, key=_batch_of):
+        yield list(batch)
+    if failure:
+        raise failure
 
 
-def _is_same_batch(first: tuple[Decision, Submitted], other: tuple[Decision, Submitted]) -> bool:
+def _batch_of(pair: tuple[Decision, Submitted]) -> tuple[UUID | None, int]:
+    cause, atomic_id = pair[0].cause, pair[1].atomic_id
     # A batch is one transaction, and so of one recorded time; whoever uses an id again later has
     # begun another batch.
-    return (
-        first[1].atomic_id is not None
-        and first[1].atomic_id == other[1].atomic_id
-        and first[0].cause.recorded_at_us == other[0].cause.recorded_at_us
-    )
+    return atomic_id, cause.recorded_at_us if atomic_id else cause.position
 
 
 def _submitted_event(cause: Record, encryption_key: bytes | None) -> Submitted:

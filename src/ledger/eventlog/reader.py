@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.core.events import Recorded
 from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of
 from ledger.eventlog.decisions import REFUSED, Decision, last_decision_index, to_decisions
-from ledger.eventlog.encryption import REGISTERED, is_sealed
+from ledger.eventlog.encryption import REGISTERED, KeyRow, is_sealed
 from ledger.eventlog.records import (
     COLUMNS,
     GENESIS_HASH,
@@ -33,6 +33,10 @@ PAGE: Final = 5_000
 MAX_POSITION: Final = 2**63 - 1
 _FIELDS: Final = Record.__struct_fields__
 _WIDTH: Final = len(_FIELDS)
+# The encryption key of the name in an event, where it may have one.
+_JOIN_KEYS: Final = (
+    f"LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
+)
 
 # Encryption keys by customer; None for one that was destroyed.
 Keys = Mapping[bytes, bytes | None]
@@ -208,10 +212,6 @@ class EventReader:
         )
         return {row[0]: Record(*row) for row in rows}
 
-    async def stream(self, stream_id: UUID) -> list[Record]:
-        """The records of one stream, in order."""
-        return (await self.streams([stream_id.bytes])).get(stream_id.bytes, [])
-
     async def streams(
         self, stream_ids: Sequence[bytes], before: int = MAX_POSITION
     ) -> dict[bytes, list[Record]]:
@@ -249,27 +249,31 @@ class EventReader:
 
     async def decisions_by_id(self, event_ids: Sequence[bytes]) -> tuple[list[Decision], Keys]:
         """Return the decisions of those events that are recorded, and their encryption keys."""
-        rows = await self._rows(
-            f"SELECT k.sealing_key, {_columns('e')}, {_columns('d')} FROM events e"
-            " LEFT JOIN events d ON d.position = e.position + 1 AND d.cause_position = e.position"
-            f" LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
-            f" WHERE e.event_id IN ({placeholders(event_ids)})",
-            *event_ids,
-        )
-        decisions = [_decision(columns) for _, *columns in rows]
-        keys = {columns[2]: key for key, *columns in rows if key is not None}
-        return decisions, keys
+        return await self._decisions(f"e.event_id IN ({placeholders(event_ids)})", *event_ids)
 
     async def decisions_of_stream(self, stream_id: UUID, types: Sequence[str]) -> list[Decision]:
         """The decisions of the submitted events of some types in one stream, in order."""
+        where = f"e.stream_id = %s AND e.type IN ({placeholders(types)}) ORDER BY e.version"
+        decisions, _ = await self._decisions(where, stream_id.bytes, *types)
+        return decisions
+
+    async def _decisions(self, where: str, *parameters: object) -> tuple[list[Decision], Keys]:
         rows = await self._rows(
-            f"SELECT {_columns('e')}, {_columns('d')} FROM events e"
+            f"SELECT k.sealing_key, {_columns('e')}, {_columns('d')} FROM events e"
             " LEFT JOIN events d ON d.position = e.position + 1 AND d.cause_position = e.position"
-            f" WHERE e.stream_id = %s AND e.type IN ({placeholders(types)}) ORDER BY e.version",
-            stream_id.bytes,
-            *types,
+            f" {_JOIN_KEYS} WHERE {where}",
+            *parameters,
         )
-        return [_decision(columns) for columns in rows]
+        decisions: list[Decision] = []
+        keys: dict[bytes, bytes | None] = {}
+        for key, *columns in rows:
+            cause = Record(*columns[:_WIDTH])
+            # All NULL where nothing was decided of it.
+            decided = (Record(*columns[_WIDTH:]),) if columns[_WIDTH] is not None else ()
+            decisions.append(Decision(cause, decided))
+            if key is not None:
+                keys[cause.stream_id] = key
+        return decisions, keys
 
     async def effective_events_of(
         self,
@@ -324,8 +328,7 @@ class EventReader:
         rows = await self._rows(
             f"SELECT k.sealing_key, {_columns('e')} FROM events e {hint} LEFT JOIN events r"
             " ON r.position = e.position + 1 AND r.cause_position = e.position"
-            f" AND r.type = '{REFUSED}'"
-            f" LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
+            f" AND r.type = '{REFUSED}' {_JOIN_KEYS}"
             f" WHERE r.position IS NULL AND {where} {order}",
             *parameters,
         )
@@ -404,6 +407,17 @@ class EventReader:
         )
         return dict(rows)
 
+    async def key_rows(self, after: bytes, created_up_to_us: int) -> list[KeyRow]:
+        """A page of the encryption keys made up to a time, by customer, after one of these."""
+        rows = await self._rows(
+            f"SELECT {', '.join(KeyRow.__struct_fields__)} FROM customer_keys"
+            " WHERE customer_id > %s AND created_at_us <= %s ORDER BY customer_id LIMIT %s",
+            after,
+            created_up_to_us,
+            PAGE,
+        )
+        return [KeyRow(*row) for row in rows]
+
     async def _rows(self, statement: str, *parameters: object) -> Sequence[Any]:
         return await select(self._connection, statement, parameters)
 
@@ -423,12 +437,6 @@ def _columns(alias: str) -> str:
     return ", ".join(f"{alias}.{name} AS {alias}_{name}" for name in _FIELDS)
 
 
-def _decision(columns: Sequence[Any]) -> Decision:
-    """The decision of a cause's columns and those of what was decided, NULL if nothing was."""
-    decided = (Record(*columns[_WIDTH:]),) if columns[_WIDTH] is not None else ()
-    return Decision(Record(*columns[:_WIDTH]), decided)
-
-
 def _select_with_causes(
     after: int,
     up_to: int,
@@ -445,11 +453,10 @@ def _select_with_causes(
     if type_:
         where["e.type = %s"] = type_
     key = "k.sealing_key" if with_keys else "NULL"
-    keys = f"LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
     select = (
         f"SELECT {_columns('e')}, c.event_id AS cause_id, {key} AS encryption_key"
         f" FROM events e FORCE INDEX ({index})"
-        f" LEFT JOIN events c ON c.position = e.cause_position {keys if with_keys else ''}"
+        f" LEFT JOIN events c ON c.position = e.cause_position {_JOIN_KEYS if with_keys else ''}"
         f" WHERE {' AND '.join(where)} ORDER BY {order} LIMIT %s"
     )
     return select, [*where.values(), limit]

@@ -1,6 +1,6 @@
 """The append to the ledger, under the fence that keeps every writer but one from it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -48,6 +48,10 @@ class Store:
         # The union of two kinds of integer may come as a decimal.
         return duplicates, {stream_id: int(version) for stream_id, version in rows if version}
 
+    async def insert_keys(self, rows: Iterable[KeyRow]) -> None:
+        """Add encryption keys of customers that have none, in the transaction at hand."""
+        await insert_rows(self._connection, _INSERT_KEY, rows)
+
     async def append(
         self, head: Head, records: Sequence[Record], keys: CustomerKeys | None = None
     ) -> Head:
@@ -60,7 +64,7 @@ class Store:
         await insert_rows(self._connection, _INSERT, records)
         await failpoint("writer.after-insert")
         if keys:
-            await insert_rows(self._connection, _INSERT_KEY, keys.made.values())
+            await self.insert_keys(keys.made.values())
             if keys.destroyed:
                 await self._connection.exec_driver_sql(
                     "UPDATE customer_keys SET sealing_key = NULL, erased_at_us = %s"
