@@ -1,6 +1,7 @@
 """The private servers of the suite, and ledgers on them."""
 
 import compileall
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 
 from cli.localstack import StackRefused
 from cli.settings import Settings
+from tests.forks import WARM
 from tests.harness import Stack, make_ledger, start_stack
 from tests.leaks import failing_leaks
 from tests.ledger.pipeline import Ledger, running_ledger
@@ -80,6 +82,8 @@ def servers(
         request.session.shouldfail = str(refused)
         raise pytest.fail.Exception(str(refused), pytrace=False) from None
     with running:
+        if running.warm_ledger:
+            os.environ[WARM] = running.warm_ledger.address
         yield running
 
 

@@ -7,19 +7,24 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from cli.commands.migrate import migrate
 from cli.localstack.secrets import PERMISSIONS, read_secret
 from cli.localstack.supervisor import LEDGER, MARK
 from cli.settings import Settings
+from ledger.messaging import topology
+from ledger.messaging.rabbitmq import open_channel
+from projections.views.projection import METADATA
 from tests.private_servers import RUNNING, Servers
 
 Value = TypeVar("Value")
@@ -62,16 +67,48 @@ async def make_ledger(servers: Servers, **changes: object) -> Settings:
         api_port=free_port(),
         **changes,
     )
-    await asyncio.gather(create_database(settings), make_vhost(servers, name))
-    await migrate(settings)
+    key = (servers.home, *METADATA.tables)
+    await asyncio.gather(
+        create_database(settings, _migrations.get(key, [])), make_vhost(servers, name)
+    )
+    if key in _migrations:
+        async with open_channel(settings.amqp_url("migrate"), "tests", confirms=False) as channel:
+            await topology.declare(channel, settings.inbox_max_length)
+    else:
+        with _recorded_changes(name) as changes_made:
+            await migrate(settings)
+        _migrations[key] = changes_made
     return settings
 
 
-async def create_database(settings: Settings) -> None:
-    """An empty schema."""
+# What `ledger migrate` changed in the first schema on each server, `{}` for the schema's name. All
+# others get the same statements: to find out what is missing takes most of a migration's time, and
+# hundreds of tests have a schema of their own.
+_migrations: dict[object, list[tuple[str, Any]]] = {}
+_UNCHANGING = ("SELECT", "DESCRIBE", "SHOW", "CREATE USER", "ALTER USER")
+
+
+@contextmanager
+def _recorded_changes(schema: str) -> Iterator[list[tuple[str, Any]]]:
+    changes: list[tuple[str, Any]] = []
+
+    def record(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        if not statement.startswith(_UNCHANGING):
+            changes.append((statement.replace(schema, "{}"), parameters))
+
+    event.listen(Engine, "before_cursor_execute", record)
+    try:
+        yield changes
+    finally:
+        event.remove(Engine, "before_cursor_execute", record)
+
+
+async def create_database(settings: Settings, changes: list[tuple[str, Any]]) -> None:
+    """A schema to which these changes were made."""
     engine = create_async_engine(settings.db_url("migrate")._replace(database=None))
     async with engine.begin() as connection:
-        await connection.exec_driver_sql(f"CREATE DATABASE {settings.db_name}")
+        for statement, parameters in [("CREATE DATABASE {}", ()), ("USE {}", ()), *changes]:
+            await connection.exec_driver_sql(statement.replace("{}", settings.db_name), parameters)
     await engine.dispose()
 
 
@@ -123,6 +160,31 @@ def environment(settings: Settings) -> dict[str, str]:
     return {f"LEDGER_{name.upper()}": str(value) for name, value in given.items()}
 
 
+def start_ledger(
+    home: Path,
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    out: Path,
+    err: Path,
+    warm: bool = True,
+) -> subprocess.Popen[bytes]:
+    """Start `ledger` with these arguments and this whole environment; it appends to the files.
+
+    Where servers run at this home it's a fork of a process that has imported all, if it may be.
+    """
+    servers = next((servers for servers in RUNNING if servers.home == home), None)
+    with out.open("ab") as out_file, err.open("ab") as err_file:
+        if warm and servers and servers.warm_ledger:
+            return servers.warm_ledger.start(arguments, env, out_file, err_file)
+        return subprocess.Popen(
+            [LEDGER, *arguments],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out_file,
+            stderr=err_file,
+        )
+
+
 @dataclass(eq=False)
 class Stack:
     """A ledger with its processes, which can be killed and started again one by one."""
@@ -156,16 +218,10 @@ class Stack:
             MARK: str(self.settings.home),
             **(more or {}),
         }
-        command = name.partition(".")[0]
-        servers = next((pair for pair in RUNNING if pair.home == self.settings.home), None)
-        if servers and self.warm:
-            log_path = self.log_path(name)
-            self.processes[name] = servers.warm_ledger.start((command,), env, log_path, log_path)
-            return
-        with self.log_path(name).open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [LEDGER, command], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+        log_path = self.log_path(name)
+        self.processes[name] = start_ledger(
+            self.settings.home, [name.partition(".")[0]], env, log_path, log_path, self.warm
+        )
 
     def log_path(self, name: str) -> Path:
         """Where a process writes what it has to say."""

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests import harness, private_servers, warm
+from tests import forks, harness, private_servers
 
 # The processes that were started since the present test began, by asyncio, too.
 _started: list["subprocess.Popen[Any]"] = []
@@ -28,7 +28,7 @@ subprocess.Popen.__init__ = _remember  # type: ignore[method-assign]
 def failing_leaks() -> Iterator[None]:
     """Fail if the block leaves a process, unless it's one of servers or a stack from before."""
     _started.clear()
-    warm.FORKS.clear()
+    forks.FORKS.clear()
     servers, stacks = set(private_servers.RUNNING), set(harness.STACKS)
     yield
     shared = [process for pair in servers for process in pair.started()]
@@ -36,7 +36,7 @@ def failing_leaks() -> Iterator[None]:
     # poll() also reaps the dead: who never waited for them would raise in another test.
     left = [
         process
-        for process in [*_started, *warm.FORKS]
+        for process in [*_started, *forks.FORKS]
         if process.poll() is None and process not in shared
     ]
     for process in left:

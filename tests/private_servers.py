@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -103,14 +104,14 @@ class Servers:
             raise
 
     @cached_property
-    def warm_ledger(self) -> WarmLedger:
-        """Starts `ledger` processes at once."""
-        return WarmLedger(self.home)
+    def warm_ledger(self) -> WarmLedger | None:
+        """Starts `ledger` processes at once; None where that isn't possible."""
+        return WarmLedger(self.home) if sys.platform == "linux" else None
 
     def started(self) -> list[subprocess.Popen[bytes]]:
         """The processes that run for as long as the servers do."""
-        warm = [self.warm_ledger.process] if "warm_ledger" in self.__dict__ else []
-        return [*self.processes.values(), self._watchdog, *warm]
+        warm = self.__dict__.get("warm_ledger")
+        return [*self.processes.values(), self._watchdog, *([warm.process] if warm else [])]
 
     def signal(self, name: str, number: int) -> None:
         """Send a signal to a server and to all that it started."""
@@ -127,8 +128,8 @@ class Servers:
 
     def stop(self) -> None:
         """Kill them, as nobody needs their data, and end whatever else runs for their home."""
-        if "warm_ledger" in self.__dict__:
-            self.warm_ledger.close()
+        if warm := self.__dict__.get("warm_ledger"):
+            warm.close()
         for name in self.processes:
             self.signal(name, signal.SIGKILL)
         for process in self.processes.values():

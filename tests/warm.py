@@ -1,132 +1,130 @@
 """`ledger` processes that start at once: forks of a process that has imported everything.
 
 A process of the ledger takes a second of processor time to import what it needs, and tests start
-hundreds. So one process imports it once (`python -m tests.warm` with a socket as standard input)
-and forks for each start. The fork is a child of the test's process like any other, by way of
-Linux's subreaper; where there is none, processes are started from scratch.
+hundreds. So one process imports it once (`python -m tests.warm` with a listening socket as standard
+input) and forks for each start. That takes Linux; elsewhere processes are started from scratch.
 """
 
-import contextlib
-import ctypes
 import gc
 import json
 import os
+import selectors
+import signal
 import socket
+import struct
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cli.localstack.supervisor import LEDGER, MARK
+from tests.forks import NUMBER_BYTES, Forked
 
-PR_SET_CHILD_SUBREAPER = 36
-
-
-# Those of the present test; tests/leaks.py forgets and checks them.
-FORKS: list["subprocess.Popen[bytes]"] = []
-
-
-class Forked(subprocess.Popen[bytes]):
-    """A child of this process that something else forked; all but communicate() works."""
-
-    def __init__(self, pid: int, arguments: tuple[str, ...]) -> None:
-        self.pid = pid
-        self.args = arguments
-        self.returncode = None
-        self.stdin = self.stdout = self.stderr = None
-        self._child_created = True
-        self._waitpid_lock = threading.Lock()
-        FORKS.append(self)
+# `ledger` as a process of its own, for what needs pipes, signals or a shell.
+BIN = Path(__file__).with_name("bin") if sys.platform == "linux" else Path(LEDGER).parent
+COMMAND = str(BIN / "ledger")
 
 
 class WarmLedger:
     """A process that has imported `ledger` and forks; it carries the mark of its home."""
 
     def __init__(self, home: Path) -> None:
-        self._socket, theirs = socket.socketpair()
-        with theirs:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind("")  # the kernel chooses a name, which is gone with the process
+            listener.listen(100)
+            self.address = listener.getsockname()[1:].decode()
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.warm"],
                 # Forks show this environment to whoever looks for processes of the home.
                 env={**os.environ, MARK: str(home)},
-                stdin=theirs.fileno(),
+                stdin=listener.fileno(),
                 start_new_session=True,
             )
-        self._answers = self._socket.makefile("rb")
 
     def start(
-        self, arguments: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path
+        self, arguments: Sequence[str], environment: Mapping[str, str], out: IO[Any], err: IO[Any]
     ) -> subprocess.Popen[bytes]:
-        """Start `ledger` with these arguments and this whole environment; it appends to files."""
-        if sys.platform != "linux":
-            with out.open("ab") as out_file, err.open("ab") as err_file:
-                return subprocess.Popen(
-                    [LEDGER, *arguments],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out_file,
-                    stderr=err_file,
-                )
-        request = {
-            "arguments": arguments,
-            "environment": dict(environment),
-            "directory": os.getcwd(),
-            "out": str(out),
-            "err": str(err),
-        }
-        with _adopting_orphans():
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
-            pid = int(self._answers.readline())
-        return Forked(pid, (LEDGER, *arguments))
+        """Start `ledger` with these arguments and this whole environment."""
+        with Path(os.devnull).open() as nothing:
+            files = (nothing.fileno(), out.fileno(), err.fileno())
+            return Forked(self.address, arguments, environment, os.getcwd(), files)
 
     def close(self) -> None:
         """End the process; its forks are ended by those who started them."""
-        self._answers.close()
-        self._socket.close()
         self.process.kill()
         self.process.wait()
 
 
-@contextlib.contextmanager
-def _adopting_orphans() -> Iterator[None]:
-    """Let descendants whose parent has ended become children of this process."""
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        prctl(PR_SET_CHILD_SUBREAPER, 0)
+def serve(listener: socket.socket) -> dict[str, Any]:
+    """Fork for each request and report how each fork ended; in a fork, returns its request."""
+    connections: dict[int, socket.socket] = {}
+    with listener, selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                pid = key.data
+                if key.fileobj is listener:
+                    connection, _ = listener.accept()
+                    if is_stranger(connection):
+                        connection.close()
+                        continue
+                    request, files = receive(connection)
+                    if not (pid := os.fork()):
+                        return {**json.loads(request), "files": files}
+                    for file in files:
+                        os.close(file)
+                    connections[pid] = connection
+                    answer(connection, pid)
+                    selector.register(connection, selectors.EVENT_READ, pid)
+                    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
+                elif isinstance(key.fileobj, int):
+                    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                    selector.unregister(key.fileobj)
+                    os.close(key.fileobj)
+                    with connections.pop(pid) as connection:
+                        if connection in selector.get_map():
+                            selector.unregister(connection)
+                        answer(connection, status)
+                elif pid in connections:
+                    # The client has gone, and nobody else would end its fork.
+                    selector.unregister(key.fileobj)
+                    os.kill(pid, signal.SIGKILL)
 
 
-def serve() -> dict[str, Any]:
-    """Fork for each request and answer with the process id; in a fork, returns its request."""
-    with socket.socket(fileno=0) as connection, connection.makefile("rb") as requests:
-        for line in requests:
-            reader, writer = os.pipe()
-            parent = os.fork()
-            if parent == 0:
-                if child := os.fork():
-                    os.write(writer, b"%d\n" % child)
-                    os._exit(0)
-                return json.loads(line)  # type: ignore[no-any-return]
-            # Only when the parent has ended is the child a child of the test's process.
-            os.waitpid(parent, 0)
-            connection.sendall(os.read(reader, 100))
-            os.close(reader)
-            os.close(writer)
-    sys.exit()
+def is_stranger(connection: socket.socket) -> bool:
+    """True for a client of another user: this socket has no file that would keep them out."""
+    size = struct.calcsize("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return bool(struct.unpack("3i", credentials)[1] != os.getuid())
+
+
+def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    """A request and the files that come with it."""
+    data, files, *_ = socket.recv_fds(connection, 65_536, 3)
+    if not data.endswith(b"\n"):
+        with connection.makefile("rb") as rest:
+            data += rest.readline()
+    return data, files
+
+
+def answer(connection: socket.socket, number: int) -> None:
+    """Send a process id or an exit status, if the client is still there."""
+    with suppress(OSError):
+        connection.sendall(number.to_bytes(NUMBER_BYTES, "big", signed=True))
 
 
 def become(request: dict[str, Any]) -> None:
     """Take over the standard files, the directory and the environment of the request."""
     os.chdir(request["directory"])
-    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    out, err = (os.open(request[name], append, 0o600) for name in ("out", "err"))
-    for number, file in enumerate((nothing, out, err)):
+    for number, file in enumerate(request["files"]):
         os.dup2(file, number)
+        os.close(file)
+    # The old objects remember what kind of file they had been opened on.
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["environment"])
 
@@ -137,6 +135,7 @@ if __name__ == "__main__":
     for command in COMMANDS:
         load(command)
     gc.freeze()  # the forks share the pages of what is imported
-    request = serve()
+    with socket.socket(fileno=os.dup(0)) as listening:
+        request = serve(listening)
     become(request)
     app(request["arguments"], prog_name="ledger")

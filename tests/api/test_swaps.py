@@ -2,16 +2,15 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import httpx
 
 from projections.views.registry import PROJECTIONS
 from tests.harness import Stack, environment, eventually
 from tests.ledger.pipeline import running_ledger
+from tests.warm import COMMAND
 
 from .client import list_product, order, register
 
@@ -47,7 +46,7 @@ class Reader:
 async def rebuild_all(stack: Stack, *more: str) -> str:
     """`ledger rebuild --all`; what it said."""
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
+        COMMAND,
         "rebuild",
         "--all",
         *more,

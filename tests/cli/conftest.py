@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import os
-import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import Settings
-from tests.harness import DEADLINE_S, environment
+from tests.harness import DEADLINE_S, environment, start_ledger
 from tests.private_servers import Servers
-
-LEDGER = Path(sys.executable).with_name("ledger")
+from tests.warm import COMMAND
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def run(settings: Settings, servers: Servers) -> Run:
         environ = {**os.environ, **environment(settings), **changes}
         number = next(_numbers)
         out, err = (servers.home / "logs" / f"command-{number}.{name}" for name in ("out", "err"))
-        process = servers.warm_ledger.start(arguments, environ, out, err)
+        process = start_ledger(servers.home, arguments, environ, out, err)
         try:
             async with asyncio.timeout(DEADLINE_S):
                 status = await asyncio.to_thread(process.wait)
@@ -78,7 +76,7 @@ def typed(*arguments: str, **changes: str) -> Done:
 async def shell(settings: Settings, command: str, cwd: Path | None = None) -> Done:
     """What a shell makes of a command line in which `ledger` stands once."""
     process = await asyncio.create_subprocess_exec(
-        *("bash", "-o", "pipefail", "-c", command.replace("ledger", f"{LEDGER}", 1)),
+        *("bash", "-o", "pipefail", "-c", command.replace("ledger", COMMAND, 1)),
         cwd=cwd,
         env=os.environ | environment(settings),
         stdin=asyncio.subprocess.DEVNULL,

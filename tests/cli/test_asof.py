@@ -17,13 +17,14 @@ from cli.settings import Settings
 from ledger.eventlog.records import Record
 from ledger.runtime.timestamps import from_us
 from projections.as_of import AsOf, PositionBeyondHead
-from tests.harness import environment, eventually, make_ledger
+from tests.harness import DEADLINE_S, environment, eventually, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.private_servers import Servers
 from tests.projections.as_of_states import Then, write_history
 from tests.proxy import open_proxy
+from tests.warm import COMMAND
 
-from .conftest import LEDGER, Run, shell
+from .conftest import Run, shell
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ async def test_ctrl_c_ends_it_at_once(
     async with open_proxy(settings.db_port) as proxy:
         proxy.delay(0.3)
         process = await asyncio.create_subprocess_exec(
-            *(LEDGER, "asof", "--position", "600", "orders"),
+            *(COMMAND, "asof", "--position", "600", "orders"),
             env=os.environ | environment(settings) | {"LEDGER_DB_PORT": str(proxy.port)},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -197,7 +198,7 @@ async def test_ctrl_c_ends_it_at_once(
 
         await eventually(is_reading, "the command reads the ledger")
         process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_S):
             out, err = await process.communicate()
     assert process.returncode == 130
     assert out == b""

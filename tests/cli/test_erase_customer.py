@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import pty
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,11 +21,12 @@ from ledger.eventlog.records import Record, next_hash
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable
 from tests.core.story import ANN, BOB, PEN, erasure
-from tests.harness import environment, free_port
+from tests.harness import DEADLINE_S, environment, free_port
 from tests.ledger.naive_audit import audit
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.ledger.submissions import event_of, opening, orders
 from tests.projections.view_rows import all_live, all_replayed, until_projected
+from tests.warm import COMMAND
 
 from .conftest import Run, typed
 
@@ -134,7 +134,7 @@ async def test_at_a_terminal_it_asks_first(
     ours, theirs = pty.openpty()
     async with ledger.writing(), ledger.projecting():
         process = await asyncio.create_subprocess_exec(
-            Path(sys.executable).with_name("ledger"),
+            COMMAND,
             "erase-customer",
             ID,
             env=os.environ | environment(settings),
@@ -144,7 +144,7 @@ async def test_at_a_terminal_it_asks_first(
         )
         os.close(theirs)
         os.write(ours, f"{answer}\n".encode())
-        _, asked_for = await asyncio.wait_for(process.communicate(), 30)
+        _, asked_for = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     os.close(ours)
     assert process.returncode == status
     assert "gone for ever" in asked_for.decode()

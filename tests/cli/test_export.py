@@ -17,12 +17,13 @@ import pytest
 
 from cli.export import ExportRefused, NoParquet
 from cli.export.tables import pin_views, view_pages, view_table
+from cli.localstack.supervisor import LEDGER
 from cli.settings import Settings
 from ledger.eventlog.records import GENESIS_HASH, LedgerDamaged, next_hash
 from projections.views.journal import JOURNAL
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
-from tests.harness import environment, eventually, make_ledger
+from tests.harness import DEADLINE_S, environment, eventually, make_ledger, start_ledger
 from tests.ledger.pipeline import running_ledger
 from tests.ledger.submissions import history, opening, orders
 from tests.private_servers import Servers
@@ -41,7 +42,6 @@ from .exports import (
 )
 
 FORMATS = ("parquet", "csv", "jsonl")
-COMMAND = Path(sys.executable).with_name("ledger")
 
 
 @pytest.fixture(scope="module")
@@ -248,11 +248,11 @@ async def test_a_full_disk_is_one_sentence_and_leaves_no_files(
 ) -> None:
     limited = 'ulimit -f 20; exec "$0" export --all --format "$1" --out "$2"'
     process = await asyncio.create_subprocess_exec(
-        *("bash", "-c", limited, COMMAND, format_, tmp_path / "to"),
+        *("bash", "-c", limited, LEDGER, format_, tmp_path / "to"),
         env=os.environ | environment(shop),
         stderr=asyncio.subprocess.PIPE,
     )
-    _, err = await asyncio.wait_for(process.communicate(), 30)
+    _, err = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     assert process.returncode == 1
     sentence = rf"✗ ExportRefused: can't write {tmp_path}/to/\w+\.{format_}: File too large"
     assert re.fullmatch(sentence, err.decode().strip())
@@ -276,10 +276,10 @@ async def half_way(settings: Settings, to: Path) -> AsyncIterator[subprocess.Pop
     """An export that has begun to write a file, and waits for the database."""
     async with open_proxy(settings.db_port) as proxy:
         proxy.delay(0.02)
-        process = subprocess.Popen(  # noqa: ASYNC220
-            [COMMAND, "export", "stock", "wallets", "--out", to],
-            env=os.environ | environment(settings) | {"LEDGER_DB_PORT": str(proxy.port)},
-        )
+        arguments = ["export", "stock", "wallets", "--out", str(to)]
+        environ = os.environ | environment(settings) | {"LEDGER_DB_PORT": str(proxy.port)}
+        log = settings.home / "logs" / "export.log"
+        process = start_ledger(settings.home, arguments, environ, log, log)
 
         async def has_begun() -> bool:
             return (to / ".wallets.parquet.draft").exists()
@@ -296,7 +296,7 @@ async def half_way(settings: Settings, to: Path) -> AsyncIterator[subprocess.Pop
 async def test_ctrl_c_ends_an_export_and_leaves_no_files(shop: Settings, tmp_path: Path) -> None:
     async with half_way(shop, tmp_path / "to") as process:
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, timeout=15) == 130
+        assert await asyncio.to_thread(process.wait, DEADLINE_S) == 130
     assert os.listdir(tmp_path) == []
 
 

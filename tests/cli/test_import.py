@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -25,7 +23,7 @@ from cli.settings import Settings
 from ledger.eventlog.reader import PAGE
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from ledger.eventlog.store import Store
-from tests.harness import environment, eventually, make_ledger
+from tests.harness import DEADLINE_S, environment, eventually, make_ledger, start_ledger
 from tests.ledger.naive_audit import audit
 from tests.ledger.pipeline import running_ledger
 from tests.ledger.submissions import opening, orders
@@ -36,7 +34,6 @@ from tests.proxy import open_proxy
 from .conftest import Run
 from .exports import EVERYTHING, export, manifest, project, record_every_kind_of_event
 
-COMMAND = Path(sys.executable).with_name("ledger")
 FORMATS = ("parquet", "csv", "jsonl")
 
 
@@ -229,9 +226,9 @@ async def test_an_import_whose_database_failed_is_continued_by_the_next(
 
 async def test_ctrl_c_leaves_whole_batches(large: Path, settings: Settings) -> None:
     changes = {"LEDGER_FAILPOINTS": "writer.after-insert=delay:5@2"}
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [COMMAND, "import", large], env=os.environ | environment(settings) | changes
-    )
+    log = settings.home / "logs" / "import.log"
+    environ = os.environ | environment(settings) | changes
+    process = start_ledger(settings.home, ["import", str(large)], environ, log, log)
 
     async def has_begun() -> bool:
         return await position_of(settings) > 0
@@ -239,7 +236,7 @@ async def test_ctrl_c_leaves_whole_batches(large: Path, settings: Settings) -> N
     try:
         await eventually(has_begun, "the first batch is there")
         process.send_signal(signal.SIGINT)
-        assert await asyncio.to_thread(process.wait, timeout=15) == 130
+        assert await asyncio.to_thread(process.wait, DEADLINE_S) == 130
     finally:
         process.kill()
     records = await records_of(settings)

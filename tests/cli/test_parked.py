@@ -4,11 +4,9 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +18,10 @@ from ledger.eventlog.records import Submitted
 from ledger.messaging.parking import id_of, park
 from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, PARKING
-from tests.harness import environment, free_port
+from tests.harness import DEADLINE_S, environment, free_port
 from tests.ledger.pipeline import Ledger, group_of, running_ledger, until_acked
 from tests.ledger.submissions import opening, orders
+from tests.warm import COMMAND
 
 from .conftest import Run
 
@@ -270,7 +269,7 @@ async def answered(settings: Settings, answer: bytes) -> tuple[int, str]:
     """The status and output of `ledger parked discard` at a terminal where somebody answers."""
     ours, theirs = os.openpty()
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
+        COMMAND,
         *("parked", "discard", "--all", "--reason", "*"),
         env=os.environ | environment(settings),
         stdin=theirs,
@@ -278,7 +277,7 @@ async def answered(settings: Settings, answer: bytes) -> tuple[int, str]:
         stderr=asyncio.subprocess.PIPE,
     )
     os.write(ours, answer)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         out, err = await process.communicate()
     os.close(ours)
     os.close(theirs)
@@ -342,7 +341,7 @@ async def test_running_a_killed_command_again_loses_and_doubles_nothing(
 async def test_ctrl_c_breaks_off_without_a_trace(settings: Settings, ledger: Ledger) -> None:
     await put_poison(ledger, b"poison")
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
+        COMMAND,
         *("parked", "discard", id_of(b"poison"), "--yes"),
         env=os.environ
         | environment(settings)
@@ -351,7 +350,7 @@ async def test_ctrl_c_breaks_off_without_a_trace(settings: Settings, ledger: Led
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stderr
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_S):
         said = await process.stderr.readuntil(b"pass 1: delay")
         process.send_signal(signal.SIGINT)
         _, rest = await process.communicate()

@@ -3,10 +3,8 @@
 import asyncio
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +13,7 @@ from cli.main import app
 from cli.settings import Settings
 from projections.tables import begin_consistent_read
 from projections.views.registry import PROJECTIONS
-from tests.harness import environment, eventually, free_port
+from tests.harness import DEADLINE_S, environment, eventually, free_port
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.ledger.submissions import history, opening, orders
 from tests.projections.rebuilding import rebuilt, tables
@@ -26,6 +24,7 @@ from tests.projections.view_rows import (
     checkpoints,
     until_projected,
 )
+from tests.warm import COMMAND
 
 from .conftest import Run
 
@@ -46,7 +45,7 @@ async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
 async def begun(ledger: Ledger, failpoint: str) -> Process:
     """`ledger rebuild --all`, once it has reached a failpoint."""
     process = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
+        COMMAND,
         "rebuild",
         "--all",
         env=os.environ | environment(ledger.settings) | {"LEDGER_FAILPOINTS": failpoint},
@@ -55,7 +54,7 @@ async def begun(ledger: Ledger, failpoint: str) -> Process:
         stderr=PIPE,
     )
     assert process.stderr
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         while b", pass 1" not in (line := await process.stderr.readline()):
             assert line, "it ended before it got there"
     return process
@@ -63,7 +62,7 @@ async def begun(ledger: Ledger, failpoint: str) -> Process:
 
 async def ended(process: Process) -> tuple[int, str, str]:
     """The status of a process that is about to end, and what it said."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()

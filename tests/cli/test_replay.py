@@ -18,13 +18,14 @@ from ledger.core.events import TYPE_OF, OrderCompleted
 from ledger.eventlog.codec import encode_recorded
 from ledger.eventlog.records import Record
 from projections.as_of import PositionBeyondHead
-from tests.harness import environment, eventually, make_ledger
+from tests.harness import DEADLINE_S, environment, eventually, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.ledger.submissions import history, opening, orders
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
+from tests.warm import COMMAND
 
-from .conftest import LEDGER, Done, Run, shell
+from .conftest import Done, Run, shell
 
 Capture = pytest.CaptureFixture[bytes]
 
@@ -159,7 +160,7 @@ async def test_following_continues_through_outages_until_it_is_stopped(
     async with open_proxy(ledger.settings.db_port) as proxy:
         with output.open("wb") as stdout:
             process = await asyncio.create_subprocess_exec(
-                *(LEDGER, "replay", "--follow"),
+                *(COMMAND, "replay", "--follow"),
                 env=os.environ | environment(ledger.settings) | {"LEDGER_DB_PORT": str(proxy.port)},
                 stdout=stdout,
                 stderr=asyncio.subprocess.PIPE,
@@ -174,7 +175,7 @@ async def test_following_continues_through_outages_until_it_is_stopped(
                     await proxy.heal()
                 await eventually(has_all, "new events are printed")
             process.send_signal(signal.SIGINT)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE_S):
                 _, err = await process.communicate()
         finally:
             if process.returncode is None:
@@ -191,7 +192,7 @@ async def test_following_ends_at_the_last_position_asked_for(
     await ledger.write(opening(), orders(1))
     following = asyncio.create_task(print_events(ledger.settings, Selection(last=7), follow=True))
     records = await ledger.write(orders(3))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_S):
         await following
     assert capfdbinary.readouterr().out.splitlines() == lines_of(records)[:7]
 

@@ -8,7 +8,6 @@ With UPDATE_DOCS=1 in the environment, what is printed otherwise is written into
 import asyncio
 import os
 import re
-import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from cli.commands.migrate import migrate
 from tests.harness import DEADLINE_S, Stack, environment, make_ledger
 from tests.private_servers import Servers
+from tests.warm import BIN
 
 from .example import fill_example
 from .parked import with_parked
@@ -111,7 +111,7 @@ def update(page: Path, typed: str, printed: str, shown: str) -> None:
 
 async def run(stack: Stack, command: str, directory: Path) -> str:
     """What a command prints, on either stream, as a terminal would show it."""
-    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
     process = await asyncio.create_subprocess_exec(
         "bash",
         "-c",
@@ -119,7 +119,7 @@ async def run(stack: Stack, command: str, directory: Path) -> str:
         cwd=directory,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env=os.environ | environment(stack.settings) | {"PATH": commands},
+        env=os.environ | environment(stack.settings) | {"PATH": path},
     )
     output, _ = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     return "\n".join(line.rstrip() for line in output.decode().splitlines())

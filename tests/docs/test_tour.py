@@ -3,12 +3,12 @@
 import asyncio
 import os
 import re
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from tests.harness import DEADLINE_S, Stack, environment, eventually
 from tests.packages import require_program
+from tests.warm import BIN, COMMAND
 
 README = Path(__file__).parents[2] / "README.md"
 UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
@@ -52,7 +52,7 @@ class Reader:
     async def _run(self, command: str) -> str:
         for printed, real in self._ids.items():
             command = command.replace(printed, real)
-        command = command.replace(".venv/bin", str(Path(sys.executable).parent))
+        command = command.replace(".venv/bin", str(BIN))
         process = await asyncio.create_subprocess_exec(
             "bash",
             "-c",
@@ -94,7 +94,7 @@ async def test_the_tour_works_as_printed(make_stack: Callable[..., Awaitable[Sta
     require_program("curl")
     stack = await make_stack()
     demo = await asyncio.create_subprocess_exec(
-        Path(sys.executable).with_name("ledger"),
+        COMMAND,
         "demo",
         env=os.environ | environment(stack.settings),
         stdout=asyncio.subprocess.DEVNULL,
