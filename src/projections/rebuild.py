@@ -34,7 +34,6 @@ from projections.table_swap import (
     find_state,
     open_shadow,
     projectors_paused,
-    set_position,
     side_table,
     swap,
 )
@@ -161,7 +160,7 @@ class Rebuild:
 
         The tables that were live are kept as old ones, so that a second undo reverts the first.
         """
-        tables = []
+        tables, results = [], []
         for view in self._views:
             old = side_table(view, OLD)
             state = await find_state(self._writing, old.name)
@@ -173,7 +172,8 @@ class Rebuild:
                     f" {view.version}: use `--undo` of the code that made it"
                 )
             tables.append(Shadow(view, old, state.position))
-        return await self._swap(tables, [_result(table) for table in tables])
+            results.append(Rebuilt(view.name, state.position, view.version, False))
+        return await self._swap(tables, results)
 
     async def drop_old(self) -> set[str]:
         """Drop old tables, and shadows that were not swapped; returns the names of both."""
@@ -200,32 +200,27 @@ class Rebuild:
             behind = target - min(shadow.position for shadow in shadows)
             if behind > 0:
                 with self._show_progress(f"loading {names}", behind) as on_progress:
-                    await self._load_all(shadows, target, on_progress)
+                    await self._load(shadows, target, on_progress)
             if behind <= NEAR_EVENTS:
                 return
 
-    async def _load_all(
+    async def _load(
         self, shadows: Sequence[Shadow], up_to: int, on_progress: OnProgress = lambda more: None
     ) -> None:
-        """Load shadows up to a position; those that are behind the others catch up first."""
-        while behind := [shadow for shadow in shadows if shadow.position < up_to]:
-            after = min(shadow.position for shadow in behind)
-            stops = [shadow.position for shadow in shadows if shadow.position > after]
-            group = [shadow for shadow in behind if shadow.position == after]
-            await self._load(group, min([up_to, *stops]), on_progress)
-
-    async def _load(self, shadows: Sequence[Shadow], up_to: int, on_progress: OnProgress) -> None:
-        """Load shadows that are at one position, in one reading of the ledger."""
+        """Load shadows up to a position, all in one reading that begins where the last one is."""
         loaders = [Loader(shadow.table) for shadow in shadows]
         uncommitted_events = 0
         # One page more is read and decoded while the database is at work on the last.
-        reader = EventReader(self._reading)
-        pages = reader.pages(shadows[0].position, up_to, with_keys=True)
+        after = min(shadow.position for shadow in shadows)
+        pages = EventReader(self._reading).pages(after, up_to, with_keys=True)
         prefetched = Prefetch((page, page.effective_events()) async for page in pages)
         async with aclosing(prefetched):
             async for page, events in prefetched:
-                for loader in loaders:
-                    await loader.add(self._writing, events)
+                for loader, shadow in zip(loaders, shadows, strict=True):
+                    newer = events
+                    if shadow.position > after:
+                        newer = [event for event in events if event.position > shadow.position]
+                    await loader.add(self._writing, newer)
                 position = page.position
                 on_progress(len(page.records))
                 uncommitted_events += len(page.records)
@@ -233,36 +228,40 @@ class Rebuild:
                     continue
                 for loader, shadow in zip(loaders, shadows, strict=True):
                     await loader.write(self._writing)
-                    await set_position(self._writing, shadow, position)
+                    await self._writing.exec_driver_sql(
+                        "UPDATE rebuilds SET position = %s WHERE name = %s",
+                        (max(position, shadow.position), shadow.table.name),
+                    )
                 await failpoint("rebuild.before-commit")
                 await self._writing.commit()
                 for shadow in shadows:
-                    shadow.position = position
-                uncommitted_events = 0
+                    shadow.position = max(position, shadow.position)
+                uncommitted_events, after = 0, position
                 await failpoint("rebuild.after-commit")
 
     async def _compare(self, shadows: Sequence[Shadow]) -> list[Rebuilt]:
         """Compare with the live views as of one position, while projectors go on."""
         async with projectors_paused(self._writing, self._all_views) as checkpoints:
-            await self._load_all(shadows, await self._target(checkpoints))
+            await self._load(shadows, await self._target(checkpoints))
             await self._reading.rollback()
             tables = [table for shadow in shadows for table in (shadow.live, shadow.table)]
             await begin_consistent_read(self._reading, tables)
         results = []
         for shadow in shadows:
-            live = checkpoints[shadow.live.name]
-            if live.version != shadow.live.version:
-                reason = f"the view was of version {live.version}"
-                results.append(_result(shadow, not_compared=reason))
-            elif live.position != shadow.position:
-                reason = f"the view was at position {live.position}"
-                results.append(_result(shadow, not_compared=reason))
+            live, checkpoint = shadow.live, checkpoints[shadow.live.name]
+            not_compared = difference = None
+            if checkpoint.version != live.version:
+                not_compared = f"the view was of version {checkpoint.version}"
+            elif checkpoint.position != shadow.position:
+                not_compared = f"the view was at position {checkpoint.position}"
             else:
-                with self._show_progress(f"comparing {shadow.live.name}", None) as on_progress:
+                with self._show_progress(f"comparing {live.name}", None) as on_progress:
                     difference = await first_difference(
-                        self._reading, shadow.live, shadow.table, on_progress
+                        self._reading, live, shadow.table, on_progress
                     )
-                results.append(_result(shadow, difference=difference))
+            results.append(
+                Rebuilt(live.name, shadow.position, live.version, False, not_compared, difference)
+            )
         await self._reading.rollback()
         return results
 
@@ -270,7 +269,7 @@ class Rebuild:
         for _ in range(SWAP_ATTEMPTS):
             await self._catch_up(shadows)
             async with projectors_paused(self._writing, self._all_views) as checkpoints:
-                await self._load_all(shadows, await self._target(checkpoints))
+                await self._load(shadows, await self._target(checkpoints))
                 await self._reading.rollback()
                 swapped = await swap(self._writing, self._reading, shadows, checkpoints)
             if swapped:
@@ -284,13 +283,6 @@ class Rebuild:
             f"a long transaction goes on reading {names}: end it, then run this again; all that is"
             " done so far is kept"
         )
-
-
-def _result(
-    shadow: Shadow, *, not_compared: str | None = None, difference: Difference | None = None
-) -> Rebuilt:
-    view = shadow.live
-    return Rebuilt(view.name, shadow.position, view.version, False, not_compared, difference)
 
 
 @asynccontextmanager

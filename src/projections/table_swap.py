@@ -21,6 +21,7 @@ from ledger.runtime.failpoints import failpoint, failpoint_after_send
 from projections.tables import (
     CHECKPOINTS,
     Checkpoint,
+    create_indexes,
     lock_swap,
     read_checkpoints,
     release_swap,
@@ -133,24 +134,9 @@ async def drop_tables(connection: AsyncConnection, *names: str) -> set[str]:
     return existing
 
 
-async def set_position(connection: AsyncConnection, shadow: Shadow, position: int) -> None:
-    """Record how far a shadow is, in the transaction that wrote its rows."""
-    await connection.exec_driver_sql(
-        "UPDATE rebuilds SET position = %s WHERE name = %s", (position, shadow.table.name)
-    )
-
-
 async def add_indexes(connection: AsyncConnection, shadow: Shadow) -> None:
     """Create the view's indexes that the shadow lacks, and take statistics."""
-    found = await connection.exec_driver_sql(
-        "SELECT DISTINCT index_name FROM information_schema.statistics"
-        " WHERE table_schema = DATABASE() AND table_name = %s",
-        (shadow.table.name,),
-    )
-    existing = set(found.scalars())
-    for index in sorted(shadow.table.table.indexes, key=lambda index: str(index.name)):
-        if index.name not in existing:
-            await connection.execute(CreateIndex(index))
+    await create_indexes(connection, shadow.table)
     # Without statistics the first queries after the swap would choose their indexes blindly.
     await connection.exec_driver_sql(f"ANALYZE TABLE {shadow.table.name}")
     await connection.commit()
@@ -187,16 +173,36 @@ async def swap(
     MariaDB 10.6) do all of it or nothing, even in a crash. It gives way, after RENAME_S, to a
     transaction that has read a view and goes on. Projectors must be paused.
     """
-    await _stage(connection, shadows, checkpoints)
-    await failpoint("rebuild.before-swap")
+    # `checkpoints_next` and `rebuilds_next` hold what is true once the tables are swapped.
+    await drop_tables(
+        connection, *(name + suffix for name in _STATE_TABLES for suffix in (_NEXT, OLD))
+    )
+    for name in _STATE_TABLES:
+        await connection.exec_driver_sql(f"CREATE TABLE {name}{_NEXT} LIKE {name}")
+        await connection.exec_driver_sql(f"INSERT INTO {name}{_NEXT} SELECT * FROM {name}")
     renames: list[tuple[str, str]] = []
     for shadow in shadows:
-        view, old = shadow.live.name, shadow.live.name + OLD
-        if shadow.table.name == old:
+        view, side, old = shadow.live.name, shadow.table.name, shadow.live.name + OLD
+        before = checkpoints[view]
+        await connection.exec_driver_sql(
+            "UPDATE checkpoints_next SET position = %s, view_version = %s WHERE name = %s",
+            (shadow.position, shadow.live.version, view),
+        )
+        await connection.exec_driver_sql(
+            "DELETE FROM rebuilds_next WHERE name IN (%s, %s)", (side, old)
+        )
+        await connection.exec_driver_sql(
+            "INSERT INTO rebuilds_next (name, position, view_version, shape)"
+            " VALUES (%s, %s, %s, '')",
+            (old, before.position, before.version),
+        )
+        if side == old:
             # Undo: the view and its old table change places, over a third name.
             renames += [(view, view + _NEXT), (old, view), (view + _NEXT, old)]
         else:
-            renames += [(view, old), (shadow.table.name, view)]
+            renames += [(view, old), (side, view)]
+    await connection.commit()
+    await failpoint("rebuild.before-swap")
     for name in _STATE_TABLES:
         renames += [(name, name + OLD), (name + _NEXT, name)]
     if not await _rename(connection, other, renames):
@@ -204,33 +210,6 @@ async def swap(
     await failpoint("rebuild.after-swap")
     await drop_tables(connection, *(name + OLD for name in _STATE_TABLES))
     return True
-
-
-async def _stage(
-    connection: AsyncConnection, shadows: Sequence[Shadow], checkpoints: dict[str, Checkpoint]
-) -> None:
-    """Create `checkpoints_next` and `rebuilds_next`: their contents once the tables are swapped."""
-    await drop_tables(
-        connection, *(name + suffix for name in _STATE_TABLES for suffix in (_NEXT, OLD))
-    )
-    for name in _STATE_TABLES:
-        await connection.exec_driver_sql(f"CREATE TABLE {name}{_NEXT} LIKE {name}")
-        await connection.exec_driver_sql(f"INSERT INTO {name}{_NEXT} SELECT * FROM {name}")
-    for shadow in shadows:
-        view, before = shadow.live, checkpoints[shadow.live.name]
-        await connection.exec_driver_sql(
-            "UPDATE checkpoints_next SET position = %s, view_version = %s WHERE name = %s",
-            (shadow.position, view.version, view.name),
-        )
-        await connection.exec_driver_sql(
-            "DELETE FROM rebuilds_next WHERE name IN (%s, %s)", (shadow.table.name, view.name + OLD)
-        )
-        await connection.exec_driver_sql(
-            "INSERT INTO rebuilds_next (name, position, view_version, shape)"
-            " VALUES (%s, %s, %s, '')",
-            (view.name + OLD, before.position, before.version),
-        )
-    await connection.commit()
 
 
 async def _rename(

@@ -63,6 +63,12 @@ async def register(connection: AsyncConnection, projections: Sequence[Projection
     )
 
 
+async def create_indexes(connection: AsyncConnection, projection: Projection[Any]) -> None:
+    """Create the indexes that a view's table lacks, while others go on writing it."""
+    for index in sorted(projection.table.indexes, key=lambda index: str(index.name)):
+        await connection.run_sync(index.create, checkfirst=True)
+
+
 async def lock_checkpoints(
     connection: AsyncConnection, projections: Sequence[Projection[Any]]
 ) -> dict[str, int]:

@@ -91,20 +91,6 @@ class TrialBalanceReader:
             on_progress(end - start)
         return JournalBalance(position, accounts)
 
-    async def first_unbalanced(self, position: int) -> int | None:
-        """The first position up to this one where debits and credits differ."""
-        for start in range(0, position, STEP):
-            rows = await self._rows(
-                "SELECT position FROM journal WHERE position > %s AND position <= %s"
-                " GROUP BY position, unit HAVING SUM(debit) <> SUM(credit)"
-                " ORDER BY position LIMIT 1",
-                start,
-                min(start + STEP, position),
-            )
-            if rows:
-                return int(rows[0][0])
-        return None
-
     async def _sums(self, after: int, up_to: int) -> Accounts:
         if after in self._steps and up_to == after + STEP:
             return self._steps[after]

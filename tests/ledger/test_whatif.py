@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 from msgspec import structs
 
-from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
+from ledger.audit.whatif import ProductTallies, Tally, WhatIf
 from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.records import Record
@@ -22,7 +22,12 @@ HALF = Rules(0, (), Decimal("0.5"))
 
 
 def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> list[ProductTallies]:
-    """What would have come of a ledger, read page by page."""
+    """What would have come of a ledger, product by product."""
+    return compared(records, rules, page).products()
+
+
+def compared(records: Sequence[Record], rules: Rules, page: int = 10_000) -> WhatIf:
+    """A comparison over a whole ledger, read page by page."""
     whatif = WhatIf(rules)
     after, limit = 0, page
     while after < len(records):
@@ -36,7 +41,7 @@ def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> lis
         placed = {record.stream_id for record in found if record.type == "order.placed"}
         whatif.decide(found, {key: last[key] for key in placed & last.keys()})
         after, limit = after + len(found), page
-    return whatif.products()
+    return whatif
 
 
 def of(product_id: object, products: list[ProductTallies]) -> ProductTallies:
@@ -67,7 +72,8 @@ def test_what_was_decided_is_counted_from_the_record() -> None:
         [event_of(cancel(first)), event_of(cancel(first)), event_of(order(1, uuid4(), of=INK))],
         [event_of(order(1, uuid4(), of=uuid4())), event_of(order(1, uuid4(), by=uuid4()))],
     )
-    products = supposed(records, TWICE)
+    whatif = compared(records, TWICE)
+    products = whatif.products()
     pen = of(PEN, products)
     assert (pen.name, pen.decided) == (
         "pen",
@@ -75,7 +81,7 @@ def test_what_was_decided_is_counted_from_the_record() -> None:
     )
     assert of(None, products).decided == Tally(failed={"UNKNOWN_PRODUCT": 1})
     assert of(INK, products).decided == Tally(1, 0, {}, 1, 500)
-    assert total(each.decided for each in products) == Tally(
+    assert whatif.decided == Tally(
         3,
         1,
         {"INSUFFICIENT_STOCK": 1, "UNKNOWN_CUSTOMER": 1, "UNKNOWN_PRODUCT": 1},

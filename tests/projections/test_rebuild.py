@@ -192,6 +192,21 @@ async def test_a_rebuild_goes_on_where_another_stopped(
     assert await all_live(projected) == await all_replayed(projected)
 
 
+async def test_a_shadow_ahead_of_the_others_applies_no_event_twice(projected: Ledger) -> None:
+    await damage(projected, ORDERS, "changed")
+    await damage(projected, STOCK, "changed")
+    await rebuilt(projected, "orders")
+    await projected.write(orders(3))
+    async with projected.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    await rebuilt(projected, "stock")
+    await projected.write(orders(3))
+    async with projected.connection("projector") as connection:
+        await advance_to_the_end(connection)
+    assert all(outcome.swapped for outcome in await rebuilt(projected, repair=True))
+    assert await all_live(projected) == await all_replayed(projected)
+
+
 async def test_a_shadow_of_another_version_or_shape_is_begun_again(projected: Ledger) -> None:
     for change in ("view_version = 7", "shape = 'other'"):
         await damage(projected, ORDERS, "changed")

@@ -1,6 +1,5 @@
 """`ledger balance`: the trial balance of the journal."""
 
-from collections.abc import Callable
 from typing import Final, get_args
 
 from rich.table import Table
@@ -14,21 +13,14 @@ from projections.trial_balance import JournalBalance, JournalBehind, Sums, Trial
 from projections.views.journal import Unit
 
 TIMEOUT_S: Final = 60.0
-UNITS: Final[dict[Unit, tuple[str, Callable[[int], str]]]] = {
-    "minor": ("money", to_amount),
-    "units": ("units", str),
-}
 
 
 def balance(
-    position: AsOfPosition = None,
-    time: AsOfTime = None,
-    *,
-    as_json: console.AsJson = False,
+    position: AsOfPosition = None, time: AsOfTime = None, as_json: console.AsJson = False
 ) -> None:
     """Run `ledger balance`."""
     as_of = parse_as_of(position, time)
-    trial_balance, unbalanced_at = console.run(_read(console.read_settings(), as_of))
+    trial_balance = console.run(_read(console.read_settings(), as_of))
     if as_json:
         # For programs: integers, money in minor units.
         accounts = trial_balance.accounts.items()
@@ -46,16 +38,12 @@ def balance(
         console.print_json(report)
     else:
         console.out.print(_table(trial_balance))
-    if unbalanced_at is not None:
-        message = f"the journal does not balance, first at position {unbalanced_at}"
-        console.fail(f"{message}: `ledger verify`")
+    if not trial_balance.balanced:
+        console.fail("the journal does not balance: `ledger verify` says where it differs first")
 
 
-async def _read(settings: Settings, as_of: AsOf) -> tuple[JournalBalance, int | None]:
-    """The trial balance, and the first position that is out of balance, if one is.
-
-    Raises PositionBeyondHead, JournalBehind and ViewsUnavailable.
-    """
+async def _read(settings: Settings, as_of: AsOf) -> JournalBalance:
+    """The trial balance; raises PositionBeyondHead, JournalBehind and ViewsUnavailable."""
     async with connections.engine(
         settings, "projector", read_timeout_s=TIMEOUT_S, autocommit=True
     ) as engine:
@@ -70,9 +58,7 @@ async def _read(settings: Settings, as_of: AsOf) -> tuple[JournalBalance, int | 
                 " is `ledger projector` running?"
             )
         with console.progress("adding up", position) as advance:
-            trial_balance = await reader.balance(position, advance)
-        unbalanced_at = None if trial_balance.balanced else await reader.first_unbalanced(position)
-    return trial_balance, unbalanced_at
+            return await reader.balance(position, advance)
 
 
 def _table(trial_balance: JournalBalance) -> Table:
@@ -83,7 +69,8 @@ def _table(trial_balance: JournalBalance) -> Table:
         table.add_column(heading)
     for heading in ("debit", "credit", "balance"):
         table.add_column(heading, justify="right")
-    for unit, (unit_name, text) in UNITS.items():
+    for unit in get_args(Unit):
+        unit_name, text = ("money", to_amount) if unit == "minor" else ("units", str)
         rows = trial_balance.of(unit) | {"total": trial_balance.total(unit)}
         for account, sums in rows.items():
             numbers = (sums.debit, sums.credit, sums.balance)

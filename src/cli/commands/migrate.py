@@ -11,7 +11,7 @@ from ledger.eventlog.migrations import upgrade
 from ledger.messaging import topology
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
 from ledger.runtime.database import refuse_unsafe
-from projections.tables import read_checkpoints, register
+from projections.tables import create_indexes, read_checkpoints, register
 from projections.views.projection import METADATA, LineProjection, Projection
 from projections.views.registry import PROJECTIONS
 
@@ -76,10 +76,8 @@ async def migrate(settings: Settings) -> None:
         for view in PROJECTIONS:
             # `ledger rebuild` makes views of another version anew, with their indexes.
             if checkpoints[view.name].version == view.version:
-                # Tables that an earlier release made may miss some. The database adds an index
-                # while projectors go on writing.
-                for index in sorted(view.table.indexes, key=lambda index: str(index.name)):
-                    await connection.run_sync(index.create, checkfirst=True)
+                # Tables that an earlier release made may miss some.
+                await create_indexes(connection, view)
         await _create_accounts(connection, settings)
     async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):

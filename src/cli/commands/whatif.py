@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -14,7 +15,7 @@ from rich.text import Text
 
 from cli import connections, console
 from cli.settings import Settings
-from ledger.audit.whatif import ProductTallies, Tally, WhatIf, total
+from ledger.audit.whatif import ProductTallies, Tally, WhatIf
 from ledger.core.events import TYPE_OF, OrderPlaced
 from ledger.core.pricing import Rules, Tier, to_amount
 from ledger.eventlog.reader import EventReader
@@ -86,18 +87,18 @@ def whatif(
     decided, other = report.decided, report.whatif
     headers = ("decided", "what if", "change")
     table = Table("", *(Column(name, justify="right") for name in headers), box=None)
-    table.add_row("orders completed", *_counts(decided.completed, other.completed))
+    table.add_row("orders completed", *_compared(decided.completed, other.completed))
     for reason in sorted(decided.failed.keys() | other.failed.keys()):
-        table.add_row(f"failed, {reason}", *_counts(decided.failed[reason], other.failed[reason]))
-    table.add_row("cancelled", *_counts(decided.cancelled, other.cancelled))
-    table.add_row("units sold", *_counts(decided.units, other.units))
-    table.add_row("revenue", *_amounts(decided.revenue_minor, other.revenue_minor))
+        table.add_row(f"failed, {reason}", *_compared(decided.failed[reason], other.failed[reason]))
+    table.add_row("cancelled", *_compared(decided.cancelled, other.cancelled))
+    table.add_row("units sold", *_compared(decided.units, other.units))
+    table.add_row("revenue", *_compared(decided.revenue_minor, other.revenue_minor, to_amount))
     console.out.print(table)
     columns = ("units", "what if", "revenue", "what if", "change")
     table = Table("product", *(Column(name, justify="right") for name in columns), box=None)
     for product in report.products[:MAX_PRODUCTS]:
         units = f"{product.decided.units}", f"{product.whatif.units}"
-        revenue = _amounts(product.decided.revenue_minor, product.whatif.revenue_minor)
+        revenue = _compared(product.decided.revenue_minor, product.whatif.revenue_minor, to_amount)
         table.add_row(Text(product.name or "not listed"), *units, *revenue)
     console.out.print(table)
     if len(report.products) > MAX_PRODUCTS:
@@ -107,16 +108,11 @@ def whatif(
 
 def load_rules(path: Path) -> Rules:
     """The rules in a TOML or JSON file; raises BadRules, naming the field and what it must be."""
+    loads = {".toml": tomllib.loads, ".json": json.loads}.get(path.suffix)
+    if loads is None:
+        raise BadRules(f"{path} must be a file whose name ends in .toml or .json")
     try:
-        text = path.read_text()
-        match path.suffix:
-            case ".toml":
-                content = tomllib.loads(text, parse_float=Decimal)
-            case ".json":
-                content = json.loads(text, parse_float=Decimal)
-            case _:
-                raise BadRules(f"{path} must be a file whose name ends in .toml or .json")
-        form = RulesForm.model_validate(content)
+        form = RulesForm.model_validate(loads(path.read_text(), parse_float=Decimal))
     except (OSError, UnicodeDecodeError) as error:
         raise BadRules(f"can't read {path}: {error}") from error
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
@@ -147,21 +143,10 @@ async def _compare(settings: Settings, rules: Rules) -> WhatIfReport:
                 last_positions = await reader.last_positions(placed, page.position)
                 comparison.decide(page.records, last_positions)
                 advance(len(page.records))
-    products = comparison.products()
-    return WhatIfReport(
-        head.position,
-        total(product.decided for product in products),
-        total(product.whatif for product in products),
-        products,
-    )
+    return WhatIfReport(head.position, comparison.decided, comparison.whatif, comparison.products())
 
 
-def _counts(decided: int, whatif: int) -> tuple[str, str, str]:
-    return f"{decided}", f"{whatif}", f"{whatif - decided:+d}" if whatif != decided else ""
-
-
-def _amounts(decided_minor: int, whatif_minor: int) -> tuple[str, str, str]:
-    difference_minor = whatif_minor - decided_minor
-    sign = "+" if difference_minor > 0 else ""
-    change = sign + to_amount(difference_minor) if difference_minor else ""
-    return to_amount(decided_minor), to_amount(whatif_minor), change
+def _compared(decided: int, whatif: int, text: Callable[[int], str] = str) -> tuple[str, str, str]:
+    change = whatif - decided
+    sign = "+" if change > 0 else ""
+    return text(decided), text(whatif), sign + text(change) if change else ""

@@ -49,14 +49,6 @@ class Tally(Struct):
             case OrderFailed():
                 self.failed[event.reason] += 1
 
-    def add(self, other: "Tally") -> None:
-        """Add the counts of another tally."""
-        self.completed += other.completed
-        self.cancelled += other.cancelled
-        self.failed.update(other.failed)
-        self.units += other.units
-        self.revenue_minor += other.revenue_minor
-
 
 # By product; None stands for the products that nobody listed.
 Tallies = dict[UUID | None, Tally]
@@ -77,12 +69,16 @@ class ProductTallies(Struct, frozen=True):
 
 
 class WhatIf:
-    """Decides the submitted events by other rules, page after page of whole atomic batches."""
+    """Decides the submitted events by other rules, page after page of whole atomic batches.
+
+    `decided` and `whatif` count the outcomes of all orders.
+    """
 
     def __init__(self, rules: Rules) -> None:
         self._fold = Fold(rules=rules)
         self._awaited: dict[UUID, int] = {}
         self._names: dict[UUID | None, str] = {}
+        self.decided, self.whatif = Tally(), Tally()
         self._decided: Tallies = {}
         self._whatif: Tallies = {}
 
@@ -99,8 +95,8 @@ class WhatIf:
                     event.stream_id in self._fold.products
                 ):
                     self._names.setdefault(event.stream_id, event.payload.name)
-                self._count(self._whatif, event, verdict)
-                self._count(self._decided, event, map(payload_of, decision.decided))
+                self._count(self.whatif, self._whatif, event, verdict)
+                self._count(self.decided, self._decided, event, map(payload_of, decision.decided))
         # Orders that come up again are kept, and no others: they would fill the memory.
         self._awaited |= {UUID(bytes=stream_id): last for stream_id, last in later.items()}
         self._awaited = {
@@ -109,7 +105,9 @@ class WhatIf:
         orders = self._fold.orders
         self._fold.orders = {key: orders[key] for key in self._awaited if key in orders}
 
-    def _count(self, tallies: Tallies, event: Submitted, payloads: Iterable[AnyPayload]) -> None:
+    def _count(
+        self, total: Tally, tallies: Tallies, event: Submitted, payloads: Iterable[AnyPayload]
+    ) -> None:
         for payload in payloads:
             if isinstance(payload, Counted):
                 # A failure names no product: its order does.
@@ -117,6 +115,7 @@ class WhatIf:
                 product_id = getattr(named, "product_id", None)
                 listed = product_id if product_id in self._names else None
                 tallies.setdefault(listed, Tally()).count(payload)
+                total.count(payload)
 
     def products(self) -> list[ProductTallies]:
         """Products with at least one decided order, largest revenue change first."""
@@ -130,11 +129,3 @@ class WhatIf:
             for key in self._decided.keys() | self._whatif.keys()
         ]
         return sorted(products, key=lambda p: (-abs(p.gain_minor), str(p.product_id)))
-
-
-def total(tallies: Iterable[Tally]) -> Tally:
-    """The sum of tallies."""
-    sum_ = Tally()
-    for tally in tallies:
-        sum_.add(tally)
-    return sum_
