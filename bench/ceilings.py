@@ -25,7 +25,7 @@ from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import EMPTY, Record, Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import IN_FLIGHT
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, free_port
 
@@ -65,7 +65,7 @@ async def publishing(system: System, group_events: int) -> float:
     """Events a second through confirmed publishes of groups, as many in flight as the API has."""
     url = system.settings.amqp_url("api")
     body = encode_group(encode_submitted(event, "/bench") for event in history(group_events))
-    async with open_channel(url, "bench", confirms=True) as channel:
+    async with Connection(url, "bench").channel(confirms=True) as channel:
         exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
         end = time.perf_counter() + MEASURED_S
         sent = await asyncio.gather(*(_publish(exchange, body, end) for _ in range(IN_FLIGHT)))
@@ -85,7 +85,7 @@ async def _publish(exchange: AbstractExchange, body: bytes, end: float) -> int:
 async def purge(system: System) -> None:
     """Empty the inbox."""
     url = system.settings.amqp_url("migrate")
-    async with open_channel(url, "bench", confirms=False) as channel:
+    async with Connection(url, "bench").channel(confirms=False) as channel:
         await (await channel.declare_queue(INBOX, passive=True)).purge()
 
 

@@ -20,7 +20,7 @@ from ledger.core.decider import CustomerState, ProductState
 from ledger.core.fold import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import encode_group, encode_submitted
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from tests.harness import environment, eventually
 
@@ -51,7 +51,7 @@ async def fill_inbox(system: System, submitted: int) -> None:
     """Put a made-up history into the inbox."""
     events = history(submitted)
     url = system.settings.amqp_url("api")
-    async with open_channel(url, "bench", confirms=True) as channel:
+    async with Connection(url, "bench").channel(confirms=True) as channel:
         exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
         for first in range(0, submitted, GROUP_EVENTS):
             group = events[first : first + GROUP_EVENTS]

@@ -23,7 +23,7 @@ from cli.localstack.secrets import PERMISSIONS, read_secret
 from cli.localstack.supervisor import LEDGER, MARK
 from cli.settings import Settings
 from ledger.messaging import topology
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from projections.views.projection import METADATA
 from tests.private_servers import RUNNING, Servers
 
@@ -72,7 +72,9 @@ async def make_ledger(servers: Servers, **changes: object) -> Settings:
         create_database(settings, _migrations.get(key, [])), make_vhost(servers, name)
     )
     if key in _migrations:
-        async with open_channel(settings.amqp_url("migrate"), "tests", confirms=False) as channel:
+        async with Connection(settings.amqp_url("migrate"), "tests").channel(
+            confirms=False
+        ) as channel:
             await topology.declare(channel, settings.inbox_max_length)
     else:
         with _recorded_changes(name) as changes_made:

@@ -14,7 +14,7 @@ from aio_pika.abc import AbstractIncomingMessage
 
 from ledger.eventlog.codec import decode_recorded, encode_group, encode_submitted, origin_of
 from ledger.eventlog.records import Record, Submitted
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel, subscribe
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection, subscribe
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from tests.faults.fault import add
 from tests.faults.world import World
@@ -92,7 +92,7 @@ async def captured(world: World) -> AsyncIterator[deque[bytes]]:
         messages.append(message.body)
 
     url = world.settings.amqp_url("migrate")
-    async with open_channel(url, "faults", confirms=False) as channel:
+    async with Connection(url, "faults").channel(confirms=False) as channel:
         await subscribe(channel, "faults", SUBMITTED_EXCHANGE, hear, MAX_CAPTURED)
         yield messages
 

@@ -12,7 +12,7 @@ from typing import Final, get_args
 from aio_pika.abc import AbstractIncomingMessage
 
 from ledger.messaging.consumer import PREFETCH
-from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
+from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection
 from ledger.messaging.topology import INBOX
 from ledger.runtime import failpoints
 from tests.faults.fault import Inject, add
@@ -166,7 +166,7 @@ async def crashes_in_a_row(world: World, chance: Random, _: float) -> None:
     url = world.settings.amqp_url("writer")
     for _ in range(CRASHES):
         try:
-            async with open_channel(url, "crashing", confirms=False) as channel:
+            async with Connection(url, "crashing").channel(confirms=False) as channel:
                 await channel.set_qos(prefetch_count=PREFETCH)
                 queue = await channel.declare_queue(INBOX, passive=True)
                 got: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()

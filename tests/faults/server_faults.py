@@ -11,7 +11,7 @@ from aio_pika.abc import AbstractChannel
 
 from cli.localstack.secrets import PERMISSIONS
 from ledger.messaging import topology
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX
 from ledger.runtime.database import DATABASE_ERRORS
 from tests.faults.fault import Inject, add
@@ -112,7 +112,7 @@ async def emptied(world: World) -> AsyncIterator[AbstractChannel]:
 async def administration(world: World) -> AsyncIterator[AbstractChannel]:
     """A channel of the account that may do everything."""
     url = world.settings.amqp_url("migrate")
-    async with open_channel(url, "faults", confirms=False) as channel:
+    async with Connection(url, "faults").channel(confirms=False) as channel:
         yield channel
 
 

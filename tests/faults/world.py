@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from cli.localstack.ports import RANGE, is_free
 from cli.localstack.supervisor import LEDGER
 from cli.settings import Settings
-from ledger.messaging.rabbitmq import BROKER_ERRORS, open_channel
+from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection
 from ledger.messaging.topology import INBOX, PARKING
 from tests.faults.history import History
 from tests.faults.workload import Clients
@@ -251,7 +251,10 @@ class World:
     async def _broker_works(self) -> bool:
         url = self.settings.amqp_url("migrate")
         try:
-            async with asyncio.timeout(10), open_channel(url, "heal", confirms=False) as channel:
+            async with (
+                asyncio.timeout(10),
+                Connection(url, "heal").channel(confirms=False) as channel,
+            ):
                 await channel.get_exchange("amq.fanout")
         except BROKER_ERRORS:
             return False

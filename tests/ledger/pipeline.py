@@ -17,7 +17,7 @@ from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Store
 from ledger.messaging.consumer import PREFETCH, open_inbox
 from ledger.messaging.publisher import Publisher
-from ledger.messaging.rabbitmq import Connection, Notifier, open_channel
+from ledger.messaging.rabbitmq import Connection, Notifier
 from ledger.messaging.topology import (
     ANNOUNCED_EXCHANGE,
     INBOX,
@@ -155,13 +155,15 @@ class Ledger:
 
     async def depth(self, queue: str) -> int:
         """How many messages wait in a queue, deliveries that are not acked left out."""
-        async with open_channel(self.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+        async with Connection(self.settings.amqp_url("migrate"), "t").channel(
+            confirms=False
+        ) as channel:
             found = await channel.declare_queue(queue, passive=True)
             return found.declaration_result.message_count or 0
 
     async def put(self, *bodies: bytes) -> None:
         """Put messages into the inbox just as they are."""
-        async with open_channel(self.settings.amqp_url("api"), "t", confirms=True) as channel:
+        async with Connection(self.settings.amqp_url("api"), "t").channel(confirms=True) as channel:
             exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
             for body in bodies:
                 message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
@@ -181,7 +183,9 @@ class Ledger:
     async def _parked(self) -> list[tuple[bytes, str]]:
         """What is parked."""
         found = []
-        async with open_channel(self.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+        async with Connection(self.settings.amqp_url("migrate"), "t").channel(
+            confirms=False
+        ) as channel:
             queue = await channel.declare_queue(PARKING, passive=True)
             while message := await queue.get(fail=False):
                 found.append((message.body, str(message.headers["x-reason"])))

@@ -9,7 +9,7 @@ from aio_pika import Message
 from ledger.eventlog.codec import MAX_REJECTED, Rejected, encode_group, encode_submitted
 from ledger.messaging import parking
 from ledger.messaging.parking import Parked, ParkingBusy, describe, id_of, open_parking, park
-from ledger.messaging.rabbitmq import Connection, open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE
 from tests.harness import eventually
 
@@ -202,7 +202,7 @@ async def test_messages_held_by_another_consumer_are_an_error_and_not_missed(
     url = ledger.settings.amqp_url("migrate")
     async with (
         open_parking(url, "t") as queue,
-        open_channel(url, "stranger", confirms=False) as channel,
+        Connection(url, "stranger").channel(confirms=False) as channel,
     ):
         strange = await channel.declare_queue(PARKING, passive=True)
         await strange.get()
@@ -213,7 +213,9 @@ async def test_messages_held_by_another_consumer_are_an_error_and_not_missed(
 async def test_a_message_dead_lettered_by_the_broker_has_its_reason(ledger: Ledger) -> None:
     body = group_of(opening())
     await ledger.put(body)
-    async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+    async with Connection(ledger.settings.amqp_url("migrate"), "t").channel(
+        confirms=False
+    ) as channel:
         inbox = await channel.declare_queue(INBOX, passive=True)
         deliveries = asyncio.Queue()
         await inbox.consume(deliveries.put)
@@ -232,7 +234,9 @@ async def ledger_has_parked(ledger: Ledger, count: int) -> None:
 
 
 async def test_a_message_without_headers_has_an_id_and_no_reason(ledger: Ledger) -> None:
-    async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=True) as channel:
+    async with Connection(ledger.settings.amqp_url("migrate"), "t").channel(
+        confirms=True
+    ) as channel:
         exchange = await channel.get_exchange(PARKING_EXCHANGE)
         await exchange.publish(Message(b"?", message_id="mine"), "")
     (message,) = await read(ledger)

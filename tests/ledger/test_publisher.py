@@ -16,7 +16,7 @@ from ledger.messaging.publisher import (
     InboxUnavailable,
     Publisher,
 )
-from ledger.messaging.rabbitmq import Connection, open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, make_ledger
 from tests.private_servers import Servers
@@ -128,7 +128,9 @@ async def test_events_are_recorded_in_the_order_of_their_submission(
 async def test_a_submission_is_refused_when_no_queue_is_bound(
     ledger: Ledger, publisher: Publisher
 ) -> None:
-    async with open_channel(ledger.settings.amqp_url("migrate"), "t", confirms=False) as channel:
+    async with Connection(ledger.settings.amqp_url("migrate"), "t").channel(
+        confirms=False
+    ) as channel:
         queue = await channel.declare_queue(INBOX, passive=True)
         await queue.unbind(SUBMITTED_EXCHANGE)
         with pytest.raises(InboxUnavailable, match="no queue is bound"):

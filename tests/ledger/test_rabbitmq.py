@@ -7,7 +7,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, open_channel, until_closed
+from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, until_closed
 from ledger.messaging.topology import INBOX
 from tests.harness import eventually
 from tests.proxy import Proxy, open_proxy
@@ -108,5 +108,5 @@ async def test_all_users_have_a_channel_again_after_the_connection_broke(
 async def test_a_broker_that_is_away_is_an_error_of_the_broker(ledger: Ledger) -> None:
     url = ledger.settings.amqp_url("api").replace(f":{ledger.settings.amqp_port}", ":1")
     with pytest.raises(BROKER_ERRORS):
-        async with open_channel(url, "t", confirms=False):
+        async with Connection(url, "t").channel(confirms=False):
             pytest.fail("there is no broker")

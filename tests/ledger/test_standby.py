@@ -15,7 +15,7 @@ from ledger.eventlog.records import Submitted
 from ledger.eventlog.snapshots import LedgerState
 from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.publisher import Publisher
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
@@ -97,7 +97,7 @@ async def test_two_writers_that_both_get_messages_append_each_event_once(
     ledger: Ledger, servers: Servers
 ) -> None:
     url = ledger.settings.amqp_url("migrate")
-    async with open_channel(url, "t", confirms=False) as channel:
+    async with Connection(url, "t").channel(confirms=False) as channel:
         await feed_every_consumer(channel)
     await ledger.write(opening())
     events = orders(60)

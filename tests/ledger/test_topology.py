@@ -9,7 +9,7 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused
 
 from ledger.messaging import topology
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import (
     ACCEPTED_EXCHANGE,
     ANNOUNCED_EXCHANGE,
@@ -27,14 +27,14 @@ from .submissions import opening
 async def test_declaring_twice_changes_nothing_and_loses_nothing(ledger: Ledger) -> None:
     await ledger.put_events(opening())
     url = ledger.settings.amqp_url("migrate")
-    async with open_channel(url, "t", confirms=False) as channel:
+    async with Connection(url, "t").channel(confirms=False) as channel:
         await topology.declare(channel, ledger.settings.inbox_max_length)
     assert len(await ledger.waiting()) == 1
 
 
 async def test_a_queue_with_other_arguments_is_an_error(ledger: Ledger) -> None:
     url = ledger.settings.amqp_url("migrate")
-    async with open_channel(url, "t", confirms=False) as channel:
+    async with Connection(url, "t").channel(confirms=False) as channel:
         with pytest.raises(ChannelPreconditionFailed):
             await topology.declare(channel, ledger.settings.inbox_max_length + 1)
 
@@ -82,7 +82,9 @@ async def is_permitted(
     ledger: Ledger, role: str, act: Callable[[AbstractChannel], Awaitable[None]]
 ) -> bool:
     try:
-        async with open_channel(ledger.settings.amqp_url(role), "t", confirms=True) as channel:
+        async with Connection(ledger.settings.amqp_url(role), "t").channel(
+            confirms=True
+        ) as channel:
             await act(channel)
     except ChannelAccessRefused:
         return False

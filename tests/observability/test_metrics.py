@@ -14,7 +14,7 @@ from cli.settings import BadSettings
 from ledger.core.events import CustomerRegistered
 from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime.metrics import registry_of
 from ledger.runtime.timestamps import now_us
@@ -42,7 +42,7 @@ class Growth:
 
 async def publish(stack: Stack, body: bytes) -> None:
     """Publish a message to the inbox, be it valid or not."""
-    async with open_channel(stack.settings.amqp_url("api"), "test", confirms=True) as channel:
+    async with Connection(stack.settings.amqp_url("api"), "test").channel(confirms=True) as channel:
         exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
         await exchange.publish(Message(body), routing_key="")
 

@@ -9,7 +9,7 @@ from aio_pika import Message
 
 from cli.settings import Settings
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import Connection, open_channel
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
 from projections.announcements import Announcement, Announcements, Outcome, encode_announcement
 from projections.projector import POLL_S, project_next_batch
@@ -142,7 +142,7 @@ async def test_announcements_of_one_projector_follow_each_other(
 
 async def say(ledger: Ledger, *announcements: Announcement | bytes) -> None:
     url = ledger.settings.amqp_url("projector")
-    async with open_channel(url, "t", confirms=True) as channel:
+    async with Connection(url, "t").channel(confirms=True) as channel:
         exchange = await channel.get_exchange(ANNOUNCED_EXCHANGE)
         for each in announcements:
             body = each if isinstance(each, bytes) else encode_announcement(each)

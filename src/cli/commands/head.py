@@ -4,6 +4,7 @@
 signature is Ed25519 (RFC 8032) over a text that names what is signed.
 """
 
+import os
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from cli import connections, console
 from cli.settings import Settings
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import GENESIS_HASH, VerificationFailed
-from ledger.runtime.files import read_secret, write_atomically, write_secret
+from ledger.runtime.files import write_atomically
 from ledger.runtime.timestamps import format_rfc3339, from_us
 
 _PURPOSE: Final = b"order-ledger head 1\n"
@@ -119,14 +120,19 @@ def make_signing_keys(path: Path) -> None:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     with _raising_bad_file("write", path):
-        write_secret(path, private)
+        # Readable by its owner alone, and never in the place of another one.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(private)
         write_atomically(path.with_name(f"{path.name}.pub"), public)
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:
     """The private key in a file that only its owner may read; raises BadFile."""
     with _raising_bad_file("read", path):
-        pem = read_secret(path)
+        if path.stat().st_mode & 0o077:
+            raise PermissionError(f"others may read {path}: chmod 600 {path}")
+        pem = path.read_bytes()
     try:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -9,7 +9,7 @@ from cli import connections, console
 from cli.settings import Settings
 from ledger.eventlog.migrations import upgrade
 from ledger.messaging import topology
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.runtime.database import refuse_unsafe
 from projections.tables import create_indexes, read_checkpoints, register
 from projections.views.projection import METADATA, LineProjection, Projection
@@ -79,7 +79,9 @@ async def migrate(settings: Settings) -> None:
                 # Tables that an earlier release made may miss some.
                 await create_indexes(connection, view)
         await _create_accounts(connection, settings)
-    async with open_channel(settings.amqp_url("migrate"), "migrate", confirms=False) as channel:
+    async with Connection(settings.amqp_url("migrate"), "migrate").channel(
+        confirms=False
+    ) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await topology.declare(channel, settings.inbox_max_length)
 

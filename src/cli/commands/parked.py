@@ -49,7 +49,7 @@ from ledger.messaging.parking import (
     refuse_too_large,
 )
 from ledger.messaging.publisher import publish
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.timestamps import format_rfc3339
@@ -123,7 +123,9 @@ def show_parked(
         typer.echo(stored_body, nl=False)
         return
     body = stored_body or b""
-    text = _as_text(body)
+    text: str | None = None
+    with suppress(UnicodeDecodeError):
+        text = body.decode()
     events, _ = decode_parked(body, message.whole)
     if as_json:
         shown_events = [
@@ -263,15 +265,6 @@ def _count(messages: int, copies: int) -> str:
     return text if copies == messages else f"{text} ({copies} copies)"
 
 
-def _as_text(body: bytes) -> str | None:
-    """The body as text; None if it is something else."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        return None
-    return text if all(char.isprintable() or char in "\t\r\n" for char in text) else None
-
-
 def _print_messages(target: Console, messages: Sequence[Parked]) -> None:
     columns = ("id", "parked", "copies", "bytes", "now", "reason")
     rows = []
@@ -390,7 +383,7 @@ async def remove(
         if action == "resubmitted":
             # Not on the queue's connection: a broker in need stops reading from who publishes.
             channel = await stack.enter_async_context(
-                open_channel(url, f"{CONNECTION_NAME}-publisher", confirms=True)
+                Connection(url, f"{CONNECTION_NAME}-publisher").channel(confirms=True)
             )
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 inbox = await channel.get_exchange(SUBMITTED_EXCHANGE)

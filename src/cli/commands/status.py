@@ -10,7 +10,7 @@ from cli import connections, console
 from cli.settings import Settings
 from ledger.eventlog.reader import EventReader
 from ledger.messaging.consumer import PREFETCH
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, open_channel
+from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import INBOX, PARKING
 from projections.views.registry import PROJECTIONS
 
@@ -84,7 +84,7 @@ async def read_status(settings: Settings) -> LedgerStatus:
         )
         checkpoints: Any = result.all()
         head = await EventReader(connection).head()
-    async with open_channel(settings.amqp_url("api"), "status", confirms=False) as channel:
+    async with Connection(settings.amqp_url("api"), "status").channel(confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             inbox = (await channel.declare_queue(INBOX, passive=True)).declaration_result
             parking = (await channel.declare_queue(PARKING, passive=True)).declaration_result

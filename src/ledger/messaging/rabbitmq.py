@@ -119,13 +119,6 @@ class Connection:
             log.debug("%s: closing a broken connection: %r", self.name, error)
 
 
-@asynccontextmanager
-async def open_channel(url: str, name: str, *, confirms: bool) -> AsyncIterator[AbstractChannel]:
-    """A channel on a connection of its own, for one errand; raises one of BROKER_ERRORS."""
-    async with Connection(url, name).channel(confirms=confirms) as channel:
-        yield channel
-
-
 async def until_closed(channel: AbstractChannel) -> None:
     """Wait for the channel's end, whoever brings it about; raises ConnectionError then."""
     await channel.closed()

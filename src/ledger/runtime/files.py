@@ -1,4 +1,4 @@
-"""Small files that commands write: whole after a crash, or readable by their owner alone."""
+"""Small files that commands write, whole after a crash."""
 
 import os
 from pathlib import Path
@@ -23,17 +23,3 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o666) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-
-
-def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read; raises FileExistsError rather than replace one."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-
-
-def read_secret(path: Path) -> bytes:
-    """Read such a file; raises PermissionError where others may read it, too."""
-    if path.stat().st_mode & 0o077:
-        raise PermissionError(f"others may read {path}: chmod 600 {path}")
-    return path.read_bytes()
