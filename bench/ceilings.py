@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from bench.history import Shop
 from bench.loads import closed
 from bench.system import System
-from ledger.core.fold import Fold
+from ledger.core.decider import Fold
 from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys

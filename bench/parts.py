@@ -16,8 +16,7 @@ from bench.ceilings import history
 from bench.fill import fill
 from bench.history import Shop
 from bench.system import ENOUGH_MINOR, System, WrongResult
-from ledger.core.decider import CustomerState, ProductState
-from ledger.core.fold import Fold
+from ledger.core.decider import CustomerState, Fold, ProductState
 from ledger.eventlog import snapshots
 from ledger.eventlog.codec import encode_group, encode_submitted
 from ledger.messaging.rabbitmq import Connection

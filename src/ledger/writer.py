@@ -22,7 +22,7 @@ from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import LedgerDamaged, Record, Submitted
 from ledger.eventlog.snapshots import LedgerState, Snapshot, catch_up, load
 from ledger.eventlog.store import Fenced, Store
-from ledger.messaging.consumer import Inbox, InboxBatch, open_inbox
+from ledger.messaging.consumer import Inbox, open_inbox
 from ledger.messaging.parking import park
 from ledger.messaging.rabbitmq import BROKER_ERRORS, Connection, Notifier
 from ledger.runtime import tracing
@@ -227,7 +227,20 @@ class Writer:
                 EPOCH.set(state.head.epoch)
                 leading = True
             began = time.monotonic()
-            await self._process_batch(connection, state, batch, inbox)
+            await park(self._publishing, batch.rejected)
+            new_events = await append_new(connection, state, batch.events, self._now_us())
+            await failpoint("writer.after-commit")
+            await inbox.ack(batch)
+            await failpoint("writer.after-ack")
+            if new_events:
+                self._notifier.notify(str(state.head.position).encode())
+                self.progress.commits += 1
+            self.progress.messages += batch.messages
+            self.progress.duplicates += len(batch.events) - new_events
+            self.progress.parked += len(batch.rejected)
+            DUPLICATES.inc(len(batch.events) - new_events)
+            PARKED.inc(len(batch.rejected))
+            self._snapshot_when_due(state)
             if len(batch.events) < LARGE_BATCH:
                 await asyncio.sleep(began + LINGER_S - time.monotonic())
         log.info(
@@ -235,24 +248,6 @@ class Writer:
             state.head.position,
             extra={"position": state.head.position, "epoch": state.head.epoch},
         )
-
-    async def _process_batch(
-        self, connection: AsyncConnection, state: LedgerState, batch: InboxBatch, inbox: Inbox
-    ) -> None:
-        await park(self._publishing, batch.rejected)
-        new_events = await append_new(connection, state, batch.events, self._now_us())
-        await failpoint("writer.after-commit")
-        await inbox.ack(batch)
-        await failpoint("writer.after-ack")
-        if new_events:
-            self._notifier.notify(str(state.head.position).encode())
-            self.progress.commits += 1
-        self.progress.messages += batch.messages
-        self.progress.duplicates += len(batch.events) - new_events
-        self.progress.parked += len(batch.rejected)
-        DUPLICATES.inc(len(batch.events) - new_events)
-        PARKED.inc(len(batch.rejected))
-        self._snapshot_when_due(state)
 
     def _snapshot_when_due(self, state: LedgerState) -> None:
         saving = self._snapshot_task is not None and not self._snapshot_task.done()

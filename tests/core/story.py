@@ -5,7 +5,7 @@ from itertools import zip_longest
 from typing import Self
 from uuid import UUID
 
-from ledger.core.decider import CustomerState, OrderState, ProductState, Status
+from ledger.core.decider import CustomerState, Fold, OrderState, ProductState, Status, is_refusal
 from ledger.core.events import (
     CustomerErased,
     CustomerRegistered,
@@ -20,7 +20,6 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.core.fold import Fold, is_refusal
 
 ANN, BOB = UUID(int=0xA1), UUID(int=0xA2)
 PEN, INK = UUID(int=0xB1), UUID(int=0xB2)

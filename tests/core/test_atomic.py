@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from ledger.core.decider import CustomerState, ProductState, Status
+from ledger.core.decider import CustomerState, Fold, ProductState, Status
 from ledger.core.events import (
     CustomerRegistered,
     OrderCompleted,
@@ -12,7 +12,6 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.fold import Fold
 
 ANN, BOB, TEA, POT = (UUID(int=number) for number in range(1, 5))
 FIRST, SECOND, THIRD = (UUID(int=number) for number in range(11, 14))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from msgspec import structs
 
-from ledger.core.decider import CustomerState, OrderState, ProductState, evolve_order
+from ledger.core.decider import CustomerState, Fold, OrderState, ProductState, evolve_order
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,
@@ -26,7 +26,6 @@ from ledger.core.events import (
     SubmittedPayload,
     WalletCredited,
 )
-from ledger.core.fold import Fold
 from ledger.core.invariants import money_moved_minor
 from tests.core.story import effective
 

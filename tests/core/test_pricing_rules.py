@@ -5,9 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from ledger.core.decider import CustomerState, ProductState, State, decide
+from ledger.core.decider import CustomerState, Fold, ProductState, State, decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced, Reason
-from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules, Tier, unit_price_minor
 from projections.views.stock import STOCK
 

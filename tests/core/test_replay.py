@@ -7,12 +7,14 @@ import pytest
 
 from ledger.core.decider import (
     CustomerState,
+    Fold,
     InvariantViolated,
     OrderState,
     ProductState,
     State,
     Status,
     evolve,
+    is_refusal,
 )
 from ledger.core.events import (
     AnyPayload,
@@ -31,7 +33,6 @@ from ledger.core.events import (
     SubmissionRefused,
     WalletCredited,
 )
-from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import money_moved_minor
 
 from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from ledger.core.fold import Fold
+from ledger.core.decider import Fold
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader

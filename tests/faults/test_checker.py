@@ -13,6 +13,7 @@ from msgspec import structs
 
 from api import schemas
 from api.http.responses import encode
+from ledger.core.decider import Fold
 from ledger.core.events import (
     TYPE_OF,
     AnyPayload,
@@ -26,7 +27,6 @@ from ledger.core.events import (
     Reason,
     SubmittedPayload,
 )
-from ledger.core.fold import Fold
 from ledger.eventlog.codec import (
     decode_group,
     decode_recorded,

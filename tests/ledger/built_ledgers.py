@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import structs
 
 from ledger.audit.decision_audit import DecisionAudit, Earlier, check_page
-from ledger.core.fold import Fold
+from ledger.core.decider import Fold
 from ledger.core.pricing import CURRENT_RULES, Rules
 from ledger.eventlog.codec import decode_group, encode_group, encode_submitted
 from ledger.eventlog.decisions import compose, last_decision_index

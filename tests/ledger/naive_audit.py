@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from uuid import UUID
 
+from ledger.core.decider import Fold
 from ledger.core.events import DecidedPayload, Recorded
-from ledger.core.fold import Fold
 from ledger.eventlog.codec import decode_recorded, origin_of
 from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
 

@@ -4,8 +4,8 @@ from uuid import UUID, uuid4
 
 from msgspec import structs
 
+from ledger.core.decider import Fold
 from ledger.core.events import OrderPlaced
-from ledger.core.fold import Fold
 from ledger.core.pricing import CURRENT_RULES
 from ledger.eventlog.decisions import compose, drop_duplicates
 from ledger.eventlog.encryption import CustomerKeys

@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from ledger.core.decider import Fold
 from ledger.core.events import (
     NO_NAME,
     CustomerErased,
@@ -13,7 +14,6 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-from ledger.core.fold import Fold
 from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import SEALED_VERSION, CustomerKeys, WrongKey

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger.core.fold import Fold
+from ledger.core.decider import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.snapshots import KEPT, NEWEST, LedgerState, load, spread
 from tests.harness import eventually

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.commands.migrate import grants
-from ledger.core.fold import Fold
+from ledger.core.decider import Fold
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.reader import EventReader

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from msgspec import structs
 
+from ledger.core.decider import Fold
 from ledger.core.events import TYPE_OF, Recorded, SubmissionRefused
-from ledger.core.fold import Fold
 from ledger.core.pricing import unit_price_minor
 from ledger.eventlog.codec import NO_KEYS, decode_recorded
 from ledger.eventlog.records import Record

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger.core.decider import Fold
 from ledger.core.events import Recorded
-from ledger.core.fold import Fold
 from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys

@@ -12,7 +12,7 @@ from uuid import UUID
 from msgspec import Struct, structs
 from msgspec.json import Decoder
 
-from ledger.core.decider import InvariantViolated
+from ledger.core.decider import Fold, InvariantViolated, is_refusal
 from ledger.core.events import (
     TYPE_OF,
     DecidedPayload,
@@ -20,7 +20,6 @@ from ledger.core.events import (
     OrderPlaced,
     Recorded,
 )
-from ledger.core.fold import Fold, is_refusal
 from ledger.core.invariants import ConservationCheck
 from ledger.core.pricing import RULES, Rules
 from ledger.eventlog.codec import (

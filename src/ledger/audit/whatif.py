@@ -9,6 +9,7 @@ from uuid import UUID
 
 from msgspec import Struct, field
 
+from ledger.core.decider import Fold
 from ledger.core.events import (
     AnyPayload,
     OrderCancelled,
@@ -17,7 +18,6 @@ from ledger.core.events import (
     OrderPlaced,
     ProductListed,
 )
-from ledger.core.fold import Fold
 from ledger.core.pricing import Rules
 from ledger.eventlog.codec import payload_of
 from ledger.eventlog.decisions import by_atomic_batch, decide_batch, to_decisions

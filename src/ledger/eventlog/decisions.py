@@ -14,9 +14,8 @@ from uuid import UUID
 
 from msgspec import Struct, structs
 
-from ledger.core.decider import OrderState, evolve_order
+from ledger.core.decider import Fold, OrderState, evolve_order, is_refusal
 from ledger.core.events import SUBMITTED, TYPE_OF, DecidedPayload, OrderPlaced, SubmissionRefused
-from ledger.core.fold import Fold, is_refusal
 from ledger.eventlog.codec import (
     CURRENT,
     NO_KEYS,
@@ -99,19 +98,14 @@ def last_decision_index(records: Sequence[Record], *, whole_batches: bool) -> in
 
     It is 0 if all records are of one decision or batch.
     """
-    start = _cause_before(records, len(records))
+    causes = (n for n in range(len(records) - 1, -1, -1) if not records[n].cause_position)
+    start = next(causes, 0)
     if whole_batches and start > 0 and (atomic_id := _atomic_id(records[start])):
-        while start > 0:
-            before = _cause_before(records, start)
-            if before < 0 or _atomic_id(records[before]) != atomic_id:
+        for before in causes:
+            if _atomic_id(records[before]) != atomic_id:
                 break
             start = before
-    return max(start, 0)
-
-
-def _cause_before(records: Sequence[Record], end: int) -> int:
-    """The index of the last submitted event before `end`, or -1."""
-    return next((n for n in range(end - 1, -1, -1) if not records[n].cause_position), -1)
+    return start
 
 
 def _atomic_id(record: Record) -> UUID | None:

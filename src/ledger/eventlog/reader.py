@@ -427,10 +427,7 @@ def _first_gap(records: Sequence[Record], after: int) -> LedgerDamaged | None:
     # They are in order and all different: so the last one tells whether any is missing.
     if records[-1].position == after + len(records):
         return None
-    for expected, record in enumerate(records, after + 1):
-        if record.position != expected:
-            return gap_error(expected, record)
-    raise AssertionError("positions came out of order")
+    return next(gap_error(p, r) for p, r in enumerate(records, after + 1) if r.position != p)
 
 
 def _columns(alias: str) -> str:

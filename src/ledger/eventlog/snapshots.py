@@ -15,8 +15,7 @@ from msgspec import DecodeError, Struct
 from msgspec.msgpack import Decoder, Encoder
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.core.decider import CustomerState, ProductState
-from ledger.core.fold import Fold
+from ledger.core.decider import CustomerState, Fold, ProductState
 from ledger.eventlog.reader import MAX_POSITION, EventReader
 from ledger.eventlog.records import EMPTY, ChainCheck, Head, Record
 
