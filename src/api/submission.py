@@ -401,9 +401,7 @@ class Submissions:
         if self.peers and orders:
             await self.peers.publish(orders)
 
-    async def read_decided(
-        self, submission: Submission, query: Query[T | None]
-    ) -> tuple[T | None, int]:
+    async def read_decided(self, submission: Submission, query: Query[T]) -> tuple[T | None, int]:
         """The answer of a view that has the decision; None if it is away or behind.
 
         What was accepted is never answered with an error: the client would submit it again.

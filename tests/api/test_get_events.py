@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 
+from api.http.problems import Problem
 from api.reads import event_stream
 from api.reads.consistent_reads import ConsistentReads, Waiters
 from api.reads.event_stream import ABORT, EventStreams
@@ -474,8 +475,10 @@ async def test_a_stream_beyond_the_limit_is_refused(
 ) -> None:
     monkeypatch.setattr(event_stream, "MAX_STREAMS", 1)
     opened = make_streams(Ledger(10))
-    with opened.counted(), pytest.raises(Exception, match="1 streams are open"):
+    opened.count = 1
+    with pytest.raises(Problem, match="1 streams are open"):
         await opened.open(0, None, 0, head_only=False)
+    opened.count = 0
     await opened.open(0, None, 0, head_only=False)
 
 

@@ -142,16 +142,17 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
     monkeypatch.setattr(slow_reads, "TRIAL_BALANCE_TIMEOUT_S", 0.5)
-    shared, added = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._sums
-    asked: list[int] = []
+    shared, query = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._rows
+    asked: list[object] = []
 
-    async def slow(self: Any, after: int, up_to: int) -> Any:
-        asked.append(after)
-        if len(asked) == 3:
-            await asyncio.sleep(60)
-        return await added(self, after, up_to)
+    async def slow(self: Any, statement: str, *parameters: object) -> Any:
+        if "SUM(" in statement:
+            asked.append(parameters[0])
+            if len(asked) == 3:
+                await asyncio.sleep(60)
+        return await query(self, statement, *parameters)
 
-    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_sums", slow)
+    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_rows", slow)
     with pytest.raises(Problem) as refused:
         await shared.read(10**6)
     assert refused.value.kind == "views-unavailable"
@@ -164,14 +165,15 @@ async def test_many_at_once_read_each_line_once(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial_balance, "STEP", 10)
-    shared, added = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._sums
-    asked: list[int] = []
+    shared, query = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._rows
+    asked: list[object] = []
 
-    async def counted(self: Any, after: int, up_to: int) -> Any:
-        asked.append(after)
-        return await added(self, after, up_to)
+    async def counted(self: Any, statement: str, *parameters: object) -> Any:
+        if "SUM(" in statement:
+            asked.append(parameters[0])
+        return await query(self, statement, *parameters)
 
-    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_sums", counted)
+    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_rows", counted)
     found = await asyncio.gather(*(shared.read(40) for _ in range(10)))
     assert len({balance.total("minor").debit for balance, _ in found}) == 1
     assert asked == [0, 10, 20, 30]

@@ -5,8 +5,7 @@ woken by one announcement, so a client that waits costs the database nothing.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
 from starlette.responses import Response
@@ -119,15 +118,6 @@ class EventStreams:
                 with suppress(ViewsUnavailable):
                     self._move_head(await self._feed.head())
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count one more stream, for as long as it is open."""
-        self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
-
 
 class EventStream(Response):
     """A page of the ledger and all that comes after it, until client or process ends it."""
@@ -143,20 +133,22 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; a client that takes nothing for WRITE_TIMEOUT_S is cut off."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        self._streams.count += 1
         try:
-            with self._streams.counted():
-                await _send(send, start)
-                await first_to_end(
-                    self._write_events(send),
-                    _disconnected(receive),
-                    self._streams.stopped.wait(),
-                    credential_ended(scope),
-                )
-                last = {"type": "http.response.body", "body": b""}
-                await _send(send, last, LAST_WRITE_TIMEOUT_S)
+            await _send(send, start)
+            await first_to_end(
+                self._write_events(send),
+                _disconnected(receive),
+                self._streams.stopped.wait(),
+                credential_ended(scope),
+            )
+            last = {"type": "http.response.body", "body": b""}
+            await _send(send, last, LAST_WRITE_TIMEOUT_S)
         except TimeoutError:
             scope["state"][ABORT]()
             await _disconnected(receive)
+        finally:
+            self._streams.count -= 1
 
     async def _write_events(self, send: Send) -> None:
         await _write(send, b"retry: %d\n\n" % (RETRY_S * 1000))

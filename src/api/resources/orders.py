@@ -23,7 +23,7 @@ from ledger.core.decider import State, Status, decide
 from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
-from projections.views.orders import ORDERS, OrderRow
+from projections.views.orders import ORDERS
 
 MAX_BATCH_BODY: Final = 256 * 1024
 
@@ -132,22 +132,21 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
         for i, order in enumerate(body.orders)
     )
     submission = await context.submissions.submit(events, preference_of(call, 0), key)
-    ids = [event.stream_id for event in submission.events]
-
-    async def query() -> tuple[dict[UUID, OrderRow] | None, int]:
-        return await context.views.orders_by_id(ids)
-
     rows, position = None, 0
     if submission.preference.wait_s and submission.outcome:
-        rows, position = await context.submissions.read_decided(submission, query)
-    headers = submission.headers(decided=rows is not None)
-    if rows is None:
-        accepted = [_pending(s.Order, event) for event in submission.events]
-        return reply(202, s.PlacedOrders(accepted), headers)
+        ids = [event.stream_id for event in submission.events]
+        rows, position = await context.submissions.read_decided(
+            submission, lambda: context.views.orders_by_id(ids)
+        )
     orders = [
-        s.order(rows[event.stream_id]) if event.stream_id in rows else _pending(s.Order, event)
+        s.order(rows[event.stream_id])
+        if rows and event.stream_id in rows
+        else _pending(s.Order, event)
         for event in submission.events
     ]
+    headers = submission.headers(decided=rows is not None)
+    if rows is None:
+        return reply(202, s.PlacedOrders(orders), headers)
     return reply(201, s.PlacedOrders(orders), {**headers, **position_header(position)})
 
 
