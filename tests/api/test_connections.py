@@ -8,8 +8,7 @@ import httpx
 import pytest
 
 from api.server import MAX_HEAD, MAX_HEADERS
-
-DEADLINE_S = 20
+from tests.harness import DEADLINE_S
 
 
 async def exchange(http: httpx.AsyncClient, sent: bytes) -> bytes:

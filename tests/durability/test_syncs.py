@@ -1,7 +1,11 @@
 """A confirm and a COMMIT are on disk when they are told: the kernel is the witness."""
 
+import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
 
 from ledger.core.decider import Fold
 from ledger.eventlog.decisions import compose
@@ -11,6 +15,7 @@ from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Store
 from tests.ledger.pipeline import Ledger
 from tests.ledger.submissions import orders
+from tests.private_servers import Servers, start_servers
 
 from .syncs import BROKER, DATABASES, Sync, Trace, watched
 
@@ -23,6 +28,16 @@ REDO = ("ib_logfile", "#ib_redo")
 """The database's log, as MariaDB and MySQL call it."""
 
 Time = tuple[float, float]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """Servers of its own, on a disk: MariaDB syncs no log that it finds to be in memory."""
+    with (
+        tempfile.TemporaryDirectory(dir="/var/tmp") as home,
+        start_servers(Path(home), with_management=True) as running,
+    ):
+        yield running
 
 
 async def timed(work: Callable[[], Awaitable[None]]) -> Time:

@@ -1,7 +1,6 @@
 """The publisher's promises: confirmed means in the inbox, and everything else is said in time."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,7 +10,6 @@ from ledger.messaging.publisher import (
     GROUP_MAX_EVENTS,
     IN_FLIGHT,
     SECOND_FROM_EVENTS,
-    SUBMIT_TIMEOUT_S,
     InboxFull,
     InboxUnavailable,
     Publisher,
@@ -26,9 +24,7 @@ from .naive_audit import causes, ids
 from .pipeline import Ledger, beside, running_ledger, until_connected
 from .submissions import opening, orders
 
-# Well below SUBMIT_TIMEOUT_S, and then below CONFIRM_TIMEOUT_S: the next longer waits.
-AT_ONCE_S = 1.0
-SLACK_S = 5.0
+SHORT_S = 0.5
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"
 """Class 60, method 40 of AMQP 0-9-1."""
 
@@ -45,6 +41,12 @@ async def publisher(ledger: Ledger, broker: Proxy) -> AsyncIterator[Publisher]:
     settings = ledger.settings.model_copy(update={"amqp_port": broker.port})
     async with ledger.publishing(settings) as publisher:
         yield publisher
+
+
+@pytest.fixture
+def short_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A submission fails soon; in other tests it may take as long as the machine needs."""
+    monkeypatch.setattr("ledger.messaging.publisher.SUBMIT_TIMEOUT_S", SHORT_S)
 
 
 async def until_accepting(publisher: Publisher) -> None:
@@ -173,10 +175,9 @@ async def test_a_submission_is_refused_at_once_while_the_broker_is_away(
         return not publisher.connected
 
     await eventually(is_away, "the loss is noticed")
-    began = time.monotonic()
-    with pytest.raises(InboxUnavailable, match="away"):
+    # Not "no confirm within …": nothing was waited for.
+    with pytest.raises(InboxUnavailable, match="the broker is away"):
         await publisher.submit(orders(1))
-    assert time.monotonic() - began < AT_ONCE_S
     await broker.heal()
     await until_connected(publisher)
     await publisher.submit(orders(1))
@@ -189,20 +190,20 @@ async def test_a_submission_is_refused_before_the_first_connection(ledger: Ledge
         await publisher.submit(orders(1))
 
 
+@pytest.mark.usefixtures("short_deadline")
 async def test_a_submission_to_a_stalled_broker_fails_within_its_deadline(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
     broker.stall()
-    began = time.monotonic()
     answers = await asyncio.gather(
         *(publisher.submit(orders(1)) for _ in range(10)), return_exceptions=True
     )
-    assert time.monotonic() - began < SUBMIT_TIMEOUT_S + SLACK_S
-    assert all(isinstance(answer, InboxUnavailable) for answer in answers)
+    assert {str(answer) for answer in answers} == {f"no confirm within {SHORT_S} s"}
     await broker.heal()
     await until_accepting(publisher)
 
 
+@pytest.mark.usefixtures("short_deadline")
 async def test_a_late_confirm_keeps_the_channel(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:
@@ -225,10 +226,11 @@ async def test_a_late_confirm_keeps_the_channel(
     assert await ledger.depth(INBOX) == 2
 
 
+@pytest.mark.usefixtures("short_deadline")
 async def test_a_confirm_that_never_comes_ends_the_connection(
     ledger: Ledger, broker: Proxy, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ledger.messaging.publisher.CONFIRM_TIMEOUT_S", SUBMIT_TIMEOUT_S)
+    monkeypatch.setattr("ledger.messaging.publisher.CONFIRM_TIMEOUT_S", SHORT_S)
     channel = publisher._channel
     broker.stall("down")
     with pytest.raises(InboxUnavailable):
@@ -242,6 +244,7 @@ async def test_a_confirm_that_never_comes_ends_the_connection(
     await until_accepting(publisher)
 
 
+@pytest.mark.usefixtures("short_deadline")
 async def test_a_waiting_submission_that_timed_out_is_not_published_later(
     ledger: Ledger, broker: Proxy, publisher: Publisher
 ) -> None:

@@ -77,16 +77,18 @@ async def test_an_error_of_one_channel_leaves_the_others_alone(connection: Conne
 
 
 async def test_a_call_that_is_not_answered_ends_the_connection_for_all_users(
-    connection: Connection, broker: Proxy
+    connection: Connection, broker: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a user could go on for ever with a connection that is dead and does not know it."""
     user = User()
     async with beside(connection.keep_channel("test", user.use)):
         await user.until_has_channel(1)
         broker.stall()
+        monkeypatch.setattr("ledger.messaging.rabbitmq.CALL_TIMEOUT_S", 1.0)
         with pytest.raises(TimeoutError):
             async with connection.channel(confirms=False) as channel, asyncio.timeout(0.2):
                 await channel.declare_queue(INBOX, passive=True)
+        monkeypatch.undo()
         await broker.heal()
         await user.until_has_channel(2)
 
