@@ -18,10 +18,8 @@ STEADY = "echo started; trap 'echo $0 >>order; exit 0' TERM; while :; do sleep 0
 ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 
 
-def program(
-    name: str, code: str, answers: Callable[[], bool] = lambda: True, stage: int = 1
-) -> Program:
-    return Program(name, ("/bin/sh", "-c", code, name), ENVIRONMENT, answers, stage, 60.0)
+def program(name: str, code: str, answers: Callable[[], bool] = lambda: True) -> Program:
+    return Program(name, ("/bin/sh", "-c", code, name), ENVIRONMENT, answers)
 
 
 class Supervised(Supervisor):
@@ -31,13 +29,11 @@ class Supervised(Supervisor):
         self.lines: list[str] = []
         super().__init__(home, self.lines.append, lambda _: contextlib.nullcontext())
 
-    async def start_steady(self, name: str, stage: int = 1) -> None:
+    async def start_steady(self, name: str) -> None:
         """Start a program that runs until it's asked to end, and says so then."""
         code = STEADY.replace("order", str(self._home / "order"))
         started = self.log(name)
-        await self.start(
-            program(name, code, lambda: started.read_text().startswith("started"), stage)
-        )
+        await self.start(program(name, code, lambda: started.read_text().startswith("started")))
 
 
 @pytest.fixture
@@ -119,10 +115,10 @@ async def test_a_large_log_is_emptied_and_its_program_goes_on_writing(
     assert b"\0" not in log.read_bytes()
 
 
-async def test_programs_are_stopped_in_the_reverse_order_of_their_stages(tmp_path: Path) -> None:
+async def test_programs_are_stopped_in_the_reverse_order_of_their_starts(tmp_path: Path) -> None:
     async with Supervised(tmp_path) as supervised:
-        for stage, name in enumerate("abc"):
-            await supervised.start_steady(name, stage)
+        for name in "abc":
+            await supervised.start_steady(name)
     assert (tmp_path / "order").read_text().split() == ["c", "b", "a"]
     assert find_processes(tmp_path) == []
 
@@ -143,8 +139,6 @@ async def test_a_program_that_does_not_end_when_asked_is_killed_with_its_childre
         ("/bin/sh", "-c", "trap '' TERM; sleep 600 & echo ready; while :; do sleep 600; done"),
         ENVIRONMENT,
         lambda: (tmp_path / "logs" / "worker.log").read_text() == "ready\n",
-        stage=1,
-        start_timeout_s=60.0,
         stop_timeout_s=0.1,
     )
     async with Supervised(tmp_path) as supervised:
@@ -164,7 +158,7 @@ async def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path) -> None
         "from cli.localstack.supervisor import Supervisor, Program\n"
         "async def main():\n"
         "    home = pathlib.Path(sys.argv[1])\n"
-        "    sleep = Program('sleep', ('sleep', '600'), {'PATH': '/bin'}, lambda: True, 1, 60)\n"
+        "    sleep = Program('sleep', ('sleep', '600'), {'PATH': '/bin'}, lambda: True)\n"
         "    async with Supervisor(home, print, lambda _: contextlib.nullcontext()) as it:\n"
         "        await it.start(sleep)\n"
         "        print('started', flush=True)\n"

@@ -22,7 +22,6 @@ from cli.localstack.servers import ServerPrograms, prepare_servers
 from cli.localstack.supervisor import LEDGER, Program, Supervisor, stop_processes
 from cli.settings import Settings
 
-START_TIMEOUT_S = 120.0
 SUMMARY = """
 Order Ledger is ready after {seconds:.1f} s
 
@@ -163,10 +162,7 @@ async def _start(
     host, port = _api_host(settings), settings.api_port
 
     def ledger(command: str, answers: Callable[[], bool] = lambda: True) -> Program:
-        words = (sys.executable, LEDGER, command)
-        return Program(
-            command, words, environment, answers, stage=2, start_timeout_s=START_TIMEOUT_S
-        )
+        return Program(command, (sys.executable, LEDGER, command), environment, answers)
 
     await supervisor.start(servers.epmd)
     await supervisor.start(servers.broker, servers.database)

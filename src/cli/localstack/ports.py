@@ -3,7 +3,6 @@
 A server answers when the first bytes of its own protocol come: an open port alone says little.
 """
 
-import http.client
 import os
 import random
 import socket
@@ -91,19 +90,13 @@ def accepts(port: int) -> bool:
 
 def http_ok(host: str, port: int, path: str) -> bool:
     """True if a GET is answered with 200."""
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    request = f"GET {path} HTTP/1.1\r\nHost: ledger\r\nConnection: close\r\n\r\n"
+    return _first_bytes(port, request.encode(), host).startswith(b"HTTP/1.1 200 ")
 
 
-def _first_bytes(port: int, greeting: bytes) -> bytes:
+def _first_bytes(port: int, greeting: bytes, host: str = "127.0.0.1") -> bytes:
     try:
-        with socket.create_connection(("127.0.0.1", port), ANSWER_TIMEOUT_S) as connection:
+        with socket.create_connection((host, port), ANSWER_TIMEOUT_S) as connection:
             connection.sendall(greeting)
             return connection.recv(64)
     except OSError:

@@ -31,10 +31,6 @@ PORTS = (
     "LEDGER_PROJECTOR_METRICS_PORT",
 )
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-EPMD_TIMEOUT_S = 30.0
-# A start replays the broker's or the database's log, however long that is after a kill.
-START_TIMEOUT_S = 120.0
-STOP_TIMEOUT_S = 30.0
 INITIALIZE_TIMEOUT_S = 300.0
 
 
@@ -122,17 +118,12 @@ def prepare_rabbitmq(
         (str(binaries.epmd),),
         erlang,
         lambda: accepts(ports["LEDGER_EPMD_PORT"]),
-        stage=0,
-        start_timeout_s=EPMD_TIMEOUT_S,
     )
     broker = Program(
         "rabbitmq",
         (str(binaries.rabbitmq_server),),
         broker_environment,
         lambda: amqp_answers(ports["LEDGER_AMQP_PORT"]),
-        stage=1,
-        start_timeout_s=START_TIMEOUT_S,
-        stop_timeout_s=STOP_TIMEOUT_S,
     )
     return epmd, broker
 
@@ -165,9 +156,6 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
         (str(binaries.database), f"--defaults-file={base / 'my.cnf'}", *_user()),
         {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"},
         lambda: sql_answers(port),
-        stage=1,
-        start_timeout_s=START_TIMEOUT_S,
-        stop_timeout_s=STOP_TIMEOUT_S,
     )
 
 

@@ -42,16 +42,15 @@ ROTATE_EVERY_S = 60.0
 class Program:
     """A command, its whole environment, how to see that it serves, and how long to wait for that.
 
-    Programs of a later stage use those of an earlier one, so they are stopped before them.
+    A server replays its log at its start, however long that is after a kill.
     """
 
     name: str
     command: tuple[str, ...]
     environment: dict[str, str]
-    answers: Callable[[], bool]
-    stage: int
-    start_timeout_s: float
-    stop_timeout_s: float = 10.0
+    answers: Callable[[], bool] = lambda: True
+    start_timeout_s: float = 120.0
+    stop_timeout_s: float = 30.0
 
 
 def last_line(log: Path) -> str:
@@ -68,7 +67,7 @@ def rotate(log: Path) -> None:
 
 
 class Supervisor:
-    """Keeps programs running below a home; leaving the context stops them, the last stage first.
+    """Keeps programs running below a home; leaving the context stops them, the last started first.
 
     `report` gets one line for each program that ended and is started again. `step` gives the
     context in which a program starts, for showing that.
@@ -83,6 +82,7 @@ class Supervisor:
         self._home = home
         self._report = report
         self._step = step
+        self._started: list[tuple[Program, ...]] = []
         self._running: dict[Program, Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -96,8 +96,7 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for stage in sorted({program.stage for program in self._running}, reverse=True):
-            programs = [program for program in self._running if program.stage == stage]
+        for programs in reversed(self._started):
             await asyncio.gather(*map(self._stop, programs))
         # What programs started themselves is ended by the watchdog.
         await asyncio.to_thread(self._watchdog.communicate)
@@ -111,6 +110,7 @@ class Supervisor:
 
         Raises StackRefused if one ends or gives no answer in time.
         """
+        self._started.append(programs)
         starts = [asyncio.create_task(self._start(program)) for program in programs]
         try:
             await asyncio.gather(*starts)
@@ -142,6 +142,7 @@ class Supervisor:
         """Run a program to its end; raises StackRefused with its last line if it fails."""
         log = self.log(program.name)
         log.unlink(missing_ok=True)
+        self._started.append((program,))
         process = await self._spawn(program)
         try:
             status = await asyncio.wait_for(process.wait(), COMMAND_TIMEOUT_S)
@@ -185,7 +186,9 @@ class Supervisor:
             await self._spawn(program)
 
     async def _stop(self, program: Program) -> None:
-        process = self._running[program]
+        process = self._running.get(program)
+        if process is None:  # its start was cancelled before it began
+            return
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
