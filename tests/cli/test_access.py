@@ -8,7 +8,6 @@ import pytest
 from api.auth.guard import Exposed, refuse_exposed
 from cli.commands import up
 from cli.commands.processes import AUTH_WARNINGS
-from cli.localstack import StackRefused
 from cli.settings import Settings
 from tests.harness import Stack
 
@@ -66,7 +65,7 @@ async def test_an_api_with_unsafe_or_contradictory_settings_does_not_start(
 
 
 def test_the_stack_refuses_before_it_starts_anything(tmp_path: Path) -> None:
-    with pytest.raises(StackRefused, match="LEDGER_AUTH is off"):
+    with pytest.raises(Exposed, match="LEDGER_AUTH is off"):
         up.prepare(Settings(home=tmp_path, api_host="0.0.0.0"), None)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

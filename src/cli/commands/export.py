@@ -21,7 +21,7 @@ from cli.export.directory import (
     encode_manifest,
     new_export,
 )
-from cli.export.formats import KEYS_FILE, encode_keys, row_writer
+from cli.export.formats import KEYS_FILE, encode_keys, functions_of
 from cli.export.importer import import_events
 from cli.export.tables import EVENTS, Rows, Table, count_rows, pin_views, tables_by_name, view_pages
 from cli.settings import Settings
@@ -165,10 +165,11 @@ async def _write_table(
     draft: Draft, table: Table, format_: Format, pages: AsyncIterator[Rows], total: int
 ) -> TableFile:
     file = draft.create(f"{table.name}.{format_}")
+    write_file, _ = functions_of(format_)
     rows = 0
     with (
         console.progress(table.name, total) as advance,
-        row_writer(format_)(file, table.columns) as write_rows,
+        write_file(file, table.columns) as write_rows,
     ):
         async for page in pages:
             try:

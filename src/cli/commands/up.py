@@ -75,7 +75,7 @@ def run_stack(settings: Settings) -> None:
     try:
         with _lock(settings.home.resolve()):
             asyncio.run(_run_until_signal(settings, terminal))
-    except StackRefused as refused:
+    except (StackRefused, Exposed) as refused:
         terminal.line(f"[red]✗[/] {escape(str(refused))}")
         raise SystemExit(1) from None
 
@@ -143,10 +143,7 @@ def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
             f"RabbitMQ can't work in a directory with quotes, backslashes, $ or # in its name "
             f"({home}): set LEDGER_HOME to another one"
         )
-    try:
-        refuse_exposed(settings.api_host, settings.auth)
-    except Exposed as exposed:
-        raise StackRefused(str(exposed)) from None
+    refuse_exposed(settings.api_host, settings.auth)
     if stop_processes(home):
         terminal.line("[green]✓[/] leftovers of an earlier run stopped")
     require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)

@@ -31,43 +31,27 @@ RowWriter = Callable[[io.RawIOBase, Sequence[Column]], AbstractContextManager[Wr
 ReadRecords = Callable[[Path], RecordPages]
 
 
-def row_writer(format_: Format) -> RowWriter:
-    """The function that writes the rows of one file in a format; raises NoParquet."""
-    match format_:
-        case Format.CSV:
-            return write_csv
-        case Format.JSONL:
-            return write_json_lines
-        case Format.PARQUET:
-            write: RowWriter = _parquet().write_parquet
-            return write
+def functions_of(format_: Format) -> tuple[RowWriter, ReadRecords]:
+    """What writes the rows of one file in a format, and what reads the events of one by pages.
 
-
-def record_reader(format_: Format) -> ReadRecords:
-    """The function that reads the events of a file, page by page; raises NoParquet.
-
-    The pages raise ValueError, msgspec.DecodeError, LookupError or OverflowError for what is no
-    event.
+    Raises NoParquet. The pages raise ValueError, msgspec.DecodeError, LookupError or OverflowError
+    for what is no event.
     """
     match format_:
         case Format.CSV:
-            return read_csv
+            return write_csv, read_csv
         case Format.JSONL:
-            return read_json_lines
+            return write_json_lines, read_json_lines
         case Format.PARQUET:
-            read: ReadRecords = _parquet().read_parquet
-            return read
-
-
-def _parquet() -> Any:
-    try:
-        # pyarrow takes 0.3 s of CPU to load, and may not be installed.
-        from cli.export import parquet
-    except ModuleNotFoundError as error:
-        raise NoParquet(
-            f"{error.name} is missing: `pip install 'order-ledger[parquet]'`, or use --format csv"
-        ) from error
-    return parquet
+            try:
+                # pyarrow takes 0.3 s of CPU to load, and may not be installed.
+                from cli.export import parquet
+            except ModuleNotFoundError as error:
+                raise NoParquet(
+                    f"{error.name} is missing: `pip install 'order-ledger[parquet]'`,"
+                    " or use --format csv"
+                ) from error
+            return parquet.write_parquet, parquet.read_parquet
 
 
 def _uuid_text(value: bytes) -> str:

@@ -16,7 +16,7 @@ from cli import console
 from cli.connections import engine
 from cli.export import BadExport, ImportRefused
 from cli.export.directory import read_manifest, verified_path
-from cli.export.formats import RecordPages, read_keys, record_reader
+from cli.export.formats import RecordPages, functions_of, read_keys
 from cli.export.tables import EVENTS
 from cli.settings import Settings
 from ledger.core.decider import InvariantViolated
@@ -45,7 +45,7 @@ class EventsExport:
 
     def __init__(self, directory: Path) -> None:
         self.manifest = read_manifest(directory)
-        self._read = record_reader(self.manifest.format)
+        _, self._read = functions_of(self.manifest.format)
         events = next((file for file in self.manifest.tables if file.name == EVENTS.name), None)
         if events is None:
             raise BadExport(

@@ -30,7 +30,6 @@ MARK = "LEDGER_STACK"
 LEDGER = str(Path(sys.executable).with_name("ledger"))
 
 END_TIMEOUT_S = 40.0
-COMMAND_TIMEOUT_S = 120.0
 # A program that ran for this long is taken to be sound: its next restart is immediate again.
 STEADY_S = 30.0
 MAX_DELAY_S = 30.0
@@ -145,10 +144,10 @@ class Supervisor:
         self._started.append((program,))
         process = await self._spawn(program)
         try:
-            status = await asyncio.wait_for(process.wait(), COMMAND_TIMEOUT_S)
+            status = await asyncio.wait_for(process.wait(), program.start_timeout_s)
         except TimeoutError:
             raise StackRefused(
-                f"`ledger {program.name}` took over {COMMAND_TIMEOUT_S:.0f} s: see {log}"
+                f"`ledger {program.name}` took over {program.start_timeout_s:.0f} s: see {log}"
             ) from None
         if status:
             raise StackRefused(f"`ledger {program.name}` failed ({last_line(log)}): see {log}")
