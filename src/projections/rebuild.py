@@ -8,6 +8,7 @@ ends after leaves the rebuilt view.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Generic
 
@@ -114,22 +115,15 @@ class Loader(Generic[Row]):
         self._changed = {}
 
 
+@dataclass
 class Rebuild:
     """Rebuilds some views together, which are also swapped together."""
 
-    def __init__(
-        self,
-        writing: AsyncConnection,
-        reading: AsyncConnection,
-        all_views: Sequence[Projection[Any]],
-        views: Sequence[Projection[Any]],
-        show_progress: ShowProgress,
-    ) -> None:
-        self._writing = writing
-        self._reading = reading
-        self._all_views = all_views
-        self._views = views
-        self._show_progress = show_progress
+    writing: AsyncConnection
+    reading: AsyncConnection
+    all_views: Sequence[Projection[Any]]
+    views: Sequence[Projection[Any]]
+    show_progress: ShowProgress
 
     async def rebuild(self, *, repair: bool = False) -> list[Rebuilt]:
         """Rebuild the views and swap all of them, or none where one differs from the live view.
@@ -138,21 +132,21 @@ class Rebuild:
         ViewDamaged.
         """
         shadows = []
-        for view in self._views:
+        for view in self.views:
             # A shadow ahead of the views is of another time: the database came from a backup.
             up_to = await self._target(await self._checkpoints())
-            shadows.append(await open_shadow(self._writing, view, up_to))
+            shadows.append(await open_shadow(self.writing, view, up_to))
         await self._catch_up(shadows)
         await failpoint("rebuild.after-load")
-        with self._show_progress("indexing", len(shadows)) as on_progress:
+        with self.show_progress("indexing", len(shadows)) as on_progress:
             for shadow in shadows:
-                await add_indexes(self._writing, shadow)
+                await add_indexes(self.writing, shadow)
                 on_progress(1)
         await self._catch_up(shadows)
         results = await self._compare(shadows)
         if not repair and any(result.difference for result in results):
             return results
-        await drop_tables(self._writing, *(view.name + OLD for view in self._views))
+        await drop_tables(self.writing, *(view.name + OLD for view in self.views))
         return await self._swap(shadows, results)
 
     async def undo(self) -> list[Rebuilt]:
@@ -161,9 +155,9 @@ class Rebuild:
         The tables that were live are kept as old ones, so that a second undo reverts the first.
         """
         tables, results = [], []
-        for view in self._views:
+        for view in self.views:
             old = side_table(view, OLD)
-            state = await find_state(self._writing, old.name)
+            state = await find_state(self.writing, old.name)
             if not state:
                 raise RebuildRefused(f"there is no {old.name}: {view.name} has nothing to undo")
             if state.view_version != view.version:
@@ -177,20 +171,20 @@ class Rebuild:
 
     async def drop_old(self) -> set[str]:
         """Drop old tables, and shadows that were not swapped; returns the names of both."""
-        names = [view.name + suffix for view in self._views for suffix in (OLD, SHADOW)]
-        return await drop_tables(self._writing, *names)
+        names = [view.name + suffix for view in self.views for suffix in (OLD, SHADOW)]
+        return await drop_tables(self.writing, *names)
 
     async def _checkpoints(self) -> dict[str, Checkpoint]:
-        checkpoints = await read_checkpoints(self._writing, self._all_views)
-        await self._writing.rollback()
+        checkpoints = await read_checkpoints(self.writing, self.all_views)
+        await self.writing.rollback()
         return checkpoints
 
     async def _target(self, checkpoints: dict[str, Checkpoint]) -> int:
         """Return the position to load up to: the furthest checkpoint, or the head of the ledger."""
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())
-        if furthest or len(self._views) < len(self._all_views):
+        if furthest or len(self.views) < len(self.all_views):
             return furthest
-        return (await EventReader(self._reading).head()).position
+        return (await EventReader(self.reading).head()).position
 
     async def _catch_up(self, shadows: Sequence[Shadow]) -> None:
         """Load until at most NEAR_EVENTS are missing, while projectors go on."""
@@ -199,7 +193,7 @@ class Rebuild:
             target = await self._target(await self._checkpoints())
             behind = target - min(shadow.position for shadow in shadows)
             if behind > 0:
-                with self._show_progress(f"loading {names}", behind) as on_progress:
+                with self.show_progress(f"loading {names}", behind) as on_progress:
                     await self._load(shadows, target, on_progress)
             if behind <= NEAR_EVENTS:
                 return
@@ -212,7 +206,7 @@ class Rebuild:
         uncommitted_events = 0
         # One page more is read and decoded while the database is at work on the last.
         after = min(shadow.position for shadow in shadows)
-        pages = EventReader(self._reading).pages(after, up_to, with_keys=True)
+        pages = EventReader(self.reading).pages(after, up_to, with_keys=True)
         prefetched = Prefetch((page, page.effective_events()) async for page in pages)
         async with aclosing(prefetched):
             async for page, events in prefetched:
@@ -220,20 +214,20 @@ class Rebuild:
                     newer = events
                     if shadow.position > after:
                         newer = [event for event in events if event.position > shadow.position]
-                    await loader.add(self._writing, newer)
+                    await loader.add(self.writing, newer)
                 position = page.position
                 on_progress(len(page.records))
                 uncommitted_events += len(page.records)
                 if uncommitted_events < STEP_EVENTS and position < up_to:
                     continue
                 for loader, shadow in zip(loaders, shadows, strict=True):
-                    await loader.write(self._writing)
-                    await self._writing.exec_driver_sql(
+                    await loader.write(self.writing)
+                    await self.writing.exec_driver_sql(
                         "UPDATE rebuilds SET position = %s WHERE name = %s",
                         (max(position, shadow.position), shadow.table.name),
                     )
                 await failpoint("rebuild.before-commit")
-                await self._writing.commit()
+                await self.writing.commit()
                 for shadow in shadows:
                     shadow.position = max(position, shadow.position)
                 uncommitted_events, after = 0, position
@@ -241,11 +235,11 @@ class Rebuild:
 
     async def _compare(self, shadows: Sequence[Shadow]) -> list[Rebuilt]:
         """Compare with the live views as of one position, while projectors go on."""
-        async with projectors_paused(self._writing, self._all_views) as checkpoints:
+        async with projectors_paused(self.writing, self.all_views) as checkpoints:
             await self._load(shadows, await self._target(checkpoints))
-            await self._reading.rollback()
+            await self.reading.rollback()
             tables = [table for shadow in shadows for table in (shadow.live, shadow.table)]
-            await begin_consistent_read(self._reading, tables)
+            await begin_consistent_read(self.reading, tables)
         results = []
         for shadow in shadows:
             live, checkpoint = shadow.live, checkpoints[shadow.live.name]
@@ -255,23 +249,23 @@ class Rebuild:
             elif checkpoint.position != shadow.position:
                 not_compared = f"the view was at position {checkpoint.position}"
             else:
-                with self._show_progress(f"comparing {live.name}", None) as on_progress:
+                with self.show_progress(f"comparing {live.name}", None) as on_progress:
                     difference = await first_difference(
-                        self._reading, live, shadow.table, on_progress
+                        self.reading, live, shadow.table, on_progress
                     )
             results.append(
                 Rebuilt(live.name, shadow.position, live.version, False, not_compared, difference)
             )
-        await self._reading.rollback()
+        await self.reading.rollback()
         return results
 
     async def _swap(self, shadows: Sequence[Shadow], results: Sequence[Rebuilt]) -> list[Rebuilt]:
         for _ in range(SWAP_ATTEMPTS):
             await self._catch_up(shadows)
-            async with projectors_paused(self._writing, self._all_views) as checkpoints:
+            async with projectors_paused(self.writing, self.all_views) as checkpoints:
                 await self._load(shadows, await self._target(checkpoints))
-                await self._reading.rollback()
-                swapped = await swap(self._writing, self._reading, shadows, checkpoints)
+                await self.reading.rollback()
+                swapped = await swap(self.writing, self.reading, shadows, checkpoints)
             if swapped:
                 return [
                     structs.replace(result, position=shadow.position, swapped=True)

@@ -1,8 +1,8 @@
 """`ledger rebuild`: builds views again from the ledger and swaps them in, without downtime."""
 
 import time
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
 
 import typer
 from msgspec import Struct
@@ -10,6 +10,7 @@ from msgspec import Struct
 from cli import connections, console
 from projections.rebuild import Rebuilt, open_rebuild
 from projections.table_swap import SESSION_S
+from projections.views.projection import Projection
 from projections.views.registry import PROJECTIONS
 
 
@@ -19,6 +20,14 @@ class RebuildReport(Struct, frozen=True):
     views: Sequence[Rebuilt]
     dropped: Sequence[str]
     seconds: float
+
+
+def views_named(names: Collection[str]) -> Sequence[Projection[Any]]:
+    """The views with these names; a name that is none's ends the command with status 2."""
+    known = [view.name for view in PROJECTIONS]
+    if unknown := sorted(set(names) - set(known)):
+        console.usage_error(f"there is no view {unknown[0]}: choose of {', '.join(known)}")
+    return [view for view in PROJECTIONS if view.name in names]
 
 
 def rebuild(
@@ -31,13 +40,9 @@ def rebuild(
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger rebuild`."""
-    view_names = [view.name for view in PROJECTIONS]
-    names = view_names if every else views or []
-    if unknown := sorted(set(names) - set(view_names)):
-        message = f"there is no view {unknown[0]}: choose of {', '.join(view_names)}"
-        console.usage_error(message)
+    chosen = PROJECTIONS if every else views_named(views or ())
     if every == bool(views):
-        choices = ", ".join(view_names)
+        choices = ", ".join(view.name for view in PROJECTIONS)
         console.usage_error(f"say what to rebuild: one or more of {choices}, or --all")
     if undo + drop_old + repair > 1:
         console.usage_error("--undo, --drop-old and --repair exclude each other")
@@ -47,7 +52,6 @@ def rebuild(
         started = time.perf_counter()
         rebuilt: Sequence[Rebuilt] = ()
         dropped: Sequence[str] = ()
-        chosen = [view for view in PROJECTIONS if view.name in names]
         async with (
             connections.engine(settings, "migrate", read_timeout_s=SESSION_S) as engine,
             open_rebuild(engine, PROJECTIONS, chosen, console.progress) as process,

@@ -6,11 +6,11 @@ The command only reads, up to where the ledger ends when it begins; writer and p
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from msgspec import Struct
@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
 from cli.commands.head import BadFile, KeptHead, load_head
+from cli.commands.rebuild import views_named
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.core.events import Recorded
@@ -33,6 +34,7 @@ from projections.check import (
     event_range,
     read_range,
 )
+from projections.views.projection import Projection
 from projections.views.registry import PROJECTIONS
 
 # The status where it could not be found out: the database went away.
@@ -79,9 +81,7 @@ def verify(
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger verify`."""
-    names = [projection.name for projection in PROJECTIONS]
-    if unknown := set(view or ()) - set(names):
-        console.usage_error(f"there is no view {unknown.pop()}: choose of {', '.join(names)}")
+    views = views_named(view or ())
     if view and (quick or since_position or against):
         console.usage_error("--view leaves out the ledger: leave out what is for the ledger, too")
     if public_key and not against:
@@ -90,7 +90,7 @@ def verify(
         kept = load_head(against, public_key) if against else None
         settings = console.read_settings()
         if view:
-            work = check_only_views(settings, view)
+            work = check_only_views(settings, views)
         else:
             work = check(settings, since_position, quick=quick, against=kept)
         verified = console.run(work, failed=UNDECIDED, handled=(VerificationFailed, BadStart))
@@ -120,15 +120,14 @@ def _print_for_people(verified: Verified, *, quick: bool) -> None:
         console.out.print(f"{name}: {count}, {made}")
 
 
-async def check_only_views(settings: Settings, names: Collection[str]) -> Verified:
+async def check_only_views(settings: Settings, views: Sequence[Projection[Any]]) -> Verified:
     """Compare these views with the ledger, which is taken as it is; raises VerificationFailed."""
     started = time.perf_counter()
-    chosen = [view for view in PROJECTIONS if view.name in names]
     async with connections.connection(settings, "projector", read_only=True) as connection:
         head = await EventReader(connection).head()
         with console.progress("views", head.position) as advance:
-            views = await check_views(connection, chosen, advance)
-    return Verified(None, views, 0.0, round(time.perf_counter() - started, 3))
+            checked = await check_views(connection, views, advance)
+    return Verified(None, checked, 0.0, round(time.perf_counter() - started, 3))
 
 
 async def check(
