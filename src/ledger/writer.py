@@ -20,7 +20,7 @@ from ledger.eventlog.decisions import compose, drop_duplicates, recall_orders
 from ledger.eventlog.encryption import NEEDS_KEY, CustomerKeys, new_key
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import LedgerDamaged, Record, Submitted
-from ledger.eventlog.snapshots import LedgerState, Snapshot, catch_up, load
+from ledger.eventlog.snapshots import LedgerState, catch_up, load
 from ledger.eventlog.store import Fenced, Store
 from ledger.messaging.consumer import Inbox, open_inbox
 from ledger.messaging.parking import park
@@ -254,9 +254,9 @@ class Writer:
         if not saving and state.head.position - state.snapshot_position >= self._snapshot_every:
             self._snapshot_task = asyncio.create_task(self._save(state.take_snapshot()))
 
-    async def _save(self, snapshot: Snapshot) -> None:
+    async def _save(self, snapshot: LedgerState) -> None:
         try:
             await snapshots.save(self._engine, snapshot)
-            log.info("writer: saved a snapshot at position %s", snapshot.position)
+            log.info("writer: saved a snapshot at position %s", snapshot.head.position)
         except DATABASE_ERRORS as error:
-            log.warning("writer: no snapshot at position %s: %s", snapshot.position, error)
+            log.warning("writer: no snapshot at position %s: %s", snapshot.head.position, error)

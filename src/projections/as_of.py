@@ -196,8 +196,7 @@ async def _rows_by_snapshot(
     """Rows as they were created, with the fields of a fold that begins at the nearest snapshot."""
     reader = EventReader(connection)
     snapshot = await snapshots.nearest(connection, position)
-    fold = snapshots.fold_of(snapshot)
-    after = snapshot.position if snapshot else 0
+    fold, after = snapshot.fold, snapshot.head.position
     on_progress(after)
     async for _, events in _pages(reader, after, position, on_progress):
         for event in events:

@@ -127,7 +127,7 @@ async def test_a_writer_that_has_to_fold_the_whole_ledger_leaves_snapshots_on_it
 
     async def is_near() -> bool:
         async with ledger.connection() as connection:
-            return await snapshots.nearest(connection, middle) is not None
+            return (await snapshots.nearest(connection, middle)).head.position > 0
 
     async with ledger.writing(snapshot_every=25):
         await eventually(is_near, "a snapshot is saved in the first half")
@@ -154,11 +154,10 @@ async def test_unusable_snapshots_are_deleted(ledger: Ledger) -> None:
     assert same(await loaded(ledger), whole)
 
 
-async def taken_at(ledger: Ledger, position: int) -> snapshots.Snapshot:
+async def taken_at(ledger: Ledger, position: int) -> snapshots.LedgerState:
     async with ledger.connection() as connection:
         found = await snapshots.nearest(connection, position)
-    assert found
-    assert found.position == position
+    assert found.head.position == position
     return found
 
 
@@ -169,12 +168,12 @@ async def test_the_nearest_is_the_newest_that_is_not_beyond_a_position(ledger: L
     async with ledger.connection() as connection:
         for asked in range(good[0] + 2):
             found = await snapshots.nearest(connection, asked)
-            expected = max((p for p in good if p <= asked), default=None)
-            assert (found and found.position) == expected
-            if found:
-                whole = audit(records[: found.position])
-                assert (found.customers, found.products) == (whole.customers, whole.products)
-                assert found.recorded_at_us == records[found.position - 1].recorded_at_us
+            position = found.head.position
+            assert position == max((p for p in good if p <= asked), default=0)
+            whole, fold = audit(records[:position]), found.fold
+            assert (fold.customers, fold.products) == (whole.customers, whole.products)
+            if position:
+                assert found.recorded_at_us == records[position - 1].recorded_at_us
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -197,9 +197,9 @@ async def _checked_ranges(
     """
     # The writer starts from the newest snapshot, so it must be what the events make.
     snapshot = await snapshots.nearest(connection, up_to) if decisions else None
-    if snapshot and snapshot.position <= chain.position:
+    if snapshot and snapshot.head.position <= chain.position:
         snapshot = None
-    for end in (snapshot.position, up_to) if snapshot else (up_to,):
+    for end in (snapshot.head.position, up_to) if snapshot else (up_to,):
         pages = audit_pages(EventReader(connection), chain.position, end, decisions)
         async with aclosing(Prefetch(pages)) as prefetched:
             async for audit_page in prefetched:
@@ -213,11 +213,11 @@ async def _checked_ranges(
                 else:
                     await asyncio.to_thread(chain.check, page.records)
                 yield event_range(page, events)
-        if snapshot and decisions and end == snapshot.position:
+        if snapshot and decisions and end == snapshot.head.position:
             fold = decisions.fold
-            if (snapshot.customers, snapshot.products) != (fold.customers, fold.products):
+            if (snapshot.fold.customers, snapshot.fold.products) != (fold.customers, fold.products):
                 other = "the snapshot that was saved here is not what the events make: drop it"
-                raise VerificationFailed(snapshot.position, other)
+                raise VerificationFailed(snapshot.head.position, other)
 
 
 async def _start(
@@ -229,8 +229,7 @@ async def _start(
     decisions = None
     if not quick:
         snapshot = await snapshots.nearest(connection, since)
-        since = snapshot.position if snapshot else 0
-        decisions = DecisionAudit(snapshots.fold_of(snapshot))
+        since, decisions = snapshot.head.position, DecisionAudit(snapshot.fold)
     trusted = await EventReader(connection).record_at(since)
     if trusted is None:
         return ChainCheck(), decisions

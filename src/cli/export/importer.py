@@ -25,13 +25,13 @@ from ledger.eventlog.codec import Unreadable
 from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.reader import EventPage, EventReader
 from ledger.eventlog.records import ChainCheck, Head, LedgerDamaged, Record, VerificationFailed
-from ledger.eventlog.snapshots import LedgerState, Snapshot, load
+from ledger.eventlog.snapshots import LedgerState, load
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime.cache import Prefetch
 from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 
 # The records of one transaction, and the state after them where a snapshot is due.
-ImportBatch = tuple[list[Record], Snapshot | None]
+ImportBatch = tuple[list[Record], LedgerState | None]
 
 # The server may take this long to end the session of an import that was killed.
 SESSION_END_S: Final = 3.0

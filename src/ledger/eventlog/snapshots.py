@@ -30,31 +30,22 @@ KEPT: Final = 64
 NEWEST: Final = 2
 
 
-class Snapshot(Struct, frozen=True):
-    """A fold as it was at a position, whose event has `hash`."""
-
-    position: int
-    hash: bytes
-    recorded_at_us: int
-    customers: dict[UUID, CustomerState]
-    products: dict[UUID, ProductState]
-
-
 class LedgerState(Struct):
-    """The state of the ledger up to its head, as far as it was read or written."""
+    """The state of the ledger up to a head, as far as it was read or written.
+
+    `snapshot_position` is that of the newest snapshot.
+    """
 
     fold: Fold
     head: Head
     recorded_at_us: int
     snapshot_position: int
 
-    def take_snapshot(self) -> Snapshot:
-        """The state as it is now; two shallow copies do, as its records are frozen."""
+    def take_snapshot(self) -> "LedgerState":
+        """A copy to save: shallow ones do, as the records of customers and products are frozen."""
         self.snapshot_position = self.head.position
-        customers, products = dict(self.fold.customers), dict(self.fold.products)
-        return Snapshot(
-            self.head.position, self.head.hash, self.recorded_at_us, customers, products
-        )
+        fold = Fold(dict(self.fold.customers), dict(self.fold.products))
+        return LedgerState(fold, self.head, self.recorded_at_us, self.snapshot_position)
 
 
 class _Part(Struct, frozen=True, array_like=True):
@@ -62,20 +53,8 @@ class _Part(Struct, frozen=True, array_like=True):
     products: dict[UUID, tuple[int, int, int]]
 
 
-class _Stored(Struct, frozen=True):
-    """A stored snapshot that can be used: its number of parts, and the record it is of."""
-
-    record: Record
-    parts: int
-
-
 _encode = Encoder().encode
 _decode = Decoder(_Part).decode
-
-
-def fold_of(snapshot: Snapshot | None) -> Fold:
-    """Return a fold that goes on from the snapshot, or an empty one without a snapshot."""
-    return Fold(snapshot.customers, snapshot.products) if snapshot else Fold()
 
 
 async def load(
@@ -86,11 +65,7 @@ async def load(
     `after_page` is called after each page: where no snapshot can be used, new ones may be made
     then.
     """
-    snapshot = await nearest(connection)
-    state = LedgerState(fold_of(snapshot), EMPTY, 0, 0)
-    if snapshot:
-        state.head = Head(snapshot.position, snapshot.hash, 0)
-        state.recorded_at_us, state.snapshot_position = snapshot.recorded_at_us, snapshot.position
+    state = await nearest(connection)
     await catch_up(connection, state, after_page)
     return state
 
@@ -130,23 +105,24 @@ def spread(positions: Iterable[int], kept: int = KEPT) -> list[int]:
     return left
 
 
-async def save(engine: AsyncEngine, snapshot: Snapshot) -> None:
+async def save(engine: AsyncEngine, snapshot: LedgerState) -> None:
     """Store a snapshot in one transaction, and delete those that are useless or too many.
 
     It is encoded part by part in a thread, so that the event loop goes on beside it.
     """
-    parts = await asyncio.to_thread(_split, snapshot)
+    parts = await asyncio.to_thread(_split, snapshot.fold)
+    position, hash_ = snapshot.head.position, snapshot.head.hash
     async with engine.begin() as connection:
-        await _delete(connection, [snapshot.position])
+        await _delete(connection, [position])
         for number, part in enumerate(parts):
             body = await asyncio.to_thread(lambda part: zlib.compress(_encode(part), level=1), part)
             await connection.exec_driver_sql(
                 "INSERT INTO snapshots (position, part, parts, fold_version, hash, body)"
                 " VALUES (%s, %s, %s, %s, %s, %s)",
-                (snapshot.position, number, len(parts), FOLD_VERSION, snapshot.hash, body),
+                (position, number, len(parts), FOLD_VERSION, hash_, body),
             )
         result = await connection.exec_driver_sql("SELECT DISTINCT position FROM snapshots")
-        usable = [stored.record.position for stored in await _usable(connection, 0, MAX_POSITION)]
+        usable = [record.position for record, _ in await _usable(connection, 0, MAX_POSITION)]
         await _delete(connection, set(result.scalars()) - set(spread(usable)))
 
 
@@ -155,32 +131,27 @@ async def _delete(connection: AsyncConnection, positions: Iterable[int]) -> None
         await connection.exec_driver_sql("DELETE FROM snapshots WHERE position = %s", (position,))
 
 
-async def nearest(connection: AsyncConnection, position: int = MAX_POSITION) -> Snapshot | None:
-    """Return the newest usable snapshot at a position or before it.
+async def nearest(connection: AsyncConnection, position: int = MAX_POSITION) -> LedgerState:
+    """Return the newest usable snapshot at a position or before it; an empty state without one.
 
     It is whole, of today's shape, and of this very ledger.
     """
-    for stored in await _usable(connection, 0, position):
-        record = stored.record
+    for record, parts in await _usable(connection, 0, position):
         result = await connection.exec_driver_sql(
             "SELECT body FROM snapshots WHERE position = %s ORDER BY part", (record.position,)
         )
-        snapshot = Snapshot(record.position, record.hash, record.recorded_at_us, {}, {})
-        count = 0
+        fold, count = Fold(), 0
         # One part after the other: a million customers are in memory once, not twice.
         for part in map(_unpack, result.scalars()):
             if part:
-                snapshot.customers.update(
-                    {key: CustomerState(*c) for key, c in part.customers.items()}
-                )
-                snapshot.products.update(
-                    {key: ProductState(*p) for key, p in part.products.items()}
-                )
+                fold.customers.update({key: CustomerState(*c) for key, c in part.customers.items()})
+                fold.products.update({key: ProductState(*p) for key, p in part.products.items()})
                 count += 1
-        if count == stored.parts:
-            return snapshot
+        if count == parts:
+            head = Head(record.position, record.hash, 0)
+            return LedgerState(fold, head, record.recorded_at_us, record.position)
         _warn(record.position)
-    return None
+    return LedgerState(Fold(), EMPTY, 0, 0)
 
 
 async def entry(
@@ -190,11 +161,11 @@ async def entry(
 
     It must exist since the beginning of the range: a snapshot without it counts as damaged.
     """
-    for stored in await _usable(connection, since, position):
-        at = stored.record.position
+    for record, parts in await _usable(connection, since, position):
+        at = record.position
         result = await connection.exec_driver_sql(
             "SELECT body FROM snapshots WHERE position = %s AND part = %s",
-            (at, key.int % stored.parts),
+            (at, key.int % parts),
         )
         part = _unpack(result.scalar() or b"")
         if part and (customer := part.customers.get(key)):
@@ -209,10 +180,11 @@ def _warn(position: int) -> None:
     log.warning("the snapshot at position %s can't be used; trying an older one", position)
 
 
-async def _usable(connection: AsyncConnection, since: int, up_to: int) -> list[_Stored]:
+async def _usable(connection: AsyncConnection, since: int, up_to: int) -> list[tuple[Record, int]]:
     """The snapshots between two positions, the newest first.
 
-    They have all their parts and today's shape, and the ledger has the event that they name.
+    Each is the record that it is of and its number of parts. They have all their parts and today's
+    shape, and the ledger has the event that they name.
     """
     result = await connection.exec_driver_sql(
         "SELECT position, hash, parts FROM snapshots"
@@ -223,22 +195,22 @@ async def _usable(connection: AsyncConnection, since: int, up_to: int) -> list[_
     rows: Any = result.all()
     records = await EventReader(connection).records_at([position for position, *_ in rows])
     return [
-        _Stored(records[position], parts)
+        (records[position], parts)
         for position, hash_, parts in rows
         if position in records and records[position].hash == hash_
     ]
 
 
-def _split(snapshot: Snapshot) -> list[_Part]:
+def _split(fold: Fold) -> list[_Part]:
     """The entries, each in the part that its id alone tells: so one can be read without the others.
 
     The number of parts is odd, so that ids which differ in few bits are in different ones.
     """
-    entries = len(snapshot.customers) + len(snapshot.products)
+    entries = len(fold.customers) + len(fold.products)
     parts = [_Part({}, {}) for _ in range(entries // PART_ENTRIES | 1)]
-    for key, customer in snapshot.customers.items():
+    for key, customer in fold.customers.items():
         parts[key.int % len(parts)].customers[key] = (customer.balance_minor,)
-    for key, p in snapshot.products.items():
+    for key, p in fold.products.items():
         entry_ = (p.base_price_minor, p.stock, p.initial_stock)
         parts[key.int % len(parts)].products[key] = entry_
     return parts
