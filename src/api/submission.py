@@ -175,8 +175,7 @@ class RememberedKey:
         """Replace what came here by what the ledger has of the key: that is what was decided."""
         if decisions:
             self.events = tuple(
-                decode_submitted(decision.cause, encryption_keys.get(decision.cause.stream_id))
-                for decision in decisions
+                decode_submitted(decision.cause, encryption_keys) for decision in decisions
             )
             self.outcome = outcome_of(decisions[-1])
             self.confirmed = True

@@ -84,7 +84,7 @@ def test_a_record_is_read_as_the_event_it_was_written_from(
         b"{}",
         encode_payload(payload),
     )
-    event = Recorded(place, event_id, stream_id, 7, place, occurred, kept, payload)
+    event = Recorded(place, stream_id, occurred, kept, payload)
     assert decode_recorded(record) == event
 
 

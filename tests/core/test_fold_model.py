@@ -9,6 +9,7 @@ from msgspec import structs
 
 from ledger.core.decider import CustomerState, Fold, OrderState, ProductState, evolve_order
 from ledger.core.events import (
+    SUBMITTED,
     TYPE_OF,
     AnyPayload,
     CustomerErased,
@@ -163,14 +164,12 @@ class Bookkeeping(RuleBasedStateMachine):
         assert [plain(each) for each in decided] == told
         refusal_changes_nothing(decided, before, remembered(self.fold), stream)
         self.decided.append(decided)
-        cause = self._record(event_id, stream, 0, payload)
+        self._record(stream, payload)
         for each in decided:
-            self._record(event_id, stream, cause, each)
+            self._record(stream, each)
 
-    def _record(self, event_id: UUID, stream: UUID, cause: int, payload: AnyPayload) -> int:
-        position = len(self.ledger) + 1
-        self.ledger.append(Recorded(position, event_id, stream, 1, cause, 0, 0, payload))
-        return position
+    def _record(self, stream: UUID, payload: AnyPayload) -> None:
+        self.ledger.append(Recorded(len(self.ledger) + 1, stream, 0, 0, payload))
 
     def _fresh(self) -> Fold:
         customers, products = self.start
@@ -212,7 +211,7 @@ class Bookkeeping(RuleBasedStateMachine):
         fold, forgetful = self._fresh(), self._fresh()
         for event in effective(self.ledger):
             fold.apply(event.stream_id, event.payload)
-            if event.cause_position == 0:
+            if type(event.payload) in SUBMITTED.values():
                 forgetful.orders.clear()
             forgetful.apply(event.stream_id, event.payload)
         assert remembered(fold) == remembered(self.fold)

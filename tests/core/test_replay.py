@@ -50,7 +50,7 @@ CANCEL_REFUSED = OrderCancelRefused(Reason.ALREADY_CANCELLED)
 
 def history(*events: tuple[UUID, AnyPayload]) -> list[Recorded]:
     return [
-        Recorded(position, UUID(int=position), stream_id, 1, 0, 0, 0, payload)
+        Recorded(position, stream_id, 0, 0, payload)
         for position, (stream_id, payload) in enumerate(events, start=1)
     ]
 

@@ -6,8 +6,8 @@ from itertools import groupby
 from uuid import UUID
 
 from ledger.core.decider import Fold
-from ledger.core.events import DecidedPayload, Recorded
-from ledger.eventlog.codec import decode_recorded, origin_of
+from ledger.core.events import DecidedPayload
+from ledger.eventlog.codec import origin_of, payload_of
 from ledger.eventlog.records import GENESIS_HASH, Record, Submitted, decided_id, next_hash
 
 
@@ -41,7 +41,7 @@ def _decided_again(records: Sequence[Record]) -> Fold:
     fold = Fold()
     for atomic_id, group in groupby(_submissions(records), key=lambda each: each[0]):
         told = [(cause, decided) for _, cause, decided in group]
-        orders = [(cause.stream_id, cause.payload) for cause, _ in told]
+        orders = [(UUID(bytes=cause.stream_id), payload_of(cause)) for cause, _ in told]
         if atomic_id is None:
             again = [fold.decide_and_apply(*order) for order in orders]
         else:
@@ -53,30 +53,29 @@ def _decided_again(records: Sequence[Record]) -> Fold:
 
 def _submissions(
     records: Sequence[Record],
-) -> Iterator[tuple[UUID | None, Recorded, list[Recorded]]]:
+) -> Iterator[tuple[UUID | None, Record, list[Record]]]:
     """Each cause with the id of its atomic batch, if any, and what stands right after it."""
-    told: tuple[UUID | None, Recorded, list[Recorded]] | None = None
+    told: tuple[UUID | None, Record, list[Record]] | None = None
     for record in records:
-        event = decode_recorded(record)
-        if event.cause_position == 0:
+        if record.cause_position == 0:
             if told:
                 yield told
-            told = (origin_of(record).atomicid, event, [])
+            told = (origin_of(record).atomicid, record, [])
         else:
             assert told is not None
-            assert event.cause_position == told[1].position
-            told[2].append(event)
+            assert record.cause_position == told[1].position
+            told[2].append(record)
     if told:
         yield told
 
 
 def _is_what_was_decided(
-    cause: Recorded, decided: Sequence[Recorded], again: Sequence[DecidedPayload]
+    cause: Record, decided: Sequence[Record], again: Sequence[DecidedPayload]
 ) -> None:
     assert len(decided) == len(again), f"decided twice or not at all at {cause.position}"
-    for index, (event, payload) in enumerate(zip(decided, again, strict=True)):
-        assert event.payload == payload, f"decided differently at {event.position}"
-        assert event.event_id.bytes == decided_id(cause.event_id.bytes, index)
+    for index, (record, payload) in enumerate(zip(decided, again, strict=True)):
+        assert payload_of(record) == payload, f"decided differently at {record.position}"
+        assert record.event_id == decided_id(cause.event_id, index)
 
 
 def causes(records: Iterable[Record]) -> list[UUID]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.core.decider import Fold
-from ledger.core.events import Recorded
+from ledger.core.events import SUBMITTED, Recorded
 from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys
@@ -49,7 +49,7 @@ Told = tuple[int, int, UUID | None, str, UUID, str, int, int]
 def told(*submissions: Submission) -> list[Told]:
     """The lines of the last of these submissions, without the time."""
     events = recorded_of(*submissions)
-    last = max(event.position for event in events if not event.cause_position)
+    last = max(event.position for event in events if type(event.payload) in SUBMITTED.values())
     found = [line for event in effective(events) if event.position >= last for line in lines(event)]
     return [(line.position, line.line, *_rest(line)) for line in found]
 

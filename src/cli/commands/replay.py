@@ -271,7 +271,7 @@ def group_length(events: list[Submitted], *, is_last: bool) -> int:
 
 def original(event: RecordWithCause) -> Submitted:
     """The event as it was submitted; with ERASED for a name that can't be decrypted any more."""
-    again = decode_submitted(event.record, event.encryption_key)
+    again = decode_submitted(event.record, {event.record.stream_id: event.encryption_key})
     payload = again.payload
     if isinstance(payload, CustomerRegistered) and payload.username == NO_NAME:
         return structs.replace(again, payload=structs.replace(payload, username=ERASED))

@@ -30,7 +30,6 @@ from ledger.eventlog.codec import (
     decode_payload,
     encode_payload,
     origin_of,
-    uuid_of,
 )
 from ledger.eventlog.decisions import (
     Decision,
@@ -152,10 +151,7 @@ class DecisionAudit:
                 effective.append(
                     Recorded(
                         record.position,
-                        event.event_id if record is cause else uuid_of(record.event_id),
                         event.stream_id,
-                        record.version,
-                        record.cause_position,
                         record.occurred_at_us,
                         record.recorded_at_us,
                         payload,

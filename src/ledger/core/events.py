@@ -171,13 +171,10 @@ TYPE_OF: Final[dict[type[AnyPayload], str]] = {
 
 
 class Recorded(Struct, frozen=True, gc=False):
-    """An event as it stands in the ledger; `cause_position` is 0 for submitted events."""
+    """An event as state and views are made of it; times are µs since the Unix epoch, UTC."""
 
     position: int
-    event_id: UUID
     stream_id: UUID
-    version: int
-    cause_position: int
     occurred_at_us: int
     recorded_at_us: int
     payload: AnyPayload

@@ -267,10 +267,7 @@ def decode_recorded(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS
     """Decode a record into an event; raises what `payload_of` raises."""
     return Recorded(
         record.position,
-        uuid_of(record.event_id),
         uuid_of(record.stream_id),
-        record.version,
-        record.cause_position,
         record.occurred_at_us,
         record.recorded_at_us,
         payload_of(record, keys),
@@ -287,17 +284,17 @@ def payload_of(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> 
     return decode_payload(record.type, record.schema_version, record.data)
 
 
-def decode_submitted(record: Record, encryption_key: bytes | None = None) -> Submitted:
+def decode_submitted(record: Record, keys: Mapping[bytes, bytes | None] = NO_KEYS) -> Submitted:
     """Decode the record of a submitted event into the event as it came through the inbox.
 
-    A customer's name is NO_NAME without its encryption key. Raises what `payload_of` raises.
+    A customer's name is NO_NAME unless `keys` has its key. Raises what `payload_of` raises.
     """
     origin = origin_of(record)
     return Submitted(
         uuid_of(record.event_id),
         uuid_of(record.stream_id),
         record.occurred_at_us,
-        payload_of(record, {record.stream_id: encryption_key}),  # type: ignore[arg-type]
+        payload_of(record, keys),  # type: ignore[arg-type]
         record.meta,
         origin.submitter,
         origin.traceparent,

@@ -127,8 +127,7 @@ def by_atomic_batch(
     failure: VerificationFailed | None = None
     for decision in decisions:
         try:
-            key = keys.get(decision.cause.stream_id)
-            pairs.append((decision, _submitted_event(decision.cause, key)))
+            pairs.append((decision, _submitted_event(decision.cause, keys)))
         except VerificationFailed as error:
             failure = error
             break
@@ -145,11 +144,11 @@ def _batch_of(pair: tuple[Decision, Submitted]) -> tuple[UUID | None, int]:
     return atomic_id, cause.recorded_at_us if atomic_id else cause.position
 
 
-def _submitted_event(cause: Record, encryption_key: bytes | None) -> Submitted:
+def _submitted_event(cause: Record, keys: Mapping[bytes, bytes | None]) -> Submitted:
     if cause.type not in SUBMITTED:
         raise missing_cause_error(cause)
     try:
-        event = decode_submitted(cause, encryption_key)
+        event = decode_submitted(cause, keys)
     except READ_ERRORS as error:
         raise VerificationFailed(cause.position, f"{cause.type} can't be read: {error}") from error
     if event.atomic_id and not isinstance(event.payload, OrderPlaced):
