@@ -96,7 +96,8 @@ async def test_tables_left_by_a_rebuild_are_erased_too(ledger: Ledger, run: Run)
         for table in ("wallets_old", "wallets_shadow"):
             assert await ledger.rows(f"SELECT username FROM {table}") == [("erased",)]
         assert (await run("rebuild", "wallets", "--undo")).status == 0
-        assert (await run("rebuild", "wallets", "--restart")).status == 0
+        assert (await run("rebuild", "wallets", "--drop-old")).status == 0
+        assert (await run("rebuild", "wallets")).status == 0
     assert await all_live(ledger) == await all_replayed(ledger)
 
 

@@ -19,7 +19,8 @@ async def recorded_trace(stack: Stack, order_id: str) -> str | None:
     """The traceparent of the order's first event, as the ledger has it."""
     engine = make_engine(stack.settings.db_url("projector"))
     async with engine.connect() as connection:
-        placed, *_ = await EventReader(connection).stream(UUID(order_id))
+        stream_id = UUID(order_id).bytes
+        placed, *_ = (await EventReader(connection).streams([stream_id]))[stream_id]
     await engine.dispose()
     trace: str | None = json.loads(placed.meta).get("traceparent")
     return trace

@@ -43,18 +43,13 @@ class NameState(Struct, frozen=True):
     """Where a customer's name still is.
 
     `erasures` are positions and recorded times of earlier erasures; `plain_positions` are those of
-    records that were written before names were encrypted.
+    records that were written before names were encrypted. `is_shown` until the view says erased.
     """
 
     erasures: list[tuple[int, int]]
     plain_positions: list[int]
     has_key: bool
-    username: str | None
-
-    @property
-    def is_erased(self) -> bool:
-        """True if nothing is left to do."""
-        return bool(self.erasures) and not self.has_key and self.username == ERASED
+    is_shown: bool
 
 
 class Erasure(Struct, frozen=True):
@@ -110,7 +105,8 @@ async def erase(settings: Settings, customer_id: UUID) -> Erasure:
     async with connections.engine(settings, "projector", autocommit=True) as engine:
 
         async def is_erased() -> bool:
-            return (await _name_state(engine, customer_id)).is_erased
+            state = await _name_state(engine, customer_id)
+            return bool(state.erasures) and not (state.has_key or state.is_shown)
 
         before = await _name_state(engine, customer_id)
         new = before.has_key or not before.erasures
@@ -153,5 +149,5 @@ async def _name_state(engine: AsyncEngine, customer_id: UUID) -> NameState:
             if decision.cause.type == REGISTERED and decision.cause.schema_version < SEALED_VERSION
         ],
         keys.get(customer_id.bytes) is not None,
-        wallet.username if wallet else None,
+        wallet is None or wallet.username != ERASED,
     )
