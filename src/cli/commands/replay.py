@@ -271,11 +271,11 @@ def group_length(events: list[Submitted], *, is_last: bool) -> int:
 
 def original(event: RecordWithCause) -> Submitted:
     """The event as it was submitted; with ERASED for a name that can't be decrypted any more."""
-    again = decode_submitted(event.record, {event.record.stream_id: event.encryption_key})
-    payload = again.payload
+    submitted = decode_submitted(event.record, {event.record.stream_id: event.encryption_key})
+    payload = submitted.payload
     if isinstance(payload, CustomerRegistered) and payload.username == NO_NAME:
-        return structs.replace(again, payload=structs.replace(payload, username=ERASED))
-    return again
+        return structs.replace(submitted, payload=structs.replace(payload, username=ERASED))
+    return submitted
 
 
 def refuse_same_ledger(settings: Settings, other: Settings) -> None:

@@ -370,8 +370,8 @@ class EventReader:
             f" LEFT JOIN ({select}) p ON TRUE",
             *parameters,
         )
-        found = _records_with_cause([row[1:] for row in rows if row[1] is not None])
-        return int(rows[0][0]), sorted(found, key=lambda each: each.record.position)
+        records = _records_with_cause([row[1:] for row in rows if row[1] is not None])
+        return int(rows[0][0]), sorted(records, key=lambda row: row.record.position)
 
     async def atomic_batch_at(self, position: int) -> tuple[int, int] | None:
         """The first and last position of the atomic batch that holds a position, if one does."""
