@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -99,7 +100,7 @@ async def ask(ledger: Ledger, query: str) -> list[Sequence[Any]]:
 
 def drawn(table: Sequence[Sequence[Any]]) -> str:
     """Rows as the clients of MySQL and MariaDB draw them."""
-    cells = [["NULL" if cell is None else str(cell) for cell in row] for row in table]
+    cells = [["NULL" if cell is None else _shown(cell) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     line = "+".join(["", *("-" * (width + 2) for width in widths), ""])
     heading, *body = [
@@ -107,6 +108,11 @@ def drawn(table: Sequence[Sequence[Any]]) -> str:
         for row, shown in zip(table, cells, strict=True)
     ]
     return "\n".join([line, heading, line, *body, line, ""])
+
+
+def _shown(cell: object) -> str:
+    # The clients know nothing of the zone, which is UTC everywhere.
+    return str(cell.replace(tzinfo=None) if isinstance(cell, datetime) else cell)
 
 
 def _aligned(value: object, shown: str, width: int) -> str:

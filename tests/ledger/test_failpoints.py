@@ -26,6 +26,7 @@ from ledger.runtime.failpoints import (
 )
 from tests.harness import DEADLINE_S, environment, eventually
 from tests.projections.view_rows import all_live, all_replayed, until_projected
+from tests.warm import COMMAND
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger
@@ -136,7 +137,7 @@ async def test_a_process_stops_until_it_is_told_to_go_on() -> None:
 
 
 def ledger_migrate(settings: Settings, text: str) -> subprocess.CompletedProcess[str]:
-    command = [Path(sys.executable).with_name("ledger"), "migrate"]
+    command = [COMMAND, "migrate"]
     env = os.environ | environment(settings) | {"LEDGER_FAILPOINTS": text}
     return subprocess.run(
         command, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False
