@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
@@ -168,18 +168,14 @@ class Projector:
                 self._woken.clear()
                 announcement = await project_next_batch(connection, self._projections, ahead)
                 moved = announcement.position - announcement.after
-                if moved or not await self._woken_in_time():
+                if not moved:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(POLL_S):
+                            await self._woken.wait()
+                if moved or not self._woken.is_set():
                     self._announcer.notify(encode_announcement(announcement))
                 if 0 < moved < LARGE_BATCH:
                     await asyncio.sleep(began + LINGER_S - time.monotonic())
-
-    async def _woken_in_time(self) -> bool:
-        try:
-            async with asyncio.timeout(POLL_S):
-                await self._woken.wait()
-        except TimeoutError:
-            return False
-        return True
 
 
 async def project_next_batch(
