@@ -8,7 +8,8 @@ reads older stock.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from itertools import chain
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from msgspec import Struct
@@ -83,22 +84,23 @@ class Waiters:
         if self._outcomes:  # a batch of a thousand outcomes is seldom waited for
             for outcome in announcement.outcomes:
                 for future in self._outcomes.get(outcome.event_id, ()):
-                    if not future.done():
-                        future.set_result(outcome)
+                    _wake(future, outcome)
         for reached, position in self._positions.items():
-            if position <= announcement.position and not reached.done():
-                reached.set_result(None)
+            if position <= announcement.position:
+                _wake(reached, None)
 
     def stop(self) -> None:
         """Wake all: the process is about to stop, and its clients must get their answers."""
         self._stopped = True
-        for futures in self._outcomes.values():
-            for future in futures:
-                if not future.done():
-                    future.set_result(None)
+        for future in chain.from_iterable(self._outcomes.values()):
+            _wake(future, None)
         for reached in self._positions:
-            if not reached.done():
-                reached.set_result(None)
+            _wake(reached, None)
+
+
+def _wake(future: asyncio.Future[Any], result: Outcome | None) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 class ConsistentReads:

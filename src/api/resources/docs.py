@@ -1,7 +1,7 @@
 """/docs and /problems: the documentation that the API serves. It needs no internet access."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -30,12 +30,11 @@ ASSETS: Final = {
 }
 
 
-def _existing(names: Iterable[str], what: str) -> Form[str]:
+def _existing(names: Mapping[str, object], what: str) -> Form[str]:
     """The part of a path that is one of these names; any other path does not exist."""
-    existing = frozenset(names)
 
     def parse(name: str, text: str) -> str:
-        if text not in existing:
+        if text not in names:
             raise Problem("no-such-path", f"{what} {text[:100]}")
         return text
 
