@@ -86,8 +86,10 @@ def _convert(
         convert = converters.get(column.type)
         if convert is None:
             converted.append(values)
+        elif column.nullable:
+            converted.append(tuple([None if v is None else convert(v) for v in values]))
         else:
-            converted.append(tuple(None if v is None else convert(v) for v in values))
+            converted.append(tuple(map(convert, values)))
     return zip(*converted, strict=True)
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli.export import ExportRefused
 from ledger.eventlog.reader import PAGE
+from ledger.runtime.database import select
 from projections.tables import CheckpointLost, begin_consistent_read, refuse_other_version
 from projections.views import registry
 from projections.views.projection import Projection
@@ -137,10 +138,9 @@ async def view_pages(connection: AsyncConnection, view: Table) -> AsyncIterator[
     where = "TRUE"
     values: list[Any] = []
     while True:
-        result = await connection.exec_driver_sql(
-            f"SELECT {expressions} FROM {view.name} WHERE {where} {order}", tuple(values)
+        rows = await select(
+            connection, f"SELECT {expressions} FROM {view.name} WHERE {where} {order}", values
         )
-        rows: Any = result.all()
         if not rows:
             return
         yield rows
