@@ -113,7 +113,7 @@ def outcomes(records: list[Record]) -> dict[str, list[object]]:
         key = str(UUID(bytes=record.stream_id))
         if isinstance(event.payload, OrderPlaced):
             found.setdefault(key, [])
-        elif event.cause_position and key in found:
+        elif record.cause_position and key in found:
             found[key].append(event.payload)
     return found
 

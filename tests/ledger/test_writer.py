@@ -54,10 +54,10 @@ async def test_what_was_submitted_is_decided_in_the_order_of_the_inbox(ledger: L
 async def test_a_decided_event_stands_right_after_its_cause(ledger: Ledger) -> None:
     placed = event_of(order(quantity=2))
     records = await ledger.write([*opening(5000), placed])
-    cause, decided = map(decode_recorded, records[-2:])
-    assert cause.event_id == placed.event_id
+    cause, decided = records[-2:]
+    assert cause.event_id == placed.event_id.bytes
     assert (decided.cause_position, decided.version) == (cause.position, 2)
-    assert decided.payload == OrderCompleted(ANN, PEN, 2, 1000, 2000)
+    assert decode_recorded(decided).payload == OrderCompleted(ANN, PEN, 2, 1000, 2000)
     assert decided.recorded_at_us == cause.recorded_at_us
 
 
