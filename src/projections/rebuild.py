@@ -125,16 +125,16 @@ class Rebuild:
     views: Sequence[Projection[Any]]
     show_progress: ShowProgress
 
-    async def rebuild(self, *, repair: bool = False) -> list[Rebuilt]:
+    async def rebuild(self, *, restart: bool = False, repair: bool = False) -> list[Rebuilt]:
         """Rebuild the views and swap all of them, or none where one differs from the live view.
 
-        With `repair` views that differ are swapped, too. Raises RebuildRefused, LedgerDamaged and
-        ViewDamaged.
+        With `restart` nothing of an earlier rebuild is used; with `repair` views that differ are
+        swapped, too. Raises RebuildRefused, LedgerDamaged and ViewDamaged.
         """
         shadows = []
         for view in self.views:
             # A shadow ahead of the views is of another time: the database came from a backup.
-            up_to = await self._target(await self._checkpoints())
+            up_to = -1 if restart else await self._target(await self._checkpoints())
             shadows.append(await open_shadow(self.writing, view, up_to))
         await self._catch_up(shadows)
         await failpoint("rebuild.after-load")

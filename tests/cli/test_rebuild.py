@@ -121,6 +121,7 @@ async def test_a_difference_is_one_sentence_and_status_1(run: Run, ledger: Ledge
         (("orders", "--all"), "say what to rebuild"),
         (("order",), "there is no view order: choose of stock, wallets"),
         (("orders", "--undo", "--drop-old"), "exclude each other"),
+        (("orders", "--undo", "--restart"), "exclude each other"),
         (("orders", "--undo", "--repair"), "exclude each other"),
     ],
 )

@@ -186,9 +186,7 @@ async def test_a_rebuild_goes_on_where_another_stopped(
     (outcome,) = await rebuilt(projected, "orders")
     assert outcome.difference
     assert outcome.difference.columns["quantity"][1] == "77"
-    async with opened(projected, "orders") as rebuild:
-        await rebuild.drop_old()
-    await rebuilt(projected, "orders", repair=True)
+    await rebuilt(projected, "orders", restart=True, repair=True)
     assert await all_live(projected) == await all_replayed(projected)
 
 

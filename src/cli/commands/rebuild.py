@@ -1,8 +1,8 @@
 """`ledger rebuild`: builds views again from the ledger and swaps them in, without downtime."""
 
 import time
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 from msgspec import Struct
@@ -10,8 +10,7 @@ from msgspec import Struct
 from cli import connections, console
 from projections.rebuild import Rebuilt, open_rebuild
 from projections.table_swap import SESSION_S
-from projections.views.projection import Projection
-from projections.views.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS, UnknownView, views_named
 
 
 class RebuildReport(Struct, frozen=True):
@@ -22,14 +21,6 @@ class RebuildReport(Struct, frozen=True):
     seconds: float
 
 
-def views_named(names: Collection[str]) -> Sequence[Projection[Any]]:
-    """The views with these names; a name that is none's ends the command with status 2."""
-    known = [view.name for view in PROJECTIONS]
-    if unknown := sorted(set(names) - set(known)):
-        console.usage_error(f"there is no view {unknown[0]}: choose of {', '.join(known)}")
-    return [view for view in PROJECTIONS if view.name in names]
-
-
 def rebuild(
     views: Annotated[list[str] | None, typer.Argument(help="one or more views")] = None,
     *,
@@ -37,15 +28,19 @@ def rebuild(
     undo: Annotated[bool, typer.Option("--undo", help="swap the old tables back in")] = False,
     drop_old: Annotated[bool, typer.Option("--drop-old", help="drop the old tables")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="swap a view that differs, too")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="begin with the first event")] = False,
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger rebuild`."""
-    chosen = PROJECTIONS if every else views_named(views or ())
+    try:
+        chosen = PROJECTIONS if every else views_named(views or ())
+    except UnknownView as error:
+        console.usage_error(str(error))
     if every == bool(views):
         choices = ", ".join(view.name for view in PROJECTIONS)
         console.usage_error(f"say what to rebuild: one or more of {choices}, or --all")
-    if undo + drop_old + repair > 1:
-        console.usage_error("--undo, --drop-old and --repair exclude each other")
+    if undo + drop_old + (repair or restart) > 1:
+        console.usage_error("--undo, --drop-old, and --repair or --restart, exclude each other")
     settings = console.read_settings()
 
     async def work() -> RebuildReport:
@@ -61,7 +56,7 @@ def rebuild(
             elif undo:
                 rebuilt = await process.undo()
             else:
-                rebuilt = await process.rebuild(repair=repair)
+                rebuilt = await process.rebuild(restart=restart, repair=repair)
         return RebuildReport(rebuilt, dropped, round(time.perf_counter() - started, 3))
 
     report = console.run(work())

@@ -19,7 +19,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
 from cli.commands.head import BadFile, KeptHead, load_head
-from cli.commands.rebuild import views_named
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.core.events import Recorded
@@ -35,7 +34,7 @@ from projections.check import (
     read_range,
 )
 from projections.views.projection import Projection
-from projections.views.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS, UnknownView, views_named
 
 # The status where it could not be found out: the database went away.
 UNDECIDED: Final = 3
@@ -81,12 +80,12 @@ def verify(
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger verify`."""
-    views = views_named(view or ())
     if view and (quick or since_position or against):
         console.usage_error("--view leaves out the ledger: leave out what is for the ledger, too")
     if public_key and not against:
         console.usage_error("--public-key is for the head that --against names")
     try:
+        views = views_named(view or ())
         kept = load_head(against, public_key) if against else None
         settings = console.read_settings()
         if view:
@@ -98,7 +97,7 @@ def verify(
         if as_json:
             console.print_json({"wrong": {"position": failure.position, "what": failure.detail}})
         console.fail(str(failure))
-    except (BadFile, BadStart) as error:
+    except (UnknownView, BadFile, BadStart) as error:
         console.usage_error(str(error))
     if as_json:
         console.print_json(verified)
