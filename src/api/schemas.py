@@ -18,7 +18,7 @@ from ledger.core.events import (
     MAX_USERNAME,
     OrderPlaced,
 )
-from ledger.core.pricing import to_minor
+from ledger.core.money import to_minor
 from ledger.runtime.timestamps import format_rfc3339, format_us
 from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import Unit

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.core.events import MAX_BALANCE_MINOR
-from ledger.core.pricing import NotMoney, multiply_half_up, to_amount, to_minor
+from ledger.core.money import NotMoney, multiply_half_up, to_amount, to_minor
 
 BALANCES = st.integers(-MAX_BALANCE_MINOR, MAX_BALANCE_MINOR)
 

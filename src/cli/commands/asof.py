@@ -12,7 +12,7 @@ from sqlalchemy import BINARY, BigInteger, Integer, String
 
 from cli import connections, console
 from cli.settings import Settings
-from ledger.core.pricing import to_amount
+from ledger.core.money import to_amount
 from ledger.runtime.timestamps import BadTimestamp, format_rfc3339, parse_rfc3339
 from projections.as_of import AsOf, open_as_of, view_as_of
 from projections.views.projection import KeyedProjection

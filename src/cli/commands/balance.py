@@ -7,7 +7,7 @@ from rich.table import Table
 from cli import connections, console
 from cli.commands.asof import AsOfPosition, AsOfTime, parse_as_of
 from cli.settings import Settings
-from ledger.core.pricing import to_amount
+from ledger.core.money import to_amount
 from projections.as_of import AsOf, open_as_of
 from projections.trial_balance import JournalBalance, JournalBehind, Sums, TrialBalanceReader
 from projections.views.journal import Unit

@@ -17,7 +17,8 @@ from cli import connections, console
 from cli.settings import Settings
 from ledger.audit.whatif import ProductTallies, Tally, WhatIf
 from ledger.core.events import TYPE_OF, OrderPlaced
-from ledger.core.pricing import Rules, Tier, to_amount
+from ledger.core.money import to_amount
+from ledger.core.pricing import Rules, Tier
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import VerificationFailed
 
