@@ -212,7 +212,8 @@ def _wait_until_serving(side: Side, stack: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            if side.http.get("/products").status_code == 200:
+            # Ready is who can read the views and publish: the broker may come after the database.
+            if side.http.get(side.http.base_url.join("/health/ready")).status_code == 200:
                 return
         except httpx.TransportError:
             pass
@@ -223,7 +224,8 @@ def _wait_until_serving(side: Side, stack: subprocess.Popen[bytes]) -> None:
 
 def _create(side: Side, kind: str, **body: object) -> str:
     response = side.http.post(f"/{kind}s", json=body, headers={"Prefer": "wait=30"})
-    response.raise_for_status()
+    if response.is_error:
+        raise MeasurementFailed(f"{side.commit} answers {response.status_code}: {response.text}")
     return str(response.json()[f"{kind}_id"])
 
 
