@@ -222,7 +222,8 @@ class RememberedKeys:
             return
         first_id = events[0].event_id
         if remembered.outcome and self._by_first_id.get(first_id) is remembered:
-            # A shorter batch looked up only a part of what the ledger has: the next must ask anew.
+            # What was learned is as long as the body that asked, and one event more. After a
+            # shorter batch it is only a part, for which the right one must not be refused.
             self._forget(first_id)
         raise Problem("key-reused", "this Idempotency-Key came with another body: use a new one")
 
@@ -340,6 +341,11 @@ class Submissions:
         key: IdempotencyKey,
         check: Check | None,
     ) -> Submission:
+        """Answer a request with a key, whose look-up and publish all requests with it share.
+
+        A client that waits gets the outcome from the ledger, with the event, and not from the
+        announcement: the key may have come elsewhere with another body.
+        """
         remembered, ids = self._keys.remember(events), key.lookup_ids(events)
         replayed = remembered.confirmed or remembered in self._confirming
         with self.waiters.outcome_of(remembered.events[-1].event_id) as decided:

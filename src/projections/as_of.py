@@ -93,7 +93,12 @@ class AsOfReader:
         return AsOfPosition(low, final=True)
 
     async def row(self, view: KeyedProjection[Any], key: UUID, position: int) -> Any:
-        """Return a row as of a position, as the view's `as_of_row`; None if it did not exist."""
+        """Return a row as of a position, as the view's `as_of_row`; None if it did not exist.
+
+        A row with a stream of its own is made of all events of that. Any other begins with the
+        event that created it, goes on from what the nearest snapshot has of it, if the view says
+        what that is, and then takes the events that mention its key, window by window.
+        """
         row: Any = None
         if view.own_stream:
             types = [TYPE_OF[payload] for payload in view.keyed_by]
@@ -117,6 +122,7 @@ class AsOfReader:
                 for event in await self._reader.effective_events_mentioning(
                     key, others, start, end
                 ):
+                    # The text of an event may mention the key without being about it.
                     if view.key(event) == key:
                         row = view.apply(row, event)
         if row is None:

@@ -180,7 +180,10 @@ class Rebuild:
         return checkpoints
 
     async def _target(self, checkpoints: dict[str, Checkpoint]) -> int:
-        """Return the position to load up to: the furthest checkpoint, or the head of the ledger."""
+        """Return the position to load up to: the furthest checkpoint of any view.
+
+        Where all views are rebuilt and none was ever filled it is the head of the ledger.
+        """
         furthest = max(checkpoint.position for checkpoint in checkpoints.values())
         if furthest or len(self.views) < len(self.all_views):
             return furthest

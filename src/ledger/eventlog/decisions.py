@@ -41,7 +41,10 @@ REFUSED: Final = TYPE_OF[SubmissionRefused]
 
 
 class Decision(Struct, frozen=True, gc=False):
-    """A submitted event, `cause`, and the events that were decided of it, none or more."""
+    """A submitted event, `cause`, and what was decided of it: one event, or none.
+
+    The look-ups of the reader find no second one: a rule that decides two needs other SQL there.
+    """
 
     cause: Record
     decided: tuple[Record, ...] = ()

@@ -91,17 +91,16 @@ async def catch_up(
 def spread(positions: Iterable[int], kept: int = KEPT) -> list[int]:
     """Choose the snapshots to keep: the newest, and older ones with even gaps between them.
 
-    One after the other goes, each time the one that leaves the smallest gap. So while positions
-    come one by one, no gap grows wider than the widest step between two that came, or than
-    2 / (kept - 1) of the whole.
+    While there are too many, the one goes whose neighbours (0 before the first) are closest
+    together; never the NEWEST last ones. So while positions come one by one, no gap grows wider
+    than the widest step between two that came, or than 2 / (kept - 1) of the whole.
     """
     left = sorted(positions)
     while len(left) > kept:
         befores = (0, *left)
-        gaps = [
-            after - before for before, after in zip(befores, left[1 : 1 - NEWEST], strict=False)
-        ]
-        del left[gaps.index(min(gaps))]
+        afters = left[1 : 1 - NEWEST]
+        gaps_if_dropped = [a - before for before, a in zip(befores, afters, strict=False)]
+        del left[gaps_if_dropped.index(min(gaps_if_dropped))]
     return left
 
 
