@@ -20,6 +20,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika import Message
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from ledger.messaging.topology import INBOX, PARKING
@@ -61,7 +62,7 @@ class Connection:
         """
         async with self._connecting:
             if self._current is None or not self._current.connected.is_set():
-                self._current = await aio_pika.connect(self._url, timeout=CONNECT_TIMEOUT_S)
+                self._current = await self._open()
             connection = self._current
             self._users[connection] += 1
         channel: AbstractChannel | None = None
@@ -107,6 +108,17 @@ class Connection:
 
         await keep_alive(purpose, session, BROKER_ERRORS)
 
+    async def _open(self) -> AbstractConnection:
+        connection = aio_pika.Connection(make_url(self._url))
+        try:
+            await connection.connect(timeout=CONNECT_TIMEOUT_S)
+        except BaseException:
+            # Mostly this only notes the end. Else the garbage collector would start to close the
+            # connection later, and perhaps where no event loop runs.
+            await self._close(connection)
+            raise
+        return connection
+
     async def _close(self, connection: AbstractConnection) -> None:
         if connection is self._current:
             self._current = None
@@ -117,6 +129,7 @@ class Connection:
                 await connection.close()
         except BROKER_ERRORS as error:
             log.debug("%s: closing a broken connection: %r", self.name, error)
+            await connection.close()  # notes the end: the transport is gone, see `_open`
 
 
 async def until_closed(channel: AbstractChannel) -> None:
