@@ -75,6 +75,11 @@ async def test_a_program_that_keeps_failing_is_tried_less_often_until_it_works_a
     monkeypatch.setattr(supervisor, "MAX_DELAY_S", 0.1)
     fault = tmp_path / "fault"
     await supervised.start(program("worker", f"test -e '{fault}' && exit 3; exec sleep 600"))
+
+    async def runs() -> bool:
+        return any(process.name() == "sleep" for process in find_processes(tmp_path))
+
+    await eventually(runs, "the program runs")
     fault.touch()
     (worker,) = find_processes(tmp_path)
     worker.kill()
@@ -85,10 +90,6 @@ async def test_a_program_that_keeps_failing_is_tried_less_often_until_it_works_a
     await eventually(failed, "it's reported that the program keeps failing")
     assert "worker ended (exit 3) and is started again in" in supervised.lines[-1]
     fault.unlink()
-
-    async def runs() -> bool:
-        return any(process.name() == "sleep" for process in find_processes(tmp_path))
-
     await eventually(runs, "the program runs when its fault is mended")
 
 
@@ -170,7 +171,11 @@ async def test_nothing_outlives_an_owner_that_was_killed(tmp_path: Path) -> None
     )
     assert owner.stdout
     assert await owner.stdout.readline() == b"started\n"
-    assert len(find_processes(tmp_path)) == 1
+
+    async def runs() -> bool:
+        return len(find_processes(tmp_path)) == 1
+
+    await eventually(runs, "the program runs")
     owner.kill()
     await owner.wait()
 
