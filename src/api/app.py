@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import openapi
 from api.context import Context
-from api.http.middleware import middleware
+from api.http.middleware import METHODS, middleware
 from api.http.parameters import IF_NONE_MATCH, Call
 from api.http.problems import CLOSE, Problem
 from api.http.requests import invalid_fields
@@ -135,6 +135,7 @@ class Endpoint:
         operation = self._operations.get(method)
         if operation is None:
             if method != "OPTIONS":
+                refuse_unknown(method)
                 detail = f"{self.path} takes {self._allowed['Allow']}, not {method}"
                 raise Problem("method-not-allowed", detail, headers=self._allowed)
             await Response(None, 204, self._allowed)(scope, receive, send)
@@ -151,6 +152,18 @@ class Endpoint:
             await response(scope, receive, send)
 
 
+def refuse_unknown(method: str) -> None:
+    """Raises Problem for a method that no path has: 501 rather than 405 (RFC 9110, 15.6.2)."""
+    if method not in METHODS:
+        raise Problem("unknown-method", f"{method[:20]} is not a method of HTTP that is known here")
+
+
 async def no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a request for a path that is not in ROUTES."""
+    """Refuse a request for a path that is not in ROUTES; `OPTIONS *` asks about all of them."""
+    refuse_unknown(scope["method"])
+    if scope["method"] == "OPTIONS" and scope["path"] == "*":
+        allowed = {method for methods in ROUTES.values() for method in methods}
+        headers = {"Allow": ", ".join(sorted({*allowed, "HEAD", "OPTIONS"}))}
+        await Response(None, 204, headers)(scope, receive, send)
+        return
     raise Problem("no-such-path", f"there is no path {scope['path'][:200]}")

@@ -99,8 +99,8 @@ class Operation:
 
     def _problem_kinds(self, guarded: bool) -> Iterator[str]:
         # Any request can be no HTTP, too slow, too large, or have a parameter that is not known.
-        yield from ("bad-request", "head-too-slow", "head-too-large", "invalid-fields")
-        yield "internal-error"
+        yield from ("bad-request", "head-too-slow", "target-too-long", "head-too-large")
+        yield from ("invalid-fields", "internal-error")
         if self.body:
             yield from ("bad-json", "body-too-large", "not-json", "body-too-slow")
         if self.submits:

@@ -75,6 +75,16 @@ async def test_options_answers_with_the_methods_of_a_path(
     assert set(answer.headers["allow"].split(", ")) == known
 
 
+async def test_options_of_the_server_answers_with_the_methods_of_all_paths(
+    http: httpx.AsyncClient,
+) -> None:
+    answer = await exchange(http, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    head = answer.partition(b"\r\n\r\n")[0].lower()
+    assert head.startswith(b"http/1.1 204 ")
+    assert b"allow: get, head, options, patch, post" in head
+    assert b"x-request-id: " in head
+
+
 async def test_options_of_an_unknown_path_is_refused(http: httpx.AsyncClient) -> None:
     problem(await http.options(root(http) + "/nowhere"), 404, "no-such-path")
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from api.app import ROUTES
+from api.http.middleware import MAX_TARGET
 from api.openapi import BODIES
 from api.operation import PREFIX
 
@@ -58,6 +59,27 @@ async def test_an_unknown_method_is_refused_with_the_allowed_ones(
         problem(response, 405, "method-not-allowed") if method != "HEAD" else None
         assert response.status_code == 405
         assert set(response.headers["allow"].split(", ")) == known
+
+
+@pytest.mark.parametrize("path", ["/api/v1/orders", "/nowhere", "/health/live"])
+async def test_a_method_that_no_path_has_is_refused_as_unknown(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    problem(await http.request("PROPFIND", root(http) + path), 501, "unknown-method")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/" + "x" * MAX_TARGET,
+        f"{PREFIX}/orders/{'7' * MAX_TARGET}",
+        f"{PREFIX}/orders?after={'7' * MAX_TARGET}",
+        f"{PREFIX}/orders?{'&' * MAX_TARGET}",
+    ],
+)
+async def test_a_target_that_is_too_long_is_refused(http: httpx.AsyncClient, path: str) -> None:
+    refused = problem(await http.get(root(http) + path), 414, "target-too-long")
+    assert str(MAX_TARGET) in refused["detail"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from api.http.problems import KINDS, REFUSALS, Problem, refused
 from api.http.responses import PROBLEM_JSON, problem_response
 from ledger.core.events import Reason
 
+# Raised by the server, which is being made.
+FUTURE = {"misdirected-host"}
 SOURCES = "".join(path.read_text() for path in Path(api.__file__).parent.rglob("*.py"))
 
 
@@ -23,7 +25,7 @@ def test_every_reason_of_a_refusal_has_a_problem(reason: Reason) -> None:
 def test_the_kinds_are_exactly_those_in_use() -> None:
     used = set(re.findall(r'(?:Problem|_refuse)\(\s*"([a-z-]+)"', SOURCES))
     assert used <= set(KINDS)
-    assert set(KINDS) == used | set(REFUSALS.values())
+    assert set(KINDS) == used | FUTURE | set(REFUSALS.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)

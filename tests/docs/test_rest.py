@@ -7,7 +7,7 @@ import pytest
 
 from api import schemas, server
 from api.app import ROUTES
-from api.http import parameters, requests
+from api.http import middleware, parameters, requests
 from api.http.problems import KINDS
 from api.operation import PREFIX, Operation
 from api.reads import consistent_reads, event_stream, slow_reads
@@ -21,7 +21,7 @@ CALLS = {
     for path, operations in ROUTES.items()
     for method, operation in operations.items()
 }
-NO_OPERATION = {"no-such-path", "method-not-allowed"}
+NO_OPERATION = {"no-such-path", "method-not-allowed", "unknown-method", "misdirected-host"}
 """What requests are answered with that reach no operation."""
 FOLD_ONLY = {"duplicate", "out-of-stock", "out-of-money", "batch-failed"}
 """What reasons of the fold become, but not by REST: it makes new ids, and orders just fail."""
@@ -105,6 +105,7 @@ def test_every_problem_is_one_of_an_operation() -> None:
 def test_every_limit_is_documented_as_it_is() -> None:
     assert rows("docs/reference/rest.md", "Limits") == {
         "limit": ["value", "beyond it"],
+        "path and query": [f"{middleware.MAX_TARGET} bytes", "414"],
         "path and headers": [
             f"{server.MAX_HEAD} bytes, {server.MAX_HEADERS} headers",
             "431",

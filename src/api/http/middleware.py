@@ -46,6 +46,8 @@ access: Final = logging.getLogger(logs.ACCESS)
 REQUEST_ID: Final = "request_id"
 # The route label of unknown paths: clients must not be able to make labels.
 ELSEWHERE: Final = "elsewhere"
+# Bytes of path and query; RFC 9112, 3 asks for at least 8,000.
+MAX_TARGET: Final = 8 * 1024
 # Smaller answers fit into two packets as they are. Products and orders one by one are smaller.
 MIN_GZIP: Final = 2048
 # Compressing this much takes long enough to be done beside the event loop.
@@ -57,7 +59,8 @@ _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _GZIP: Final = (b"content-encoding", b"gzip")
 _VARY: Final = (b"vary", b"accept-encoding")
-_METHODS: Final = frozenset(
+# Those of RFC 9110 and RFC 5789: any other is unknown to this server, not to the path alone.
+METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 )
 _CORS_HEADERS: Final = ("Authorization", "Content-Type", "traceparent")
@@ -179,7 +182,7 @@ def _route_label(scope: Scope) -> str:
 
 
 def _method_label(scope: Scope) -> str:
-    return scope["method"] if scope["method"] in _METHODS else "other"
+    return scope["method"] if scope["method"] in METHODS else "other"
 
 
 def traceparent_of(scope: Scope) -> str | None:
@@ -275,6 +278,9 @@ def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> A
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET:
+                detail = f"path and query must have at most {MAX_TARGET} bytes"
+                raise Problem("target-too-long", detail)  # noqa: TRY301  # answered below
             await app(scope, receive, send)
         except Exception as error:
             # After the start of an answer there is nothing to say but the end of the connection.

@@ -67,6 +67,16 @@ KINDS: Final[dict[str, Kind]] = {
     "method-not-allowed": Kind(
         405, "The path has no such method", "Use one of the methods that `Allow` names"
     ),
+    "unknown-method": Kind(
+        501,
+        "No path has such a method",
+        "Use GET, HEAD, POST, PATCH or OPTIONS, in capital letters",
+    ),
+    "misdirected-host": Kind(
+        421,
+        "The request is for another host",
+        "Send `Host` with a name or address of this API, once",
+    ),
     "head-too-slow": Kind(
         408, "The request took too long to arrive", "Send path and headers in one go"
     ),
@@ -90,6 +100,9 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "body-too-large": Kind(
         413, "The body is too large", "Send less, or split it into several requests"
+    ),
+    "target-too-long": Kind(
+        414, "Path and query are too long", "Send fewer and shorter parameters"
     ),
     "not-json": Kind(
         415,
