@@ -121,7 +121,6 @@ ANSWERS: Final[Mapping[type[Struct], Struct]] = {
         _ORDER_NOW,
         s.PlacedOrders([_ORDER_NOW]),
         s.DryRun(_PRODUCT, _CUSTOMER, 2, "COMPLETED", s.money(4_000), s.money(8_000), None, 9),
-        s.AcceptedOrder(_ORDER, _PRODUCT, _CUSTOMER, 2, "PENDING", _PLACED, _PLACED),
         s.AcceptedCancel(_ORDER, s.ACCEPTED),
         s.AcceptedCustomer(_CUSTOMER, s.ACCEPTED),
         s.AcceptedProduct(_PRODUCT, s.ACCEPTED),

@@ -1,7 +1,7 @@
 """The shapes of requests (pydantic) and of answers (msgspec); limits are those of the events."""
 
 from decimal import Context, Decimal, Inexact, InvalidOperation
-from typing import Annotated, Final, Literal, TypeVar, get_args
+from typing import Annotated, Final, Literal, get_args
 from uuid import UUID
 
 from msgspec import Meta, Struct
@@ -149,8 +149,11 @@ class Product(Struct, frozen=True):
     position: int
 
 
-class AcceptedOrder(Struct, frozen=True):
-    """An order that is in the inbox, and will be decided."""
+class Order(Struct, frozen=True):
+    """An order; while it is PENDING it is in the inbox, and will be decided.
+
+    `price_paid` is the total, none until it is completed.
+    """
 
     order_id: UUID
     product_id: UUID
@@ -159,18 +162,10 @@ class AcceptedOrder(Struct, frozen=True):
     status: StatusName
     created_at: Moment
     updated_at: Moment
-
-
-class Order(AcceptedOrder, frozen=True):
-    """An order as the view shows it; `price_paid` is the total, none until it is completed."""
-
     unit_price: Decimal | None = None
     price_paid: Decimal | None = None
     failure_reason: str | None = None
     position: int | None = None
-
-
-AnOrder = TypeVar("AnOrder", bound=AcceptedOrder)
 
 
 class PlacedOrders(Struct, frozen=True):
@@ -286,6 +281,7 @@ class Explained(Struct, frozen=True):
 
 
 ACCEPTED: Final = "accepted: it will be decided; follow Location"
+DECIDED: Final = "decided, when the same Idempotency-Key came before; see Location"
 
 
 def customer(row: WalletRow | WalletAsOf) -> Customer:
@@ -323,12 +319,10 @@ def order(row: OrderRow) -> Order:
     )
 
 
-def pending_order(
-    shape: type[AnOrder], order_id: UUID, placed: OrderPlaced, created_at_us: int
-) -> AnOrder:
-    """The order that was accepted and is not decided yet, in one of the two shapes of orders."""
+def pending_order(order_id: UUID, placed: OrderPlaced, created_at_us: int) -> Order:
+    """The order that was accepted and is not decided yet."""
     created_at = format_us(created_at_us)
-    return shape(
+    return Order(
         order_id,
         placed.product_id,
         placed.customer_id,

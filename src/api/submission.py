@@ -75,23 +75,27 @@ Check = Callable[[], Awaitable[None]]
 
 
 class Preference(Struct, frozen=True):
-    """How long a client wants to wait for the decision, and whether it asked for that."""
+    """How long a client waits for the decision, and which preferences it stated."""
 
     wait_s: int
-    asked: bool
+    wait: bool = False
+    respond_async: bool = False
 
     def applied(self, decided: bool) -> dict[str, str]:
-        """The header that says which preference was honoured."""
-        if not self.asked:
-            return {}
-        honoured = f"wait={self.wait_s}" if decided and self.wait_s else "respond-async"
-        return {"Preference-Applied": honoured}
+        """The header that names the preference that was stated and honoured (RFC 7240, 3)."""
+        if self.wait and (decided or not self.wait_s):
+            return {"Preference-Applied": f"wait={self.wait_s}"}
+        return {"Preference-Applied": "respond-async"} if self.respond_async else {}
 
 
 def preference_of(call: Call[Any], default_wait_s: int) -> Preference:
     """What the request asks for in `Prefer`, or the default of its operation."""
-    wait_s = call.header(PREFER)
-    return Preference(default_wait_s, False) if wait_s is None else Preference(wait_s, True)
+    stated = call.header(PREFER)
+    if stated is None:
+        return Preference(default_wait_s)
+    if stated.wait_s is not None:
+        return Preference(stated.wait_s, True, stated.respond_async)
+    return Preference(0 if stated.respond_async else default_wait_s, False, stated.respond_async)
 
 
 class IdempotencyKey(NamedTuple):
@@ -142,15 +146,18 @@ def new_ids(key: IdempotencyKey | None, index: int = 0) -> tuple[UUID, UUID]:
 class Resource(NamedTuple, Generic[Row]):
     """What the event of a request is about, and so how the request is answered.
 
-    `view` shows it; `show` is the answer once it was decided, `accepted` the one before.
-    `default_wait_s`: how long a client waits for the decision that does not say.
+    `view` shows it; `show` is the answer to a client that waited for the decision, `accepted` the
+    one to a client that did not, with the row where a replay finds it decided. `failure` is the
+    problem of a row that is there and is not what the client wanted. `default_wait_s`: how long a
+    client waits for the decision that does not say.
     """
 
     path: str
     view: KeyedProjection[Row]
     show: Callable[[Row], Struct]
-    accepted: Callable[[Submitted], Struct]
+    accepted: Callable[[Submitted, Row | None], Struct]
     default_wait_s: int = DEFAULT_WAIT_S
+    failure: Callable[[Row], Problem | None] = lambda _: None
 
 
 class RememberedKey:
@@ -240,7 +247,7 @@ class Submission(Struct, frozen=True):
     replayed: bool = False
 
     def headers(self, decided: bool) -> dict[str, str]:
-        """The headers about key and preference."""
+        """The headers about key and preference; `decided`: the answer shows the decision."""
         headers = self.preference.applied(decided)
         if self.replayed:
             headers["Idempotency-Replayed"] = "true"
@@ -275,7 +282,8 @@ class Submissions:
         """Submit the only event of a request; without `stream_id` it creates its resource.
 
         The answer is the resource as the view shows it after the decision, else 202 and where to
-        look for it. `route` names the request for idempotency keys, `check` is that of `submit`,
+        look for it. Who does not wait gets 202 from a replay as well, with what came of it. `route`
+        names the request for idempotency keys, `check` is that of `submit`,
         and so is what is raised.
         """
         request, is_new = call.request, stream_id is None
@@ -295,17 +303,20 @@ class Submissions:
         row, position = None, 0
         # A view that shows a new resource proves the decision. Of a keyed one only the ledger does:
         # the key may have come elsewhere with another body.
-        if preference.wait_s and (submission.outcome or (is_new and not key)):
+        if submission.outcome or (preference.wait_s and is_new and not key):
             row, position = await self.read_decided(
                 submission, lambda: self.views.row(resource.view, resource_id)
             )
         headers = {
             "Location": f"{resource.path}/{resource_id}",
             **submission.headers(row is not None),
+            **(position_header(position) if row else {}),
         }
-        if row is None:
-            return reply(202, resource.accepted(submission.events[0]), headers)
-        headers |= position_header(position)
+        if row is None or not preference.wait_s:
+            return reply(202, resource.accepted(submission.events[0], row), headers)
+        if problem := resource.failure(row):
+            problem.headers = headers
+            raise problem
         return reply(201 if is_new else 200, resource.show(row), headers)
 
     async def submit(
@@ -412,7 +423,8 @@ class Submissions:
         What was accepted is never answered with an error: the client would submit it again.
         """
         try:
-            position = submission.outcome.position if submission.outcome else 0
+            outcome, waits = submission.outcome, submission.preference.wait_s
+            position = outcome.position if outcome and waits else 0
             return await self.reads.read_at_least(position, query)
         except (ViewsUnavailable, Problem):
             return None, 0

@@ -76,11 +76,21 @@ async def list_product(
 async def order(
     http: httpx.AsyncClient, customer_id: str, product_id: str, quantity: int = 1
 ) -> Body:
-    """A decided order."""
+    """A decided order, which may have failed."""
     body = {"customer_id": customer_id, "product_id": product_id, "quantity": quantity}
     response = await http.post("/orders", json=body, headers=WAIT)
-    assert response.status_code == 201, response.text
-    return exact(response)
+    return failed_order(response) if response.is_error else exact(response)
+
+
+def failed_order(response: httpx.Response) -> Body:
+    """The order in the problem that says why it failed."""
+    body = exact(response)
+    found: Body = body["order"]
+    assert (response.status_code, found["status"]) == (body["status"], "FAILED"), body
+    assert body["reason"] == found["failure_reason"]
+    assert response.headers["location"] == f"/api/v1/orders/{found['order_id']}"
+    assert int(response.headers["ledger-position"]) >= found["position"]
+    return found
 
 
 async def cancel(http: httpx.AsyncClient, order_id: str) -> Body:

@@ -12,8 +12,10 @@ from ledger.core.events import MAX_QUANTITY
 
 from .client import (
     WAIT,
+    Body,
     balance,
     exact,
+    failed_order,
     limit,
     list_product,
     nothing_appended,
@@ -49,6 +51,10 @@ async def test_an_order_is_accepted_at_once_and_found_at_its_location(
         "status": "PENDING",
         "created_at": accepted["created_at"],
         "updated_at": accepted["created_at"],
+        "unit_price": None,
+        "price_paid": None,
+        "failure_reason": None,
+        "position": None,
     }
     assert UUID(accepted["order_id"]).version == 7
     assert RFC3339.fullmatch(accepted["created_at"])
@@ -58,13 +64,41 @@ async def test_an_order_is_accepted_at_once_and_found_at_its_location(
 
 
 async def test_unknown_ids_are_accepted_and_fail_later(http: httpx.AsyncClient) -> None:
-    unknown = await http.post(
-        "/orders", json={"customer_id": str(uuid4()), "product_id": str(uuid4())}, headers=WAIT
+    accepted = await post(http, "/orders", text())
+    assert (accepted.status_code, accepted.json()["status"]) == (202, "PENDING")
+    failed = await http.get(
+        f"/orders/{(await order(http, str(uuid4()), str(uuid4())))['order_id']}"
     )
-    assert unknown.status_code == 201
-    assert unknown.json()["status"] == "FAILED"
-    assert unknown.json()["failure_reason"] == "UNKNOWN_PRODUCT"
-    assert unknown.json()["price_paid"] is None
+    assert (failed.status_code, failed.json()["status"]) == (200, "FAILED")
+    assert failed.json()["failure_reason"] == "UNKNOWN_PRODUCT"
+    assert failed.json()["price_paid"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "kind"),
+    [
+        ({"product_id": None}, 404, "unknown-product"),
+        ({"customer_id": None}, 404, "unknown-customer"),
+        ({"quantity": 101}, 409, "out-of-stock"),
+        ({"quantity": 100}, 409, "out-of-money"),
+    ],
+)
+async def test_a_client_that_waits_can_not_take_a_failed_order_for_one_that_it_got(
+    http: httpx.AsyncClient, fields: Body, status: int, kind: str
+) -> None:
+    ids = {"customer_id": await register(http), "product_id": await list_product(http)}
+    body = {**ids, **{name: value or str(uuid4()) for name, value in fields.items()}}
+    headers = {**WAIT, "Idempotency-Key": str(uuid4())}
+    response = await http.post("/orders", json=body, headers=headers)
+    with pytest.raises(httpx.HTTPStatusError):
+        response.raise_for_status()
+    problem(response, status, kind)
+    found = failed_order(response)
+    assert response.headers["preference-applied"] == "wait=20"
+    assert exact(await http.get(f"/orders/{found['order_id']}")) == found
+    again = await http.post("/orders", json=body, headers=headers)
+    assert again.json() == response.json()
+    assert again.headers["idempotency-replayed"] == "true"
 
 
 async def test_prefer_wait_answers_with_the_decided_order(http: httpx.AsyncClient) -> None:

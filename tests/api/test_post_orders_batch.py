@@ -66,7 +66,7 @@ async def test_prefer_wait_answers_with_every_decision_in_batch_order(
     customer_id, product_id = await register(http), await list_product(http, stock=3)
     body = {"customer_id": customer_id, "product_id": product_id}
     response = await send(http, [body, {**body, "quantity": 3}, unknown(), body], WAIT)
-    assert response.status_code == 201
+    assert response.status_code == 207
     orders = response.json()["orders"]
     assert [placed["status"] for placed in orders] == ["COMPLETED", "FAILED", "FAILED", "COMPLETED"]
     assert orders[1]["failure_reason"] == "INSUFFICIENT_STOCK"
@@ -75,6 +75,17 @@ async def test_prefer_wait_answers_with_every_decision_in_batch_order(
     assert positions == list(range(positions[0], positions[0] + 8, 2))
     assert int(response.headers["ledger-position"]) >= positions[-1]
     assert await stock(http, product_id) == 1
+
+
+async def test_a_batch_of_which_no_order_was_completed_is_a_problem(
+    http: httpx.AsyncClient,
+) -> None:
+    headers = {**WAIT, "Idempotency-Key": str(uuid4())}
+    response = await send(http, [unknown()] * 3, headers)
+    failed = problem(response, 409, "batch-failed", "orders[2]")
+    assert {placed["failure_reason"] for placed in failed["orders"]} == {"UNKNOWN_PRODUCT"}
+    assert response.headers["preference-applied"] == "wait=20"
+    assert int(response.headers["ledger-position"]) >= failed["orders"][2]["position"]
 
 
 @pytest.mark.parametrize("enough", [True, False])
@@ -86,6 +97,12 @@ async def test_atomic_means_all_or_none_in_one_range(http: httpx.AsyncClient, en
     beside = asyncio.gather(*(order(http, **unknown()) for _ in range(20)))
     response = await send(http, [body] * 50, WAIT, atomic=True)
     await beside
+    if enough:
+        assert response.status_code == 201
+    else:
+        failed = problem(response, 409, "batch-failed", "orders[49]")
+        assert failed["reason"] == "BATCH_FAILED"
+        assert len(failed["errors"]) == 1
     orders = response.json()["orders"]
     assert {placed["status"] for placed in orders} == {"COMPLETED" if enough else "FAILED"}
     reasons = {placed["failure_reason"] for placed in orders}
@@ -189,7 +206,7 @@ async def test_ten_thousand_orders_in_batches_with_cut_connections_make_no_dupli
     assert cuts > 3
     assert len(ids) == 10_000
     last = await send(http, [unknown()], WAIT)
-    assert last.status_code == 201
+    assert last.status_code == 409
     assert await stock(http, product_id) == 0
     mine = {"customer_id": customer_id, "status": "COMPLETED", "limit": "500"}
     found: set[str] = set()

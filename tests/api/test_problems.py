@@ -7,7 +7,7 @@ import pytest
 
 import api
 from api.http.problems import KINDS, REFUSALS, Problem, refused
-from api.http.responses import PROBLEM_JSON, problem_response
+from api.http.responses import PROBLEM_JSON, path_reference, problem_response
 from ledger.core.events import Reason
 
 # Raised by the server, which is being made.
@@ -34,6 +34,28 @@ def test_every_kind_is_an_error_with_a_title(kind: str) -> None:
     assert 400 <= response.status_code < 600
     assert response.headers["content-type"] == PROBLEM_JSON
     assert KINDS[kind].title
+
+
+@pytest.mark.parametrize(
+    ("path", "instance"),
+    [
+        (b"/api/v1/orders", "/api/v1/orders"),
+        (b"/a%2Fb/", "/a%2Fb/"),
+        (b"/%C5%81%C3%B3d%C5%BA", "/%C5%81%C3%B3d%C5%BA"),
+        ("/Łódź".encode(), "/%C5%81%C3%B3d%C5%BA"),
+        (b'/"<>\\^`{|} %', "/%22%3C%3E%5C%5E%60%7B%7C%7D%20%25"),
+        (b"/%zz%4", "/%25zz%254"),
+        (b"//evil.example/x", "/.//evil.example/x"),
+        (b"/" + b"x" * 198 + b"%41", "/" + "x" * 198),
+        (b"/" + b"x" * 197 + b"%41", "/" + "x" * 197),
+        (b"/" + b"x" * 196 + b"%41", "/" + "x" * 196 + "%41"),
+        (b"/" + b"%41" * 3000, "/" + "%41" * 66),
+        (b"*", "*"),
+    ],
+)
+def test_the_instance_is_a_uri_reference_to_the_path(path: bytes, instance: str) -> None:
+    assert path_reference(path) == instance
+    assert re.fullmatch(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*", instance)
 
 
 @pytest.mark.parametrize("kind", KINDS)

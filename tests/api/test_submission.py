@@ -37,21 +37,21 @@ def call(**headers: str) -> Call[None]:
 @pytest.mark.parametrize(
     ("header", "default", "expected"),
     [
-        ("wait=5", 0, Preference(5, True)),
-        ("wait=0", 2, Preference(0, True)),
-        ("Wait=5", 0, Preference(5, True)),
-        ("respond-async, wait=10", 2, Preference(10, True)),
-        ("wait=10; foo=bar", 2, Preference(10, True)),
-        ('wait="7"', 2, Preference(7, True)),
-        ("respond-async", 2, Preference(0, True)),
-        ("wait=31", 0, Preference(MAX_WAIT_S, True)),
-        (f"wait={'9' * 500}", 0, Preference(MAX_WAIT_S, True)),
-        ("wait=3, wait=9", 0, Preference(3, True)),
-        ("wait=-1", 2, Preference(2, False)),
-        ("wait=soon", 2, Preference(2, False)),
-        ("wait", 2, Preference(2, False)),
-        ("return=minimal", 2, Preference(2, False)),
-        (",;=,", 0, Preference(0, False)),
+        ("wait=5", 0, Preference(5, wait=True)),
+        ("wait=0", 2, Preference(0, wait=True)),
+        ("Wait=5", 0, Preference(5, wait=True)),
+        ("respond-async, wait=10", 2, Preference(10, wait=True, respond_async=True)),
+        ("wait=10; foo=bar", 2, Preference(10, wait=True)),
+        ('wait="7"', 2, Preference(7, wait=True)),
+        ("respond-async", 2, Preference(0, respond_async=True)),
+        ("wait=31", 0, Preference(MAX_WAIT_S, wait=True)),
+        (f"wait={'9' * 500}", 0, Preference(MAX_WAIT_S, wait=True)),
+        ("wait=3, wait=9", 0, Preference(3, wait=True)),
+        ("wait=-1", 2, Preference(2)),
+        ("wait=soon", 2, Preference(2)),
+        ("wait", 2, Preference(2)),
+        ("return=minimal", 2, Preference(2)),
+        (",;=,", 0, Preference(0)),
     ],
 )
 def test_a_preference_is_read_and_what_is_no_preference_is_passed_over(
@@ -61,20 +61,23 @@ def test_a_preference_is_read_and_what_is_no_preference_is_passed_over(
 
 
 def test_without_a_preference_the_default_counts() -> None:
-    assert preference_of(call(), 2) == Preference(2, False)
+    assert preference_of(call(), 2) == Preference(2)
 
 
 @pytest.mark.parametrize(
     ("preference", "decided", "applied"),
     [
-        (Preference(5, True), True, {"Preference-Applied": "wait=5"}),
-        (Preference(5, True), False, {"Preference-Applied": "respond-async"}),
-        (Preference(0, True), True, {"Preference-Applied": "respond-async"}),
-        (Preference(2, False), True, {}),
-        (Preference(2, False), False, {}),
+        (Preference(5, wait=True), True, {"Preference-Applied": "wait=5"}),
+        (Preference(5, wait=True), False, {}),
+        (Preference(0, wait=True), False, {"Preference-Applied": "wait=0"}),
+        (Preference(0, respond_async=True), False, {"Preference-Applied": "respond-async"}),
+        (Preference(5, True, True), True, {"Preference-Applied": "wait=5"}),
+        (Preference(5, True, True), False, {"Preference-Applied": "respond-async"}),
+        (Preference(2), True, {}),
+        (Preference(2), False, {}),
     ],
 )
-def test_the_answer_says_which_preference_was_honoured(
+def test_a_preference_is_named_if_it_was_stated_and_honoured(
     preference: Preference, decided: bool, applied: dict[str, str]
 ) -> None:
     assert preference.applied(decided) == applied
@@ -204,7 +207,7 @@ class TestStates:
     def submit(self, submissions: Submissions, username: str = "ann") -> asyncio.Task[Submission]:
         key = key_of("k-1")
         event = Submitted(*new_ids(key), 0, CustomerRegistered(username))
-        return asyncio.create_task(submissions.submit((event,), Preference(0, False), key))
+        return asyncio.create_task(submissions.submit((event,), Preference(0), key))
 
     async def test_a_confirmed_submission_is_replayed_and_not_published_again(
         self, submissions: Submissions, publisher: StubPublisher

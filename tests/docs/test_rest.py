@@ -23,8 +23,8 @@ CALLS = {
 }
 NO_OPERATION = {"no-such-path", "method-not-allowed", "unknown-method", "misdirected-host"}
 """What requests are answered with that reach no operation."""
-FOLD_ONLY = {"duplicate", "out-of-stock", "out-of-money", "batch-failed"}
-"""What reasons of the fold become, but not by REST: it makes new ids, and orders just fail."""
+FOLD_ONLY = {"duplicate"}
+"""What reasons of the fold become, but not by REST: it makes new ids."""
 
 
 def section(call: str) -> str:

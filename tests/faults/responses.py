@@ -41,6 +41,7 @@ def judged(response: httpx.Response) -> tuple[Outcome, str]:
 
 def named(body: Body) -> list[str]:
     """The ids of new things that an answer names."""
+    body = body.get("order", body)
     orders = body.get("orders")
     if orders is not None:
         return [order["order_id"] for order in orders]

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.parameters import HEADERS
 from api.http.problems import Problem
-from api.http.responses import ANSWER_HEADERS, problem_response
+from api.http.responses import ANSWER_HEADERS, path_reference, problem_response
 from ledger.runtime import logs, tracing
 from ledger.runtime.metrics import LATENCY_S
 
@@ -288,6 +288,7 @@ def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> A
                 raise
             problem = problem_of(error)
             PROBLEMS.labels(problem.kind).inc()
-            await problem_response(problem, scope["path"][:200])(scope, receive, send)
+            instance = path_reference(scope["raw_path"])
+            await problem_response(problem, instance)(scope, receive, send)
 
     return serve

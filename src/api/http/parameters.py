@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Generic, Literal, TypeVar, overload
+from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, overload
 from uuid import UUID
 
 import msgspec
@@ -103,20 +103,23 @@ def parse_instant(name: str, text: str) -> int:
         raise invalid(name, f"{error}; in a query + is %2B") from None
 
 
-def parse_prefer(name: str, text: str) -> int | None:
-    """The seconds to wait for the decision, 0 for `respond-async`; None if nothing was asked.
+class Preferences(NamedTuple):
+    """What `Prefer` states: the seconds to wait for the decision, and whether not to wait."""
 
-    What can't be read is passed over, as RFC 7240 wants it.
-    """
+    wait_s: int | None
+    respond_async: bool
+
+
+def parse_prefer(name: str, text: str) -> Preferences:
+    """The preferences; what can't be read is passed over, as RFC 7240 wants it."""
     preferences: dict[str, str] = {}
     for part in text.lower().split(","):
         preference, _, value = part.split(";")[0].partition("=")
         # Of a name given twice the first counts.
         preferences.setdefault(preference.strip(), value.strip().strip('"'))
     wait = preferences.get("wait", "")
-    if wait.isascii() and wait.isdigit():
-        return min(int(wait[:9]), MAX_WAIT_S)
-    return 0 if "respond-async" in preferences else None
+    wait_s = min(int(wait[:9]), MAX_WAIT_S) if wait.isascii() and wait.isdigit() else None
+    return Preferences(wait_s, "respond-async" in preferences)
 
 
 def parse_idempotency_key(name: str, text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
+from api.schemas import Order
 from ledger.core.events import Reason
 
 CLOSE: Final = {"Connection": "close"}
@@ -92,8 +93,9 @@ KINDS: Final[dict[str, Kind]] = {
     ),
     "batch-failed": Kind(
         409,
-        "Another order of the batch can't be completed",
-        "Read the orders of the batch: one of them says why",
+        "No order of the batch was completed",
+        "Read `orders`: each says why; what you change is a new request, with a new"
+        " `Idempotency-Key`",
     ),
     "not-cancellable": Kind(
         409, "The order can't be cancelled", "Read the order: `reason` says why it stays as it is"
@@ -181,6 +183,8 @@ class ProblemDetails(Struct, frozen=True, omit_defaults=True):
     reason: str | None = None
     position: int | None = None
     min_position: int | None = None
+    order: Order | None = None
+    orders: list[Order] = []
 
 
 class Problem(Exception):
@@ -192,7 +196,7 @@ class Problem(Exception):
         detail: str,
         errors: Sequence[FieldError] = (),
         headers: Mapping[str, str] | None = None,
-        **members: str | int,
+        **members: object,
     ) -> None:
         super().__init__(detail)
         self.kind = kind
@@ -207,6 +211,6 @@ def invalid(field: str, detail: str, limit: int | str | None = None) -> Problem:
     return Problem("invalid-fields", f"{field} {detail}", [FieldError(field, detail, limit)])
 
 
-def refused(reason: str, what: str) -> Problem:
-    """The problem for a submission that the fold refused."""
-    return Problem(REFUSALS[Reason(reason)], f"{what}: {reason}", reason=reason)
+def refused(reason: str, what: str, order: Order | None = None) -> Problem:
+    """The problem for a submission that the fold refused, or for an order that failed."""
+    return Problem(REFUSALS[Reason(reason)], f"{what}: {reason}", reason=reason, order=order)

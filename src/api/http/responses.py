@@ -1,5 +1,6 @@
 """Answers: structs to JSON, problems to JSON, and the headers that say where, when and which."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, urlencode
@@ -32,12 +33,26 @@ ANSWER_HEADERS: Final[Mapping[str, Json]] = {
     )
 }
 
+_NOT_IN_PATHS: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^%/A-Za-z0-9._~!$&'()*+,;=:@-]")
+_UNFINISHED: Final = re.compile(rb"%.?\Z")
+
 encode: Final = Encoder(decimal_format="number").encode
 
 
 def reply(status: int, content: Struct, headers: Mapping[str, str] | None = None) -> Response:
     """An answer with a JSON body."""
     return Response(encode(content), status, headers, JSON)
+
+
+def path_reference(raw_path: bytes) -> str:
+    """The path of a request as a URI reference (RFC 3986, 4.1), its first 200 bytes.
+
+    Clients send bytes that no URI may have, and these are percent-encoded.
+    """
+    path = _UNFINISHED.sub(b"", raw_path[:200]) if len(raw_path) > 200 else raw_path  # noqa: PLR2004
+    reference = _NOT_IN_PATHS.sub(lambda found: b"%%%02X" % ord(found[0]), path).decode()
+    # What begins with two slashes would name a host (RFC 3986, 4.2).
+    return f"/.{reference}" if reference.startswith("//") else reference
 
 
 def problem_response(problem: Problem, instance: str) -> Response:

@@ -22,7 +22,7 @@ _CUSTOMER: Final = Resource(
     f"{PREFIX}/customers",
     WALLETS,
     s.customer,
-    lambda event: s.AcceptedCustomer(event.stream_id, s.ACCEPTED),
+    lambda event, row: s.AcceptedCustomer(event.stream_id, s.DECIDED if row else s.ACCEPTED),
 )
 
 

@@ -14,51 +14,81 @@ from api.context import Context
 from api.http import parameters as p
 from api.http.middleware import traceparent_of
 from api.http.parameters import Call
-from api.http.problems import FieldError, Problem
+from api.http.problems import FieldError, Problem, refused
+from api.http.requests import MAX_ERRORS
 from api.http.responses import page_headers, position_header, reply
 from api.operation import PREFIX, Operation
 from api.reads.slow_reads import as_of
 from api.submission import Resource, idempotency_key, new_ids, preference_of
 from ledger.core.decider import State, Status, decide
-from ledger.core.events import OrderCancelRequested, OrderCompleted, OrderFailed, OrderPlaced
+from ledger.core.events import (
+    OrderCancelRequested,
+    OrderCompleted,
+    OrderFailed,
+    OrderPlaced,
+    Reason,
+)
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
-from projections.views.orders import ORDERS
+from projections.views.orders import ORDERS, OrderRow
 
 MAX_BATCH_BODY: Final = 256 * 1024
 
 WRITE, READ = Scope.ORDERS_WRITE, Scope.ORDERS_READ
 
 
-def _pending(shape: type[s.AnOrder], event: Submitted) -> s.AnOrder:
+def _order(event: Submitted, row: OrderRow | None) -> s.Order:
+    """The order of a row, or the one that was placed if it is not decided yet."""
+    if row:
+        return s.order(row)
     placed: OrderPlaced = event.payload  # type: ignore[assignment]  # nothing else is placed
-    return s.pending_order(shape, event.stream_id, placed, event.occurred_at_us)
+    return s.pending_order(event.stream_id, placed, event.occurred_at_us)
+
+
+def _failure(row: OrderRow) -> Problem | None:
+    """A client that waited must not take an order that failed for one that it got."""
+    if row.failure_reason is None:
+        return None
+    what = f"order.failed at position {row.position}"
+    return refused(row.failure_reason, what, order=s.order(row))
 
 
 _PLACED: Final = Resource(
     f"{PREFIX}/orders",
     ORDERS,
     s.order,
-    lambda event: _pending(s.AcceptedOrder, event),
+    _order,
     # Who places orders in bulk would rather have the next one accepted than this one decided.
     default_wait_s=0,
+    failure=_failure,
 )
 _CANCELLED: Final = _PLACED._replace(
-    accepted=lambda event: s.AcceptedCancel(event.stream_id, s.ACCEPTED)
+    accepted=lambda event, row: s.AcceptedCancel(event.stream_id, s.DECIDED if row else s.ACCEPTED)
 )
 
 
 @Operation(
     WRITE,
     "Place an order",
-    {200: s.DryRun, 201: s.Order, 202: s.AcceptedOrder},
+    {200: s.DryRun, 201: s.Order, 202: s.Order},
     (p.DRY_RUN, *p.SUBMIT),
-    problems=("unknown-customer", "views-unavailable"),
+    problems=(
+        "unknown-product",
+        "unknown-customer",
+        "out-of-stock",
+        "out-of-money",
+        "views-unavailable",
+    ),
     body=s.PlaceOrder,
     own=True,
 )
 async def place(context: Context, call: Call[s.PlaceOrder]) -> Response:
     """Accept an order, to be decided in its turn; nothing but its form is checked before.
+
+    Without `Prefer: wait` the answer is 202, whatever is decided later. With it, an order that is
+    decided in time is 201 if it was completed; one that failed is the problem of its `reason`, with
+    the `order`, although it is recorded. A retry with the same `Idempotency-Key` is answered in the
+    same way, and its 202 shows what was decided meanwhile.
 
     With `dry_run`, say what would be decided of it now, and append nothing.
     """
@@ -96,9 +126,9 @@ async def dry_run(context: Context, placed: OrderPlaced) -> Response:
 @Operation(
     WRITE,
     "Place many orders",
-    {201: s.PlacedOrders, 202: s.PlacedOrders},
+    {201: s.PlacedOrders, 202: s.PlacedOrders, 207: s.PlacedOrders},
     p.SUBMIT,
-    problems=("unknown-customer",),
+    problems=("unknown-customer", "batch-failed"),
     body=s.PlaceOrders,
     max_body=MAX_BATCH_BODY,
     own=True,
@@ -107,7 +137,9 @@ async def dry_run(context: Context, placed: OrderPlaced) -> Response:
 async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     """Accept up to 1,000 orders as one: all are appended to the inbox, in this order, or none is.
 
-    With `atomic` they are also completed together, or none of them is.
+    With `atomic` they are also completed together, or none of them is. With `Prefer: wait`, a batch
+    that is decided in time is 201 if all its orders were completed, 207 if some of them failed, and
+    the problem `batch-failed`, with its `orders`, if all of them did.
     """
     body, sender = call.body, principal_of(call.request)
     for i, order in enumerate(body.orders):
@@ -133,21 +165,30 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     )
     submission = await context.submissions.submit(events, preference_of(call, 0), key)
     rows, position = None, 0
-    if submission.preference.wait_s and submission.outcome:
+    if submission.outcome:
         ids = [event.stream_id for event in submission.events]
         rows, position = await context.submissions.read_decided(
             submission, lambda: context.views.orders_by_id(ids)
         )
-    orders = [
-        s.order(rows[event.stream_id])
-        if rows and event.stream_id in rows
-        else _pending(s.Order, event)
-        for event in submission.events
-    ]
+    orders = [_order(event, (rows or {}).get(event.stream_id)) for event in submission.events]
     headers = submission.headers(decided=rows is not None)
-    if rows is None:
+    if rows is None or not submission.preference.wait_s:
         return reply(202, s.PlacedOrders(orders), headers)
-    return reply(201, s.PlacedOrders(orders), {**headers, **position_header(position)})
+    headers |= position_header(position)
+    failed = [order for order in orders if order.failure_reason]
+    if len(failed) < len(orders):
+        return reply(207 if failed else 201, s.PlacedOrders(orders), headers)
+    # In an atomic batch all others have failed because of those that failed for their own reason.
+    causes = [
+        FieldError(f"orders[{i}]", f"failed: {order.failure_reason}")
+        for i, order in enumerate(orders)
+        if order.failure_reason != Reason.BATCH_FAILED
+    ]
+    detail = f"all {len(orders)} orders failed, the last one at position {orders[-1].position}"
+    reason = Reason.BATCH_FAILED.value
+    raise Problem(
+        "batch-failed", detail, causes[:MAX_ERRORS], headers, reason=reason, orders=orders
+    )
 
 
 @Operation(
@@ -192,7 +233,7 @@ async def visible_order(
             row, position = await context.reads.read(lambda: context.views.row(ORDERS, order_id))
     order = s.order(row) if row else None
     if pending:
-        order = s.pending_order(s.Order, order_id, *pending)
+        order = s.pending_order(order_id, *pending)
     return _visible(request, order, order_id), position
 
 

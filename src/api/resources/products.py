@@ -26,7 +26,7 @@ _PRODUCT: Final = Resource(
     f"{PREFIX}/products",
     STOCK,
     s.product,
-    lambda event: s.AcceptedProduct(event.stream_id, s.ACCEPTED),
+    lambda event, row: s.AcceptedProduct(event.stream_id, s.DECIDED if row else s.ACCEPTED),
 )
 _CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
