@@ -9,7 +9,7 @@ from uuid import UUID
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ledger.core.decider import CustomerState, ProductState
+from ledger.core.decider import CustomerState, ProductState, Status
 from ledger.eventlog.codec import encode_recorded
 from ledger.eventlog.reader import EventReader, RecordWithCause
 from ledger.runtime.database import DATABASE_ERRORS, placeholders
@@ -19,6 +19,14 @@ from projections.views.stock import STOCK, StockRow
 from projections.views.wallets import WALLETS
 
 QUERY_TIMEOUT_S: Final = 1.5
+# The index of `orders` for a filter by customer, and by product; without either, by status. It is
+# named in the query: by its statistics alone the optimiser may walk along another one.
+_ORDER_INDEXES: Final = {
+    (False, False): "orders_status",
+    (True, False): "orders_customer",
+    (False, True): "orders_product",
+    (True, True): "orders_customer_product",
+}
 # Positions that one page looks at, however few of them its filter lets through.
 MAX_SCAN: Final = 10_000
 
@@ -103,30 +111,55 @@ class Views:
         limit: int,
     ) -> tuple[list[OrderRow], int]:
         """A page of orders, newest first, before the `placed_position` given as `after`."""
-        conditions = {
-            "customer_id = %s": customer_id and customer_id.bytes,
-            "product_id = %s": product_id and product_id.bytes,
-            "status = %s": status,
-            "placed_position < %s": after,
-        }
-        given = {clause: value for clause, value in conditions.items() if value is not None}
-        rows, position = await self._page(
+        conditions: dict[str, object] = {}
+        if customer_id:
+            conditions["customer_id = %s"] = customer_id.bytes
+        if product_id:
+            conditions["product_id = %s"] = product_id.bytes
+        # The indexes have the status before the position. Where any status will do, the newest of
+        # each are looked up, rather than to have two more indexes that each order is written to.
+        statuses: list[str | None] = [status] if status else [*Status.__members__]
+        hint = f"FORCE INDEX ({_ORDER_INDEXES[customer_id is not None, product_id is not None]})"
+        if not conditions and not status:
+            statuses, hint = [None], ""  # in the order of orders_placed
+        looks: list[str] = []
+        parameters: list[object] = []
+        for status_ in statuses:
+            given = {**conditions, "status = %s": status_, "placed_position < %s": after}
+            given = {clause: value for clause, value in given.items() if value is not None}
+            looks.append(
+                f"(SELECT order_id, placed_position FROM orders {hint}"
+                f" WHERE {' AND '.join(given) or 'TRUE'} ORDER BY placed_position DESC LIMIT %s)"
+            )
+            parameters += (*given.values(), limit)
+        found, position = await self._found(
             ORDERS,
-            " AND ".join(given) or "TRUE",
-            "placed_position DESC",
-            (*given.values(), limit),
+            f"SELECT {', '.join(f'o.{name}' for name in ORDERS.columns)}"
+            f" FROM ({' UNION ALL '.join(looks)} ORDER BY placed_position DESC LIMIT %s) k"
+            " STRAIGHT_JOIN orders o ON o.order_id = k.order_id",
+            (*parameters, limit),
         )
-        return sorted(rows, key=lambda row: -row.placed_position), position
+        return sorted(found, key=lambda row: -row.placed_position), position
 
     async def _page(
         self, view: Projection[Row], where: str, order: str, parameters: tuple[Any, ...]
     ) -> tuple[list[Row], int]:
         """The rows of a condition, in some order, and the view's checkpoint."""
+        return await self._found(
+            view,
+            f"SELECT {', '.join(view.columns)} FROM {view.name}"
+            f" WHERE {where} ORDER BY {order} LIMIT %s",
+            parameters,
+        )
+
+    async def _found(
+        self, view: Projection[Row], select: str, parameters: tuple[Any, ...]
+    ) -> tuple[list[Row], int]:
+        """The rows that a SELECT of the view's columns finds, and the view's checkpoint."""
         columns = ", ".join(f"v.{name}" for name in view.columns)
         rows = await self._rows_with_position(
             f"SELECT c.position, {columns} FROM checkpoints c"
-            f" LEFT JOIN (SELECT {', '.join(view.columns)} FROM {view.name}"
-            f" WHERE {where} ORDER BY {order} LIMIT %s) v ON TRUE WHERE c.name = %s",
+            f" LEFT JOIN ({select}) v ON TRUE WHERE c.name = %s",
             (*parameters, view.name),
         )
         # Without any row the LEFT JOIN gives one of NULLs, for the sake of the position.

@@ -167,6 +167,8 @@ class Rebuild:
                 )
             tables.append(Shadow(view, old, state.position))
             results.append(Rebuilt(view.name, state.position, view.version, False))
+            # An earlier release may have made the table, and the API names the indexes it reads by.
+            await add_indexes(self.writing, tables[-1])
         return await self._swap(tables, results)
 
     async def drop_old(self) -> set[str]:

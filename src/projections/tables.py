@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from msgspec import Struct
-from sqlalchemy import Column, Integer, String, Table
+from sqlalchemy import Column, Integer, String, Table, inspect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -64,9 +64,18 @@ async def register(connection: AsyncConnection, projections: Sequence[Projection
 
 
 async def create_indexes(connection: AsyncConnection, projection: Projection[Any]) -> None:
-    """Create the indexes that a view's table lacks, while others go on writing it."""
-    for index in sorted(projection.table.indexes, key=lambda index: str(index.name)):
-        await connection.run_sync(index.create, checkfirst=True)
+    """Create the indexes that a view's table lacks, or has with other columns.
+
+    Others go on writing it meanwhile.
+    """
+    table = projection.table
+    found = await connection.run_sync(lambda sync: inspect(sync).get_indexes(table.name))
+    columns = {index["name"]: index["column_names"] for index in found}
+    for index in sorted(table.indexes, key=lambda index: str(index.name)):
+        if columns.get(index.name) != index.columns.keys():
+            if index.name in columns:
+                await connection.run_sync(index.drop)
+            await connection.run_sync(index.create)
 
 
 async def lock_checkpoints(

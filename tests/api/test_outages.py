@@ -11,7 +11,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.harness import DEADLINE_S, Stack, eventually, free_port, start_stack
+from cli.commands.processes import API_CONNECTIONS
+from tests.harness import DEADLINE_S, Stack, engine_of, eventually, free_port, start_stack
 from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
 
@@ -21,6 +22,8 @@ from .client import WAIT, Body, list_product, order, problem, register, stock
 # which leaves it below the next longer wait, ten seconds for a confirm.
 WRITE_LIMIT_S = 2.0
 SLACK_S = 6.0
+# How soon after the answers the server must have ended what they asked for.
+LEFT_RUNNING_S = 5.0
 
 
 @dataclass
@@ -394,3 +397,51 @@ async def test_min_position_from_one_process_makes_another_wait_for_it(outages: 
         f"/products/{product_id}", params={"min_position": placed["position"]}
     )
     assert answer.json()["stock"] == 99
+
+
+async def test_reads_that_time_out_leave_nothing_running_and_the_writer_its_connections(
+    shared: Outages,
+) -> None:
+    """The view is a slow one for a while, as any is that is far larger than the memory."""
+    stack, calls = shared.stack, 200
+    await order(stack.http, await register(stack.http), await list_product(stack.http))
+    stack.terminate("projector")
+    migrating = engine_of(stack.settings, "migrate")
+    reading = engine_of(stack.settings, "api")
+
+    async def statements(condition: str = "TRUE") -> int:
+        async with reading.connect() as connection:
+            found = await connection.exec_driver_sql(
+                "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE()"
+                f" AND id <> CONNECTION_ID() AND {condition}"
+            )
+            count: int = found.scalar_one()
+            return count
+
+    async with migrating.begin() as connection:
+        await connection.exec_driver_sql("RENAME TABLE orders TO orders_aside")
+        await connection.exec_driver_sql(
+            "CREATE VIEW orders AS SELECT * FROM orders_aside"
+            " WHERE BENCHMARK(1000000000, MD5(position)) = 0"
+        )
+    try:
+        reads = [asyncio.create_task(stack.http.get("/orders?limit=1")) for _ in range(calls)]
+        await eventually(lambda: statements("info LIKE '%%orders%%'"), "a slow read is running")
+        accepted = await stack.http.post("/customers", json={"username": "ann"})
+        assert accepted.status_code == 202
+        for answer in await asyncio.gather(*reads):
+            problem(answer, 503, "views-unavailable")
+        assert await statements() <= 2 * API_CONNECTIONS
+
+        async def none_is_left() -> bool:
+            return await statements("info LIKE '%%orders%%'") == 0
+
+        await eventually(none_is_left, "the server has ended them all", LEFT_RUNNING_S)
+    finally:
+        async with migrating.begin() as connection:
+            await connection.exec_driver_sql("DROP VIEW orders")
+            await connection.exec_driver_sql("RENAME TABLE orders_aside TO orders")
+        stack.start("projector")
+    assert (await stack.http.get("/orders?limit=1")).status_code == 200
+    for engine in (migrating, reading):
+        await engine.dispose()

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from cli.commands.migrate import migrate
 from projections import check, projector, rebuild, table_swap
 from projections.projector import project_next_batch
 from projections.queries import Views
@@ -290,6 +291,40 @@ async def test_undo_brings_the_old_table_to_where_the_view_is(projected: Ledger)
         await rebuild.undo()
     assert await all_live(projected) == await all_replayed(projected)
     assert await checkpoints(projected) == where
+
+
+async def test_undo_adds_the_indexes_that_an_old_table_lacks(projected: Ledger) -> None:
+    """A release that added one came between the rebuild and its undo."""
+    before = await indexes(projected)
+    await rebuilt(projected, "orders")
+    await projected.execute("ALTER TABLE orders_old DROP INDEX orders_customer_product")
+    async with opened(projected, "orders") as rebuild:
+        (outcome,) = await rebuild.undo()
+    assert outcome.swapped
+    assert await indexes(projected) == before
+
+
+async def test_to_migrate_brings_the_indexes_of_an_earlier_release_to_their_columns(
+    projected: Ledger,
+) -> None:
+    before = await indexes(projected)
+    await projected.execute(
+        "ALTER TABLE orders DROP INDEX orders_customer_product, DROP INDEX orders_customer,"
+        " ADD INDEX orders_customer (customer_id, placed_position),"
+        " ADD INDEX made_by_hand (quantity)"
+    )
+    await migrate(projected.settings)
+    assert await indexes(projected) == before | {("made_by_hand", 1, "quantity")}
+
+
+async def indexes(ledger: Ledger) -> set[tuple[Any, ...]]:
+    """The columns of the indexes of the orders view."""
+    return set(
+        await ledger.rows(
+            "SELECT index_name, seq_in_index, column_name FROM information_schema.statistics"
+            " WHERE table_schema = DATABASE() AND table_name = 'orders'"
+        )
+    )
 
 
 async def test_there_is_no_undo_once_the_old_table_is_dropped(projected: Ledger) -> None:

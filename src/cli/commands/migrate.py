@@ -41,6 +41,11 @@ LEDGER_GRANTS: Final = {
     },
     "analyst": {"checkpoints": "SELECT"},
 }
+# The most connections of each account, as eighths of what the server allows in all: whatever the
+# others do, there is room for the writer, and for the operator who looks into it.
+CONNECTION_EIGHTHS: Final = {"writer": 1, "projector": 2, "api": 3, "analyst": 1}
+# Only MariaDB has it for an account. Sessions of our own set a limit of theirs, on MySQL too.
+STATEMENT_LIMIT_S: Final = 600
 VIEW_GRANTS: Final = {
     "projector": "SELECT, INSERT, UPDATE, DELETE",
     "api": "SELECT",
@@ -87,14 +92,22 @@ async def migrate(settings: Settings) -> None:
 
 
 async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:
+    allowed = await connection.exec_driver_sql("SELECT @@GLOBAL.max_connections")
+    max_connections = int(allowed.scalar_one())
     for role, password in settings.db_passwords().items():
         if role in LEDGER_GRANTS:
             account = f"'ledger_{role}'@'%%'"
+            connections_of_role = max(1, max_connections * CONNECTION_EIGHTHS[role] // 8)
             await connection.exec_driver_sql(
                 f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY %s", (password,)
             )
-            # The account may be there with an earlier password.
-            await connection.exec_driver_sql(f"ALTER USER {account} IDENTIFIED BY %s", (password,))
+            # The account may be there with an earlier password, and without limits.
+            await connection.exec_driver_sql(
+                f"ALTER USER {account} IDENTIFIED BY %s"
+                f" WITH MAX_USER_CONNECTIONS {connections_of_role}"
+                f" /*M! MAX_STATEMENT_TIME {STATEMENT_LIMIT_S} */",
+                (password,),
+            )
             for table, rights in grants(role, PROJECTIONS).items():
                 await connection.exec_driver_sql(
                     f"GRANT {rights} ON `{settings.db_name}`.{table} TO {account}"

@@ -37,6 +37,7 @@ from ledger.runtime.reconnect import first_to_end
 from ledger.writer import Writer
 from projections.announcements import Announcements
 from projections.projector import PROJECTOR, Projector, listen, measure_lag
+from projections.queries import QUERY_TIMEOUT_S
 from projections.views.registry import PROJECTIONS
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,6 @@ Work = Coroutine[Any, Any, None]
 
 STOP_TIMEOUT_S: Final = 8.0
 READ_TIMEOUT_S: Final = 15.0
-API_READ_TIMEOUT_S: Final = 5.0
 API_CONNECTIONS: Final = 8
 # One connection writes the views, one reads ahead, one is for the metrics.
 PROJECTOR_CONNECTIONS: Final = 3
@@ -109,7 +109,7 @@ async def _serve_api(settings: Settings) -> None:
     async with process_of(
         settings,
         "api",
-        read_timeout_s=API_READ_TIMEOUT_S,
+        read_timeout_s=QUERY_TIMEOUT_S,
         pool_size=API_CONNECTIONS,
         autocommit=True,
     ) as (engine, consuming, publishing):

@@ -72,8 +72,10 @@ TABLE: Final = Table(
     position_column("placed_position", "position of its order.placed; never changes"),
     position_column("position", "position of the event that last changed the row"),
     Index("orders_placed", "placed_position", unique=True),
-    Index("orders_customer", "customer_id", "placed_position"),
-    Index("orders_product", "product_id", "placed_position"),
+    # One of these serves each combination of filters: see `Views.orders`.
+    Index("orders_customer", "customer_id", "status", "placed_position"),
+    Index("orders_product", "product_id", "status", "placed_position"),
+    Index("orders_customer_product", "customer_id", "product_id", "status", "placed_position"),
     Index("orders_status", "status", "placed_position"),
     Index("orders_updated", "status", "updated_at"),
 )
