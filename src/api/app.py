@@ -128,6 +128,8 @@ class Endpoint:
         if "GET" in operations:
             self._operations["HEAD"] = operations["GET"]
         self._allowed = {"Allow": ", ".join(sorted((*self._operations, "OPTIONS")))}
+        if "PATCH" in operations:
+            self._allowed["Accept-Patch"] = JSON  # RFC 5789, 3.1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; raises what becomes a problem."""

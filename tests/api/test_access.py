@@ -132,7 +132,10 @@ async def test_a_page_of_a_known_origin_may_call(stack: Stack) -> None:
         "Access-Control-Request-Headers": "authorization,content-type,idempotency-key,prefer",
     }
     preflight = await stack.http.options("/orders", headers=asked)
-    assert preflight.status_code == 200
+    assert (preflight.status_code, preflight.content) == (204, b"")
+    assert "content-type" not in preflight.headers
+    for name in ("x-request-id", "x-content-type-options", "cache-control"):
+        assert name in preflight.headers
     assert preflight.headers["access-control-allow-origin"] == ORIGIN
     assert "access-control-allow-credentials" not in preflight.headers
     answer = await stack.http.get("/products", headers={"Origin": ORIGIN})
@@ -145,6 +148,35 @@ async def test_a_page_of_a_known_origin_may_call(stack: Stack) -> None:
 
 async def test_a_page_of_another_origin_may_not_call(stack: Stack) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    assert (await stack.http.options("/orders", headers=asked)).status_code == 400
+    refused = problem(
+        await stack.http.options("/orders", headers=asked), 403, "cors-refused", "Origin"
+    )
+    assert [error["field"] for error in refused["errors"]] == ["Origin"]
     answer = await stack.http.get("/products", headers=asked)
     assert "access-control-allow-origin" not in answer.headers
+    assert "Origin" in answer.headers["vary"]
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("Access-Control-Request-Method", "DELETE"),
+        ("Access-Control-Request-Headers", "authorization, x-other"),
+    ],
+)
+async def test_a_preflight_that_is_refused_is_a_problem_that_says_why(
+    stack: Stack, header: str, value: str
+) -> None:
+    asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST", header: value}
+    answer = await stack.http.options("/orders", headers={**asked, "X-Request-Id": "mine"})
+    problem(answer, 403, "cors-refused", header)
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["access-control-allow-origin"] == ORIGIN
+    assert "Origin" in answer.headers["vary"]
+
+
+async def test_problems_of_all_kinds_can_be_read_by_the_page(stack: Stack) -> None:
+    for path in ("/orders", "/nowhere", "/orders?x=1", "/" + "x" * 9000):
+        answer = await stack.http.get(path, headers={"Origin": ORIGIN})
+        assert answer.is_client_error
+        assert answer.headers["access-control-allow-origin"] == ORIGIN

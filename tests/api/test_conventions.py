@@ -20,7 +20,7 @@ from api.http.middleware import (
 )
 from api.operation import PREFIX
 
-from .client import list_product, order, problem, register
+from .client import WAIT, list_product, order, problem, register
 from .test_connections import exchange
 from .test_every_route import CALLS, filled, root
 
@@ -129,6 +129,11 @@ async def test_a_small_answer_is_not_compressed(http: httpx.AsyncClient) -> None
         ("gzip; q=0.000, *", False),
         ("*;q=0", False),
         ("xgzip", False),
+        ("gzip;q=0.5, identity", False),
+        ("identity;q=0.5, gzip", True),
+        ("gzip;q=0.001, *;q=0", True),
+        ("gzip;Q=0", False),
+        ("gzip ; q=0", False),
     ],
 )
 def test_accept_encoding_says_whether_gzip_is_accepted(accepted: str, takes: bool) -> None:
@@ -139,14 +144,16 @@ async def test_without_accept_encoding_gzip_is_not_accepted() -> None:
     assert not accepts_gzip({"headers": []})
 
 
-async def sent(response: Response) -> tuple[Headers, bytes]:
+async def sent(response: Response, **asked: str) -> tuple[Headers, bytes]:
     """Headers and body of a response, as a client that takes gzip gets them."""
     messages: list[Message] = []
+    given = [(name.replace("_", "-").encode(), value.encode()) for name, value in asked.items()]
 
     async def send(message: Message) -> None:
         messages.append(message)
 
-    scope = {"type": "http", "headers": [(b"accept-encoding", b"gzip")], "method": "GET"}
+    headers = [(b"accept-encoding", b"gzip"), *given]
+    scope = {"type": "http", "headers": headers, "method": "GET"}
     await with_request_id(with_response_headers(response))(scope, never, send)
     start, *parts = messages
     return Headers(raw=start["headers"]), b"".join(part["body"] for part in parts)
@@ -163,6 +170,59 @@ async def test_the_etag_of_a_compressed_body_is_weak(size: int) -> None:
     assert headers["etag"] == 'W/"7"'
     assert headers["content-length"] == str(len(body))
     assert gzip.decompress(body) == b"x" * size
+
+
+@pytest.mark.parametrize("size", [0, 10, MIN_GZIP, MIN_GZIP_IN_THREAD + 1])
+@pytest.mark.parametrize("etag", ['"7"', 'W/"7"'])
+async def test_a_304_has_the_headers_of_its_200(size: int, etag: str) -> None:
+    headers = {"ETag": etag, "Cache-Control": "no-cache", "Ledger-Position": "3", "Vary": "Origin"}
+    asked = {"x_request_id": "mine"}
+    full, _ = await sent(Response(b"x" * size, headers=headers), **asked)
+    for given in (etag, full["etag"], "*", f'"6", {etag} , "8"'):
+        short, body = await sent(
+            Response(b"x" * size, headers=headers), if_none_match=given, **asked
+        )
+        assert body == b""
+        assert [n for n in short if n.startswith("content-")] == []
+        kept = [(n, v) for n, v in full.items() if not n.startswith("content-")]
+        assert sorted(short.items()) == sorted(kept)
+    other, body = await sent(Response(b"x" * size, headers=headers), if_none_match='"70"', **asked)
+    assert (other.items(), bool(body)) == (full.items(), size > 0)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path, ops in ROUTES.items() if 304 in getattr(ops.get("GET"), "answers", ())]
+)
+async def test_every_route_with_an_etag_answers_304_like_its_200(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    """Whether the body would be compressed, or not, or was before it came here."""
+    long = {"name": "Long", "description": "d" * 1990, "base_price": 1, "stock": 1}
+    listed = await http.post("/products", json=long, headers=WAIT)
+    ids = {"product_id": listed.json()["product_id"], "asset": "start.js"}
+    url = root(http) + path.format(**ids)
+    for encoding in ("gzip", "identity", "gzip;q=0"):
+        asked = {"Accept-Encoding": encoding}
+        full = await http.get(url, headers=asked)
+        for method in ("GET", "HEAD"):
+            current = {**asked, "If-None-Match": full.headers["etag"]}
+            short = await http.request(method, url, headers=current)
+            assert (short.status_code, short.content) == (304, b"")
+            for name in ("vary", "etag", "cache-control", "ledger-position"):
+                assert short.headers.get(name) == full.headers.get(name), name
+            assert "content-type" not in short.headers
+
+
+async def test_the_resources_that_can_be_patched_say_how(http: httpx.AsyncClient) -> None:
+    path = f"/products/{await list_product(http)}"
+    assert (await http.options(path)).headers["accept-patch"] == "application/json"
+    wrong = await http.patch(path, content="{}", headers={"Content-Type": "text/plain"})
+    problem(wrong, 415, "not-json")
+    assert wrong.headers["accept-patch"] == wrong.headers["accept"] == "application/json"
+    posted = await http.post("/orders", content="{}", headers={"Content-Type": "text/plain"})
+    assert posted.headers["accept"] == "application/json"
+    assert "accept-patch" not in posted.headers
+    assert "accept-patch" not in (await http.options("/orders")).headers
 
 
 async def test_a_stream_is_never_compressed() -> None:

@@ -266,6 +266,28 @@ async def test_a_filtered_stream_sends_how_far_it_has_looked(http: httpx.AsyncCl
         assert heard[-1].event["subject"] == product_id
 
 
+@pytest.mark.parametrize(
+    ("accepted", "is_stream"),
+    [
+        ("text/event-stream", True),
+        ("text/event-stream;q=0.1", True),
+        ("Text/Event-Stream; q=0.5, application/json;q=0.4", True),
+        ("text/event-stream, */*", True),
+        ("text/event-stream;q=0", False),
+        ("text/event-stream;q=0.000, */*;q=0.1", False),
+        ("text/event-stream;q=0.5, application/json", False),
+        ("application/json;q=0", False),
+        ("text/*", False),
+    ],
+)
+async def test_a_stream_is_sent_to_who_weighs_it_not_below_json(
+    http: httpx.AsyncClient, accepted: str, is_stream: bool
+) -> None:
+    response = await http.head("/events", headers={"Accept": accepted})
+    assert response.status_code == 200
+    assert (response.headers["content-type"] == "text/event-stream") is is_stream
+
+
 async def test_a_head_request_for_a_stream_ends(http: httpx.AsyncClient) -> None:
     response = await http.head("/events", headers=STREAM)
     assert response.status_code == 200

@@ -21,7 +21,13 @@ CALLS = {
     for path, operations in ROUTES.items()
     for method, operation in operations.items()
 }
-NO_OPERATION = {"no-such-path", "method-not-allowed", "unknown-method", "misdirected-host"}
+NO_OPERATION = {
+    "no-such-path",
+    "method-not-allowed",
+    "unknown-method",
+    "misdirected-host",
+    "cors-refused",
+}
 """What requests are answered with that reach no operation."""
 FOLD_ONLY = {"duplicate"}
 """What reasons of the fold become, but not by REST: it makes new ids."""

@@ -11,15 +11,18 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import Final
 
 from prometheus_client import Counter, Histogram
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.parameters import HEADERS
-from api.http.problems import Problem
+from api.http.parameters import HEADERS, IF_NONE_MATCH, parse_etags
+from api.http.problems import FieldError, Problem
 from api.http.responses import ANSWER_HEADERS, path_reference, problem_response
 from ledger.runtime import logs, tracing
 from ledger.runtime.metrics import LATENCY_S
@@ -54,6 +57,7 @@ MIN_GZIP: Final = 2048
 MIN_GZIP_IN_THREAD: Final = 64 * 1024
 
 _GZIP_LEVEL: Final = 4
+_WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)").fullmatch
 _REQUEST_ID: Final = re.compile(rb"[!-~]{1,128}").fullmatch
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -73,7 +77,7 @@ def middleware(
 ) -> list[Middleware]:
     """All of it, in order. `cors_origins`: which web origins' pages may call the API."""
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         cors_origins,
         allow_methods=("GET", "HEAD", "POST", "PATCH"),
         allow_headers=(*_CORS_HEADERS, *(header.name for header in HEADERS)),
@@ -84,9 +88,9 @@ def middleware(
     return [
         Middleware(with_request_id),
         Middleware(without_trailing_slash),
-        *([cors] if cors_origins else ()),
         Middleware(RequestLog),
         Middleware(with_response_headers),
+        *([cors] if cors_origins else ()),
         Middleware(with_problems, problem_of),
     ]
 
@@ -194,8 +198,34 @@ def traceparent_of(scope: Scope) -> str | None:
     return tracing.valid_traceparent(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
+class Cors(CORSMiddleware):
+    """Lets pages of other origins call, and refuses others with a problem that says why."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight (Fetch, 3.3): 204, or the problem of what is not allowed."""
+        answer = super().preflight_response(request_headers)
+        allowed = {n: v for n, v in answer.headers.items() if not n.startswith("content-")}
+        if answer.status_code == HTTPStatus.OK:
+            return Response(None, 204, allowed)
+        errors = [
+            FieldError(name, "is not allowed to pages of this origin")
+            for name in (
+                "Origin",
+                "Access-Control-Request-Method",
+                "Access-Control-Request-Headers",
+            )
+            if name.rpartition("-")[2].lower() in bytes(answer.body).decode()
+        ]
+        detail = "the page's origin, method or headers are not allowed here"
+        PROBLEMS.labels("cors-refused").inc()
+        return problem_response(Problem("cors-refused", detail, errors, allowed), "")
+
+
 def with_response_headers(app: ASGIApp) -> ASGIApp:
-    """Add the headers that every answer has, and compress a body that is large and whole."""
+    """Add the headers that every answer has, and compress a body that is large and whole.
+
+    An answer whose ETag the client has becomes a 304, which keeps the headers of its 200.
+    """
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         unsent: Message | None = None
@@ -211,6 +241,8 @@ def with_response_headers(app: ASGIApp) -> ASGIApp:
             if unsent is None:
                 return send(message)
             start, unsent = unsent, None
+            if start["status"] == HTTPStatus.NOT_MODIFIED:
+                return _send_both(start, {**message, "body": b""}, send)
             return _send_compressed(start, message, send)
 
         return app(scope, receive, send_finished)
@@ -223,18 +255,47 @@ async def _sent() -> None:
 
 
 def add_headers(start: Message, scope: Scope) -> bool:
-    """Add the headers that every answer has; returns whether its body is to be compressed."""
+    """Add the headers that every answer has, and make it a 304 where the client has its ETag.
+
+    Returns whether the body is not to be sent as it is: compressed, or not at all.
+    """
     headers: list[tuple[bytes, bytes]] = start["headers"]
     named = dict(headers)
     headers += [(b"x-request-id", scope[REQUEST_ID]), _NO_SNIFFING]
     if b"cache-control" not in named:
         headers.append(_NO_STORE)
     # A stream has no length: compression would hold its events back.
-    if int(named.get(b"content-length", 0)) < MIN_GZIP or b"content-encoding" in named:
+    is_compressed = False
+    if int(named.get(b"content-length", 0)) >= MIN_GZIP and b"content-encoding" not in named:
+        if _VARY not in headers:
+            headers.append(_VARY)
+        is_compressed = accepts_gzip(scope)
+    etag = named.get(b"etag")
+    if etag and start["status"] == HTTPStatus.OK and _is_current(etag, scope):
+        start["status"] = int(HTTPStatus.NOT_MODIFIED)
+        start["headers"] = [
+            _weak(*header) if is_compressed else header
+            for header in headers
+            if not header[0].startswith(b"content-")
+        ]
+        return True
+    return is_compressed
+
+
+def _is_current(etag: bytes, scope: Scope) -> bool:
+    """Whether If-None-Match of a read names the ETag, compared weakly (RFC 9110, 13.1.2)."""
+    if scope["method"] not in ("GET", "HEAD"):
         return False
-    if _VARY not in headers:
-        headers.append(_VARY)
-    return accepts_gzip(scope)
+    given = [value for name, value in scope["headers"] if name == IF_NONE_MATCH.wire_name]
+    if not given:
+        return False
+    tags = parse_etags(IF_NONE_MATCH.name, b",".join(given).decode("latin-1"))
+    return "*" in tags or etag.decode("latin-1").removeprefix("W/") in tags
+
+
+async def _send_both(start: Message, message: Message, send: Send) -> None:
+    await send(start)
+    await send(message)
 
 
 async def _send_compressed(start: Message, message: Message, send: Send) -> None:
@@ -245,8 +306,7 @@ async def _send_compressed(start: Message, message: Message, send: Send) -> None
         body = compress(body)
     headers = [_weak(*header) for header in start["headers"] if header[0] != b"content-length"]
     headers += [(b"content-length", b"%d" % len(body)), _GZIP]
-    await send({**start, "headers": headers})
-    await send({**message, "body": body})
+    await _send_both({**start, "headers": headers}, {**message, "body": body}, send)
 
 
 def _weak(name: bytes, value: bytes) -> tuple[bytes, bytes]:
@@ -262,15 +322,24 @@ def compress(body: bytes, level: int = _GZIP_LEVEL) -> bytes:
 
 
 def accepts_gzip(scope: Scope) -> bool:
-    """Whether Accept-Encoding allows gzip (RFC 9110, 12.5.3)."""
-    weights: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name == b"accept-encoding":
-            for part in value.lower().split(b","):
-                coding, _, weight = part.partition(b";")
-                weights[coding.strip()] = weight.replace(b" ", b"")
-    weight = weights.get(b"gzip", weights.get(b"*", b"q=0"))
-    return not re.fullmatch(rb"q=0(\.0*)?", weight)
+    """Whether Accept-Encoding allows gzip, and not only after the body as it is (RFC 9110, 12.5.3).
+
+    The body as it is goes to those as well who refuse that: an answer is worth more than none.
+    """
+    weights = accepted_weights(scope, b"accept-encoding")
+    weight = weights.get("gzip", weights.get("*", 0))
+    return weight > 0 and weight >= weights.get("identity", 0)
+
+
+def accepted_weights(scope: Scope, header: bytes) -> dict[str, float]:
+    """What a header of the kind of `Accept` names, with its weights (RFC 9110, 12.4.2)."""
+    given = b",".join(value for name, value in scope["headers"] if name == header)
+    weights: dict[str, float] = {}
+    for part in given.decode("latin-1").lower().split(","):
+        name, *parameters = part.split(";")
+        found = [_WEIGHT(parameter.strip()) for parameter in parameters]
+        weights[name.strip()] = next((float(match[1]) for match in found if match), 1.0)
+    return weights
 
 
 def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> ASGIApp:
@@ -288,7 +357,9 @@ def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> A
                 raise
             problem = problem_of(error)
             PROBLEMS.labels(problem.kind).inc()
-            instance = path_reference(scope["raw_path"])
-            await problem_response(problem, instance)(scope, receive, send)
+            response = problem_response(problem, path_reference(scope["raw_path"]))
+            if scope["method"] == "PATCH" and "accept" in response.headers:
+                response.headers["Accept-Patch"] = response.headers["Accept"]  # RFC 5789, 2.2
+            await response(scope, receive, send)
 
     return serve

@@ -57,6 +57,11 @@ KINDS: Final[dict[str, Kind]] = {
         "The API key or token is for one customer only",
         "Use one that is not bound to a customer",
     ),
+    "cors-refused": Kind(
+        403,
+        "Pages of this origin may not make this request",
+        "Call from an origin of `LEDGER_CORS_ORIGINS`, with the methods and headers of this API",
+    ),
     "no-such-path": Kind(404, "No such path", "Look the path up in `/openapi.json`"),
     "unknown-order": Kind(
         404, "No such order", "Check the id; an order that was accepted is never unknown"

@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.json import Encoder
 from starlette.responses import Response
 
-from api.http.parameters import IF_NONE_MATCH, TEXT_SCHEMA, Call, Json
+from api.http.parameters import TEXT_SCHEMA, Call, Json
 from api.http.problems import KINDS, Problem, ProblemDetails
 
 JSON: Final = "application/json"
@@ -70,6 +70,8 @@ def problem_response(problem: Problem, instance: str) -> Response:
     headers = {"Content-Type": PROBLEM_JSON, "Cache-Control": "no-store", **problem.headers}
     if status == 503:  # noqa: PLR2004
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if problem.kind == "not-json":
+        headers["Accept"] = JSON  # RFC 9110, 15.5.16
     return Response(encode(details), status, headers)
 
 
@@ -87,9 +89,3 @@ def page_headers(call: Call[Any], position: int, next_after: UUID | int | None) 
         after = urlencode({**filters, "after": str(next_after)})
         headers["Link"] = f'<{quote(call.request.scope["path"])}?{after}>; rel="next"'
     return headers
-
-
-def etag_matches(call: Call[Any], etag: str) -> bool:
-    """Whether If-None-Match names the ETag, compared weakly (RFC 9110, 13.1.2)."""
-    given = call.header(IF_NONE_MATCH)
-    return given is not None and (etag.removeprefix("W/") in given or "*" in given)

@@ -1,10 +1,12 @@
 """/events: the ledger as a feed of CloudEvents, in pages or as server-sent events."""
 
 from starlette.responses import Response
+from starlette.types import Scope as HttpScope
 
 from api.auth.principal import Scope
 from api.context import Context
 from api.http import parameters as p
+from api.http.middleware import accepted_weights
 from api.http.parameters import Call
 from api.http.responses import page_headers
 from api.operation import Operation
@@ -28,8 +30,7 @@ async def browse(context: Context, call: Call[None]) -> Response:
     id of each is its position, and `Last-Event-ID` takes precedence over `after`.
     """
     request, after, type_ = call.request, call[p.AFTER_EVENT], call[p.OF_TYPE]
-    accepted = ",".join(request.headers.getlist("accept")).lower().split(",")
-    if any(part.partition(";")[0].strip() == EVENT_STREAM for part in accepted):
+    if _prefers_stream(request.scope):
         last_event_id = call.header(p.LAST_EVENT_ID)
         after = after if last_event_id is None else last_event_id
         head_only = request.method == "HEAD"
@@ -43,6 +44,14 @@ async def browse(context: Context, call: Call[None]) -> Response:
     next_after = None if page.is_last else page.scanned_to
     headers = page_headers(call, page.head, next_after)
     return _reply(page.events, {**headers, "Vary": "Accept"})
+
+
+def _prefers_stream(scope: HttpScope) -> bool:
+    """Whether Accept names event streams, and nothing else of this route before them."""
+    weights = accepted_weights(scope, b"accept")
+    stream = weights.get(EVENT_STREAM, 0)
+    page = (BATCH_CONTENT_TYPE, "application/json", "application/*", "*/*")
+    return stream > 0 and stream >= next((weights[name] for name in page if name in weights), 0)
 
 
 @Operation(

@@ -13,7 +13,7 @@ from api.context import Context
 from api.http import parameters as p
 from api.http.parameters import Call
 from api.http.problems import Problem
-from api.http.responses import JSON, encode, etag_matches, page_headers, reply
+from api.http.responses import JSON, encode, page_headers, reply
 from api.operation import PREFIX, Operation
 from api.reads.consistent_reads import MAX_AGE_S, ProductPage
 from api.reads.slow_reads import as_of
@@ -95,14 +95,14 @@ async def show(context: Context, call: Call[None]) -> Response:
     if not call.query:
         cached = context.product_cache.get(product_id)
         if cached:
-            return _page(call, *cached)
+            return _answer(*cached)
     if when := as_of(call):
         async with context.as_of.open(when) as (reader, moment):
             then = await reader.row(STOCK, product_id, moment.position)
         page = _render(then, product_id, moment.position)
         # An answer that is not final yet may still change: a later event can be of the same time.
         cache_control = _IMMUTABLE if moment.final else _NO_CACHE
-        return _page(call, page, moment.position, cache_control)
+        return _answer(page, moment.position, cache_control)
     generation = context.product_cache.generation
     row, position = await context.reads.read_at_least(
         call[p.MIN_POSITION],
@@ -112,7 +112,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     )
     page = _render(row, product_id, position)
     context.product_cache.put(product_id, page, generation)
-    return _page(call, page, position)
+    return _answer(page, position)
 
 
 def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> ProductPage:
@@ -125,18 +125,16 @@ def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int)
     return ProductPage(body, etag, position, expires_at)
 
 
-def _page(
-    call: Call[None],
-    page: ProductPage,
-    position: int,
-    cache_control: tuple[bytes, bytes] = _NO_CACHE,
+def _answer(
+    page: ProductPage, position: int, cache_control: tuple[bytes, bytes] = _NO_CACHE
 ) -> Response:
-    headers = [cache_control, (b"etag", page.etag.encode()), (b"ledger-position", b"%d" % position)]
-    if etag_matches(call, page.etag):
-        response = Response(None, 304)
-    else:
-        response = Response(page.body)
-        headers.append(_CONTENT_TYPE)
+    headers = [
+        _CONTENT_TYPE,
+        cache_control,
+        (b"etag", page.etag.encode()),
+        (b"ledger-position", b"%d" % position),
+    ]
+    response = Response(page.body)
     response.raw_headers += headers
     return response
 
