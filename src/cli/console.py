@@ -10,6 +10,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, NoReturn, TypeVar
@@ -17,13 +18,15 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 import msgspec
 import typer
 import uvloop
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from cli.settings import BadSettings, Settings, load_settings
 from ledger.messaging.rabbitmq import BROKER_ERRORS
 from ledger.runtime import failpoints, logs
 from ledger.runtime.database import DATABASE_ERRORS
+from ledger.runtime.printable import printable, printable_json
 from ledger.runtime.reconnect import end as end_tasks
 
 FAILED: Final = 1
@@ -36,10 +39,26 @@ CHUNK_BYTES: Final = 64 * 1024
 
 PACKAGES: Final = ("ledger", "projections", "api", "cli")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(highlight=False, soft_wrap=True, stderr=True)
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Answer = TypeVar("Answer")
+
+
+class Console(RichConsole):
+    """A console on which text is never markup and never drives the terminal.
+
+    Every string that is printed or stands in a table passes here; a `Text` is taken as it is.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text with what isn't for reading escaped, line ends too."""
+        return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+
+out = Console()
+err = Console(stderr=True)
 
 
 class Interrupted(Exception):
@@ -56,8 +75,8 @@ class OutputFailed(Exception):
 
 def exit_with(status: int, message: str) -> NoReturn:
     """End the command with a status, and one sentence on standard error that says why."""
-    err.print("[red]✗[/]", end=" ")
-    err.print(message, markup=False)
+    err.print("✗", style="red", end=" ")
+    err.print(message)
     raise typer.Exit(status)
 
 
@@ -99,6 +118,7 @@ def run(
         buffer = io.BufferedWriter(sys.stdout.detach())
         sys.stdout = io.TextIOWrapper(buffer, encoding, errors, line_buffering=True)
     logs.configure("text", "INFO")
+    sys.excepthook = _print_traceback
     failpoints.warn()
     # What is imported lives as long as the process: no collection has to walk it.
     gc.freeze()
@@ -128,6 +148,12 @@ def is_expected(error: Exception) -> bool:
     module = type(error).__module__
     is_ours = module.partition(".")[0] in PACKAGES and not module.startswith("ledger.core")
     return is_ours or isinstance(error, (*DATABASE_ERRORS, *BROKER_ERRORS))
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    # The message of a bug's exception may hold what a client sent.
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(printable(lines, keep="\n"))
 
 
 async def _until_interrupted(work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -164,19 +190,14 @@ def progress(description: str, total: int | None) -> Iterator[Callable[[int], No
 
 def print_json(value: object) -> None:
     """Print a value as one line of JSON."""
-    typer.echo(msgspec.json.encode(value))
+    typer.echo(printable_json(msgspec.json.encode(value)))
 
 
-def printable(text: str, keep: str = "") -> str:
-    """The text with each character that could command a terminal written as its escape.
-
-    Text that came from outside (a message's bytes, a reason, a name) must not reach a terminal as
-    it is. Characters in `keep` are left alone.
-    """
-    return "".join(
-        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode()
-        for char in text
-    )
+def print_bytes(content: bytes) -> None:
+    """Write bytes as they are, though never to a terminal, which they could drive."""
+    if sys.stdout.isatty():
+        usage_error("these bytes could drive the terminal: send them to a file or a pipe")
+    typer.echo(content, nl=False)
 
 
 class LineWriter:
@@ -186,8 +207,15 @@ class LineWriter:
         self._lines: list[bytes] = []
         self._size = 0
 
-    def add(self, line: bytes) -> None:
-        """Write a line soon; raises ReaderGone and OutputFailed."""
+    def add(self, text: str) -> None:
+        """Write a line for people soon; raises ReaderGone and OutputFailed."""
+        self._add(printable(text).encode())
+
+    def add_json(self, line: bytes) -> None:
+        """Write a line of JSON soon; raises ReaderGone and OutputFailed."""
+        self._add(printable_json(line))
+
+    def _add(self, line: bytes) -> None:
         self._lines.append(line)
         self._size += len(line)
         if self._size >= CHUNK_BYTES:

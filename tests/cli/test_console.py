@@ -1,8 +1,8 @@
-"""What commands share: which errors are one sentence, and what may reach a terminal."""
+"""What commands share: which errors are one sentence."""
 
 import pytest
 
-from cli.console import is_expected, printable
+from cli.console import is_expected
 from cli.export import ExportRefused
 from ledger.core.decider import InvariantViolated
 from ledger.eventlog.records import LedgerDamaged
@@ -27,8 +27,3 @@ def test_an_error_of_ours_or_of_a_server_is_one_sentence(error: Exception) -> No
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), InvariantViolated("stock is -1")])
 def test_a_bug_shows_its_traceback(error: Exception) -> None:
     assert not is_expected(error)
-
-
-def test_text_from_outside_can_not_command_the_terminal() -> None:
-    assert printable("größe\x1b[2J\x07\u202e\n") == "größe\\x1b[2J\\x07\\u202e\\n"
-    assert printable("one\ntwo\r", keep="\n") == "one\ntwo\\r"

@@ -105,6 +105,35 @@ def days(key: dict[str, Any]) -> int:
     return life.days
 
 
+async def test_a_life_that_no_calendar_has_is_refused_in_the_products_own_words(
+    keys: Keys,
+) -> None:
+    old = await made(keys, "create", "--name", "ann", "--scope", "admin")
+    for arguments in (
+        ("create", "--name", "ann", "--scope", "admin", "--expires-in-days", "999999999999"),
+        ("rotate", old["prefix"], "--expires-in-days", "3000000"),
+    ):
+        done = await keys(*arguments)
+        assert done.status == 2
+        assert "is over 36500, which is a hundred years" in done.said_one_sentence()
+    done = await keys("rotate", old["prefix"], "--overlap-s", "999999999999999999")
+    assert done.status == 2
+    assert "is over 31622400, which is a year" in done.said_one_sentence()
+
+
+async def test_a_key_of_an_earlier_release_that_outlives_the_calendar_is_listed_and_rotated(
+    keys: Keys, settings: Settings
+) -> None:
+    old = await made(keys, "create", "--name", "ann", "--scope", "admin")
+    engine = engine_of(settings, "migrate")
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE api_keys SET expires_at_us = %s", (2**62,))
+    await engine.dispose()
+    assert (await keys("list")).status == 0
+    assert (await listed(keys))[old["prefix"]]["expires_at"] == "9999-12-31T23:59:59Z"
+    assert days(await made(keys, "rotate", old["prefix"])) == 36_500
+
+
 async def test_an_unknown_or_revoked_key_is_refused_in_one_sentence(keys: Keys) -> None:
     key = await made(keys, "create", "--name", "ann", "--scope", "admin")
     await made(keys, "revoke", key["prefix"])
@@ -124,6 +153,8 @@ async def test_an_unknown_or_revoked_key_is_refused_in_one_sentence(keys: Keys) 
         ("create", "--name", "ann", "--scope", "everything"),
         ("create", "--name", "ann", "--scope", "admin", "--customer", "ann"),
         ("create", "--name", "ann", "--scope", "admin", "--expires-in-days", "0"),
+        ("create", "--name", "ann", "--scope", "admin", "--expires-in-days", "36501"),
+        ("create", "--name", "a\x1b[2Jn", "--scope", "admin"),
     ],
 )
 async def test_invalid_options_make_no_key(keys: Keys, arguments: tuple[str, ...]) -> None:

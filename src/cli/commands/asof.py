@@ -121,15 +121,15 @@ async def show_view(
             position = (await reader.resolve(as_of)).position
         if not as_json:
             titles = (f"{_title(name):{width}}" for name, width in columns.items())
-            lines.add(" ".join(titles).rstrip().encode())
+            lines.add(" ".join(titles).rstrip())
         async with engine.connect() as connection:
             with console.progress("reading", position) as advance:
                 async for row in view_as_of(connection, view, position, advance):
                     if as_json:
-                        lines.add(msgspec.json.encode(row))
+                        lines.add_json(msgspec.json.encode(row))
                     else:
                         texts = (f"{_text(n, getattr(row, n)):{w}}" for n, w in columns.items())
-                        lines.add(" ".join(texts).rstrip().encode())
+                        lines.add(" ".join(texts).rstrip())
     lines.flush()
 
 

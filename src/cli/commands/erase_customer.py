@@ -72,9 +72,7 @@ def erase_customer(
     if not yes:
         if not sys.stdin.isatty():
             console.usage_error("this can't be undone: say --yes where nobody can be asked")
-        console.err.print(
-            f"The name of customer {customer_id} will be gone for ever.", markup=False
-        )
+        console.err.print(f"The name of customer {customer_id} will be gone for ever.")
         if not typer.confirm("Erase it?", err=True):
             console.fail("nothing was erased")
     erasure = console.run(erase(settings, customer_id))

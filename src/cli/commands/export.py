@@ -30,7 +30,7 @@ from ledger.eventlog.records import GENESIS_HASH, ChainCheck, LedgerDamaged, Rec
 from ledger.runtime.database import DATABASE_ERRORS
 
 
-def export(
+def export(  # noqa: PLR0913 (the options of the command)
     names: Annotated[
         list[str] | None, typer.Argument(help="`events` or views, all as of one position")
     ] = None,
@@ -46,6 +46,9 @@ def export(
         bool,
         typer.Option("--with-keys", help="also the encryption keys of names, in a secret file"),
     ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="CSV: leave texts that a spreadsheet takes for formulas")
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="replace the export in the directory")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the manifest")] = False,
 ) -> None:
@@ -59,18 +62,19 @@ def export(
     chosen = [table for name, table in tables.items() if every or name in (names or ())]
     if with_keys and EVENTS not in chosen:
         console.usage_error("--with-keys goes with events, whose names the keys decrypt")
+    if raw and format_ is not Format.CSV:
+        console.usage_error(f"--raw is for --format csv: {format_} always has texts as they are")
     settings = console.read_settings()
-    manifest = console.run(
-        export_tables(
-            settings, chosen, directory, format_, overwrite=overwrite, with_keys=with_keys
-        )
+    work = export_tables(
+        settings, chosen, directory, format_, overwrite=overwrite, with_keys=with_keys, raw=raw
     )
+    manifest = console.run(work)
     if as_json:
         typer.echo(encode_manifest(manifest), nl=False)
         return
     for file in manifest.files:
-        console.out.print(f"{file.file}: {file.rows} rows", markup=False)
-    console.out.print(f"exported to {directory}, as of position {manifest.position}", markup=False)
+        console.out.print(f"{file.file}: {file.rows} rows")
+    console.out.print(f"exported to {directory}, as of position {manifest.position}")
 
 
 def import_(
@@ -96,6 +100,7 @@ async def export_tables(
     *,
     overwrite: bool = False,
     with_keys: bool = False,
+    raw: bool = False,
 ) -> Manifest:
     """Write all files of an export and return its manifest; after an error no file is left.
 
@@ -108,7 +113,9 @@ async def export_tables(
     async with connections.connection(settings, "projector") as database:
         with new_export(directory, names, overwrite=overwrite) as draft:
             try:
-                manifest = await _write_files(database, draft, tables, format_, with_keys)
+                manifest = await _write_files(
+                    database, draft, tables, format_, with_keys=with_keys, raw=raw
+                )
             except DATABASE_ERRORS as error:
                 reason = getattr(error, "orig", None) or error
                 raise ExportRefused(f"the database failed meanwhile: {reason}") from error
@@ -121,7 +128,9 @@ async def _write_files(
     draft: Draft,
     tables: Sequence[Table],
     format_: Format,
+    *,
     with_keys: bool,
+    raw: bool,
 ) -> Manifest:
     """Write every file but the manifest, which is returned."""
     reader = EventReader(database)
@@ -140,14 +149,14 @@ async def _write_files(
     for view in views:
         total = await count_rows(database, view)
         pages = view_pages(database, view)
-        files[view.name] = await _write_table(draft, view, format_, pages, total)
+        files[view.name] = await _write_table(draft, view, format_, pages, total, raw=raw)
     # Ends the transaction that pins the views, which no rebuild can swap until then. Of the events
     # every transaction reads the same up to a position: none is ever changed.
     await database.rollback()
     if EVENTS in tables:
         records = reader.pages(0, position, chain=ChainCheck())
         rows = ([structs.astuple(record) for record in page.records] async for page in records)
-        files[EVENTS.name] = await _write_table(draft, EVENTS, format_, rows, position)
+        files[EVENTS.name] = await _write_table(draft, EVENTS, format_, rows, position, raw=raw)
     keys = await _write_keys(reader, draft, last) if with_keys else None
     return Manifest(
         MANIFEST_VERSION,
@@ -162,10 +171,16 @@ async def _write_files(
 
 
 async def _write_table(
-    draft: Draft, table: Table, format_: Format, pages: AsyncIterator[Rows], total: int
+    draft: Draft,
+    table: Table,
+    format_: Format,
+    pages: AsyncIterator[Rows],
+    total: int,
+    *,
+    raw: bool,
 ) -> TableFile:
     file = draft.create(f"{table.name}.{format_}")
-    write_file, _ = functions_of(format_)
+    write_file, _ = functions_of(format_, raw=raw)
     rows = 0
     with (
         console.progress(table.name, total) as advance,

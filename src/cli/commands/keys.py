@@ -26,9 +26,11 @@ from api.auth.api_keys import (
 from api.auth.principal import Scope
 from cli import connections, console
 from cli.settings import Settings
-from ledger.runtime.timestamps import SECOND_US, format_us, now_us
+from ledger.runtime.timestamps import MAX_US, SECOND_US, format_us, now_us
 
 DAY_US: Final = 24 * 60 * 60 * SECOND_US
+MAX_DAYS: Final = 36_500
+MAX_OVERLAP_S: Final = 366 * 24 * 60 * 60
 
 keys = typer.Typer(no_args_is_help=True, add_completion=False)
 
@@ -54,6 +56,7 @@ def create_key(
     """Make a key and print it, once: only its hash is kept."""
     if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
         raise typer.BadParameter(f"must be 1 to {MAX_NAME} printable characters", param_hint="name")
+    _refuse_endless(expires_in_days)
     making = create(console.read_settings(), name, scope, customer, expires_in_days)
     _print_new_key(*console.run(making), as_json)
 
@@ -92,14 +95,15 @@ def revoke_key(prefix: Prefix, as_json: console.AsJson = False) -> None:
     if as_json:
         console.print_json(_shown(key, key.revoked_at_us or 0))
     else:
-        console.out.print(f"revoked {key.prefix} of {key.name}: refused within 5 s", markup=False)
+        console.out.print(f"revoked {key.prefix} of {key.name}: refused within 5 s")
 
 
 @keys.command("rotate")
 def rotate_key(
     prefix: Prefix,
     overlap_s: Annotated[
-        int, typer.Option(min=0, help="seconds for which the old key goes on to work")
+        int,
+        typer.Option(min=0, help="seconds for which the old key goes on to work (a year at most)"),
     ] = 0,
     expires_in_days: Annotated[
         int | None, typer.Option(min=1, help="days after which the new one ends; else as the old")
@@ -107,6 +111,9 @@ def rotate_key(
     as_json: console.AsJson = False,
 ) -> None:
     """Make a new key with the rights of this one, print it, once, and end this one."""
+    _refuse_endless(expires_in_days)
+    if overlap_s > MAX_OVERLAP_S:
+        console.usage_error(f"--overlap-s {overlap_s} is over {MAX_OVERLAP_S}, which is a year")
     _print_new_key(
         *console.run(rotate(console.read_settings(), prefix, overlap_s, expires_in_days)), as_json
     )
@@ -161,7 +168,8 @@ async def rotate(
             )
         expires_at_us = _expiry_us(created_at_us, expires_in_days)
         if expires_at_us is None and old.expires_at_us is not None:
-            expires_at_us = created_at_us + old.expires_at_us - old.created_at_us
+            life_us = min(old.expires_at_us - old.created_at_us, MAX_DAYS * DAY_US)
+            expires_at_us = created_at_us + life_us
         key = msgspec.structs.replace(
             old,
             prefix=parts.prefix,
@@ -208,7 +216,16 @@ def _shown(key: StoredApiKey, at_us: int) -> dict[str, object]:
 
 
 def _time(time_us: int | None) -> str | None:
-    return None if time_us is None else format_us(time_us, "seconds")
+    # Earlier releases made keys that end after the last year that RFC 3339 can write.
+    return None if time_us is None else format_us(min(time_us, MAX_US), "seconds")
+
+
+def _refuse_endless(days: int | None) -> None:
+    if days is not None and days > MAX_DAYS:
+        console.usage_error(
+            f"--expires-in-days {days} is over {MAX_DAYS}, which is a hundred years:"
+            " leave it out for a key that never expires"
+        )
 
 
 def _expiry_us(created_at_us: int, days: int | None) -> int | None:

@@ -24,9 +24,7 @@ import msgspec
 import typer
 from aio_pika.abc import AbstractIncomingMessage
 from msgspec.structs import asdict
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cli import connections, console
 from cli.settings import Settings
@@ -120,7 +118,7 @@ def show_parked(
     if raw:
         if stored_body is None:
             console.fail("its bytes were erased")
-        typer.echo(stored_body, nl=False)
+        console.print_bytes(stored_body)
         return
     body = stored_body or b""
     text: str | None = None
@@ -154,7 +152,7 @@ def show_parked(
     ]
     width = max(len(name) for name, _ in facts) + 2
     for name, value in facts:
-        console.out.print(f"{name:<{width}}{console.printable(value)}", markup=False)
+        console.out.print(f"{name:<{width}}{value}")
     if stored_body is None:
         text = "its bytes were erased"
     elif text is None:
@@ -162,7 +160,9 @@ def show_parked(
     else:
         with suppress(msgspec.DecodeError, RecursionError):  # text that is not JSON stays as it is
             text = msgspec.json.format(text, indent=2)
-    console.out.print("\n" + console.printable(text[:MAX_SHOWN], keep="\n"), markup=False)
+    console.out.print()
+    for line in text[:MAX_SHOWN].split("\n"):
+        console.out.print(line)
     if len(text) > MAX_SHOWN:
         console.out.print(f"… cut here: `--raw` prints all {message.size} bytes")
 
@@ -265,7 +265,7 @@ def _count(messages: int, copies: int) -> str:
     return text if copies == messages else f"{text} ({copies} copies)"
 
 
-def _print_messages(target: Console, messages: Sequence[Parked]) -> None:
+def _print_messages(target: console.Console, messages: Sequence[Parked]) -> None:
     columns = ("id", "parked", "copies", "bytes", "now", "reason")
     rows = []
     for m in messages:
@@ -274,15 +274,17 @@ def _print_messages(target: Console, messages: Sequence[Parked]) -> None:
     _print_table(target, columns, rows)
 
 
-def _print_table(target: Console, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def _print_table(
+    target: console.Console, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
     """Print a table, at a terminal folded to its width, else one line a row."""
     table = Table(box=None)
     for name in columns:
         table.add_column(name, no_wrap=name != "reason")
     for row in rows:
-        table.add_row(*[Text(console.printable(str(cell))) for cell in row])
+        table.add_row(*map(str, row))
     # A program that reads lines must not get folded ones.
-    wide = Console(file=target.file, width=UNFOLDED_WIDTH)
+    wide = console.Console(file=target.file, width=UNFOLDED_WIDTH)
     (target if target.is_terminal else wide).print(table)
 
 

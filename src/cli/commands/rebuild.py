@@ -78,7 +78,7 @@ def rebuild(
                 f" {view.view}_old"
             )
             if view.difference:
-                console.out.print(f"  {view.difference}", markup=False)
+                console.out.print(f"  {view.difference}")
     for view in report.views:
         if view.difference and not view.swapped:
             console.fail(

@@ -195,7 +195,7 @@ async def print_events(settings: Settings, selection: Selection, *, follow: bool
 
     async def print_page(page: Page) -> None:
         for event in page.events:
-            lines.add(encode_recorded(event.record, event.cause_id))
+            lines.add_json(encode_recorded(event.record, event.cause_id))
         lines.flush()
 
     async with connections.engine(settings, "projector", read_only=True, autocommit=True) as engine:

@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from api.auth.guard import Exposed, refuse_exposed
-from cli.console import read_settings
+from cli.console import Console, read_settings
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
 from cli.localstack.ports import accepts, http_ok, require_free
 from cli.localstack.servers import ServerPrograms, prepare_servers
 from cli.localstack.supervisor import LEDGER, Program, Supervisor, stop_processes
 from cli.settings import Settings
+from ledger.runtime.printable import printable
 
 SUMMARY = """
 Order Ledger is ready after {seconds:.1f} s
@@ -47,21 +47,24 @@ class Terminal:
     """Lines on the console; a terminal that has gone away is no reason to stop working."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console()
         self.spinner = self._console.status("starting …")
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[None]:
         """Name a step at the spinner while it's under way; then a line says how long it took."""
         started_at = time.monotonic()
-        self.spinner.update(f"{escape(label)} …")
+        self.spinner.update(Text(f"{printable(label)} …"))
         yield
-        self.line(f"[green]✓[/] {escape(label)} [dim]{time.monotonic() - started_at:.1f} s[/]")
+        self.line(label, "✓", "green", f"{time.monotonic() - started_at:.1f} s")
 
-    def line(self, markup: str) -> None:
-        """Print a line."""
+    def line(self, text: str, mark: str = "", style: str = "", note: str = "") -> None:
+        """Print a line, behind a mark in a colour, and before a note in grey."""
         with contextlib.suppress(OSError):
-            self._console.print(markup)
+            for part, style_of_part in ((mark, style), (text, ""), (note, "dim")):
+                if part:
+                    self._console.print(part, style=style_of_part, end=" ")
+            self._console.print()
 
 
 def up() -> None:
@@ -76,7 +79,7 @@ def run_stack(settings: Settings) -> None:
         with _lock(settings.home.resolve()):
             asyncio.run(_run_until_signal(settings, terminal))
     except (StackRefused, Exposed) as refused:
-        terminal.line(f"[red]✗[/] {escape(str(refused))}")
+        terminal.line(str(refused), "✗", "red")
         raise SystemExit(1) from None
 
 
@@ -102,7 +105,7 @@ async def _run_until_signal(settings: Settings, terminal: Terminal) -> None:
     def cancel() -> None:
         if not task.cancelling():
             task.cancel()
-            terminal.line("[dim]stopping …[/]")
+            terminal.line("stopping …")
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, cancel)
@@ -115,7 +118,7 @@ async def _run(settings: Settings, terminal: Terminal) -> None:
     started_at = time.monotonic()
 
     def warn(text: str) -> None:
-        terminal.line(f"[yellow]![/] {escape(text)}")
+        terminal.line(text, "!", "yellow")
 
     with terminal.spinner:
         servers = await asyncio.to_thread(prepare, settings, terminal)
@@ -130,7 +133,8 @@ async def _run(settings: Settings, terminal: Terminal) -> None:
                 keys=NO_KEYS if is_open else KEYS,
                 header="" if is_open else ' -H "Authorization: Bearer $KEY"',
             )
-            terminal.line(escape(summary))
+            for line in summary.split("\n"):
+                terminal.line(line)
             await asyncio.Event().wait()
 
 
@@ -145,9 +149,9 @@ def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
         )
     refuse_exposed(settings.api_host, settings.auth)
     if stop_processes(home):
-        terminal.line("[green]✓[/] leftovers of an earlier run stopped")
+        terminal.line("leftovers of an earlier run stopped", "✓", "green")
     require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)
-    binaries = ensure_binaries(lambda step: terminal.line(f"[dim]…[/] {escape(step)}"))
+    binaries = ensure_binaries(lambda step: terminal.line(step, "…", "dim"))
     secrets_dir = (settings.secrets_dir or home / "secrets").resolve()
     return prepare_servers(home, binaries, secrets_dir, settings.amqp_vhost, settings.db_name)
 

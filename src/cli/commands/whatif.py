@@ -11,7 +11,6 @@ import typer
 from msgspec import Struct
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.table import Column, Table
-from rich.text import Text
 
 from cli import connections, console
 from cli.settings import Settings
@@ -100,7 +99,7 @@ def whatif(
     for product in report.products[:MAX_PRODUCTS]:
         units = f"{product.decided.units}", f"{product.whatif.units}"
         revenue = _compared(product.decided.revenue_minor, product.whatif.revenue_minor, to_amount)
-        table.add_row(Text(product.name or "not listed"), *units, *revenue)
+        table.add_row(product.name or "not listed", *units, *revenue)
     console.out.print(table)
     if len(report.products) > MAX_PRODUCTS:
         more = len(report.products) - MAX_PRODUCTS

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -31,15 +33,17 @@ RowWriter = Callable[[io.RawIOBase, Sequence[Column]], AbstractContextManager[Wr
 ReadRecords = Callable[[Path], RecordPages]
 
 
-def functions_of(format_: Format) -> tuple[RowWriter, ReadRecords]:
+def functions_of(format_: Format, *, raw: bool = False) -> tuple[RowWriter, ReadRecords]:
     """What writes the rows of one file in a format, and what reads the events of one by pages.
+
+    With `raw`, CSV has texts as they are, formulas of a spreadsheet too.
 
     Raises NoParquet. The pages raise ValueError, msgspec.DecodeError, LookupError or OverflowError
     for what is no event.
     """
     match format_:
         case Format.CSV:
-            return write_csv, read_csv
+            return partial(write_csv, raw=raw), read_csv
         case Format.JSONL:
             return write_json_lines, read_json_lines
         case Format.PARQUET:
@@ -66,6 +70,20 @@ _TO_TEXT: Final[Converters] = {
     ColumnType.SHA256: bytes.hex,
 }
 _TO_CSV: Final = _TO_TEXT | {ColumnType.JSON: bytes.decode}
+# What a spreadsheet takes for a formula: after blanks and characters that are not shown, one of
+# = + - @ or a wide form of it, or a tab or line end at the start (OWASP, "CSV Injection").
+_FORMULA: Final = re.compile(
+    r"'*([\t\r\n]|[\s\x00-\x20\x7f-\xa0\xad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]*"
+    r"[=+\-@＝＋－＠﹦﹢﹣﹫\u2212])"
+).match
+
+
+def _disarmed(text: str) -> str:
+    # Before what is disarmed already, too: so a reader takes away one ' where this put one.
+    return f"'{text}" if _FORMULA(text) else text
+
+
+_TO_SAFE_CSV: Final = _TO_CSV | {ColumnType.TEXT: _disarmed}
 _TO_JSON: Final = _TO_TEXT | {ColumnType.JSON: Raw}
 _FROM_TEXT: Final[Converters] = {
     ColumnType.UUID: lambda text: bytes.fromhex(text.replace("-", "")),
@@ -94,8 +112,14 @@ def _convert(
 
 
 @contextmanager
-def write_csv(file: io.RawIOBase, columns: Sequence[Column]) -> Iterator[WriteRows]:
-    """Write rows as CSV by RFC 4180, after a line of column names; NULL is an empty field."""
+def write_csv(
+    file: io.RawIOBase, columns: Sequence[Column], *, raw: bool = False
+) -> Iterator[WriteRows]:
+    """Write rows as CSV by RFC 4180, after a line of column names; NULL is an empty field.
+
+    Unless `raw`, a text that a spreadsheet would run as a formula begins with a `'`.
+    """
+    converters = _TO_CSV if raw else _TO_SAFE_CSV
 
     def write_lines(rows: Iterable[Iterable[Any]]) -> None:
         page = io.StringIO(newline="")
@@ -103,7 +127,7 @@ def write_csv(file: io.RawIOBase, columns: Sequence[Column]) -> Iterator[WriteRo
         file.write(page.getvalue().encode())
 
     write_lines([[column.name for column in columns]])
-    yield lambda rows: write_lines(_convert(rows, columns, _TO_CSV))
+    yield lambda rows: write_lines(_convert(rows, columns, converters))
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import logging
 import re
 import sys
 from contextvars import ContextVar
-from typing import Final
+from typing import Any, Final
 
 from pythonjsonlogger.msgspec import MsgspecFormatter
 
+from ledger.runtime.printable import printable, printable_json
 from ledger.runtime.timestamps import SECOND_US, format_us
 
 OURS: Final = ("ledger", "projections", "api", "cli")
@@ -43,11 +44,22 @@ class JsonFormatter(MsgspecFormatter):
         record.time = format_us(int(record.created * SECOND_US))
         if (current := request_id.get()) and not hasattr(record, "request_id"):
             record.request_id = current.decode("latin-1")
-        return mask_secrets(super().format(record))
+        return printable_json(mask_secrets(super().format(record)).encode()).decode()
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people: time, level, message."""
+    """Lines for people: time, level, message.
+
+    A message is one line, and the lines of a traceback are indented: no client can forge one.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the interface's name)
+        """Render the line itself."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the interface's name)
+        """Render a traceback."""
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).split("\n"))
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record."""
