@@ -38,7 +38,7 @@ class Context:
         self.as_of = AsOfReads(self.engine)
         self.trial_balance = TrialBalanceReads(self.engine)
         self.waiters = Waiters()
-        self.reads = ConsistentReads(self.waiters)
+        self.reads = ConsistentReads(self.waiters, self.feed)
         self.submissions = Submissions(
             self.publisher,
             self.pending,

@@ -194,6 +194,8 @@ def _parameter(parameter: Parameter[Any]) -> Json:
         **required,
         "description": parameter.description,
         "schema": parameter.form.schema,
+        # A list is one parameter, with commas between.
+        **({"explode": False} if parameter.form.schema.get("type") == "array" else {}),
     }
 
 

@@ -106,7 +106,7 @@ class Operation:
         if self.submits:
             yield from ("key-reused", "inbox-unavailable", "inbox-full")
         if self.reads_views:
-            yield from ("views-unavailable", "views-behind")
+            yield from ("views-unavailable", "views-behind", "beyond-head")
         if AS_OF_POSITION in self.parameters:
             yield "past-busy"
         if self.scope and guarded:

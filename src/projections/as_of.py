@@ -33,11 +33,12 @@ _BYTES: Final = attrgetter("bytes")
 
 
 class PositionBeyondHead(Exception):
-    """A position or time that lies after the end of the ledger."""
+    """A position or time that lies after the end of the ledger; `ledger_id` where it is known."""
 
-    def __init__(self, what: str, head: int) -> None:
+    def __init__(self, what: str, head: int, ledger_id: UUID | None = None) -> None:
         super().__init__(f"{what} lies ahead: the ledger ends at position {head}")
         self.head = head
+        self.ledger_id = ledger_id
 
 
 class AsOf(Struct, frozen=True):
@@ -77,11 +78,11 @@ class AsOfReader:
         head, head_us = await self._reader.last_recorded()
         if as_of.position is not None:
             if as_of.position > head:
-                raise PositionBeyondHead(f"position {as_of.position}", head)
+                raise await self._beyond_head(f"position {as_of.position}")
             return AsOfPosition(as_of.position, final=True)
         time_us = as_of.time_us or 0
         if time_us > max(head_us, now_us()):
-            raise PositionBeyondHead("that time", head)
+            raise await self._beyond_head("that time")
         # Recorded times never fall: what comes next may still be recorded at the head's time.
         if head_us <= time_us:
             return AsOfPosition(head, final=False)
@@ -91,6 +92,10 @@ class AsOfReader:
             _, recorded_at_us = await self._reader.last_recorded(middle)
             low, high = (middle, high) if recorded_at_us <= time_us else (low, middle)
         return AsOfPosition(low, final=True)
+
+    async def _beyond_head(self, what: str) -> PositionBeyondHead:
+        head = await self._reader.identified_head()
+        return PositionBeyondHead(what, head.position, head.ledger_id)
 
     async def row(self, view: KeyedProjection[Any], key: UUID, position: int) -> Any:
         """Return a row as of a position, as the view's `as_of_row`; None if it did not exist.

@@ -1,7 +1,7 @@
 """What the API reads: rows of the views, each as of a position, and the ledger as CloudEvents."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
@@ -10,8 +10,8 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.decider import CustomerState, ProductState, Status
-from ledger.eventlog.codec import encode_recorded
-from ledger.eventlog.reader import EventReader, RecordWithCause
+from ledger.eventlog.codec import encode_recorded, source_of
+from ledger.eventlog.reader import EventReader, IdentifiedHead, NoIdentity, RecordWithCause
 from ledger.runtime.database import DATABASE_ERRORS, placeholders
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.projection import KeyedProjection, Projection, Row, from_columns
@@ -176,10 +176,18 @@ class Views:
 
 
 class FeedEvent(Struct, frozen=True, gc=False):
-    """One event as a CloudEvent in JSON."""
+    """One event: its position, its type, and itself as a CloudEvent in JSON."""
 
     position: int
+    type: str
     body: bytes
+
+
+class FeedFilter(Struct, frozen=True):
+    """Which events are given out: of these types, if any are named, and of one stream, if given."""
+
+    types: tuple[str, ...] = ()
+    subject: UUID | None = None
 
 
 class FeedPage(Struct, frozen=True):
@@ -188,11 +196,15 @@ class FeedPage(Struct, frozen=True):
     events: list[FeedEvent]
     scanned_to: int
     head: int
+    ledger_id: UUID
 
     @property
     def is_last(self) -> bool:
         """True if the ledger has nothing after it yet."""
         return self.scanned_to >= self.head
+
+
+EVERYTHING: Final = FeedFilter()
 
 
 class Feed:
@@ -201,33 +213,40 @@ class Feed:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def page(self, after: int, limit: int, type_: str | None = None) -> FeedPage:
-        """At most `limit` events after a position, of one type if given."""
-        up_to = after + MAX_SCAN
+    async def page(self, after: int, limit: int, only: FeedFilter = EVERYTHING) -> FeedPage:
+        """At most `limit` events after a position, of those that a filter lets through."""
         async with connected(self._engine) as connection:
-            head, found = await EventReader(connection).head_with_causes(after, up_to, limit, type_)
-        events = [_feed_event(record) for record in found]
-        is_full = len(events) == limit
-        scanned_to = events[-1].position if is_full else max(after, min(up_to, head))
-        return FeedPage(events, scanned_to, head)
+            scan = await EventReader(connection).scan(
+                after, MAX_SCAN, limit, stream_id=only.subject, types=only.types
+            )
+        head = scan.head
+        events = _feed_events(scan.records, head.ledger_id)
+        return FeedPage(events, scan.scanned_to, head.position, head.ledger_id)
 
-    async def head(self) -> int:
-        """The position at which the ledger ends."""
+    async def head(self) -> IdentifiedHead:
+        """Which ledger this is, and where it ends."""
         async with connected(self._engine) as connection:
-            position, _ = await EventReader(connection).last_recorded()
-        return position
+            return await EventReader(connection).identified_head()
 
     async def history(self, stream_id: UUID, after: int, up_to: int, limit: int) -> list[FeedEvent]:
         """At most `limit` events of one stream, after a position and up to another."""
         async with connected(self._engine) as connection:
-            found = await EventReader(connection).with_causes(
-                after, up_to, limit, stream_id=stream_id
-            )
-        return [_feed_event(record) for record in found]
+            reader = EventReader(connection)
+            found = await reader.with_causes(after, up_to, limit, stream_id=stream_id)
+            head = await reader.identified_head()
+        return _feed_events(found, head.ledger_id)
 
 
-def _feed_event(found: RecordWithCause) -> FeedEvent:
-    return FeedEvent(found.record.position, encode_recorded(found.record, found.cause_id))
+def _feed_events(found: Iterable[RecordWithCause], ledger_id: UUID) -> list[FeedEvent]:
+    source = source_of(ledger_id)
+    return [
+        FeedEvent(
+            each.record.position,
+            each.record.type,
+            encode_recorded(each.record, each.cause_id, source),
+        )
+        for each in found
+    ]
 
 
 async def fetch(
@@ -252,3 +271,5 @@ async def connected(
             yield connection
     except DATABASE_ERRORS as error:
         raise ViewsUnavailable(f"the database did not answer: {error}") from error
+    except NoIdentity as error:
+        raise ViewsUnavailable(str(error)) from error

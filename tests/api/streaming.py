@@ -11,10 +11,11 @@ STREAM = {"Accept": "text/event-stream"}
 
 
 class Heard(NamedTuple):
-    """One event of a stream: its id, and the CloudEvent, if it is not only an id."""
+    """One event of a stream: its id, its data and its name."""
 
     position: int
-    event: dict[str, Any] | None
+    event: dict[str, Any]
+    name: str
 
 
 @asynccontextmanager
@@ -38,7 +39,5 @@ async def heard(response: httpx.Response) -> AsyncIterator[Heard]:
         if name:
             fields[name] = value
         elif not line:
-            if "id" in fields:
-                data = fields.get("data")
-                yield Heard(int(fields["id"]), json.loads(data) if data else None)
+            yield Heard(int(fields["id"]), json.loads(fields["data"]), fields["event"])
             fields = {}

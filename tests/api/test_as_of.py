@@ -130,6 +130,7 @@ async def test_a_position_beyond_the_head_is_refused_and_the_head_named(
     response = await recording.read_as_of(route, as_of_position=2**62)
     body = problem(response, 422, "invalid-fields", "as_of_position")
     head = limit(body, "as_of_position")
+    assert (body["head"], len(body["ledger"])) == (head, 36)
     assert head >= max(position for _, position, _ in recording.seen)  # type: ignore[operator]
     assert f"at most {head}, where the ledger ends" in body["detail"]
     assert (await recording.read_as_of(route, as_of_position=head)).status_code == 200

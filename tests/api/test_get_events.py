@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 from uuid import UUID, uuid4
 
 import httpx
@@ -19,14 +19,15 @@ from api.reads import event_stream
 from api.reads.consistent_reads import ConsistentReads, Waiters
 from api.reads.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
+from ledger.eventlog.reader import IdentifiedHead
 from ledger.eventlog.records import GENESIS_HASH, Record, next_hash
 from projections.announcements import Announcement
-from projections.queries import FeedEvent, FeedPage
+from projections.queries import EVERYTHING, MAX_SCAN, FeedEvent, FeedFilter, FeedPage
 from tests.harness import DEADLINE_S, Stack, eventually, free_port, start_stack
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
 
-from .client import Body, cancel, list_product, order, problem, register
+from .client import WAIT, Body, cancel, limit, list_product, order, problem, register
 from .streaming import STREAM, listen
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -61,8 +62,10 @@ async def all_pages(http: httpx.AsyncClient, path: str) -> list[list[Body]]:
 def record_of(event: Body, by_id: dict[str, Body]) -> Record:
     """The record that an event of the feed was made of: all of it can be checked from outside."""
     cause = event.get("causationid")
-    names = () if cause else ("source", "submitter", "traceparent", "atomicid")
+    names = () if cause else ("submitter", "traceparent", "atomicid")
     meta = {name: event[name] for name in names if name in event}
+    if not cause:
+        meta["source"] = event["origin"]
     return Record(
         event["position"],
         UUID(event["id"]).bytes,
@@ -85,7 +88,7 @@ def microseconds(text: str) -> int:
 
 async def head_of(http: httpx.AsyncClient) -> int:
     """Where the ledger ends."""
-    _, response = await page(http, after=2**40)
+    _, response = await page(http, limit=1)
     return int(response.headers["ledger-position"])
 
 
@@ -129,13 +132,14 @@ async def test_an_event_is_a_complete_cloud_event(http: httpx.AsyncClient) -> No
     assert event == {
         "specversion": "1.0",
         "id": event["id"],
-        "source": "/writer",
+        "source": event["source"],
         "type": "order.completed",
         "subject": placed["order_id"],
         "time": placed["created_at"],
         "recordedtime": placed["updated_at"],
         "datacontenttype": "application/json",
         "schemaversion": 1,
+        "sequence": f"{placed['position']:019}",
         "position": placed["position"],
         "version": 2,
         "causationid": event["causationid"],
@@ -148,6 +152,21 @@ async def test_an_event_is_a_complete_cloud_event(http: httpx.AsyncClient) -> No
             "total_minor": 20000,
         },
     }
+
+
+async def test_the_source_of_all_events_is_the_ledger(http: httpx.AsyncClient) -> None:
+    await order(http, await register(http), await list_product(http))
+    events, _ = await page(http, limit=500)
+    assert {event["source"] for event in events} == {(await ledger_of(http)).urn}
+    # Where it came from is what the hash was made of, so it stands beside it.
+    assert {event.get("origin") for event in events} == {"/api", None}
+    assert all(("origin" in event) != ("causationid" in event) for event in events)
+
+
+async def ledger_of(http: httpx.AsyncClient) -> UUID:
+    """The identity of the ledger, as a refusal tells it."""
+    refused = await http.get("/events", params={"after": 2**62})
+    return UUID(problem(refused, 409, "beyond-head")["ledger"])
 
 
 async def test_the_last_page_has_no_next_link_but_a_position_to_go_on_from(
@@ -169,7 +188,71 @@ async def test_a_filter_keeps_one_type(http: httpx.AsyncClient) -> None:
     events, response = await page(http, after=start, type="product.listed")
     assert [event["subject"] for event in events] == [product_id]
     assert int(response.headers["ledger-position"]) > events[0]["position"]
-    problem(await http.get("/events?type=order.lost"), 422, "invalid-fields", "type")
+    for types in ("order.lost", "", "order.placed,", "order.placed,order.lost"):
+        refused = await http.get("/events", params={"type": types})
+        problem(refused, 422, "invalid-fields", "type")
+
+
+async def test_a_filter_keeps_several_types_and_one_stream(http: httpx.AsyncClient) -> None:
+    start, product_id = await head_of(http), await list_product(http)
+    customer_id = await register(http)
+    for _ in range(3):
+        await http.post(f"/products/{product_id}/receipts", json={"quantity": 1}, headers=WAIT)
+        await http.patch(f"/products/{product_id}", json={"base_price": 2}, headers=WAIT)
+    events, _ = await page(http, after=start)
+
+    async def found(**query: object) -> list[Body]:
+        pages = await all_pages(http, f"/events?{urlencode({'after': start, 'limit': 2, **query})}")
+        return [event for page in pages for event in page]
+
+    for types in ("stock.received,customer.registered", "customer.registered,stock.received"):
+        assert await found(type=types) == [e for e in events if e["type"] in types.split(",")]
+    of_product = [event for event in events if event["subject"] == product_id]
+    assert await found(subject=product_id) == of_product
+    assert await found(subject=product_id, after=of_product[2]["position"]) == of_product[3:]
+    prices = await found(subject=product_id, type="price.changed,order.placed")
+    assert prices == [event for event in of_product if event["type"] == "price.changed"]
+    assert [e["type"] for e in await found(subject=customer_id)] == ["customer.registered"]
+    assert await found(subject=uuid4()) == []
+    problem(await http.get("/events?subject=pen"), 422, "invalid-fields", "subject")
+
+
+@pytest.mark.parametrize("ahead", [1, 2**62])
+async def test_a_position_beyond_the_ledgers_end_is_refused(
+    http: httpx.AsyncClient, ahead: int
+) -> None:
+    """A client that keeps it from another ledger, or from before a restore, would miss events."""
+    placed = await order(http, await register(http), await list_product(http))
+    head, ledger_id = await head_of(http), await ledger_of(http)
+    after = head + ahead
+    for path, parameters, headers, field in (
+        ("/events", {"after": after}, {}, "after"),
+        ("/events", {"after": after}, STREAM, "after"),
+        ("/events", {"after": after, "subject": placed["order_id"]}, {}, "after"),
+        ("/events", {"after": after, "type": "order.placed"}, STREAM, "after"),
+        ("/events", {}, {**STREAM, "Last-Event-ID": str(after)}, "Last-Event-ID"),
+        ("/events", {"min_position": after}, {}, "min_position"),
+        (f"/orders/{placed['order_id']}/events", {"after": after}, {}, "after"),
+    ):
+        refused = await http.get(path, params=parameters, headers=headers)
+        body = problem(refused, 409, "beyond-head", field)
+        assert (body["head"], body["ledger"]) == (head, str(ledger_id))
+        assert limit(body, field) == head
+        assert refused.headers["ledger-position"] == str(head)
+    assert (await http.head("/events", params={"after": after}, headers=STREAM)).status_code == 409
+    assert (await page(http, after=head))[0] == []
+
+
+async def test_a_position_that_no_view_shows_yet_is_not_beyond_the_end(running: Stack) -> None:
+    running.terminate("projector")
+    customer = (await running.http.post("/customers", json={"username": "ann"})).json()
+    path, head = f"/customers/{customer['customer_id']}", await head_of(running.http)
+    assert (await page(running.http, after=head))[0] == []
+    behind = await running.http.get(path, params={"min_position": head})
+    body = problem(behind, 503, "views-behind")
+    assert body["min_position"] == head
+    assert str(head - body["position"]) in body["detail"]
+    running.start("projector")
 
 
 async def test_a_page_that_the_filter_left_empty_has_a_next_link(
@@ -193,8 +276,6 @@ async def test_a_page_waits_for_min_position(http: httpx.AsyncClient) -> None:
     await register(http)
     events, _ = await waiting
     assert events[0]["position"] == start + 1
-    late = await http.get("/events", params={"min_position": 2**40})
-    assert problem(late, 503, "views-behind")["min_position"] == 2**40
 
 
 @pytest.mark.parametrize(
@@ -234,6 +315,7 @@ async def test_a_stream_goes_on_as_the_ledger_grows(http: httpx.AsyncClient) -> 
             heard = await anext(stream)
             assert heard.event["subject"] == customer_id
             assert heard.position == heard.event["position"]
+            assert heard.name == "customer.registered"
 
 
 async def test_a_stream_sends_the_events_of_the_pages(http: httpx.AsyncClient) -> None:
@@ -252,18 +334,18 @@ async def test_last_event_id_wins_over_the_parameter_after(http: httpx.AsyncClie
     problem(bad, 422, "invalid-fields", "Last-Event-ID")
 
 
-async def test_a_filtered_stream_sends_how_far_it_has_looked(http: httpx.AsyncClient) -> None:
-    start = await head_of(http)
-    await register(http)
-    async with asyncio.timeout(DEADLINE_S), listen(http, start, type="product.listed") as stream:
-        seen = await anext(stream)
-        assert seen.event is None
-        assert seen.position == start + 1
+async def test_a_filtered_stream_sends_only_what_the_filter_lets_through(
+    http: httpx.AsyncClient,
+) -> None:
+    start, types = await head_of(http), "product.listed,price.changed"
+    async with asyncio.timeout(DEADLINE_S), listen(http, start, type=types) as stream:
+        await register(http)
         product_id = await list_product(http)
-        heard = [await anext(stream)]
-        while heard[-1].event is None:
-            heard.append(await anext(stream))
-        assert heard[-1].event["subject"] == product_id
+        await http.patch(f"/products/{product_id}", json={"base_price": 2}, headers=WAIT)
+        heard = [await anext(stream), await anext(stream)]
+    assert [event.name for event in heard] == types.split(",")
+    async with asyncio.timeout(DEADLINE_S), listen(http, start, subject=product_id) as stream:
+        assert [await anext(stream), await anext(stream)] == heard
 
 
 @pytest.mark.parametrize(
@@ -350,9 +432,8 @@ async def test_through_restarts_a_stream_misses_no_event_and_repeats_none(
             while len(heard) < total:
                 try:
                     async with listen(http, start, last=heard[-1] if heard else None) as stream:
-                        async for position, event in stream:
-                            if event:
-                                heard.append(position)
+                        async for position, _, _ in stream:
+                            heard.append(position)
                             if len(heard) == total:
                                 return
                 except httpx.TransportError:
@@ -405,8 +486,7 @@ async def test_a_slow_client_does_not_hold_others_back(http: httpx.AsyncClient) 
             for _ in range(3):
                 await http.post("/orders/batch", json={"orders": [body] * 1000})
             while len(heard) < 6000:
-                position, event = await anext(stream)
-                heard += [position] if event else []
+                heard.append((await anext(stream)).position)
     assert heard == list(range(start + 1, start + 6001))
 
 
@@ -415,16 +495,20 @@ class Ledger:
 
     def __init__(self, head: int) -> None:
         self.head_position = head
+        self.ledger_id = UUID(int=7)
         self.reads = 0
 
-    async def page(self, after: int, limit: int, _: str | None = None) -> FeedPage:
+    async def page(self, after: int, limit: int, only: FeedFilter) -> FeedPage:
         self.reads += 1
-        end = min(after + limit, self.head_position)
-        events = [FeedEvent(at, b"x" * 1000) for at in range(after + 1, end + 1)]
-        return FeedPage(events, end, self.head_position)
+        head = self.head_position
+        if only.types:  # of which there are none
+            return FeedPage([], max(after, min(after + MAX_SCAN, head)), head, self.ledger_id)
+        end = max(after, min(after + limit, head))
+        events = [FeedEvent(at, "a.b", b"x" * 1000) for at in range(after + 1, end + 1)]
+        return FeedPage(events, end, head, self.ledger_id)
 
-    async def head(self) -> int:
-        return self.head_position
+    async def head(self) -> IdentifiedHead:
+        return IdentifiedHead(self.ledger_id, self.head_position)
 
 
 class Client:
@@ -434,7 +518,12 @@ class Client:
         self._takes = takes
         self.sent: list[dict[str, Any]] = []
         self.aborted = asyncio.Event()
-        self.scope = {"type": "http", "state": {ABORT: self.aborted.set}}
+        self.scope = {"type": "http", "path": "/events", "state": {ABORT: self.aborted.set}}
+
+    @property
+    def received(self) -> bytes:
+        """All of the body that came."""
+        return b"".join(message.get("body", b"") for message in self.sent)
 
     async def send(self, message: Any) -> None:
         if len(self.sent) >= self._takes:
@@ -448,7 +537,8 @@ class Client:
 
 def make_streams(ledger: Ledger) -> EventStreams:
     """Streams over a stand-in for the ledger."""
-    return EventStreams(ledger, ConsistentReads(Waiters()))  # type: ignore[arg-type]
+    reads = ConsistentReads(Waiters(), ledger)  # type: ignore[arg-type]
+    return EventStreams(ledger, reads)  # type: ignore[arg-type]
 
 
 async def test_a_client_that_reads_nothing_costs_one_page_and_is_cut_off(
@@ -457,7 +547,7 @@ async def test_a_client_that_reads_nothing_costs_one_page_and_is_cut_off(
     monkeypatch.setattr(event_stream, "WRITE_TIMEOUT_S", 0.2)
     ledger, client = Ledger(100_000), Client(takes=3)
     opened = make_streams(ledger)
-    stream = await opened.open(0, None, 0, head_only=False)
+    stream = await opened.open(0, "after", EVERYTHING, 0, head_only=False)
     async with asyncio.timeout(DEADLINE_S):
         await stream(client.scope, client.receive, client.send)
     assert client.aborted.is_set()
@@ -474,14 +564,14 @@ async def test_waiting_streams_cost_no_query_and_one_announcement_wakes_all(
     opened = make_streams(ledger)
     serving = []
     for client in clients:
-        stream = await opened.open(10, None, 0, head_only=False)
+        stream = await opened.open(10, "after", EVERYTHING, 0, head_only=False)
         serving.append(asyncio.create_task(stream(client.scope, client.receive, client.send)))
 
     async def all_have(words: bytes) -> bool:
-        return all(any(words in m.get("body", b"") for m in c.sent) for c in clients)
+        return all(words in client.received for client in clients)
 
     before = ledger.reads
-    await eventually(lambda: all_have(b": all up to here\nid: 10\n\n"), "a heartbeat")
+    await eventually(lambda: all_have(b": nothing new\n"), "a heartbeat")
     assert ledger.reads == before
     ledger.head_position = 11
     opened.announced(Announcement(10, 11))
@@ -499,19 +589,19 @@ async def test_a_stream_beyond_the_limit_is_refused(
     opened = make_streams(Ledger(10))
     opened.count = 1
     with pytest.raises(Problem, match="1 streams are open"):
-        await opened.open(0, None, 0, head_only=False)
+        await opened.open(0, "after", EVERYTHING, 0, head_only=False)
     opened.count = 0
-    await opened.open(0, None, 0, head_only=False)
+    await opened.open(0, "after", EVERYTHING, 0, head_only=False)
 
 
 async def test_the_ledger_is_looked_at_when_no_announcement_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The projector may be away; the ledger may grow."""
-    monkeypatch.setattr(event_stream, "SILENCE_S", 0.05)
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
     ledger, client = Ledger(10), Client(takes=10_000)
     opened = make_streams(ledger)
-    stream = await opened.open(10, None, 0, head_only=False)
+    stream = await opened.open(10, "after", EVERYTHING, 0, head_only=False)
     works = [
         asyncio.create_task(opened.run()),
         asyncio.create_task(stream(client.scope, client.receive, client.send)),
@@ -519,9 +609,128 @@ async def test_the_ledger_is_looked_at_when_no_announcement_comes(
     ledger.head_position = 11
 
     async def has_it() -> bool:
-        return any(b"id: 11\ndata: " in message.get("body", b"") for message in client.sent)
+        return b"id: 11\ndata: " in client.received
 
     await eventually(has_it, "the event")
     opened.stopped.set()
     await works[1]
     works[0].cancel()
+
+
+async def follow(
+    opened: EventStreams, client: Client, after: int, only: FeedFilter = EVERYTHING
+) -> asyncio.Task[None]:
+    """Open a stream, and let the client take what comes."""
+    stream = await opened.open(after, "after", only, 0, head_only=False)
+    return asyncio.create_task(stream(client.scope, client.receive, client.send))
+
+
+async def test_a_stream_has_a_name_and_data_in_each_event_and_no_other_blank_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Readers that are simpler than the standard take each blank line for an event."""
+    monkeypatch.setattr(event_stream, "HEARTBEAT_S", 0.02)
+    ledger, client = Ledger(3), Client(takes=10_000)
+    opened = make_streams(ledger)
+    serving = await follow(opened, client, 0)
+
+    async def beats() -> bool:
+        return client.received.count(b": nothing new\n") >= 3
+
+    await eventually(beats, "three heartbeats")
+    ledger.head_position = 4
+    opened.announced(Announcement(3, 4))
+
+    async def has_it() -> bool:
+        return b"id: 4\n" in client.received
+
+    await eventually(has_it, "the event")
+    opened.stopped.set()
+    await serving
+    *blocks, _ = client.received.split(b"\n\n")
+    assert len(blocks) == 4
+    for number, block in enumerate(blocks, 1):
+        fields = [line for line in block.splitlines() if not line.startswith((b":", b"retry: "))]
+        assert fields == [b"event: a.b", b"id: %d" % number, b"data: " + b"x" * 1000]
+
+
+async def test_a_filtered_stream_says_now_and_then_how_far_it_has_looked() -> None:
+    """So a client that comes back does not wait until a long ledger was looked at again."""
+    ledger, client = Ledger(2 * MAX_SCAN + 5), Client(takes=10_000)
+    opened = make_streams(ledger)
+    serving = await follow(opened, client, 0, FeedFilter(("order.failed",)))
+
+    async def has_come_far() -> bool:
+        return b"%d" % (2 * MAX_SCAN) in client.received
+
+    await eventually(has_come_far, "the second position")
+    opened.stopped.set()
+    await serving
+    assert client.received == b"retry: 1000\n" + b"".join(
+        b'event: position\nid: %d\ndata: {"position":%d}\n\n' % (at, at)
+        for at in (MAX_SCAN, 2 * MAX_SCAN)
+    )
+
+
+async def test_a_stream_ends_with_a_problem_when_the_ledger_goes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A restore took away what the client has seen already; nothing announces it."""
+    monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
+    ledger, ahead, behind = Ledger(10), Client(takes=10_000), Client(takes=10_000)
+    opened = make_streams(ledger)
+    looking = asyncio.create_task(opened.run())
+    ended = await follow(opened, ahead, 10)
+    ledger.head_position = 8
+    async with asyncio.timeout(DEADLINE_S):
+        await ended
+    name, data, *_ = ahead.received.removeprefix(b"retry: 1000\n").splitlines()
+    told = msgspec.json.decode(data.removeprefix(b"data: "))
+    assert name == b"event: problem"
+    assert (told["type"], told["head"]) == ("/problems/beyond-head", 8)
+    assert told["ledger"] == str(ledger.ledger_id)
+    assert b"id:" not in ahead.received
+    # Whoever stands where it ends now waits, though the process knew a later end, and is served.
+    serving, reads = await follow(opened, behind, 8), ledger.reads
+    ledger.head_position = 9
+
+    async def has_it() -> bool:
+        return b"id: 9\n" in behind.received
+
+    await eventually(has_it, "the event of the new history")
+    assert ledger.reads <= reads + 2
+    looking.cancel()
+    opened.stopped.set()
+    await serving
+
+
+async def test_a_stream_ends_when_the_database_holds_another_ledger() -> None:
+    ledger, client = Ledger(10), Client(takes=10_000)
+    opened = make_streams(ledger)
+    ended = await follow(opened, client, 10)
+    ledger.head_position, ledger.ledger_id = 20, UUID(int=8)
+    opened.announced(Announcement(10, 20))
+    async with asyncio.timeout(DEADLINE_S):
+        await ended
+    assert b"event: problem\n" in client.received
+    assert b"a.b" not in client.received
+
+
+async def test_announcements_beyond_the_ledgers_end_make_no_stream_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Views that are ahead of a restored ledger announce a position that it does not have."""
+    ledger, client = Ledger(10), Client(takes=10_000)
+    opened = make_streams(ledger)
+    serving, reads = await follow(opened, client, 10), ledger.reads
+    for number in range(1, 6):
+        opened.announced(Announcement(12, 12))
+
+        async def has_looked(number: int = number) -> bool:
+            return ledger.reads >= reads + number
+
+        await eventually(has_looked, "the stream has looked")
+    opened.stopped.set()
+    await serving
+    assert ledger.reads <= reads + 6
+    assert client.received == b"retry: 1000\n"

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from .client import cancel, exact, list_product, order, problem, register
+from .client import cancel, exact, limit, list_product, order, problem, register
 
 AN_ID = UUID("0190b5a2-3c4d-7e6f-8a9b-0c1d2e3f4a5b")
 
@@ -66,14 +66,13 @@ async def test_min_position_that_is_reached_makes_no_difference(http: httpx.Asyn
     assert exact(found) == placed
 
 
-async def test_min_position_far_ahead_says_how_far_behind_the_views_are(
+async def test_min_position_beyond_the_ledgers_end_is_refused_once_it_was_waited_for(
     http: httpx.AsyncClient,
 ) -> None:
     response = await http.get(f"/orders/{uuid4()}", params={"min_position": 2**63 - 1})
-    body = problem(response, 503, "views-behind")
-    assert body["min_position"] == 2**63 - 1
-    assert body["position"] >= 0
-    assert str(body["min_position"] - body["position"]) in body["detail"]
+    body = problem(response, 409, "beyond-head", "min_position")
+    assert limit(body, "min_position") == body["head"]
+    assert body["ledger"] in body["detail"]
 
 
 async def test_min_position_waits_until_the_views_are_there(http: httpx.AsyncClient) -> None:

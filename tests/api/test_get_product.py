@@ -103,7 +103,7 @@ async def test_min_position_bypasses_the_cache(http: httpx.AsyncClient) -> None:
     found = await http.get(path, params={"min_position": priced.json()["position"]})
     assert found.json()["base_price"] == 5
     response = await http.get(path, params={"min_position": 2**62})
-    problem(response, 503, "views-behind")
+    problem(response, 409, "beyond-head", "min_position")
 
 
 async def test_a_restock_and_a_new_price_show_at_once(http: httpx.AsyncClient) -> None:

@@ -101,7 +101,8 @@ async def test_what_has_not_come_is_refused(http: httpx.AsyncClient) -> None:
     assert isinstance(limit(found, "as_of_position"), int)
     response = await http.get(PATH, params={"as_of_time": "2999-01-01T00:00:00Z"})
     problem(response, 422, "invalid-fields", "as_of_time")
-    problem(await http.get(PATH, params={"min_position": head + 10**6}), 503, "views-behind")
+    ahead = await http.get(PATH, params={"min_position": head + 10**6})
+    problem(ahead, 409, "beyond-head", "min_position")
 
 
 @pytest.mark.parametrize(

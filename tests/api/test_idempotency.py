@@ -24,7 +24,7 @@ def key() -> dict[str, str]:
 
 async def head_of(http: httpx.AsyncClient) -> int:
     """Where the ledger ends."""
-    return int((await http.get("/events?after=999999999")).headers["ledger-position"])
+    return int((await http.get("/events?limit=1")).headers["ledger-position"])
 
 
 async def recorded_after(http: httpx.AsyncClient, position: int) -> list[Body]:

@@ -145,7 +145,7 @@ class TestProductCache:
 
     @pytest.fixture
     def reads(self) -> ConsistentReads:
-        return ConsistentReads(Waiters())
+        return ConsistentReads(Waiters(), None)  # type: ignore[arg-type]
 
     @pytest.fixture
     def cache(self, announcements: Announcements, reads: ConsistentReads) -> ProductCache:

@@ -199,7 +199,7 @@ class TestStates:
             PendingOrders(),
             None,
             waiters,
-            ConsistentReads(waiters),
+            ConsistentReads(waiters, None),  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
             None,  # type: ignore[arg-type]
         )

@@ -12,6 +12,7 @@ from ledger.eventlog.codec import (
     encode_payload,
     encode_recorded,
     encode_submitted,
+    source_of,
 )
 from ledger.eventlog.records import Record, Submitted
 
@@ -56,10 +57,13 @@ def test_the_ledger_gives_an_event_out_as_a_cloudevent_with_all_that_came_with_i
         encode_payload(event.payload),
         bytes(32),
     )
-    assert msgspec.json.decode(encode_recorded(record, None)) == {
+    ledger = source_of(UUID(int=10))
+    assert ledger == f"urn:uuid:{UUID(int=10)}"
+    assert msgspec.json.decode(encode_recorded(record, None, ledger)) == {
         "specversion": "1.0",
         "id": str(UUID(int=1)),
-        "source": "/api",
+        "source": ledger,
+        "origin": "/api",
         "type": "order.placed",
         "subject": str(UUID(int=2)),
         "time": "1970-01-01T00:00:00.000005Z",
@@ -68,12 +72,24 @@ def test_the_ledger_gives_an_event_out_as_a_cloudevent_with_all_that_came_with_i
         "submitter": "key:abc",
         "traceparent": TRACE,
         "atomicid": str(UUID(int=9)),
+        "sequence": "0000000000000000007",
         "position": 7,
         "version": 1,
         "recordedtime": "1970-01-01T00:00:00.000006Z",
         "hash": "00" * 32,
         "data": {"customer_id": str(UUID(int=3)), "product_id": str(UUID(int=4)), "quantity": 1},
     }
+
+
+def test_no_number_is_beyond_what_cloudevents_has_integers_for() -> None:
+    sequences = []
+    for position in (9, 10, 2**31 - 1, 2**31, 2**63 - 1):
+        record = Record(position, bytes(16), bytes(16), 2, "order.failed", 1, 1, 5, 6, b"{}", b"{}")
+        event = msgspec.json.decode(encode_recorded(record, bytes(16)))
+        assert event.get("position") == (position if position < 2**31 else None)
+        assert int(event["sequence"]) == position
+        sequences.append(event["sequence"])
+    assert sequences == sorted(sequences)
 
 
 def test_only_orders_can_be_atomic() -> None:

@@ -125,7 +125,7 @@ def test_every_limit_is_documented_as_it_is() -> None:
         "time for the body": [f"{requests.BODY_TIMEOUT_S:g} s", "408"],
         "page": [f"{parameters.MAX_LIMIT}, by default {parameters.DEFAULT_LIMIT}", "422"],
         "Prefer: wait": [f"{parameters.MAX_WAIT_S} s", "taken for the limit"],
-        "min_position": [f"waited for {consistent_reads.MIN_POSITION_WAIT_S:g} s", "503"],
+        "min_position": [f"waited for {consistent_reads.MIN_POSITION_WAIT_S:g} s", "503, 409"],
         "Idempotency-Key": [f"{parameters.MAX_IDEMPOTENCY_KEY} visible ASCII characters", "422"],
         "streams of a process": [f"{event_stream.MAX_STREAMS}", "503"],
         "as-of reads at once": [

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,7 +13,7 @@ from ledger.eventlog.decisions import last_decision_index, to_decisions
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import ChainCheck, LedgerDamaged, Record, VerificationFailed
 from ledger.runtime.cache import Prefetch
-from tests.core.story import ANN, credit, customer, order
+from tests.core.story import ANN, NOBODY, PEN, credit, customer, order, receipt
 
 from .built_ledgers import records_of
 from .pipeline import Ledger
@@ -213,16 +214,16 @@ async def test_the_events_of_streams_that_took_effect_are_those_of_the_decisions
 
 async def test_a_record_is_given_out_with_the_id_of_its_cause(ledger: Ledger) -> None:
     whole = await ledger.write([*opening(), *orders(4)])
-    async with ledger.connection() as connection:
+    async with ledger.connection("projector") as connection:
         reader = EventReader(connection)
-        head, page = await reader.head_with_causes(1, 8, 4, None)
-        assert head == len(whole)
-        assert [found.record for found in page] == whole[1:5]
-        for found in page:
+        page = await reader.scan(1, 7, 4)
+        assert page.head.position == len(whole)
+        assert [found.record for found in page.records] == whole[1:5]
+        assert page.scanned_to == 5
+        for found in page.records:
             cause = found.record.cause_position
             assert found.cause_id == (whole[cause - 1].event_id if cause else None)
-        assert await reader.head_with_causes(len(whole), 99, 4, None) == (len(whole), [])
-        placed = await reader.with_causes(0, 99, 99, type_=PLACED, with_keys=True)
+        placed = await reader.with_causes(0, 99, 99, types=[PLACED], with_keys=True)
         assert [found.record for found in placed] == [r for r in whole if r.type == PLACED]
         ann = await reader.with_causes(0, 99, 99, stream_id=ANN, with_keys=True)
         assert [found.record for found in ann] == [whole[0]]
@@ -264,3 +265,36 @@ async def test_an_error_of_a_prefetch_comes_in_its_place_and_closing_waits_for_w
     async with aclosing(Prefetch(count_to(3, begun := []))):
         pass
     assert begun in ([], [0])
+
+
+async def test_a_scan_says_how_far_it_has_looked(ledger: Ledger) -> None:
+    receipts = [event_of(receipt(1)) for _ in range(6)]
+    whole = await ledger.write([*opening(), *orders(2), *receipts])
+    end, of_pen = len(whole), [record for record in whole if record.stream_id == PEN.bytes]
+    async with ledger.connection("projector") as connection:
+        reader = EventReader(connection)
+
+        async def scan(*numbers: int, **only: Any) -> tuple[list[int], int]:
+            found = await reader.scan(*numbers, **only)
+            assert found.head == await reader.identified_head()
+            assert found.head.position == end
+            return [each.record.position for each in found.records], found.scanned_to
+
+        # So many positions, or so many events of a stream: not more than the window.
+        assert await scan(0, 3, 9) == ([1, 2, 3], 3)
+        assert await scan(0, 3, 9, types=[PLACED]) == ([3], 3)
+        assert await scan(0, 3, 9, types=["order.failed"]) == ([], 3)
+        assert await scan(end, 3, 9) == ([], end)
+        assert await scan(0, 99, 9, types=["order.failed"]) == ([], end)
+        positions = [record.position for record in of_pen]
+        assert await scan(0, 99, 99, stream_id=PEN) == (positions, end)
+        assert await scan(0, 99, 2, stream_id=PEN) == (positions[:2], positions[1])
+        listed = ["product.listed", PLACED]
+        assert await scan(0, 3, 9, stream_id=PEN, types=listed) == (positions[:1], positions[2])
+        assert await scan(0, 99, 9, stream_id=PEN, types=listed) == (positions[:1], end)
+        for after in range(end + 2):
+            later = [position for position in positions if position > after]
+            assert await scan(after, 99, 99, stream_id=PEN) == (later, max(after, end))
+            version = sum(position <= after for position in positions)
+            assert await reader.version_at(PEN, after) == version
+        assert await scan(0, 99, 9, stream_id=NOBODY) == ([], end)

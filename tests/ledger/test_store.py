@@ -207,6 +207,7 @@ async def test_recorded_events_and_the_versions_of_streams_are_told_apart(ledger
 TABLES = {
     "events": "position",
     "ledger_head": "position",
+    "ledger_identity": "ledger_id",
     "snapshots": "position",
     "ledger_migrations": "version_num",
     "customer_keys": "sealing_key",

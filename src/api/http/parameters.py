@@ -88,6 +88,16 @@ def one_of(values: Iterable[str]) -> Form[str]:
     return Form({"enum": words}, parse)
 
 
+def several_of(values: Iterable[str]) -> Form[tuple[str, ...]]:
+    """One or more of these words, with commas between; each once and in order when parsed."""
+    one = one_of(values)
+
+    def parse(name: str, text: str) -> tuple[str, ...]:
+        return tuple(sorted({one.parse(name, word) for word in text.split(",")}))
+
+    return Form({"type": "array", "items": one.schema, "minItems": 1, "uniqueItems": True}, parse)
+
+
 def parse_boolean(name: str, text: str) -> bool:
     """True or false; raises Problem."""
     if text not in ("true", "false"):
@@ -220,7 +230,15 @@ CUSTOMER_ID: Final = path("customer_id", UUID_FORM, "a customer")
 OF_CUSTOMER: Final = query("customer_id", UUID_FORM, "only this customer's orders")
 OF_PRODUCT: Final = query("product_id", UUID_FORM, "only orders of this product")
 IN_STATUS: Final = query("status", one_of(Status.__members__), "only orders in this status")
-OF_TYPE: Final = query("type", one_of((*SUBMITTED, *DECIDED)), "only events of this type")
+OF_TYPES: Final = query(
+    "type",
+    several_of((*SUBMITTED, *DECIDED)),
+    "only events of these types, with commas between",
+    default=(),
+)
+OF_SUBJECT: Final = query(
+    "subject", UUID_FORM, "only events of this stream: a customer, product or order"
+)
 DRY_RUN: Final = query(
     "dry_run",
     Form({"type": "boolean"}, parse_boolean),

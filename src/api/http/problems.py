@@ -5,6 +5,7 @@ KINDS has the status, title and remedy of each kind; REFUSALS the kind of each r
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
+from uuid import UUID
 
 from msgspec import Struct
 
@@ -33,6 +34,12 @@ KINDS: Final[dict[str, Kind]] = {
         422,
         "Some fields are not valid",
         "Change what `errors` names; `limit` is the nearest value that is allowed",
+    ),
+    "beyond-head": Kind(
+        409,
+        "The ledger has not come to this position",
+        "Compare `ledger` and `head` with what you know: a position of another ledger, or of before"
+        " this one was restored, is worth nothing here; read anew from its beginning",
     ),
     "key-reused": Kind(
         422,
@@ -188,6 +195,8 @@ class ProblemDetails(Struct, frozen=True, omit_defaults=True):
     reason: str | None = None
     position: int | None = None
     min_position: int | None = None
+    head: int | None = None
+    ledger: str | None = None
     order: Order | None = None
     orders: list[Order] = []
 
@@ -211,9 +220,19 @@ class Problem(Exception):
         self.members = members
 
 
-def invalid(field: str, detail: str, limit: int | str | None = None) -> Problem:
+def invalid(field: str, detail: str, limit: int | str | None = None, **members: object) -> Problem:
     """A problem with one field, parameter or header."""
-    return Problem("invalid-fields", f"{field} {detail}", [FieldError(field, detail, limit)])
+    errors = [FieldError(field, detail, limit)]
+    return Problem("invalid-fields", f"{field} {detail}", errors, None, **members)
+
+
+def beyond_head(field: str, head: int, ledger_id: UUID) -> Problem:
+    """A problem with a position that this ledger has not come to."""
+    detail = f"must be at most {head}, where the ledger {ledger_id} ends now"
+    errors = [FieldError(field, detail, head)]
+    headers = {"Ledger-Position": str(head)}
+    ledger = str(ledger_id)
+    return Problem("beyond-head", f"{field} {detail}", errors, headers, head=head, ledger=ledger)
 
 
 def refused(reason: str, what: str, order: Order | None = None) -> Problem:

@@ -15,9 +15,10 @@ from uuid import UUID
 from msgspec import Struct
 from prometheus_client import Counter
 
-from api.http.problems import Problem
+from api.http.problems import Problem, beyond_head
 from ledger.runtime.cache import BoundedDict
 from projections.announcements import Announcement, Announcements, Outcome
+from projections.queries import Feed
 
 MAX_WAITERS: Final = 10_000
 MIN_POSITION_WAIT_S: Final = 2.0
@@ -110,8 +111,9 @@ class ConsistentReads:
     older.
     """
 
-    def __init__(self, waiters: Waiters) -> None:
+    def __init__(self, waiters: Waiters, feed: Feed) -> None:
         self._waiters = waiters
+        self._feed = feed
         self.latest_position = 0
 
     async def read(self, query: Query[T]) -> tuple[T, int]:
@@ -121,12 +123,19 @@ class ConsistentReads:
         return answer, position
 
     async def read_at_least(self, min_position: int, query: Query[T]) -> tuple[T, int]:
-        """As `read`, but not older than `min_position`; raises Problem if that takes too long."""
+        """As `read`, but not older than `min_position`.
+
+        Raises Problem if that takes too long, or if the ledger has not come to that position.
+        """
         answer, position = await self.read(query)
         if position < min_position:
             await self._waiters.position(min_position, MIN_POSITION_WAIT_S)
             answer, position = await self.read(query)
         if position < min_position:
+            # Asked only now: the client may know a position that was recorded a moment ago.
+            head = await self._feed.head()
+            if head.position < min_position:
+                raise beyond_head("min_position", head.position, head.ledger_id)
             raise Problem(
                 "views-behind",
                 f"the views are at position {position}, {min_position - position} behind",

@@ -2,6 +2,9 @@
 
 A stream holds one page at a time and reads the next when the last one is written. All streams are
 woken by one announcement, so a client that waits costs the database nothing.
+
+What is sent is events alone: readers that know less than the standard take a blank line for an
+event without data. So what is not an event, comments and `retry`, is a line without one.
 """
 
 import asyncio
@@ -12,12 +15,14 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from api.auth.guard import credential_ended
-from api.http.problems import Problem
+from api.http.parameters import LAST_EVENT_ID
+from api.http.problems import Problem, beyond_head
+from api.http.responses import problem_response
 from api.reads.consistent_reads import ConsistentReads
 from ledger.runtime.cache import SingleFlight
 from ledger.runtime.reconnect import first_to_end
 from projections.announcements import Announcement
-from projections.queries import Feed, FeedPage, ViewsUnavailable
+from projections.queries import MAX_SCAN, Feed, FeedFilter, FeedPage, ViewsUnavailable
 
 EVENT_STREAM: Final = "text/event-stream"
 # Key in the state of a connection: a function that ends it at once, with what is still to be sent.
@@ -32,8 +37,9 @@ HEARTBEAT_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
 # Shorter than WRITE_TIMEOUT_S, because a process that stops waits for it.
 LAST_WRITE_TIMEOUT_S: Final = 1.0
-# After so long without any announcement the ledger is looked at, once for all streams.
-SILENCE_S: Final = 5.0
+# How often the ledger's end is looked at, once for all streams: the projector, which announces it,
+# may be away, and a restore takes the ledger back.
+LOOK_S: Final = 5.0
 RETRY_S: Final = 1.0
 
 _HEADERS: Final = {
@@ -51,84 +57,95 @@ class EventStreams:
     def __init__(self, feed: Feed, reads: ConsistentReads) -> None:
         self._feed = feed
         self._reads = reads
-        self._pages = SingleFlight[tuple[int, str | None], FeedPage]()
+        self._pages = SingleFlight[tuple[int, FeedFilter], FeedPage]()
         self._turns = asyncio.Semaphore(MAX_READS)
         self._head = 0
         self._head_moved = asyncio.Event()
-        self._announced_lately = False
         # Set when the process is about to stop: all streams end then.
         self.stopped = asyncio.Event()
         self.count = 0
 
     async def open(
-        self, after: int, type_: str | None, min_position: int, *, head_only: bool
+        self, after: int, cursor: str, only: FeedFilter, min_position: int, *, head_only: bool
     ) -> Response:
-        """A stream of the events after a position; raises Problem, and ViewsUnavailable."""
+        """A stream of the events after a position, which the parameter `cursor` named.
+
+        Raises Problem, for a position beyond the ledger's end too, and ViewsUnavailable.
+        """
         if self.count >= MAX_STREAMS:
             raise Problem(
                 "too-many-streams", f"{self.count} streams are open here: come back later"
             )
 
         async def query() -> tuple[FeedPage, int]:
-            page = await self.page(after, type_)
+            page = await self.page(after, only)
             return page, page.head
 
         page, _ = await self._reads.read_at_least(min_position, query)
-        return EventStream(self, page, type_) if not head_only else Response(None, 200, _HEADERS)
+        if after > page.head:
+            raise beyond_head(cursor, page.head, page.ledger_id)
+        if head_only:
+            return Response(None, 200, _HEADERS)
+        return EventStream(self, page, after, only)
 
-    async def page(self, after: int, type_: str | None) -> FeedPage:
+    async def page(self, after: int, only: FeedFilter) -> FeedPage:
         """The page after a position, read once for all streams that want it."""
-        return await self._pages.join_next((after, type_), lambda: self._read(after, type_))
+        return await self._pages.join_next((after, only), lambda: self._read(after, only))
 
-    async def _read(self, after: int, type_: str | None) -> FeedPage:
+    async def _read(self, after: int, only: FeedFilter) -> FeedPage:
         async with self._turns:
-            page = await self._feed.page(after, PAGE, type_)
-        self._move_head(page.head)
+            known = self._head
+            page = await self._feed.page(after, PAGE, only)
+        self._head_read(page.head, known)
         return page
 
-    async def grows_beyond(self, position: int) -> bool:
-        """True as soon as the ledger goes beyond a position; False after HEARTBEAT_S."""
+    async def head_differs(self, position: int) -> bool:
+        """True as soon as the ledger ends elsewhere than at a position; False after HEARTBEAT_S."""
         with suppress(TimeoutError):
             async with asyncio.timeout(HEARTBEAT_S):
-                while self._head <= position:
+                while self._head == position:
                     await self._head_moved.wait()
-        return self._head > position
+        return self._head != position
 
     def announced(self, announcement: Announcement) -> None:
         """Wake the streams: the ledger goes at least to the announced position."""
-        self._announced_lately = True
-        self._move_head(announcement.position)
+        self._move_head(max(announcement.position, self._head))
+
+    def _head_read(self, head: int, known: int) -> None:
+        """Note the end that was read when the ledger was known to go at least to `known`."""
+        # It goes back only where it was read after all that is known of it.
+        self._move_head(head if head < known == self._head else max(head, self._head))
 
     def _move_head(self, head: int) -> None:
-        if head > self._head:
+        if head != self._head:
             self._head = head
             # Those who wait now are woken; the next ones wait for the next event.
             self._head_moved.set()
             self._head_moved = asyncio.Event()
 
     async def run(self) -> None:
-        """Look at the ledger when nothing is announced, for as long as the process runs.
-
-        The projector may be away while the ledger grows.
-        """
+        """Look where the ledger ends while there are streams, for as long as the process runs."""
         while True:
-            self._announced_lately = False
-            await asyncio.sleep(SILENCE_S)
-            if self.count and not self._announced_lately:
+            await asyncio.sleep(LOOK_S)
+            if self.count:
+                known = self._head
                 with suppress(ViewsUnavailable):
-                    self._move_head(await self._feed.head())
+                    self._head_read((await self._feed.head()).position, known)
 
 
 class EventStream(Response):
     """A page of the ledger and all that comes after it, until client or process ends it."""
 
-    def __init__(self, streams: EventStreams, first: FeedPage, type_: str | None) -> None:
+    def __init__(
+        self, streams: EventStreams, first: FeedPage, after: int, only: FeedFilter
+    ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
         self._streams = streams
         self._first = first
-        self._type = type_
+        self._after = after
+        self._only = only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; a client that takes nothing for WRITE_TIMEOUT_S is cut off."""
@@ -137,7 +154,7 @@ class EventStream(Response):
         try:
             await _send(send, start)
             await first_to_end(
-                self._write_events(send),
+                self._write_events(send, scope["path"]),
                 _disconnected(receive),
                 self._streams.stopped.wait(),
                 credential_ended(scope),
@@ -150,34 +167,55 @@ class EventStream(Response):
         finally:
             self._streams.count -= 1
 
-    async def _write_events(self, send: Send) -> None:
-        await _write(send, b"retry: %d\n\n" % (RETRY_S * 1000))
-        page = self._first
+    async def _write_events(self, send: Send, path: str) -> None:
+        """Write what there is and what comes, until the ledger is another one or goes back."""
+        await _write(send, b"retry: %d\n" % (RETRY_S * 1000))
+        now = asyncio.get_running_loop().time
+        written_at = now()
+        page, sent_to = self._first, self._after
         while True:
             # A chunk is the most that a slow client has in this process's memory.
-            chunk = b"" if page.events else _heartbeat(page)
+            chunk = b""
             for event in page.events:
-                chunk += b"id: %d\ndata: %s\n\n" % (event.position, event.body)
+                chunk += _event(event.type, event.position, event.body)
+                sent_to = event.position
                 if len(chunk) >= CHUNK:
                     await _write(send, chunk)
                     chunk = b""
+            if page.scanned_to - sent_to >= MAX_SCAN:
+                # A client that comes back need not wait until all this was looked at again.
+                sent_to = page.scanned_to
+                chunk += _event("position", sent_to, b'{"position":%d}' % sent_to)
+            if not chunk and now() - written_at >= HEARTBEAT_S:
+                chunk = _HEARTBEAT
             if chunk:
                 await _write(send, chunk)
-            while page.is_last and not await self._streams.grows_beyond(page.scanned_to):
-                await _write(send, _heartbeat(page))
-            page = await self._page_after(page.scanned_to)
+                written_at = now()
+            while page.is_last and not await self._streams.head_differs(page.scanned_to):
+                await _write(send, _HEARTBEAT)
+                written_at = now()
+            after = page.scanned_to
+            page = await self._page_after(after)
+            if page.head < after or page.ledger_id != self._first.ledger_id:
+                problem = beyond_head(LAST_EVENT_ID.name, page.head, page.ledger_id)
+                body = bytes(problem_response(problem, path).body)
+                await _write(send, _event("problem", None, body))
+                return
 
     async def _page_after(self, position: int) -> FeedPage:
         while True:
             try:
-                return await self._streams.page(position, self._type)
+                return await self._streams.page(position, self._only)
             except ViewsUnavailable:
                 await asyncio.sleep(RETRY_S)
 
 
-def _heartbeat(page: FeedPage) -> bytes:
-    """No event, but how far a filter has looked, for when the client reconnects."""
-    return b": all up to here\nid: %d\n\n" % page.scanned_to
+_HEARTBEAT: Final = b": nothing new\n"
+
+
+def _event(name: str, position: int | None, data: bytes) -> bytes:
+    id_line = b"" if position is None else b"id: %d\n" % position
+    return b"event: %s\n%sdata: %s\n\n" % (name.encode(), id_line, data)
 
 
 async def _write(send: Send, body: bytes) -> None:

@@ -57,8 +57,10 @@ class AsOfReads:
         except PositionBeyondHead as error:
             if when.position is None:
                 raise invalid("as_of_time", "lies ahead") from None
+            # Not of the kind `beyond-head`: here the nearest position that there is may well do.
             detail = f"must be at most {error.head}, where the ledger ends now"
-            raise invalid("as_of_position", detail, error.head) from None
+            members = {"head": error.head, "ledger": str(error.ledger_id)}
+            raise invalid("as_of_position", detail, error.head, **members) from None
         finally:
             self._turns.release()
 

@@ -8,39 +8,47 @@ from api.context import Context
 from api.http import parameters as p
 from api.http.middleware import accepted_weights
 from api.http.parameters import Call
+from api.http.problems import beyond_head
 from api.http.responses import page_headers
 from api.operation import Operation
 from api.reads.event_stream import EVENT_STREAM
 from api.resources.orders import visible_order
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group
-from projections.queries import FeedEvent, FeedPage
+from projections.queries import FeedEvent, FeedFilter, FeedPage
 
 
 @Operation(
     Scope.LEDGER_READ,
     "List the ledger's events, or stream them",
     {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}"},
-    (p.OF_TYPE, p.AFTER_EVENT, *p.PAGE, p.LAST_EVENT_ID),
+    (p.OF_TYPES, p.OF_SUBJECT, p.AFTER_EVENT, *p.PAGE, p.LAST_EVENT_ID),
     problems=("too-many-streams",),
 )
 async def browse(context: Context, call: Call[None]) -> Response:
     """List the events of the ledger after a position; a page without `next` reached the end.
 
     With `Accept: text/event-stream`, stream them as server-sent events, as the ledger grows: the
-    id of each is its position, and `Last-Event-ID` takes precedence over `after`.
+    id of each is its position, its event name is its type, and `Last-Event-ID` takes precedence
+    over `after`. A position beyond the ledger's end is refused, in a page as in a stream.
     """
-    request, after, type_ = call.request, call[p.AFTER_EVENT], call[p.OF_TYPE]
+    request, after = call.request, call[p.AFTER_EVENT]
+    only = FeedFilter(call[p.OF_TYPES], call[p.OF_SUBJECT])
     if _prefers_stream(request.scope):
-        last_event_id = call.header(p.LAST_EVENT_ID)
-        after = after if last_event_id is None else last_event_id
+        last_event_id, cursor = call.header(p.LAST_EVENT_ID), p.AFTER_EVENT.name
+        if last_event_id is not None:
+            after, cursor = last_event_id, p.LAST_EVENT_ID.name
         head_only = request.method == "HEAD"
-        return await context.streams.open(after, type_, call[p.MIN_POSITION], head_only=head_only)
+        return await context.streams.open(
+            after, cursor, only, call[p.MIN_POSITION], head_only=head_only
+        )
 
     async def query() -> tuple[FeedPage, int]:
-        page = await context.feed.page(after, call[p.LIMIT], type_)
+        page = await context.feed.page(after, call[p.LIMIT], only)
         return page, page.head
 
     page, _ = await context.reads.read_at_least(call[p.MIN_POSITION], query)
+    if after > page.head:
+        raise beyond_head(p.AFTER_EVENT.name, page.head, page.ledger_id)
     next_after = None if page.is_last else page.scanned_to
     headers = page_headers(call, page.head, next_after)
     return _reply(page.events, {**headers, "Vary": "Accept"})
@@ -64,9 +72,13 @@ def _prefers_stream(scope: HttpScope) -> bool:
 )
 async def browse_order(context: Context, call: Call[None]) -> Response:
     """List the events of an order up to `Ledger-Position`; none while it is only accepted."""
-    order_id, limit = call[p.ORDER_ID], call[p.LIMIT]
+    order_id, after, limit = call[p.ORDER_ID], call[p.AFTER_EVENT], call[p.LIMIT]
     _, position = await visible_order(context, call.request, order_id, call[p.MIN_POSITION])
-    events = await context.feed.history(order_id, call[p.AFTER_EVENT], position, limit + 1)
+    if after > position:
+        head = await context.feed.head()
+        if after > head.position:
+            raise beyond_head(p.AFTER_EVENT.name, head.position, head.ledger_id)
+    events = await context.feed.history(order_id, after, position, limit + 1)
     next_after = events[limit - 1].position if len(events) > limit else None
     return _reply(events[:limit], page_headers(call, position, next_after))
 

@@ -28,12 +28,14 @@ LEDGER_GRANTS: Final = {
     "projector": {
         "events": "SELECT",
         "ledger_head": "SELECT",
+        "ledger_identity": "SELECT",
         "snapshots": "SELECT",
         "customer_keys": "SELECT",
         "checkpoints": "SELECT, UPDATE",
     },
     "api": {
         "events": "SELECT",
+        "ledger_identity": "SELECT",
         "snapshots": "SELECT",
         "customer_keys": "SELECT",
         "api_keys": "SELECT",

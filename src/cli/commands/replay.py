@@ -177,8 +177,9 @@ async def read_page(reader: EventReader, selection: Selection, after: int, last:
     # Of one stream a page has so many events, however far apart; otherwise it is so many positions
     # wide, so that a rare type doesn't keep one statement busy with the whole ledger.
     end = last if selection.stream else min(after + PAGE_SIZE, last)
+    types = [selection.type] if selection.type else []
     events = await reader.with_causes(
-        after, end, PAGE_SIZE, stream_id=selection.stream, type_=selection.type, with_keys=True
+        after, end, PAGE_SIZE, stream_id=selection.stream, types=types, with_keys=True
     )
     if selection.stream and len(events) == PAGE_SIZE:
         end = events[-1].record.position

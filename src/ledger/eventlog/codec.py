@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
-from msgspec import DecodeError, Meta, Raw, Struct, convert
+from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert
 from msgspec.json import Decoder, Encoder
 
 from ledger.core.events import DECIDED, SUBMITTED, TYPE_OF, AnyPayload, Recorded
@@ -20,6 +20,10 @@ from ledger.runtime.timestamps import MAX_US, from_us, to_us
 
 BATCH_CONTENT_TYPE: Final = "application/cloudevents-batch+json"
 EVENT_CONTENT_TYPE: Final = "application/cloudevents+json"
+# Of the type system of CloudEvents: an integer has 32 bits, with its sign.
+MAX_INTEGER: Final = 2**31 - 1
+# Enough for 64 bits.
+SEQUENCE_DIGITS: Final = 19
 MAX_SOURCE: Final = 200
 MAX_SUBMITTER: Final = 200
 DECIDED_SOURCE: Final = "/writer"
@@ -64,13 +68,21 @@ class Envelope(Struct, frozen=True, gc=False, omit_defaults=True, kw_only=True):
 
 
 class CloudEvent(Envelope, frozen=True, gc=False, omit_defaults=True, kw_only=True):
-    """A CloudEvent as the ledger gives it out; `hash` is in hex, `recordedtime` the writer's."""
+    """A CloudEvent as the ledger gives it out; `hash` is in hex, `recordedtime` the writer's.
+
+    `sequence` is the position, as a string that sorts as the position does
+    (https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/sequence.md). `position`
+    is the same as a number, for as long as CloudEvents has integers for it, which end at 2^31 - 1.
+    `origin` is the source that a submitted event was recorded with, where `source` is the ledger.
+    """
 
     data: Raw
     datacontenttype: Literal["application/json"]
     schemaversion: int
-    position: int
+    sequence: str
+    position: int | UnsetType = UNSET
     version: int
+    origin: str | None = None
     recordedtime: Annotated[datetime, Meta(tz=True)]
     causationid: UUID | None = None
     rules: int = 1
@@ -132,14 +144,23 @@ def encode_submitted(event: Submitted, source: str | None) -> bytes:
     )
 
 
-def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
-    """The record as one CloudEvent; `cause_id` is the id of the event that it was decided of."""
+def source_of(ledger_id: UUID) -> str:
+    """The `source` of the events that a ledger gives out: with it each `id` is unique anywhere."""
+    return ledger_id.urn
+
+
+def encode_recorded(record: Record, cause_id: bytes | None, source: str | None = None) -> bytes:
+    """The record as one CloudEvent; `cause_id` is the id of the event that it was decided of.
+
+    Without a `source` it has the one that it was recorded with.
+    """
     origin = origin_of(record)
     return _encode(
         CloudEvent(
             specversion="1.0",
             id=UUID(bytes=record.event_id),
-            source=origin.source,
+            source=source or origin.source,
+            origin=origin.source if source and not record.cause_position else None,
             type=record.type,
             subject=UUID(bytes=record.stream_id),
             time=from_us(record.occurred_at_us),
@@ -149,7 +170,8 @@ def encode_recorded(record: Record, cause_id: bytes | None) -> bytes:
             submitter=origin.submitter,
             traceparent=origin.traceparent,
             atomicid=origin.atomicid,
-            position=record.position,
+            sequence=f"{record.position:0{SEQUENCE_DIGITS}}",
+            position=record.position if record.position <= MAX_INTEGER else UNSET,
             version=record.version,
             recordedtime=from_us(record.recorded_at_us),
             causationid=UUID(bytes=cause_id) if cause_id else None,

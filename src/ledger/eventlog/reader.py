@@ -14,7 +14,7 @@ from msgspec import Struct
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.core.events import Recorded
-from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of
+from ledger.eventlog.codec import NO_KEYS, decode_recorded, origin_of, uuid_of
 from ledger.eventlog.decisions import REFUSED, Decision, last_decision_index, to_decisions
 from ledger.eventlog.encryption import REGISTERED, KeyRow, is_sealed
 from ledger.eventlog.records import (
@@ -36,6 +36,11 @@ _WIDTH: Final = len(_FIELDS)
 # The encryption key of the name in an event, where it may have one.
 _JOIN_KEYS: Final = (
     f"LEFT JOIN customer_keys k ON k.customer_id = e.stream_id AND e.type = '{REGISTERED}'"
+)
+
+_SELECT_IDENTIFIED_HEAD: Final = (
+    "SELECT (SELECT ledger_id FROM ledger_identity) AS ledger_id,"
+    " (SELECT MAX(position) FROM events) AS head"
 )
 
 # Encryption keys by customer; None for one that was destroyed.
@@ -79,6 +84,25 @@ class RecordWithCause(Struct, frozen=True, gc=False):
     record: Record
     cause_id: bytes | None
     encryption_key: bytes | None = None
+
+
+class NoIdentity(Exception):
+    """The table `ledger_identity` has no row."""
+
+
+class IdentifiedHead(Struct, frozen=True):
+    """The last position of a ledger, 0 if it is empty, and which ledger it is."""
+
+    ledger_id: UUID
+    position: int
+
+
+class Scan(Struct, frozen=True):
+    """Records in ledger order; all up to `scanned_to` were looked at, of those there are."""
+
+    head: IdentifiedHead
+    records: list[RecordWithCause]
+    scanned_to: int
 
 
 class LedgerEnd(Struct, frozen=True):
@@ -345,6 +369,42 @@ class EventReader:
         )
         return Record(*rows[0]) if rows else None
 
+    async def identified_head(self) -> IdentifiedHead:
+        """Which ledger this is, and where it ends."""
+        (row,) = await self._rows(_SELECT_IDENTIFIED_HEAD)
+        return _identified_head(row)
+
+    async def version_at(self, stream_id: UUID, position: int) -> int:
+        """The version that a stream had at a position, 0 before its first event.
+
+        It takes look-ups in the number of the logarithm of the stream's length.
+        """
+
+        async def position_of(version: int) -> int:
+            ((found,),) = await self._rows(
+                "SELECT position FROM events WHERE stream_id = %s AND version = %s",
+                stream_id.bytes,
+                version,
+            )
+            return int(found)
+
+        if not position:
+            return 0
+        last = await self._rows(
+            "SELECT version, position FROM events WHERE stream_id = %s"
+            " ORDER BY version DESC LIMIT 1",
+            stream_id.bytes,
+        )
+        if not last:
+            return 0
+        if last[0][1] <= position:
+            return int(last[0][0])
+        low, high = 0, int(last[0][0])
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if await position_of(middle) > position else (middle, high)
+        return low
+
     async def with_causes(
         self,
         after: int,
@@ -352,26 +412,59 @@ class EventReader:
         limit: int,
         *,
         stream_id: UUID | None = None,
-        type_: str | None = None,
+        types: Collection[str] = (),
         with_keys: bool = False,
     ) -> list[RecordWithCause]:
-        """At most `limit` records between two positions, of a stream or a type if given."""
-        select, parameters = _select_with_causes(after, up_to, limit, stream_id, type_, with_keys)
+        """At most `limit` records between two positions, of a stream and of some types if given."""
+        versions = None
+        if stream_id:
+            versions = (await self.version_at(stream_id, after), MAX_POSITION)
+        select, parameters = _select_with_causes(
+            (after, up_to), limit, stream_id, versions, types, with_keys
+        )
         return _records_with_cause(await self._rows(select, *parameters))
 
-    async def head_with_causes(
-        self, after: int, up_to: int, limit: int, type_: str | None
-    ) -> tuple[int, list[RecordWithCause]]:
-        """The last position of the ledger, and what `with_causes` returns, as of one moment."""
-        select, parameters = _select_with_causes(after, up_to, limit, None, type_, False)
+    async def scan(
+        self,
+        after: int,
+        window: int,
+        limit: int,
+        *,
+        stream_id: UUID | None = None,
+        types: Collection[str] = (),
+    ) -> Scan:
+        """At most `limit` records after a position, of a stream and of some types if given.
+
+        It looks at `window` positions, or at so many events of the stream, and at no more.
+        """
+        versions, positions = None, (after, after + window)
+        if stream_id:
+            version = await self.version_at(stream_id, after)
+            versions, positions = (version, version + window), (after, MAX_POSITION)
+        select, parameters = _select_with_causes(
+            positions, limit, stream_id, versions, types, with_keys=False
+        )
         # One statement for two questions: a page is asked for often, and mostly it is empty.
         rows = await self._rows(
-            "SELECT h.head, p.* FROM (SELECT COALESCE(MAX(position), 0) AS head FROM events) h"
-            f" LEFT JOIN ({select}) p ON TRUE",
+            f"SELECT h.*, p.* FROM ({_SELECT_IDENTIFIED_HEAD}) h LEFT JOIN ({select}) p ON TRUE",
             *parameters,
         )
-        records = _records_with_cause([row[1:] for row in rows if row[1] is not None])
-        return int(rows[0][0]), sorted(records, key=lambda row: row.record.position)
+        head = _identified_head(rows[0])
+        records = _records_with_cause([row[2:] for row in rows if row[2] is not None])
+        records.sort(key=lambda row: row.record.position)
+        if len(records) == limit:
+            scanned_to = records[-1].record.position
+        elif versions and types:
+            # Events of other types may have filled the window.
+            last = await self._rows(
+                "SELECT position FROM events WHERE stream_id = %s AND version = %s",
+                stream_id and stream_id.bytes,
+                versions[1],
+            )
+            scanned_to = min(last[0][0], head.position) if last else head.position
+        else:
+            scanned_to = min(positions[1], head.position)
+        return Scan(head, records, max(after, scanned_to))
 
     async def atomic_batch_at(self, position: int) -> tuple[int, int] | None:
         """The first and last position of the atomic batch that holds a position, if one does."""
@@ -434,29 +527,39 @@ def _columns(alias: str) -> str:
     return ", ".join(f"{alias}.{name} AS {alias}_{name}" for name in _FIELDS)
 
 
+def _identified_head(row: Sequence[Any]) -> IdentifiedHead:
+    ledger_id, position, *_ = row
+    if ledger_id is None:
+        raise NoIdentity("the ledger has no identity: run `ledger migrate`")
+    return IdentifiedHead(uuid_of(ledger_id), position or 0)
+
+
 def _select_with_causes(
-    after: int,
-    up_to: int,
+    positions: tuple[int, int],
     limit: int,
     stream_id: UUID | None,
-    type_: str | None,
+    versions: tuple[int, int] | None,
+    types: Collection[str],
     with_keys: bool,
 ) -> tuple[str, list[object]]:
     # The index is named, as the optimiser sometimes prefers to sort what the other one finds.
     index, order = ("events_stream", "e.version") if stream_id else ("PRIMARY", "e.position")
-    where: dict[str, object] = {"e.position > %s": after, "e.position <= %s": up_to}
-    if stream_id:
-        where["e.stream_id = %s"] = stream_id.bytes
-    if type_:
-        where["e.type = %s"] = type_
+    conditions = ["e.position > %s", "e.position <= %s"]
+    parameters: list[object] = [*positions]
+    if stream_id and versions:
+        conditions += ["e.stream_id = %s", "e.version > %s", "e.version <= %s"]
+        parameters += (stream_id.bytes, *versions)
+    if types:
+        conditions.append(f"e.type IN ({placeholders(types)})")
+        parameters += types
     key = "k.sealing_key" if with_keys else "NULL"
     select = (
         f"SELECT {_columns('e')}, c.event_id AS cause_id, {key} AS encryption_key"
         f" FROM events e FORCE INDEX ({index})"
         f" LEFT JOIN events c ON c.position = e.cause_position {_JOIN_KEYS if with_keys else ''}"
-        f" WHERE {' AND '.join(where)} ORDER BY {order} LIMIT %s"
+        f" WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT %s"
     )
-    return select, [*where.values(), limit]
+    return select, [*parameters, limit]
 
 
 def _records_with_cause(rows: Iterable[Sequence[Any]]) -> list[RecordWithCause]:
