@@ -1,9 +1,9 @@
 """The API: every route, and what each exception becomes, on one screen."""
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext
-from functools import cache
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from functools import cache, partial
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -13,6 +13,8 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from api import openapi
+from api.auth.guard import client_of
+from api.auth.rate_limit import NoTurn, RequestShare
 from api.context import Context
 from api.http.middleware import METHODS, middleware
 from api.http.parameters import IF_NONE_MATCH, Call
@@ -66,6 +68,7 @@ ERRORS: Final[Mapping[type[Exception], Callable[[Any], Problem]]] = {
     InboxFull: lambda error: Problem("inbox-full", str(error)),
     InboxUnavailable: lambda error: Problem("inbox-unavailable", str(error)),
     ViewsUnavailable: lambda _: Problem("views-unavailable", "the database did not answer in time"),
+    NoTurn: lambda error: Problem("busy", str(error)),
     ClientDisconnect: lambda _: Problem("bad-json", "the body ended early", headers=CLOSE),
 }
 
@@ -109,6 +112,7 @@ class App(Router):
             context.pending.run(context.views.existing_orders),
             context.streams.run(),
             *(context.peers.works() if context.peers else ()),
+            *((context.guard.run(),) if context.guard else ()),
             *((context.depths.run(),) if context.depths else ()),
         )
 
@@ -148,10 +152,23 @@ class Endpoint:
             else nullcontext()
         )
         # The request counts against its key's limit for as long as its answer takes.
-        with admitted:
-            call = await operation.read_call(Request(scope, receive))
+        with admitted as share:
+            request = Request(scope, receive)
+            if operation.orders is None:
+                call = await operation.read_call(request)
+            else:
+                call = await operation.read_call(request, partial(self._parse_turn, scope, share))
+                if share:
+                    share.weigh(operation.orders(call.body))
             response = await operation.handler(context, call)
             await response(scope, receive, send)
+
+    @asynccontextmanager
+    async def _parse_turn(self, scope: Scope, share: RequestShare | None) -> AsyncIterator[None]:
+        async with self._context.batch_turns.turn(client_of(self._context.guard, scope)):
+            if share:
+                share.refuse_in_debt()
+            yield
 
 
 def refuse_unknown(method: str) -> None:

@@ -1,15 +1,24 @@
 """Everything that a handler works with."""
 
 from dataclasses import dataclass, field
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.requests import Request
 
-from api.auth.guard import Guard
-from api.reads.consistent_reads import ConsistentReads, ProductCache, Waiters
+from api.auth.guard import Guard, client_of
+from api.auth.rate_limit import Client, Turns
+from api.reads.consistent_reads import ConsistentReads, ProductCache, Query, T, Waiters
 from api.reads.event_stream import EventStreams
 from api.reads.pending import Peers, PendingOrders
-from api.reads.slow_reads import AsOfReads, TrialBalanceReads
+from api.reads.slow_reads import (
+    MAX_READS,
+    STRANGERS_READS,
+    TURN_TIMEOUT_S,
+    AsOfReads,
+    TrialBalanceReads,
+)
 from api.submission import Submissions
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import QueueDepths
@@ -17,6 +26,9 @@ from ledger.runtime.cache import SingleFlight
 from projections.announcements import Announcements
 from projections.queries import Feed, Views
 from projections.views.stock import StockRow
+
+# To parse a batch takes the event loop for some milliseconds; others are served in between.
+BATCH_TURN_TIMEOUT_S: Final = 5.0
 
 
 @dataclass
@@ -35,7 +47,11 @@ class Context:
     def __post_init__(self) -> None:
         self.views = Views(self.engine)
         self.feed = Feed(self.engine)
-        self.as_of = AsOfReads(self.engine)
+        self.read_turns = Turns(
+            MAX_READS, TURN_TIMEOUT_S, STRANGERS_READS if self.guard else MAX_READS
+        )
+        self.batch_turns = Turns(1, BATCH_TURN_TIMEOUT_S)
+        self.as_of = AsOfReads(self.engine, self.read_turns)
         self.trial_balance = TrialBalanceReads(self.engine)
         self.waiters = Waiters()
         self.reads = ConsistentReads(self.waiters, self.feed)
@@ -55,3 +71,15 @@ class Context:
             self.announcements.subscribe(part.announced)
         for part in (self.product_cache, self.pending):
             self.announcements.on_reset(part.reset)
+
+    def client(self, request: Request) -> Client:
+        """Whose share a request is of."""
+        return client_of(self.guard, request.scope)
+
+    async def read_in_turn(self, request: Request, query: Query[T]) -> tuple[T, int]:
+        """What a query answers that takes long, in its client's turn.
+
+        Raises what the query raises, NoTurn, and Problem where the client has too much waiting.
+        """
+        async with self.read_turns.turn(self.client(request)):
+            return await query()

@@ -15,9 +15,16 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.context import Context
-from api.http.parameters import AS_OF_POSITION, IDEMPOTENCY_KEY, MIN_POSITION, Call, Parameter
+from api.http.parameters import (
+    AS_OF_POSITION,
+    IDEMPOTENCY_KEY,
+    LIMIT,
+    MIN_POSITION,
+    Call,
+    Parameter,
+)
 from api.http.problems import KINDS
-from api.http.requests import MAX_BODY, read_body, read_query
+from api.http.requests import MAX_BODY, Turn, read_body, read_query
 
 PREFIX: Final = "/api/v1"
 
@@ -32,8 +39,8 @@ class Operation:
     """The declaration, which decorates its handler; `scope` is None where everybody may.
 
     `answers` has every answer by status. `problems` are the kinds that not all operations of its
-    sort can answer with. `own`: an API key bound to one customer may, too, because path or handler
-    keep it to that customer.
+    sort can answer with. `orders`: how many are in the body, where there may be many. `own`: an API
+    key bound to one customer may, too, because path or handler keep it to that customer.
     """
 
     scope: Scope | None
@@ -45,6 +52,7 @@ class Operation:
     max_body: int = MAX_BODY
     own: bool = False
     id: str = ""
+    orders: Callable[[Any], int] | None = None
     handler: Handler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,8 +65,11 @@ class Operation:
         self.handler = handler
         return self
 
-    async def read_call(self, request: Request) -> Call[Any]:
-        """The request as the declaration says; raises Problem or pydantic's ValidationError."""
+    async def read_call(self, request: Request, parse_turn: Turn | None = None) -> Call[Any]:
+        """The request as the declaration says; raises Problem or pydantic's ValidationError.
+
+        The body is parsed inside `parse_turn`.
+        """
         values: dict[str, Any] = {}
         for parameter in self.path:
             text = request.path_params[parameter.name]
@@ -66,7 +77,9 @@ class Operation:
         query = read_query(request.scope["query_string"], self.query)
         for name, text in query.items():
             values[name] = self.query[name].form.parse(name, text)
-        body = await read_body(request, self.body, self.max_body) if self.body else None
+        body = None
+        if self.body:
+            body = await read_body(request, self.body, self.max_body, parse_turn)
         return Call(request, query, values, body)
 
     @property
@@ -109,6 +122,8 @@ class Operation:
             yield from ("views-unavailable", "views-behind", "beyond-head")
         if AS_OF_POSITION in self.parameters:
             yield "past-busy"
+        if LIMIT in self.parameters or self.orders:
+            yield "busy"
         if self.scope and guarded:
             yield from ("no-key", "bad-key", "missing-scope", "too-many-requests")
             yield "keys-unavailable"

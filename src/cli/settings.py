@@ -61,10 +61,13 @@ class Settings(BaseModel):
     rate_per_s: float = Field(
         2000,
         ge=0,
-        description="rate limit of an API process for one API key, in requests a second; 0: none",
+        description="rate limit of an API process for one client, in orders and other requests a"
+        " second; 0: none",
     )
     concurrency: int = Field(
-        500, ge=0, description="concurrent requests of one API key; 0: no limit"
+        2000,
+        ge=0,
+        description="orders and other requests of one client under way at once; 0: no limit",
     )
     cors_origins: str | None = Field(
         None,

@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from api.auth.rate_limit import Client, Turns
 from api.http.problems import Problem
-from api.reads import slow_reads
-from api.reads.slow_reads import MAX_READS, AsOfReads
+from api.reads.slow_reads import MAX_READS, TURN_TIMEOUT_S, AsOfReads
 from projections.as_of import AsOf, AsOfPosition, AsOfReader
 from projections.views.wallets import WALLETS
 from tests.harness import Stack, make_ledger
@@ -214,14 +214,14 @@ async def test_as_of_reads_do_not_change_the_product_cache(recording: Recording)
 async def reads(servers: Servers) -> AsyncIterator[AsOfReads]:
     """As-of reads of an empty ledger."""
     async with running_ledger(await make_ledger(servers)) as ledger:
-        yield AsOfReads(ledger.engine("api"))
+        yield AsOfReads(ledger.engine("api"), Turns(MAX_READS, TURN_TIMEOUT_S))
 
 
 async def read(
     reads: AsOfReads, when: AsOf, query: Callable[[AsOfReader, int], Awaitable[Any]]
 ) -> tuple[Any, AsOfPosition]:
     """The answer of a query at the position asked for, and which that is."""
-    async with reads.open(when) as (reader, moment):
+    async with reads.open(when, Client("ann", known=True)) as (reader, moment):
         return await query(reader, moment.position), moment
 
 
@@ -244,8 +244,8 @@ async def test_only_a_few_reads_run_at_once_and_others_wait_their_turn(
         tasks = [group.create_task(read(reads, now, query)) for _ in range(3 * MAX_READS)]
         await first.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(slow_reads, "TURN_TIMEOUT_S", 0.01)
-            with pytest.raises(Problem, match="read earlier state"):
+            patch.setattr(reads._turns, "timeout_s", 0.01)
+            with pytest.raises(Problem, match="did not come within"):
                 await read(reads, now, query)
         go_on.set()
     assert {task.result() for task in tasks} == {(None, AsOfPosition(0, final=True))}

@@ -14,8 +14,9 @@ import httpx
 import msgspec
 import pytest
 
+from api.auth import rate_limit
 from api.http.problems import Problem
-from api.reads import event_stream
+from api.reads import consistent_reads, event_stream
 from api.reads.consistent_reads import ConsistentReads, Waiters
 from api.reads.event_stream import ABORT, EventStreams
 from ledger.core.events import DECIDED, SUBMITTED
@@ -535,6 +536,9 @@ class Client:
         return {"type": "http.disconnect"}
 
 
+CLIENT = rate_limit.Client("ann", known=True)
+
+
 def make_streams(ledger: Ledger) -> EventStreams:
     """Streams over a stand-in for the ledger."""
     reads = ConsistentReads(Waiters(), ledger)  # type: ignore[arg-type]
@@ -547,7 +551,7 @@ async def test_a_client_that_reads_nothing_costs_one_page_and_is_cut_off(
     monkeypatch.setattr(event_stream, "WRITE_TIMEOUT_S", 0.2)
     ledger, client = Ledger(100_000), Client(takes=3)
     opened = make_streams(ledger)
-    stream = await opened.open(0, "after", EVERYTHING, 0, head_only=False)
+    stream = await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=False)
     async with asyncio.timeout(DEADLINE_S):
         await stream(client.scope, client.receive, client.send)
     assert client.aborted.is_set()
@@ -564,7 +568,7 @@ async def test_waiting_streams_cost_no_query_and_one_announcement_wakes_all(
     opened = make_streams(ledger)
     serving = []
     for client in clients:
-        stream = await opened.open(10, "after", EVERYTHING, 0, head_only=False)
+        stream = await opened.open(CLIENT, 10, "after", EVERYTHING, 0, head_only=False)
         serving.append(asyncio.create_task(stream(client.scope, client.receive, client.send)))
 
     async def all_have(words: bytes) -> bool:
@@ -583,15 +587,46 @@ async def test_waiting_streams_cost_no_query_and_one_announcement_wakes_all(
 
 
 async def test_a_stream_beyond_the_limit_is_refused(
-    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(event_stream, "MAX_STREAMS", 1)
     opened = make_streams(Ledger(10))
-    opened.count = 1
+    first = await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=False)
     with pytest.raises(Problem, match="1 streams are open"):
-        await opened.open(0, "after", EVERYTHING, 0, head_only=False)
-    opened.count = 0
-    await opened.open(0, "after", EVERYTHING, 0, head_only=False)
+        await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=False)
+    opened.stopped.set()
+    client = Client(takes=10)
+    await first(client.scope, client.receive, client.send)
+    for _ in range(3):
+        await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=True)
+    await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=False)
+
+
+async def test_streams_that_wait_for_their_first_page_count_towards_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(event_stream, "MAX_STREAMS", 2)
+    monkeypatch.setattr(consistent_reads, "MIN_POSITION_WAIT_S", 0.01)
+    opened = make_streams(Ledger(10))
+    asked = (opened.open(CLIENT, 10, "after", EVERYTHING, 11, head_only=False) for _ in range(5))
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    kinds = [answer.kind for answer in answers if isinstance(answer, Problem)]
+    assert sorted(kinds) == ["beyond-head"] * 2 + ["too-many-streams"] * 3
+    assert opened.count == 0
+
+
+async def test_one_key_can_not_have_all_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "MAX_STREAMS_OF_CLIENT", 1)
+    opened = make_streams(Ledger(10))
+    await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=False)
+    with pytest.raises(Problem, match="1 streams of this client") as refused:
+        await opened.open(CLIENT, 0, "after", EVERYTHING, 0, head_only=False)
+    assert refused.value.kind == "too-many-requests"
+    await opened.open(CLIENT._replace(name="bob"), 0, "after", EVERYTHING, 0, head_only=False)
+    for _ in range(2):
+        await opened.open(
+            rate_limit.Client("::1", known=False), 0, "after", EVERYTHING, 0, head_only=False
+        )
 
 
 async def test_the_ledger_is_looked_at_when_no_announcement_comes(
@@ -601,7 +636,7 @@ async def test_the_ledger_is_looked_at_when_no_announcement_comes(
     monkeypatch.setattr(event_stream, "LOOK_S", 0.05)
     ledger, client = Ledger(10), Client(takes=10_000)
     opened = make_streams(ledger)
-    stream = await opened.open(10, "after", EVERYTHING, 0, head_only=False)
+    stream = await opened.open(CLIENT, 10, "after", EVERYTHING, 0, head_only=False)
     works = [
         asyncio.create_task(opened.run()),
         asyncio.create_task(stream(client.scope, client.receive, client.send)),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import api
+from api.http.middleware import REFUSAL_LOG_S, RefusalLog
 from api.http.problems import KINDS, REFUSALS, Problem, refused
 from api.http.responses import PROBLEM_JSON, path_reference, problem_response
 from ledger.core.events import Reason
@@ -62,3 +63,20 @@ def test_the_instance_is_a_uri_reference_to_the_path(path: bytes, instance: str)
 def test_retry_after_comes_with_503_alone(kind: str) -> None:
     response = problem_response(Problem(kind, "why"), "/x")
     assert ("retry-after" in response.headers) == (response.status_code == 503)
+
+
+def test_refusals_are_logged_as_a_sample_with_the_number_of_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now_s = 0.0
+    refusals = RefusalLog(lambda: now_s)
+    for _ in range(1000):
+        refusals.add(Problem("busy", "others"), {})
+    refusals.add(Problem("inbox-full", "much"), {})
+    now_s += REFUSAL_LOG_S
+    refusals.add(Problem("busy", "others"), {})
+    assert [record.getMessage() for record in caplog.records] == [
+        "busy (no known client): others; 0 more were not logged",
+        "inbox-full (no known client): much; 0 more were not logged",
+        "busy (no known client): others; 999 more were not logged",
+    ]

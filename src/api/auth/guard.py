@@ -6,24 +6,31 @@ and caches know that header as one to hide.
 
 import asyncio
 import ipaddress
-from contextlib import AbstractContextManager
 from typing import Final
 from uuid import UUID
 
 from starlette.requests import Request
 from starlette.types import Scope as HttpScope
 
-from api.auth.api_keys import FRESH_S, START, ApiKeyCache, KeysUnavailable, parse_api_key
+from api.auth.api_keys import (
+    START,
+    ApiKeyCache,
+    ApiKeyParts,
+    KeysUnavailable,
+    StoredApiKey,
+    parse_api_key,
+)
 from api.auth.principal import ANYBODY, Principal, Scope, known_scopes
-from api.auth.rate_limit import RateLimit
+from api.auth.rate_limit import Client, RateLimit, RequestShare
 from api.auth.tokens import BadToken, Tokens
+from api.http.middleware import PRINCIPAL
 from api.http.problems import Problem
-from ledger.runtime.timestamps import now_us
 
 REALM: Final = 'Bearer realm="ledger"'
 # Keys of a request's ASGI scope; not there where auth is off.
-PRINCIPAL: Final = "ledger.principal"
 CREDENTIAL: Final = "ledger.credential"
+# How often the API key or token of a stream is checked again.
+CHECK_EVERY_S: Final = 1.0
 
 
 class Exposed(Exception):
@@ -54,9 +61,7 @@ class Guard:
         self._tokens = tokens
         self._rate_limit = rate_limit
 
-    async def admit(
-        self, scope: HttpScope, required: Scope, *, own: bool
-    ) -> AbstractContextManager[None]:
+    async def admit(self, scope: HttpScope, required: Scope, *, own: bool) -> RequestShare:
         """Check who sent a request for an operation; the request runs inside what is returned.
 
         `own`: the operation is open to a key of one customer, too, for that customer.
@@ -85,10 +90,14 @@ class Guard:
         scope[CREDENTIAL] = (self, credential)
         return self._rate_limit.request(principal.submitter)
 
+    async def run(self) -> None:
+        """Keep what is known of API keys up to date, for as long as the process runs."""
+        await self._api_keys.run()
+
     async def credential_ended(self, credential: str) -> None:
-        """Return within about FRESH_S after an API key or a token is revoked or expires."""
+        """Return within CHECK_EVERY_S after an API key or a token is known to have ended."""
         while True:
-            await asyncio.sleep(FRESH_S)
+            await asyncio.sleep(CHECK_EVERY_S)
             try:
                 await self._principal(credential)
             except Problem as problem:
@@ -96,23 +105,45 @@ class Guard:
                 if problem.kind == "bad-key":
                     return
 
+    def holder(self, scope: HttpScope) -> Principal | None:
+        """Who sent a request, as far as that is known without a look-up; nobody is refused."""
+        try:
+            credential = _bearer(scope)
+            if not credential.startswith(START):
+                return self._token_principal(credential)
+            parts = parse_api_key(credential)
+            api_key = self._api_keys.copied(parts.prefix) if parts else None
+            return self._key_principal(parts, api_key)
+        except Problem:
+            return None
+
     async def _principal(self, credential: str) -> Principal:
         if not credential.startswith(START):
-            if self._tokens is None:
-                raise _bad_credential("this is not an API key")
-            try:
-                return self._tokens.principal(credential)
-            except BadToken as error:
-                raise _bad_credential(f"the token can't be used: {error}") from None
+            return self._token_principal(credential)
         parts = parse_api_key(credential)
+        api_key = None
+        if parts:
+            api_key = self._api_keys.copied(parts.prefix)
+            if api_key is None:
+                try:
+                    api_key = await self._api_keys.get(parts.prefix)
+                except KeysUnavailable as error:
+                    raise Problem("keys-unavailable", str(error)) from error
+        return self._key_principal(parts, api_key)
+
+    def _token_principal(self, token: str) -> Principal:
+        if self._tokens is None:
+            raise _bad_credential("this is not an API key")
         try:
-            api_key = await self._api_keys.get(parts.prefix) if parts else None
-        except KeysUnavailable as error:
-            raise Problem("keys-unavailable", str(error)) from error
+            return self._tokens.principal(token)
+        except BadToken as error:
+            raise _bad_credential(f"the token can't be used: {error}") from None
+
+    def _key_principal(self, parts: ApiKeyParts | None, api_key: StoredApiKey | None) -> Principal:
         # One answer for an unknown prefix and a wrong secret: prefixes stand in logs.
         if parts is None or api_key is None or not api_key.has_secret(parts.secret):
             raise _bad_credential("there is no such API key")
-        if reason := api_key.ended(now_us()):
+        if reason := api_key.ended(self._api_keys.now_us()):
             raise _bad_credential(f"the API key {api_key.prefix} is {reason}")
         return Principal(f"key:{api_key.client}", known_scopes(api_key.scopes), api_key.customer_id)
 
@@ -142,6 +173,20 @@ def principal_of(request: Request) -> Principal:
     """The sender of a request; ANYBODY where auth is off."""
     principal: Principal = request.scope.get(PRINCIPAL, ANYBODY)
     return principal
+
+
+def client_of(guard: Guard | None, scope: HttpScope) -> Client:
+    """Whose share a request is of: who sent it, or else the address it came from.
+
+    The address is that of the connection, so behind a proxy all strangers have the same one.
+    """
+    principal: Principal | None = scope.get(PRINCIPAL)
+    if principal is None and guard:
+        # An operation that everybody may call; with a key it is still its holder's.
+        principal = guard.holder(scope)
+    if principal:
+        return Client(principal.submitter, known=True)
+    return Client((scope.get("client") or ("",))[0], known=False)
 
 
 def require_customer(request: Request, customer_id: UUID) -> None:

@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.parameters import HEADERS, IF_NONE_MATCH, parse_etags
-from api.http.problems import FieldError, Problem
+from api.http.problems import KINDS, FieldError, Problem
 from api.http.responses import ANSWER_HEADERS, path_reference, problem_response
 from ledger.runtime import logs, tracing
 from ledger.runtime.metrics import LATENCY_S
@@ -44,7 +44,14 @@ PROBLEMS: Final = Counter(
     "ledger_http_problems", "Refused requests by the type of the problem", ["type"], registry=None
 )
 
+log = logging.getLogger(__name__)
 access: Final = logging.getLogger(logs.ACCESS)
+
+# Key of a request's ASGI scope: who sent it, if the API asked for that and knows it.
+PRINCIPAL: Final = "ledger.principal"
+# A refusal of load is logged once in this time for each type of problem, with the others counted.
+REFUSAL_LOG_S: Final = 10.0
+_REFUSALS: Final = frozenset((429, 503))
 
 REQUEST_ID: Final = "request_id"
 # The route label of unknown paths: clients must not be able to make labels.
@@ -342,8 +349,31 @@ def accepted_weights(scope: Scope, header: bytes) -> dict[str, float]:
     return weights
 
 
+class RefusalLog:
+    """Logs refusals for want of capacity: of each type the first, and then a sample."""
+
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
+        # By type: when one was logged, and how many were not since then.
+        self._logged: dict[str, tuple[float, int]] = {}
+
+    def add(self, problem: Problem, scope: Scope) -> None:
+        """Log the refusal of a request, or count it for the next line."""
+        now_s = self._now_s()
+        logged_at_s, more = self._logged.get(problem.kind, (now_s - REFUSAL_LOG_S, 0))
+        if now_s < logged_at_s + REFUSAL_LOG_S:
+            self._logged[problem.kind] = logged_at_s, more + 1
+            return
+        self._logged[problem.kind] = now_s, 0
+        sender = getattr(scope.get(PRINCIPAL), "submitter", "") or "no known client"
+        log.warning(
+            "%s (%s): %s; %d more were not logged", problem.kind, sender, problem.detail, more
+        )
+
+
 def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> ASGIApp:
     """Answer what a handler raises with a problem, and count it by its type."""
+    refusals = RefusalLog()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -357,6 +387,8 @@ def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> A
                 raise
             problem = problem_of(error)
             PROBLEMS.labels(problem.kind).inc()
+            if KINDS[problem.kind].status in _REFUSALS:
+                refusals.add(problem, scope)
             response = problem_response(problem, path_reference(scope["raw_path"]))
             if scope["method"] == "PATCH" and "accept" in response.headers:
                 response.headers["Accept-Patch"] = response.headers["Accept"]  # RFC 5789, 2.2

@@ -149,6 +149,9 @@ KINDS: Final[dict[str, Kind]] = {
     "too-many-streams": Kind(
         503, "Too many streams are open", "Retry after `Retry-After`, or read the feed in pages"
     ),
+    "busy": Kind(
+        503, "Too many such requests at once", "Retry after `Retry-After`; nothing was appended"
+    ),
     "past-busy": Kind(503, "Too many as-of reads at once", "Retry after `Retry-After`"),
     "views-behind": Kind(
         503,

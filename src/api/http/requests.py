@@ -6,8 +6,8 @@ Every invalid field is reported, in words that name the limit and the remedy.
 import asyncio
 import json
 import re
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeVar
@@ -27,6 +27,7 @@ DISCARD_TIMEOUT_S: Final = 1.0
 MAX_PARAMETERS: Final = 20
 
 Model = TypeVar("Model", bound=BaseModel)
+Turn = Callable[[], AbstractAsyncContextManager[None]]
 
 
 def read_query(query: bytes, names: Collection[str]) -> Mapping[str, str]:
@@ -56,10 +57,13 @@ def read_query(query: bytes, names: Collection[str]) -> Mapping[str, str]:
     return values
 
 
-async def read_body(request: Request, model: type[Model], limit: int) -> Model:
+async def read_body(
+    request: Request, model: type[Model], limit: int, parse_turn: Turn | None = None
+) -> Model:
     """The body as a `model`, in at most `limit` bytes; one without required fields may be left out.
 
-    Raises Problem or pydantic's ValidationError.
+    It is parsed inside `parse_turn`, once all of it is here. Raises Problem or pydantic's
+    ValidationError.
     """
     headers = dict(request.scope["headers"])
     declared = headers.get(b"content-length", b"")
@@ -81,7 +85,10 @@ async def read_body(request: Request, model: type[Model], limit: int) -> Model:
         raise Problem("not-json", "send the body without Content-Encoding")
     if not raw and not is_required(model):
         raw = b"{}"
-    return model.model_validate(parse_json(raw))
+    if parse_turn is None:
+        return model.model_validate(parse_json(raw))
+    async with parse_turn():
+        return model.model_validate(parse_json(raw))
 
 
 def is_required(model: type[BaseModel]) -> bool:

@@ -8,6 +8,7 @@ event without data. So what is not an event, comments and `retry`, is a line wit
 """
 
 import asyncio
+from collections import Counter
 from contextlib import suppress
 from typing import Final
 
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from api.auth.guard import credential_ended
+from api.auth.rate_limit import Client
 from api.http.parameters import LAST_EVENT_ID
 from api.http.problems import Problem, beyond_head
 from api.http.responses import problem_response
@@ -29,6 +31,8 @@ EVENT_STREAM: Final = "text/event-stream"
 ABORT: Final = "ledger.abort"
 
 MAX_STREAMS: Final = 200
+# Of one API key or token, so that it can't take all of them.
+MAX_STREAMS_OF_CLIENT: Final = 50
 # At once, so that streams can't take the database connections that the views are read with.
 MAX_READS: Final = 2
 PAGE: Final = 200
@@ -63,20 +67,59 @@ class EventStreams:
         self._head_moved = asyncio.Event()
         # Set when the process is about to stop: all streams end then.
         self.stopped = asyncio.Event()
-        self.count = 0
+        self._counts = Counter[Client]()
+
+    @property
+    def count(self) -> int:
+        """The number of streams that are open or about to be."""
+        return self._counts.total()
 
     async def open(
-        self, after: int, cursor: str, only: FeedFilter, min_position: int, *, head_only: bool
+        self,
+        client: Client,
+        after: int,
+        cursor: str,
+        only: FeedFilter,
+        min_position: int,
+        *,
+        head_only: bool,
     ) -> Response:
         """A stream of the events after a position, which the parameter `cursor` named.
 
+        It counts from here on, as its first page may take a while; what is returned must be called.
         Raises Problem, for a position beyond the ledger's end too, and ViewsUnavailable.
         """
+        self._count(client)
+        try:
+            page = await self._first_page(after, cursor, only, min_position)
+        except BaseException:
+            self.ended(client)
+            raise
+        if head_only:
+            self.ended(client)
+            return Response(None, 200, _HEADERS)
+        return EventStream(self, client, page, after, only)
+
+    def _count(self, client: Client) -> None:
         if self.count >= MAX_STREAMS:
             raise Problem(
                 "too-many-streams", f"{self.count} streams are open here: come back later"
             )
+        # Strangers are not told apart: an API that asks nobody for a key may be behind a proxy.
+        if client.known and self._counts[client] >= MAX_STREAMS_OF_CLIENT:
+            detail = f"{MAX_STREAMS_OF_CLIENT} streams of this client are open here: close one"
+            raise Problem("too-many-requests", detail, headers={"Retry-After": "1"})
+        self._counts[client] += 1
 
+    def ended(self, client: Client) -> None:
+        """Count a stream of the client no more."""
+        self._counts[client] -= 1
+        if not self._counts[client]:
+            del self._counts[client]
+
+    async def _first_page(
+        self, after: int, cursor: str, only: FeedFilter, min_position: int
+    ) -> FeedPage:
         async def query() -> tuple[FeedPage, int]:
             page = await self.page(after, only)
             return page, page.head
@@ -84,9 +127,7 @@ class EventStreams:
         page, _ = await self._reads.read_at_least(min_position, query)
         if after > page.head:
             raise beyond_head(cursor, page.head, page.ledger_id)
-        if head_only:
-            return Response(None, 200, _HEADERS)
-        return EventStream(self, page, after, only)
+        return page
 
     async def page(self, after: int, only: FeedFilter) -> FeedPage:
         """The page after a position, read once for all streams that want it."""
@@ -127,7 +168,7 @@ class EventStreams:
         """Look where the ledger ends while there are streams, for as long as the process runs."""
         while True:
             await asyncio.sleep(LOOK_S)
-            if self.count:
+            if self._counts:
                 known = self._head
                 with suppress(ViewsUnavailable):
                     self._head_read((await self._feed.head()).position, known)
@@ -137,12 +178,13 @@ class EventStream(Response):
     """A page of the ledger and all that comes after it, until client or process ends it."""
 
     def __init__(
-        self, streams: EventStreams, first: FeedPage, after: int, only: FeedFilter
+        self, streams: EventStreams, client: Client, first: FeedPage, after: int, only: FeedFilter
     ) -> None:
         self.status_code = 200
         self.background = None
         self.init_headers(_HEADERS)
         self._streams = streams
+        self._client = client
         self._first = first
         self._after = after
         self._only = only
@@ -150,7 +192,6 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream; a client that takes nothing for WRITE_TIMEOUT_S is cut off."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        self._streams.count += 1
         try:
             await _send(send, start)
             await first_to_end(
@@ -165,7 +206,7 @@ class EventStream(Response):
             scope["state"][ABORT]()
             await _disconnected(receive)
         finally:
-            self._streams.count -= 1
+            self._streams.ended(self._client)
 
     async def _write_events(self, send: Send, path: str) -> None:
         """Write what there is and what comes, until the ledger is another one or goes back."""

@@ -1,7 +1,7 @@
-"""Reads that take long, a few at a time: the state as of a position or a time, the trial balance.
+"""Reads that take long, a few at a time: lists, the state as of a position or a time, totals.
 
-Each has a deadline and waits its turn, so that these reads can't take the database connections that
-the views are read with.
+Each has a deadline and waits its turn, so that they can take neither the database connections that
+single rows are read with, nor the event loop from those who place orders.
 """
 
 import asyncio
@@ -11,12 +11,16 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.auth.rate_limit import Client, NoTurn, Turns
 from api.http.parameters import AS_OF_POSITION, AS_OF_TIME, MIN_POSITION, Call
 from api.http.problems import Problem, invalid
 from projections.as_of import AsOf, AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.trial_balance import JournalBalance, TrialBalanceReader
 
-MAX_READS: Final = 2
+# At once, fewer than the process has database connections; STRANGERS_READS of them are open to
+# requests without an API key or token, where the API asks for one.
+MAX_READS: Final = 4
+STRANGERS_READS: Final = 2
 TURN_TIMEOUT_S: Final = 2.0
 READ_TIMEOUT_S: Final = 5.0
 TRIAL_BALANCE_TIMEOUT_S: Final = 10.0
@@ -33,27 +37,28 @@ def as_of(call: Call[Any]) -> AsOf | None:
 
 
 class AsOfReads:
-    """Reads of earlier state, at most MAX_READS at a time in one API process."""
+    """Reads of earlier state, which take turns with other reads that take long."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, turns: Turns) -> None:
         self._engine = engine
-        self._turns = asyncio.Semaphore(MAX_READS)
+        self._turns = turns
 
     @asynccontextmanager
-    async def open(self, when: AsOf) -> AsyncIterator[tuple[AsOfReader, AsOfPosition]]:
+    async def open(
+        self, when: AsOf, client: Client
+    ) -> AsyncIterator[tuple[AsOfReader, AsOfPosition]]:
         """A reader, and the position asked for.
 
         Raises Problem for what lies beyond the head or when it is busy, and ViewsUnavailable.
         """
         try:
-            async with asyncio.timeout(TURN_TIMEOUT_S):
-                await self._turns.acquire()
-        except TimeoutError:
-            detail = f"{MAX_READS} others read earlier state here"
-            raise Problem("past-busy", detail) from None
-        try:
-            async with open_as_of(self._engine, READ_TIMEOUT_S) as reader:
+            async with (
+                self._turns.turn(client),
+                open_as_of(self._engine, READ_TIMEOUT_S) as reader,
+            ):
                 yield reader, await reader.resolve(when)
+        except NoTurn as error:
+            raise Problem("past-busy", str(error)) from None
         except PositionBeyondHead as error:
             if when.position is None:
                 raise invalid("as_of_time", "lies ahead") from None
@@ -61,8 +66,6 @@ class AsOfReads:
             detail = f"must be at most {error.head}, where the ledger ends now"
             members = {"head": error.head, "ledger": str(error.ledger_id)}
             raise invalid("as_of_position", detail, error.head, **members) from None
-        finally:
-            self._turns.release()
 
 
 class TrialBalanceReads:

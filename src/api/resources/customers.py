@@ -70,7 +70,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     """Show a customer and the wallet; with `as_of_position` or `as_of_time`, as they were then."""
     customer_id = call[p.CUSTOMER_ID]
     if when := as_of(call):
-        async with context.as_of.open(when) as (reader, moment):
+        async with context.as_of.open(when, context.client(call.request)) as (reader, moment):
             row, position = await reader.row(WALLETS, customer_id, moment.position), moment.position
     else:
         row, position = await context.reads.read_at_least(

@@ -39,14 +39,21 @@ async def browse(context: Context, call: Call[None]) -> Response:
             after, cursor = last_event_id, p.LAST_EVENT_ID.name
         head_only = request.method == "HEAD"
         return await context.streams.open(
-            after, cursor, only, call[p.MIN_POSITION], head_only=head_only
+            context.client(request),
+            after,
+            cursor,
+            only,
+            call[p.MIN_POSITION],
+            head_only=head_only,
         )
 
     async def query() -> tuple[FeedPage, int]:
         page = await context.feed.page(after, call[p.LIMIT], only)
         return page, page.head
 
-    page, _ = await context.reads.read_at_least(call[p.MIN_POSITION], query)
+    page, _ = await context.reads.read_at_least(
+        call[p.MIN_POSITION], lambda: context.read_in_turn(request, query)
+    )
     if after > page.head:
         raise beyond_head(p.AFTER_EVENT.name, page.head, page.ledger_id)
     next_after = None if page.is_last else page.scanned_to
@@ -78,7 +85,11 @@ async def browse_order(context: Context, call: Call[None]) -> Response:
         head = await context.feed.head()
         if after > head.position:
             raise beyond_head(p.AFTER_EVENT.name, head.position, head.ledger_id)
-    events = await context.feed.history(order_id, after, position, limit + 1)
+
+    async def query() -> tuple[list[FeedEvent], int]:
+        return await context.feed.history(order_id, after, position, limit + 1), position
+
+    events, _ = await context.read_in_turn(call.request, query)
     next_after = events[limit - 1].position if len(events) > limit else None
     return _reply(events[:limit], page_headers(call, position, next_after))
 

@@ -133,6 +133,7 @@ async def dry_run(context: Context, placed: OrderPlaced) -> Response:
     max_body=MAX_BATCH_BODY,
     own=True,
     id="order_batches_place",
+    orders=lambda body: len(body.orders),
 )
 async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     """Accept up to 1,000 orders as one: all are appended to the inbox, in this order, or none is.
@@ -206,7 +207,7 @@ async def show(context: Context, call: Call[None]) -> Response:
     """
     order_id = call[p.ORDER_ID]
     if when := as_of(call):
-        async with context.as_of.open(when) as (reader, moment):
+        async with context.as_of.open(when, context.client(call.request)) as (reader, moment):
             row, position = await reader.row(ORDERS, order_id, moment.position), moment.position
         order = _visible(call.request, s.order(row) if row else None, order_id)
     else:
@@ -291,12 +292,15 @@ async def page(context: Context, call: Call[None], customer_id: UUID | None) -> 
     limit = call[p.LIMIT]
     rows, position = await context.reads.read_at_least(
         call[p.MIN_POSITION],
-        lambda: context.views.orders(
-            customer_id=customer_id,
-            product_id=call[p.OF_PRODUCT],
-            status=call[p.IN_STATUS],
-            after=call[p.AFTER_ORDER],
-            limit=limit + 1,
+        lambda: context.read_in_turn(
+            call.request,
+            lambda: context.views.orders(
+                customer_id=customer_id,
+                product_id=call[p.OF_PRODUCT],
+                status=call[p.IN_STATUS],
+                after=call[p.AFTER_ORDER],
+                limit=limit + 1,
+            ),
         ),
     )
     next_after = rows[limit - 1].placed_position if len(rows) > limit else None

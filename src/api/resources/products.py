@@ -97,7 +97,7 @@ async def show(context: Context, call: Call[None]) -> Response:
         if cached:
             return _answer(*cached)
     if when := as_of(call):
-        async with context.as_of.open(when) as (reader, moment):
+        async with context.as_of.open(when, context.client(call.request)) as (reader, moment):
             then = await reader.row(STOCK, product_id, moment.position)
         page = _render(then, product_id, moment.position)
         # An answer that is not final yet may still change: a later event can be of the same time.
@@ -144,7 +144,10 @@ async def browse(context: Context, call: Call[None]) -> Response:
     """List the products on sale, by id."""
     limit = call[p.LIMIT]
     rows, position = await context.reads.read_at_least(
-        call[p.MIN_POSITION], lambda: context.views.products(call[p.AFTER_PRODUCT], limit + 1)
+        call[p.MIN_POSITION],
+        lambda: context.read_in_turn(
+            call.request, lambda: context.views.products(call[p.AFTER_PRODUCT], limit + 1)
+        ),
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
     products = s.Products([s.product(row) for row in rows[:limit]], next_after)

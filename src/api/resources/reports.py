@@ -20,7 +20,7 @@ async def show_trial_balance(context: Context, call: Call[None]) -> Response:
     """
     at_most, at_least = MAX_POSITION, call[MIN_POSITION]
     if when := as_of(call):
-        async with context.as_of.open(when) as (_, moment):
+        async with context.as_of.open(when, context.client(call.request)) as (_, moment):
             at_most = at_least = moment.position
     balances, position = await context.reads.read_at_least(
         at_least, lambda: context.trial_balance.read(at_most)

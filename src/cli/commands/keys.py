@@ -16,6 +16,7 @@ from api.auth.api_keys import (
     MAX_NAME,
     ApiKeyParts,
     StoredApiKey,
+    database_now_us,
     find_api_key,
     hash_secret,
     insert_api_key,
@@ -64,13 +65,13 @@ def create_key(
 @keys.command("list")
 def list_keys(as_json: console.AsJson = False) -> None:
     """Show every key that was ever made, without its secret."""
-    settings, read_at_us = console.read_settings(), now_us()
+    settings = console.read_settings()
 
-    async def read() -> list[StoredApiKey]:
+    async def read() -> tuple[list[StoredApiKey], int]:
         async with connections.connection(settings, "migrate") as connection:
-            return await list_api_keys(connection)
+            return await list_api_keys(connection), await database_now_us(connection)
 
-    stored = console.run(read())
+    stored, read_at_us = console.run(read())
     if as_json:
         console.print_json({"keys": [_shown(key, read_at_us) for key in stored]})
         return
@@ -147,8 +148,9 @@ async def revoke(settings: Settings, prefix: str) -> StoredApiKey:
     """End a key, now or earlier, and return it; raises NoSuchKey."""
     async with connections.connection(settings, "migrate") as connection, connection.begin():
         await _find(connection, prefix)
-        # A key that ended before keeps its time: the UPDATE leaves earlier ends alone.
-        await revoke_api_key(connection, prefix, now_us())
+        # A key that ended before keeps its time: the UPDATE leaves earlier ends alone. By the clock
+        # of the database, as the API goes by that: one ahead of it would let the key work on.
+        await revoke_api_key(connection, prefix, await database_now_us(connection))
         return await _find(connection, prefix)
 
 
@@ -159,8 +161,9 @@ async def rotate(
 
     Without `expires_in_days` the new key lives as long as the old one did. Raises NoSuchKey.
     """
-    parts, created_at_us = new_api_key(), now_us()
+    parts = new_api_key()
     async with connections.connection(settings, "migrate") as connection, connection.begin():
+        created_at_us = await database_now_us(connection)
         old = await _find(connection, prefix)
         if ended := old.ended(created_at_us):
             raise NoSuchKey(

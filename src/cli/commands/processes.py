@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import server
 from api.app import App
-from api.auth.api_keys import api_key_cache
+from api.auth.api_keys import COPY_TIMEOUT_S, KEY_CONNECTIONS, ApiKeyCache, StoredApiKeys
 from api.auth.guard import Exposed, Guard, refuse_exposed
 from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
@@ -106,13 +106,22 @@ async def process_of(
 
 async def _serve_api(settings: Settings) -> None:
     name = f"api-{os.getpid()}"
-    async with process_of(
-        settings,
-        "api",
-        read_timeout_s=QUERY_TIMEOUT_S,
-        pool_size=API_CONNECTIONS,
-        autocommit=True,
-    ) as (engine, consuming, publishing):
+    async with (
+        process_of(
+            settings,
+            "api",
+            read_timeout_s=QUERY_TIMEOUT_S,
+            pool_size=API_CONNECTIONS,
+            autocommit=True,
+        ) as (engine, consuming, publishing),
+        connections.engine(
+            settings,
+            "api",
+            read_timeout_s=2 * COPY_TIMEOUT_S,
+            pool_size=KEY_CONNECTIONS,
+            autocommit=True,
+        ) as keys_engine,
+    ):
         pending = PendingOrders()
         context = Context(
             Publisher(publishing, "/api", name),
@@ -121,7 +130,7 @@ async def _serve_api(settings: Settings) -> None:
             pending,
             Peers(consuming, publishing, name, pending) if settings.api_shared else None,
             cors_origins=tuple((settings.cors_origins or "").split()),
-            guard=make_guard(settings, engine),
+            guard=make_guard(settings, keys_engine),
             depths=QueueDepths(consuming),
         )
         await server.run(App(context), settings.api_host, settings.api_port)
@@ -180,9 +189,8 @@ def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
     if settings.auth != "required":
         log.warning(AUTH_WARNINGS[settings.auth])
         return None
-    return Guard(
-        api_key_cache(engine), tokens, RateLimit(settings.rate_per_s, settings.concurrency)
-    )
+    rate_limit = RateLimit(settings.rate_per_s, settings.concurrency)
+    return Guard(ApiKeyCache(StoredApiKeys(engine)), tokens, rate_limit)
 
 
 class MetricsServer(uvicorn.Server):
