@@ -656,7 +656,7 @@ async def follow(
     opened: EventStreams, client: Client, after: int, only: FeedFilter = EVERYTHING
 ) -> asyncio.Task[None]:
     """Open a stream, and let the client take what comes."""
-    stream = await opened.open(after, "after", only, 0, head_only=False)
+    stream = await opened.open(CLIENT, after, "after", only, 0, head_only=False)
     return asyncio.create_task(stream(client.scope, client.receive, client.send))
 
 
