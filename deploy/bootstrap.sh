@@ -9,16 +9,20 @@ fail() {
 }
 
 find_python() {
-    for candidate in ${PYTHON:-} python3.11 python3 python3.12 python3.13; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    seen=
+    for candidate in ${PYTHON:-python3.11 python3 python3.12 python3.13}; do
+        version="$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)" ||
+            continue
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
             echo "$candidate"
             return
         fi
+        seen="$seen; $candidate is $version"
     done
-    if [ "$(uname)" = Darwin ]; then
-        fail "Python 3.11 or later is needed: run \`brew install python@3.11\`"
-    fi
-    fail "Python 3.11 or later is needed: install it, or set PYTHON to where it is"
+    remedy="install it, or set PYTHON to where it is"
+    [ "$(uname)" != Darwin ] || remedy="run \`brew install python@3.11\`"
+    [ -z "${PYTHON:-}" ] || [ -n "$seen" ] || seen="; PYTHON=$PYTHON is none"
+    fail "Python 3.11 or later is needed$seen: $remedy"
 }
 
 # Debian keeps what `python -m venv` needs in a package of its own.
@@ -48,15 +52,25 @@ if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$here" ] && .venv/bin/python -c '' 
     exit 0
 fi
 
+began="$(date +%s)"
+# Two that start at once would each remove what the other installs. macOS has no flock.
+if command -v flock >/dev/null; then
+    exec 9<deploy/bootstrap.sh
+    flock -n 9 || {
+        echo "… another make is installing: waiting for it"
+        flock 9
+        exec sh deploy/bootstrap.sh
+    }
+fi
+
 python="$(find_python)"
 ensure_venv_module
-pip_install() {
-    .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
-        --root-user-action=ignore "$@" >.venv/install.log 2>&1 || {
-        grep '^ERROR' .venv/install.log >&2 || tail -n 5 .venv/install.log >&2
-        fail "pip could not install the dependencies: see .venv/install.log, then start again"
-    }
-}
+# Measured: 820 MB are left of it, and pip needs room to unpack what it fetched.
+needed_mb=1100
+free_mb="$(df -Pk . | awk 'NR == 2 { print int($4 / 1024) }')"
+if [ ! -e .venv/bin/python ] && [ "$free_mb" -lt "$needed_mb" ]; then
+    fail ".venv needs $needed_mb MB of disk and $here has $free_mb MB free: make room, or move the project"
+fi
 
 # One that was moved holds the old path in its scripts; one that has no pip was never finished.
 if [ -e "$stamp" ] && [ "$(cat "$stamp")" != "$here" ]; then
@@ -64,12 +78,34 @@ if [ -e "$stamp" ] && [ "$(cat "$stamp")" != "$here" ]; then
 fi
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     echo "… making .venv with $("$python" --version)"
-    rm -rf .venv
-    "$python" -m venv .venv
+    rm -rf .venv 2>/dev/null || fail "can't replace $here/.venv: remove it, then start again"
+    said="$("$python" -m venv .venv 2>&1)" ||
+        fail "can't make $here/.venv ($(echo "$said" | tail -n 1)): mend that, then start again"
 fi
-echo "… installing the pinned dependencies"
+packages="$(grep -c '^[a-zA-Z0-9]' requirements.lock)"
+site="$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+log=.venv/install.log
+
+why_pip_failed() {
+    if grep -q 'No space left' "$log"; then
+        echo "the disk is full: make room (.venv takes 820 MB), then start again"
+    elif grep -qE 'Retrying \(Retry|ConnectionError|NewConnection|name resolution|Read timed out|ProxyError|SSLError' "$log"; then
+        echo "the package index can't be reached: check network and proxy, or set PIP_INDEX_URL; see $here/$log"
+    else
+        echo "$( (grep '^ERROR' "$log" || cat "$log") | tail -n 1): see $here/$log, mend that, then start again"
+    fi
+}
+pip_install() {
+    rm -f .venv/pip.done
+    # In the foreground, so that Ctrl-C ends pip, too; a pipe has no status but its last command's.
+    { .venv/bin/python -m pip install --disable-pip-version-check --no-input --progress-bar off \
+        --root-user-action=ignore "$@" 2>&1 && : >.venv/pip.done || :; } |
+        .venv/bin/python deploy/pip_progress.py "$log" "$packages" "$site"
+    [ -e .venv/pip.done ] || fail "pip could not install the dependencies: $(why_pip_failed)"
+}
+echo "… installing $packages pinned packages: a minute or two, this once"
 rm -f "$stamp"
 pip_install --require-hashes -r requirements.lock
 pip_install --no-deps --no-build-isolation -e .
 echo "$here" >"$stamp"
-echo "✓ .venv is ready"
+echo "✓ .venv is ready after $(($(date +%s) - began)) s; later starts leave this out"

@@ -137,6 +137,7 @@ class Servers:
         self.processes.clear()
         stop_processes(self.home)
         self._watchdog.communicate()
+        self.programs.close()
         RUNNING.discard(self)
 
     def _spawn(self, program: Program) -> None:

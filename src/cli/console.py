@@ -8,6 +8,7 @@ import asyncio
 import gc
 import io
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -15,6 +16,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
+import aiormq
 import msgspec
 import typer
 import uvloop
@@ -22,7 +24,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cli.settings import BadSettings, Settings, load_settings
+from cli.localstack.supervisor import running_stacks
+from cli.settings import BadSettings, MissingSecret, Settings, load_settings
 from ledger.messaging.rabbitmq import BROKER_ERRORS
 from ledger.runtime import failpoints, logs
 from ledger.runtime.database import DATABASE_ERRORS
@@ -32,6 +35,17 @@ from ledger.runtime.reconnect import end as end_tasks
 FAILED: Final = 1
 BAD_USAGE: Final = 2
 INTERRUPTED: Final = 128 + signal.SIGINT  # as shells report what Ctrl-C ended
+
+# MySQL's errors where accounts, rights, schema or tables are not made yet.
+NOT_MIGRATED: Final = {1044, 1045, 1049, 1142, 1146}
+CANT_CONNECT: Final = 2003
+MAX_STACKS: Final = 3  # that a sentence names
+LOOPBACK: Final = {"127.0.0.1", "localhost", "::1"}
+NOT_DECLARED: Final = (
+    aiormq.exceptions.ChannelNotFoundEntity,
+    aiormq.exceptions.ProbableAuthenticationError,
+)
+AWAY: Final = (aiormq.exceptions.AMQPConnectionError, ConnectionRefusedError)
 
 # Little garbage of ours is in cycles, and a collection walks everything: collect seldom.
 GC_THRESHOLDS: Final = (20_000, 50, 100)
@@ -134,9 +148,40 @@ def run(
     except Exception as error:
         if isinstance(error, handled) or not is_expected(error):
             raise
-        # Below its first line SQLAlchemy says only where its manual is.
-        first_line, *_ = str(error).splitlines() or [""]
-        exit_with(failed, f"{type(error).__name__}: {first_line}")
+        exit_with(failed, _sentence(error))
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong and, where a server or an account is not there, what to do."""
+    # Below its first line SQLAlchemy says only where its manual is.
+    first_line, *_ = str(error).splitlines() or [""]
+    said = f"{type(error).__name__}: {first_line}"
+    causes = (error, error.__cause__)
+    codes = {
+        (getattr(getattr(cause, "orig", None), "args", None) or (None,))[0] for cause in causes
+    }
+    if codes & NOT_MIGRATED or isinstance(error, NOT_DECLARED):
+        return (
+            f"this ledger is not ready: `make run` is still starting, or `ledger migrate` has to"
+            f" make its tables, accounts and queues ({said})"
+        )
+    if not (isinstance(error, (*AWAY, MissingSecret)) or CANT_CONNECT in codes):
+        return said
+    away = "" if isinstance(error, MissingSecret) else "the database or the broker does not answer"
+    stacks = running_stacks()
+    settings = load_settings()
+    if not {settings.db_host, settings.amqp_host} <= LOOPBACK:
+        remedy = "do LEDGER_DB_HOST and LEDGER_AMQP_HOST name running servers?"
+    elif str(settings.home.resolve()) in stacks:
+        remedy = "the stack of this home is starting or stopping: try again in a moment"
+    elif here := next((stack for stack in stacks.values() if stack.is_here), None):
+        remedy = f"the stack that was started in this directory has {here.settings}: set that, too"
+    elif stacks:
+        homes = shlex.join(f"LEDGER_HOME={home}" for home in sorted(stacks)[:MAX_STACKS])
+        remedy = f"for a stack that runs set its home: {homes}"
+    else:
+        remedy = "no stack of yours runs on this machine: `make run` starts one"
+    return f"{away or said}; {remedy}" + (f" ({said})" if away else "")
 
 
 def is_expected(error: Exception) -> bool:

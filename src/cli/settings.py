@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -17,12 +18,16 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 DB_ROLES: Final = ("migrate", "writer", "projector", "api", "analyst")
 AMQP_ROLES: Final = ("migrate", "writer", "projector", "api")
 PREFIX: Final = "LEDGER_"
+# What the local stack itself puts into the environment of its processes.
+STACK_VARIABLES: Final = ("LEDGER_STACK", "LEDGER_EPMD_PORT", "LEDGER_AMQP_DIST_PORT")
+# From this likeness on a name is taken for a misspelt one; 1 is the same.
+NEARLY: Final = 0.75
 
 _is_origin: Final = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?").fullmatch
 
 
 class MissingSecret(Exception):
-    """A password file is missing: start the stack with `make run`, or set LEDGER_SECRETS_DIR."""
+    """A password file is missing: no stack was started here, or it has another home."""
 
 
 class BadSettings(Exception):
@@ -153,14 +158,46 @@ class Settings(BaseModel):
             return path.read_text().strip()
         except OSError as error:
             raise MissingSecret(
-                f"can't read {path}: start the stack with `make run`, or set LEDGER_SECRETS_DIR"
+                f"can't read {path}: `make run` makes it at its first start; for a stack with"
+                " another home set LEDGER_HOME, for passwords elsewhere LEDGER_SECRETS_DIR"
             ) from error
 
 
 def load_settings() -> Settings:
     """Read the settings; raises BadSettings naming each variable that can't be used."""
-    file = Path(os.environ.get("LEDGER_HOME", ".ledger")) / "stack.env"
-    return _settings_of({**dotenv_values(file), **os.environ})
+    if hints := [f"{name} is no setting: did you mean {known}?" for name, known in misspelt()]:
+        raise BadSettings(" ".join(hints))
+    home = os.environ.get("LEDGER_HOME", str(Settings.model_fields["home"].default))
+    if not home:
+        raise BadSettings("LEDGER_HOME is empty: name a directory, or unset it")
+    return _settings_of({**_read_stack_env(Path(home)), **os.environ})
+
+
+def unknown_variables() -> list[str]:
+    """The variables that begin with LEDGER_ and are no setting: another program's, or misspelt."""
+    known = {*STACK_VARIABLES, *(PREFIX + name.upper() for name in Settings.model_fields)}
+    return sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
+
+
+def misspelt() -> list[tuple[str, str]]:
+    """Unknown variables that are nearly a setting, each with the nearest one.
+
+    Working without what was meant to be set would be worse than not working, as with LEDGER_AUHT.
+    """
+    names = {name.upper(): PREFIX + name.upper() for name in Settings.model_fields}
+    nearest = [
+        (name, get_close_matches(name.removeprefix(PREFIX), names, 1, NEARLY))
+        for name in unknown_variables()
+    ]
+    return [(name, names[near[0]]) for name, near in nearest if near]
+
+
+def _read_stack_env(home: Path) -> dict[str, str | None]:
+    file = home / "stack.env"
+    try:
+        return dotenv_values(file)
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSettings(f"can't read {file}: {error}") from error
 
 
 def load_other_settings(home: Path) -> Settings:
@@ -168,7 +205,7 @@ def load_other_settings(home: Path) -> Settings:
     file = home / "stack.env"
     if not file.is_file():
         raise BadSettings(f"there is no {file}: name the LEDGER_HOME of the other ledger")
-    return _settings_of({**dotenv_values(file), "LEDGER_HOME": str(home)})
+    return _settings_of({**_read_stack_env(home), "LEDGER_HOME": str(home)})
 
 
 def _settings_of(environment: Mapping[str, str | None]) -> Settings:

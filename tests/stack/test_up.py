@@ -12,6 +12,7 @@ import httpx
 import pytest
 from dotenv import dotenv_values
 
+from cli.commands import up
 from cli.commands.up import run_stack
 from cli.localstack.supervisor import LEDGER, find_processes
 from cli.settings import Settings
@@ -20,6 +21,8 @@ from tests.packages import require_program
 from tests.private_servers import wait_until
 
 TIMEOUT_S = 120.0
+# What shells, Erlang and configuration files stumble over; and longer than a path of a socket.
+ODD = '日本 Łódź it\'s "$HOME" #1 `x` \\' + "!" * 100
 METRICS_PORTS = ("LEDGER_WRITER_METRICS_PORT", "LEDGER_PROJECTOR_METRICS_PORT")
 
 
@@ -69,7 +72,7 @@ def shows_metrics(port: int) -> bool:
 
 def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path: Path) -> None:
     require_program("curl")
-    home = tmp_path / "home with a space"
+    home = tmp_path / ODD
     port = free_port()
     with Up(home, port) as first:
         curl = re.search(r"curl .*", first.output())
@@ -117,8 +120,19 @@ def test_a_busy_api_port_is_refused_before_anything_starts(
     assert not (tmp_path / "database").exists()
 
 
-def test_a_home_that_the_broker_could_not_work_in_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("home", ["file", "file/below", "/proc/nowhere"])
+def test_a_home_that_can_not_be_made_is_refused_with_the_cause(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], home: str
 ) -> None:
-    said = refusal(Settings(home=tmp_path / "it's", api_port=free_port()), capsys)
-    assert "set LEDGER_HOME to another one" in said
+    (tmp_path / "file").touch()
+    said = refusal(Settings(home=tmp_path / home, api_port=free_port()), capsys)
+    assert re.search(r"can't use .*(exists|Not a directory|No such file).*set LEDGER_HOME", said)
+
+
+def test_a_disk_without_room_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "NEW_HOME_MB", 10**9)
+    said = refusal(Settings(home=tmp_path, api_port=free_port()), capsys)
+    assert re.search(r"has \d+ MB free and 1000000560 MB are needed: make room", said)
+    assert not (tmp_path / "database").exists()

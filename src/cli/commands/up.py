@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import sys
 import time
@@ -19,11 +20,11 @@ from cli.localstack.install import ensure_binaries
 from cli.localstack.ports import accepts, http_ok, require_free
 from cli.localstack.servers import ServerPrograms, prepare_servers
 from cli.localstack.supervisor import LEDGER, Program, Supervisor, stop_processes
-from cli.settings import Settings
+from cli.settings import Settings, unknown_variables
 from ledger.runtime.printable import printable
 
 SUMMARY = """
-Order Ledger is ready after {seconds:.1f} s
+Order Ledger is ready: the servers and its processes took {seconds:.1f} s to start
 
   API    {url}/api/v1
   docs   {url}/docs
@@ -40,6 +41,9 @@ Place an order:
 Ctrl-C stops everything and keeps the data.
 """
 KEYS = "required: `ledger keys create --name me --scope admin` prints one"
+# A new home takes so much, and the broker takes nothing more below 512 MB (disk_free_limit).
+NEW_HOME_MB = 320
+MIN_FREE_MB = 560
 NO_KEYS = "none needed: set LEDGER_AUTH=required to ask for them"
 
 
@@ -61,10 +65,8 @@ class Terminal:
     def line(self, text: str, mark: str = "", style: str = "", note: str = "") -> None:
         """Print a line, behind a mark in a colour, and before a note in grey."""
         with contextlib.suppress(OSError):
-            for part, style_of_part in ((mark, style), (text, ""), (note, "dim")):
-                if part:
-                    self._console.print(part, style=style_of_part, end=" ")
-            self._console.print()
+            parts = [(mark, style), (printable(text), ""), (note, "dim")]
+            self._console.print(Text(" ").join(Text(*part) for part in parts if part[0]))
 
 
 def up() -> None:
@@ -86,8 +88,10 @@ def run_stack(settings: Settings) -> None:
 @contextlib.contextmanager
 def _lock(home: Path) -> Iterator[None]:
     """Hold the home for this run; the kernel lets go of it however this process ends."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "up.lock").open("a") as file:
+    with _refusing_unusable(home):
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "up.lock").open("a")
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -96,6 +100,17 @@ def _lock(home: Path) -> Iterator[None]:
                 "or set LEDGER_HOME to another directory"
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def _refusing_unusable(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StackRefused(
+            f"can't use {error.filename or home} ({error.strerror or error}): mend that, or set"
+            " LEDGER_HOME to a directory that you can write to, on a disk with room"
+        ) from error
 
 
 async def _run_until_signal(settings: Settings, terminal: Terminal) -> None:
@@ -120,8 +135,10 @@ async def _run(settings: Settings, terminal: Terminal) -> None:
     def warn(text: str) -> None:
         terminal.line(text, "!", "yellow")
 
-    with terminal.spinner:
-        servers = await asyncio.to_thread(prepare, settings, terminal)
+    with terminal.spinner, contextlib.ExitStack() as stack:
+        with _refusing_unusable(settings.home.resolve()):
+            servers = await asyncio.to_thread(prepare, settings, terminal)
+        stack.callback(servers.close)
         async with Supervisor(servers.home, warn, terminal.step) as supervisor:
             await _start(settings, servers, supervisor, terminal)
             terminal.spinner.stop()
@@ -141,13 +158,16 @@ async def _run(settings: Settings, terminal: Terminal) -> None:
 def prepare(settings: Settings, terminal: Terminal) -> ServerPrograms:
     """Refuse what can't work, end leftovers of a killed run, and write what the servers need."""
     home = settings.home.resolve()
-    # RabbitMQ hands its directory to a shell, unescaped, and its configuration knows no quotes.
-    if not str(home).isprintable() or set(str(home)) & set("'\"\\`$#"):
+    needed_mb = MIN_FREE_MB if (home / "database" / "data").exists() else MIN_FREE_MB + NEW_HOME_MB
+    free_mb = shutil.disk_usage(home).free // 2**20
+    if free_mb < needed_mb:
         raise StackRefused(
-            f"RabbitMQ can't work in a directory with quotes, backslashes, $ or # in its name "
-            f"({home}): set LEDGER_HOME to another one"
+            f"the disk of {home} has {free_mb} MB free and {needed_mb} MB are needed: make room, or"
+            " set LEDGER_HOME to a directory on another disk"
         )
     refuse_exposed(settings.api_host, settings.auth)
+    if unknown := unknown_variables():
+        terminal.line(f"ignored, as no setting: {', '.join(unknown)}", "!", "yellow")
     if stop_processes(home):
         terminal.line("leftovers of an earlier run stopped", "✓", "green")
     require_free("LEDGER_API_PORT", settings.api_port, settings.api_host)

@@ -3,8 +3,11 @@
 import getpass
 import hashlib
 import os
+import re
 import shutil
+import stat
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from cli.localstack.secrets import (
     write_bootstrap,
     write_definitions,
 )
-from cli.localstack.supervisor import Program
+from cli.localstack.supervisor import Program, telling_line
 from ledger.runtime.files import write_atomically
 
 PORTS = (
@@ -32,6 +35,9 @@ PORTS = (
 )
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 INITIALIZE_TIMEOUT_S = 300.0
+# RabbitMQ hands its directory to a shell unescaped, Erlang ends at letters outside Latin-1, and
+# MariaDB cuts a path after 511 bytes.
+_plain_name = re.compile(r"[A-Za-z0-9/._+,@=~% -]{1,200}").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,11 @@ class ServerPrograms:
     epmd: Program
     broker: Program
     database: Program
+
+    def close(self) -> None:
+        """Remove the links that the servers were started with; they must have ended."""
+        for directory in (self.home, self.secrets_dir):
+            _link(directory).unlink(missing_ok=True)
 
     def environment(self) -> dict[str, str]:
         """The settings of a process that uses these servers."""
@@ -64,9 +75,35 @@ def prepare_servers(
     ports = choose_ports(home, PORTS)
     write_definitions(secrets_dir, vhost)
     bootstrap = write_bootstrap(secrets_dir, schema)
-    epmd, broker = prepare_rabbitmq(home, secrets_dir, ports, binaries)
-    database = prepare_database(home, bootstrap, ports["LEDGER_DB_PORT"], binaries)
+    plain_home = plain_path(home)
+    epmd, broker = prepare_rabbitmq(plain_home, plain_path(secrets_dir), ports, binaries)
+    database = prepare_database(plain_home, bootstrap, ports["LEDGER_DB_PORT"], binaries)
     return ServerPrograms(home, secrets_dir, ports, epmd, broker, database)
+
+
+def plain_path(directory: Path) -> Path:
+    """The directory or, where its name is not for every server, a link with a short ASCII name.
+
+    Raises StackRefused where somebody else has made what the link would lie in.
+    """
+    if _plain_name(str(directory)):
+        return directory
+    link = _link(directory)
+    holder = link.parent
+    holder.mkdir(mode=0o700, exist_ok=True)
+    status = holder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise StackRefused(f"{holder} is not a directory for you alone: remove it, or set TMPDIR")
+    link.unlink(missing_ok=True)
+    link.symlink_to(directory)
+    return link
+
+
+def _link(directory: Path) -> Path:
+    temporary = tempfile.gettempdir()
+    holder = temporary if _plain_name(temporary) else "/tmp"  # noqa: S108 (checked to be ours)
+    name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    return Path(holder) / f"ledger-{os.geteuid()}" / name
 
 
 def prepare_rabbitmq(
@@ -186,9 +223,10 @@ def _initialize(base: Path, binaries: Binaries) -> None:
     )
     if done.returncode:
         (base / "initialize.log").write_text(done.stdout + done.stderr)
+        said = telling_line(done.stdout + done.stderr)
         raise StackRefused(
-            f"{binaries.database.name} could not make its data directory: see "
-            f"{base / 'initialize.log'}, mend that and start again"
+            f"{binaries.database.name} could not make its data directory ({said}): mend that and"
+            f" start again; {base.resolve() / 'initialize.log'} has all of it"
         )
     draft.rename(base / "data")
 

@@ -7,6 +7,7 @@ input ends, as it does when the stack's owner is gone, and ends whatever still r
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,8 @@ from cli.localstack.ports import INTERVAL_S
 
 # Every process of a stack carries its home in this variable, so it's known as ours for certain.
 MARK = "LEDGER_STACK"
+# The settings that a command in another terminal must share, besides the ports in `stack.env`.
+SHARED = ("LEDGER_HOME", "LEDGER_SECRETS_DIR", "LEDGER_DB_NAME", "LEDGER_AMQP_VHOST")
 # The `ledger` command of this installation.
 LEDGER = str(Path(sys.executable).with_name("ledger"))
 
@@ -34,6 +37,7 @@ END_TIMEOUT_S = 40.0
 STEADY_S = 30.0
 MAX_DELAY_S = 30.0
 LOG_BYTES = 10_000_000
+MAX_READ = 50
 ROTATE_EVERY_S = 60.0
 
 
@@ -53,9 +57,15 @@ class Program:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a program's output, which mostly says why it ended."""
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1].strip() if lines else "no output"
+    """The line at the end of a program's output that says why it ended."""
+    return telling_line(log.read_text(errors="replace") if log.exists() else "")
+
+
+def telling_line(output: str) -> str:
+    """The last line, or the last error before it where a database only says that it gives up."""
+    lines = output.strip().splitlines()[-MAX_READ:] or ["no output"]
+    errors = [line for line in lines if "[ERROR]" in line and not line.endswith("Aborting")]
+    return (errors or lines)[-1].strip()
 
 
 def rotate(log: Path) -> None:
@@ -212,6 +222,35 @@ def find_processes(home: Path) -> list[psutil.Process]:
             if process.environ().get(MARK) == str(home):
                 marked.append(process)
     return marked
+
+
+@dataclass(slots=True)
+class RunningStack:
+    """A stack that runs: the settings that reach it, as a shell takes them; was it started here."""
+
+    settings: str = ""
+    is_here: bool = False
+
+
+def running_stacks() -> dict[str, RunningStack]:
+    """The stacks of this user that run now, by their homes."""
+    stacks: dict[str, RunningStack] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            # The servers have the mark alone, our own processes the settings as well.
+            if MARK not in environment or "LEDGER_HOME" not in environment:
+                continue
+            if process.uids().real != os.getuid() or process.pid == os.getpid():
+                continue
+            home = environment[MARK]
+            if environment.get("LEDGER_SECRETS_DIR") == f"{home}/secrets":
+                del environment["LEDGER_SECRETS_DIR"]
+            stack = stacks.setdefault(home, RunningStack())
+            shared = [f"{name}={environment[name]}" for name in SHARED if name in environment]
+            stack.settings = stack.settings or shlex.join(shared)
+            stack.is_here = stack.is_here or process.cwd() == os.getcwd()
+    return stacks
 
 
 def stop_processes(home: Path) -> int:
