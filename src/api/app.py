@@ -29,7 +29,13 @@ from projections.queries import ViewsUnavailable
 log = logging.getLogger(__name__)
 
 
-@Operation(None, "The API as an OpenAPI 3.1 document", {200: JSON, 304: None}, (IF_NONE_MATCH,))
+@Operation(
+    None,
+    "The API as an OpenAPI 3.1 document",
+    {200: JSON, 304: None},
+    (IF_NONE_MATCH,),
+    id="getOpenapiDocument",
+)
 async def describe(context: Context, call: Call[None]) -> Response:
     """Describe the API as an OpenAPI 3.1 document."""
     return document(guarded=context.guard is not None).response(call)

@@ -40,7 +40,8 @@ class Operation:
 
     `answers` has every answer by status. `problems` are the kinds that not all operations of its
     sort can answer with. `orders`: how many are in the body, where there may be many. `own`: an API
-    key bound to one customer may, too, because path or handler keep it to that customer.
+    key bound to one customer may, too, because path or handler keep it to that customer. `id`
+    names it in generated clients: it stays what it is.
     """
 
     scope: Scope | None
@@ -51,8 +52,8 @@ class Operation:
     body: type[BaseModel] | None = None
     max_body: int = MAX_BODY
     own: bool = False
-    id: str = ""
     orders: Callable[[Any], int] | None = None
+    id: str = field(kw_only=True)
     handler: Handler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,12 +84,6 @@ class Operation:
         return Call(request, query, values, body)
 
     @property
-    def operation_id(self) -> str:
-        """A name that stays as long as the operation does."""
-        handler = self.handler
-        return self.id or f"{handler.__module__.rpartition('.')[2]}_{handler.__name__}"
-
-    @property
     def submits(self) -> bool:
         """It appends to the inbox."""
         return IDEMPOTENCY_KEY in self.parameters
@@ -98,19 +93,16 @@ class Operation:
         """It answers from a view, at a position that the client can ask for."""
         return MIN_POSITION in self.parameters
 
-    def statuses(self, *, guarded: bool = True) -> dict[int, list[str]]:
-        """Every status it can answer with, in ascending order, and its kinds of problem, if any.
-
-        `guarded`: the API asks for API keys.
-        """
+    def statuses(self) -> dict[int, list[str]]:
+        """Every status it can answer with, in ascending order, and its kinds of problem, if any."""
         statuses: dict[int, list[str]] = {status: [] for status in self.answers}
-        kinds = set(self._problem_kinds(guarded))
+        kinds = set(self._problem_kinds())
         for kind in KINDS:
             if kind in kinds:
                 statuses.setdefault(int(KINDS[kind].status), []).append(kind)
         return dict(sorted(statuses.items()))
 
-    def _problem_kinds(self, guarded: bool) -> Iterator[str]:
+    def _problem_kinds(self) -> Iterator[str]:
         # Any request can be no HTTP, too slow, too large, or have a parameter that is not known.
         yield from ("bad-request", "head-too-slow", "target-too-long", "head-too-large")
         yield from ("invalid-fields", "internal-error")
@@ -124,7 +116,7 @@ class Operation:
             yield "past-busy"
         if LIMIT in self.parameters or self.orders:
             yield "busy"
-        if self.scope and guarded:
+        if self.scope:
             yield from ("no-key", "bad-key", "missing-scope", "too-many-requests")
             yield "keys-unavailable"
             if not self.own:

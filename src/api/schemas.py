@@ -56,18 +56,30 @@ def _amount(value: object) -> int:
     return minor
 
 
+# Not `multipleOf`: validators divide binary floats, and refuse one good price in nine.
 _AMOUNT_SCHEMA: Final = {
     "type": "number",
+    "description": "money, with at most two decimals, such as 12.50; it is read exactly",
     "minimum": 0.01,
     "maximum": MAX_AMOUNT_MINOR // 100,
-    "multipleOf": 0.01,
 }
 # Two decimals in JSON, minor units in the model.
 Amount = Annotated[int, PlainValidator(_amount), WithJsonSchema(_AMOUNT_SCHEMA)]
 # A time in UTC as RFC 3339.
 Moment = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-StatusName = Annotated[str, Meta(extra_json_schema={"enum": list(Status.__members__)})]
-UnitName = Literal["money", "units"]
+
+
+def component(name: str) -> Meta:
+    """Describes a field by a component of the OpenAPI document, whose values `api.openapi` has."""
+    return Meta(extra_json_schema={"$ref": f"#/components/schemas/{name}"})
+
+
+UnitName = Annotated[Literal["money", "units"], component("Unit")]
+Money = Annotated[Decimal, component("Money")]
+StatusName = Annotated[str, component("OrderStatus")]
+FailureReason = Annotated[str, component("OrderFailureReason")]
+ReasonName = Annotated[str, component("Reason")]
+ProblemTypeName = Annotated[str, component("ProblemType")]
 
 
 class Body(BaseModel):
@@ -76,8 +88,8 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Nothing(Body):
-    """The body of a request that says all in its path."""
+class CancelOrder(Body):
+    """POST /orders/{order_id}/cancel, which says all in its path."""
 
 
 class RegisterCustomer(Body):
@@ -92,7 +104,7 @@ class Deposit(Body):
     amount: Amount
 
 
-class ListProduct(Body):
+class CreateProduct(Body):
     """POST /products."""
 
     name: str = Field(strict=True, min_length=1, max_length=MAX_NAME)
@@ -133,7 +145,7 @@ class Customer(Struct, frozen=True):
 
     customer_id: UUID
     username: str
-    wallet_balance: Decimal
+    wallet_balance: Money
     position: int
 
 
@@ -143,8 +155,8 @@ class Product(Struct, frozen=True):
     product_id: UUID
     name: str
     description: str
-    base_price: Decimal
-    current_price: Decimal
+    base_price: Money
+    current_price: Money
     stock: int
     position: int
 
@@ -162,9 +174,9 @@ class Order(Struct, frozen=True):
     status: StatusName
     created_at: Moment
     updated_at: Moment
-    unit_price: Decimal | None = None
-    price_paid: Decimal | None = None
-    failure_reason: str | None = None
+    unit_price: Money | None = None
+    price_paid: Money | None = None
+    failure_reason: FailureReason | None = None
     position: int | None = None
 
 
@@ -195,14 +207,14 @@ class AcceptedProduct(Struct, frozen=True):
     message: str
 
 
-class Products(Struct, frozen=True):
+class ProductList(Struct, frozen=True):
     """A page of the catalogue; `next_after` is the `after` of the next page."""
 
     items: list[Product]
     next_after: UUID | None
 
 
-class Orders(Struct, frozen=True):
+class OrderList(Struct, frozen=True):
     """A page of orders, newest first; `next_after` is the `after` of the next page."""
 
     items: list[Order]
@@ -215,14 +227,14 @@ class DryRun(Struct, frozen=True):
     product_id: UUID
     customer_id: UUID
     quantity: int
-    status: str
-    unit_price: Decimal | None
-    total: Decimal | None
-    failure_reason: str | None
+    status: Annotated[str, Meta(extra_json_schema={"enum": ["COMPLETED", "FAILED"]})]
+    unit_price: Money | None
+    total: Money | None
+    failure_reason: FailureReason | None
     position: int
 
 
-class Total(Struct, frozen=True):
+class UnitTotal(Struct, frozen=True):
     """What was debited and credited in all; `balance` is above 0 on the debit side."""
 
     unit: UnitName
@@ -245,18 +257,18 @@ class TrialBalance(Struct, frozen=True):
     """Every account of the journal; unless it was damaged, the balance of each total is 0."""
 
     accounts: list[Account]
-    totals: list[Total]
+    totals: list[UnitTotal]
     balanced: bool
     position: int
 
 
-class Live(Struct, frozen=True):
+class Liveness(Struct, frozen=True):
     """The process answers."""
 
     status: str = "live"
 
 
-class Ready(Struct, frozen=True):
+class Readiness(Struct, frozen=True):
     """What the process needs, part by part; `status` is ready when all of it is there.
 
     Unless `keys_required`, it takes requests from whoever reaches it.
@@ -271,10 +283,10 @@ class Ready(Struct, frozen=True):
     keys_required: bool = False
 
 
-class Explained(Struct, frozen=True):
+class ProblemExplanation(Struct, frozen=True):
     """What a problem's `type` leads to."""
 
-    type: str
+    type: ProblemTypeName
     title: str
     status: int
     remedy: str
@@ -342,7 +354,7 @@ def trial_balance(balances: JournalBalance) -> TrialBalance:
             for unit in units
             for account, sums in balances.of(unit).items()
         ],
-        [Total(*_numbers(unit, balances.total(unit))) for unit in units],
+        [UnitTotal(*_numbers(unit, balances.total(unit))) for unit in units],
         balances.balanced,
         balances.position,
     )

@@ -3,6 +3,8 @@
 import gzip
 import json
 import re
+from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import httpx
@@ -14,15 +16,20 @@ from api.app import ROUTES, document
 from api.http import parameters
 from api.http.parameters import X_REQUEST_ID, Parameter
 from api.http.problems import KINDS
-from api.openapi import ANSWERS, BODIES
+from api.openapi import ANSWERS, BODIES, EVENT_TYPES, REASONS
 from api.operation import Operation
+from ledger.core.decider import Status
+from ledger.core.events import Reason
+from tests.docs.test_reference import rows
 from tests.harness import Stack
 
-from .client import list_product, order, register
+from .client import WAIT, cancel, list_product, order, register
 
 Document = dict[str, Any]
 GUARDED: Document = json.loads(document(guarded=True).body)
 OPEN: Document = json.loads(document(guarded=False).body)
+SCHEMAS: Document = GUARDED["components"]["schemas"]
+EVENTS_PAGE = "docs/reference/events.md"
 CALLS = [
     pytest.param(path, method, operation, id=f"{method} {path}")
     for path, operations in ROUTES.items()
@@ -50,27 +57,225 @@ def test_the_document_is_valid(found: Document) -> None:
 
 def test_the_document_has_every_route_and_no_others() -> None:
     served = {path: {method.lower() for method in methods} for path, methods in ROUTES.items()}
-    assert {p: set(item) - {"parameters"} for p, item in GUARDED["paths"].items()} == served
+    assert {p: set(item) for p, item in GUARDED["paths"].items()} == served
 
 
-def test_operation_ids_are_unique() -> None:
-    names = [call.values[2].operation_id for call in CALLS]
-    assert len(set(names)) == len(names)
+def test_operation_ids_stay_what_they_are() -> None:
+    """Generated clients have functions of these names."""
+    ids = {f"{call.values[1]} {call.values[0]}": call.values[2].id for call in CALLS}
+    assert ids == {
+        "GET /api/v1/products/{product_id}": "getProduct",
+        "PATCH /api/v1/products/{product_id}": "changePrice",
+        "POST /api/v1/orders": "placeOrder",
+        "GET /api/v1/orders": "listOrders",
+        "POST /api/v1/orders/batch": "placeOrders",
+        "GET /api/v1/orders/{order_id}": "getOrder",
+        "GET /api/v1/orders/{order_id}/events": "listOrderEvents",
+        "POST /api/v1/orders/{order_id}/cancel": "cancelOrder",
+        "POST /api/v1/products/{product_id}/receipts": "receiveStock",
+        "POST /api/v1/products": "createProduct",
+        "GET /api/v1/products": "listProducts",
+        "POST /api/v1/customers": "registerCustomer",
+        "GET /api/v1/customers/{customer_id}": "getCustomer",
+        "POST /api/v1/customers/{customer_id}/deposits": "depositMoney",
+        "GET /api/v1/customers/{customer_id}/orders": "listCustomerOrders",
+        "GET /api/v1/events": "listEvents",
+        "GET /api/v1/reports/trial-balance": "getTrialBalance",
+        "GET /health/live": "getLiveness",
+        "GET /health/ready": "getReadiness",
+        "GET /metrics": "getMetrics",
+        "GET /openapi.json": "getOpenapiDocument",
+        "GET /docs": "getDocsPage",
+        "GET /docs/{asset}": "getDocsFile",
+        "GET /problems/{kind}": "explainProblem",
+    }
+    assert len(set(ids.values())) == len(ids)
+
+
+def test_names_of_schemas_stay_what_they_are() -> None:
+    """Generated clients have classes of these names. Those of events follow from their types."""
+    events = {payload.__name__ for payload in EVENT_TYPES.values()}
+    events |= {f"{name}Event" for name in events}
+    assert sorted(set(SCHEMAS) - events) == [
+        "AcceptedCancel",
+        "AcceptedCustomer",
+        "AcceptedProduct",
+        "Account",
+        "CancelOrder",
+        "ChangePrice",
+        "CreateProduct",
+        "Customer",
+        "Deposit",
+        "DryRun",
+        "Event",
+        "EventType",
+        "FieldError",
+        "Liveness",
+        "Money",
+        "Order",
+        "OrderFailureReason",
+        "OrderList",
+        "OrderStatus",
+        "PlaceOrder",
+        "PlaceOrders",
+        "PlacedOrders",
+        "ProblemDetails",
+        "ProblemExplanation",
+        "ProblemType",
+        "Product",
+        "ProductList",
+        "Readiness",
+        "Reason",
+        "ReceiveStock",
+        "RegisterCustomer",
+        "SealedRegistration",
+        "TrialBalance",
+        "Unit",
+        "UnitTotal",
+    ]
 
 
 @every_operation
 def test_the_document_names_the_scope_of_an_operation(
     path: str, method: str, operation: Operation
 ) -> None:
-    found = described(path, method).get("security")
-    assert found == ([{"key": [operation.scope.value]}] if operation.scope else None)
+    required, optional = (
+        found["paths"][path][method.lower()]["security"] for found in (GUARDED, OPEN)
+    )
+    if operation.scope is None:
+        # Said as well, because nothing said is a mistake to those who check documents.
+        assert required == optional == []
+    else:
+        assert described(path, method)["x-required-scope"] == operation.scope
+        assert required == [{"bearer": []}]
+        assert optional == [{}, {"bearer": []}]
 
 
-def test_without_authentication_no_security_is_described() -> None:
-    text = json.dumps(OPEN["paths"])
-    assert "securitySchemes" not in OPEN["components"]
-    assert "security" not in text
-    assert '"401"' not in text
+def test_a_client_of_an_open_api_can_sign_in_to_a_guarded_one() -> None:
+    """The two documents differ in `security` alone."""
+    required, optional = deepcopy(GUARDED), deepcopy(OPEN)
+    for found in (required, optional):
+        for operations in found["paths"].values():
+            for operation in operations.values():
+                del operation["security"]
+    assert required == optional
+    assert optional["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+
+
+def schemas_in(node: object) -> Iterator[Document]:
+    """Every JSON object of the document, schemas among them."""
+    if isinstance(node, dict):
+        yield node
+    for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from schemas_in(each)
+
+
+def test_every_price_with_two_decimals_is_valid() -> None:
+    """`multipleOf` 0.01 would divide binary floats, and refuse one price in nine."""
+    assert [node for node in schemas_in(GUARDED) if "multipleOf" in node] == []
+    components = {"components": GUARDED["components"]}
+    for schema, name in (("ChangePrice", "base_price"), ("Deposit", "amount")):
+        checker = Draft202012Validator({"$ref": f"#/components/schemas/{schema}", **components})
+        prices = (json.loads(f"{cents // 100}.{cents % 100:02}") for cents in range(1, 100_000, 97))
+        assert [price for price in prices if not checker.is_valid({name: price})] == []
+        assert not checker.is_valid({name: 0})
+
+
+def test_integers_of_more_than_32_bits_are_marked() -> None:
+    """Clients in languages with two sizes would take the small one."""
+    for node in schemas_in(GUARDED["components"]["schemas"]):
+        if node.get("type") == "integer" and node.get("maximum", 2**31) >= 2**31:
+            assert node["format"] == "int64"
+
+
+def test_a_reference_stands_alone() -> None:
+    """Generators of clients leave out what stands beside one, or break."""
+    assert [node for node in schemas_in(GUARDED) if "$ref" in node and len(node) > 1] == []
+
+
+def test_every_component_is_used_and_every_reference_leads_somewhere() -> None:
+    references = [node["$ref"] for node in schemas_in(GUARDED) if "$ref" in node]
+    references += SCHEMAS["Event"]["discriminator"]["mapping"].values()
+    parts = GUARDED["components"]
+    named = {f"#/components/{kind}/{name}" for kind, of in parts.items() for name in of}
+    assert set(references) == named - {"#/components/securitySchemes/bearer"}
+
+
+@every_operation
+def test_parameters_of_the_path_come_first_and_with_an_example(
+    path: str, method: str, operation: Operation
+) -> None:
+    listed = described(path, method)["parameters"]
+    first = listed[: len(operation.path)]
+    assert [parameter.get("name") for parameter in first] == re.findall(r"\{(\w+)\}", path)
+    for parameter in first:
+        assert errors(parameter["schema"], parameter["example"]) == []
+    assert "path" not in [parameter.get("in") for parameter in listed[len(first) :]]
+
+
+def test_every_answer_names_its_media_type() -> None:
+    """Generators of clients leave out what is `*/*`."""
+    media = {name for node in schemas_in(GUARDED["paths"]) for name in node.get("content", ())}
+    assert [name for name in media if "*" in name] == []
+
+
+def test_an_order_has_one_shape_wherever_it_is_answered() -> None:
+    shape = {"$ref": "#/components/schemas/Order"}
+    orders = "/api/v1/orders"
+    for path, method, status in (
+        (orders, "post", "201"),
+        (orders, "post", "202"),
+        (f"{orders}/{{order_id}}", "get", "200"),
+        (f"{orders}/{{order_id}}/cancel", "post", "200"),
+    ):
+        answer = GUARDED["paths"][path][method]["responses"][status]
+        assert answer["content"]["application/json"]["schema"] == shape
+    assert SCHEMAS["PlacedOrders"]["properties"]["orders"]["items"] == shape
+    assert SCHEMAS["OrderList"]["properties"]["items"]["items"] == shape
+    assert SCHEMAS["ProblemDetails"]["properties"]["orders"]["items"] == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("OrderStatus", set(Status)),
+        ("Reason", set(Reason)),
+        ("EventType", set(EVENT_TYPES)),
+        ("ProblemType", {f"/problems/{kind}" for kind in KINDS}),
+    ],
+)
+def test_a_closed_set_has_all_its_words_each_with_its_meaning(name: str, words: set[str]) -> None:
+    found = SCHEMAS[name]
+    assert set(found["enum"]) == words
+    assert set(found["x-enumDescriptions"]) == words
+    for word, meaning in found["x-enumDescriptions"].items():
+        assert f"- `{word}`: {meaning}" in found["description"]
+
+
+def test_reasons_mean_what_the_page_about_events_says() -> None:
+    page = {reason: meaning for reason, (meaning,) in rows(EVENTS_PAGE, "Reasons").items()}
+    assert page == {"reason": "when", **REASONS}
+
+
+async def test_every_event_of_the_feed_fits_the_schema_of_its_type(http: httpx.AsyncClient) -> None:
+    customer_id, product_id = await register(http, "6000.00"), await list_product(http)
+    await http.post(f"/products/{product_id}/receipts", json={"quantity": 1}, headers=WAIT)
+    await http.patch(f"/products/{product_id}", json={"base_price": 99.99}, headers=WAIT)
+    placed = await order(http, customer_id, product_id)
+    await cancel(http, placed["order_id"])
+    failed = await order(http, customer_id, product_id, 10**6)
+    await http.post(f"/products/{product_id}/receipts", json={"quantity": 10**9}, headers=WAIT)
+    first = {"after": max(placed["position"] - 20, 0), "limit": 500}
+    events = (await http.get("/events", params=first)).json()
+    types = {event["type"] for event in events}
+    assert types >= set(EVENT_TYPES) - {"customer.erased", "order.cancel-refused"}
+    assert failed["failure_reason"] == "INSUFFICIENT_STOCK"
+    mapping = SCHEMAS["Event"]["discriminator"]["mapping"]
+    assert set(mapping) == set(EVENT_TYPES)
+    for event in events:
+        assert errors({"$ref": mapping[event["type"]]}, event) == []
+        assert errors({"$ref": "#/components/schemas/Event"}, event) == []
+        assert errors({"$ref": mapping[event["type"]]}, {**event, "type": "other"})
 
 
 @every_operation
@@ -116,13 +321,6 @@ def test_every_declared_parameter_is_used_by_an_operation() -> None:
     declared = {value for value in vars(parameters).values() if isinstance(value, Parameter)}
     used = {parameter for call in CALLS for parameter in call.values[2].parameters}
     assert declared - used == {X_REQUEST_ID}
-
-
-@every_operation
-def test_an_operation_declares_each_part_of_its_path(
-    path: str, method: str, operation: Operation
-) -> None:
-    assert re.findall(r"\{(\w+)\}", path) == [parameter.name for parameter in operation.path]
 
 
 @every_operation

@@ -70,9 +70,10 @@ _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _GZIP: Final = (b"content-encoding", b"gzip")
 _VARY: Final = (b"vary", b"accept-encoding")
-# Those of RFC 9110 and RFC 5789: any other is unknown to this server, not to the path alone.
+# Those of RFC 9110 and RFC 5789, and QUERY, which OpenAPI knows: any other is unknown to this
+# server, not to the path alone.
 METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
 )
 _CORS_HEADERS: Final = ("Authorization", "Content-Type", "traceparent")
 _TRACEPARENT: Final = "ledger.traceparent"

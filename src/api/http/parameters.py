@@ -76,21 +76,22 @@ def whole_number(low: int, high: int, **schema: int) -> Form[int]:
     return Form({"type": "integer", "minimum": low, "maximum": high, **schema}, parse)
 
 
-def one_of(values: Iterable[str]) -> Form[str]:
-    """One of these words."""
+def one_of(values: Iterable[str], component: str = "") -> Form[str]:
+    """One of these words, which a component of the OpenAPI document may describe."""
     words = list(values)
+    reference = {"$ref": f"#/components/schemas/{component}"}
 
     def parse(name: str, text: str) -> str:
         if text not in words:
             raise invalid(name, f"must be one of {', '.join(words)}")
         return text
 
-    return Form({"enum": words}, parse)
+    return Form(reference if component else {"type": "string", "enum": words}, parse)
 
 
-def several_of(values: Iterable[str]) -> Form[tuple[str, ...]]:
+def several_of(values: Iterable[str], component: str = "") -> Form[tuple[str, ...]]:
     """One or more of these words, with commas between; each once and in order when parsed."""
-    one = one_of(values)
+    one = one_of(values, component)
 
     def parse(name: str, text: str) -> tuple[str, ...]:
         return tuple(sorted({one.parse(name, word) for word in text.split(",")}))
@@ -229,10 +230,12 @@ CUSTOMER_ID: Final = path("customer_id", UUID_FORM, "a customer")
 
 OF_CUSTOMER: Final = query("customer_id", UUID_FORM, "only this customer's orders")
 OF_PRODUCT: Final = query("product_id", UUID_FORM, "only orders of this product")
-IN_STATUS: Final = query("status", one_of(Status.__members__), "only orders in this status")
+IN_STATUS: Final = query(
+    "status", one_of(Status.__members__, "OrderStatus"), "only orders in this status"
+)
 OF_TYPES: Final = query(
     "type",
-    several_of((*SUBMITTED, *DECIDED)),
+    several_of((*SUBMITTED, *DECIDED), "EventType"),
     "only events of these types, with commas between",
     default=(),
 )

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from msgspec import Struct
 
-from api.schemas import Order
+from api.schemas import Order, ProblemTypeName, ReasonName
 from ledger.core.events import Reason
 
 CLOSE: Final = {"Connection": "close"}
@@ -189,13 +189,13 @@ class FieldError(Struct, frozen=True, omit_defaults=True):
 class ProblemDetails(Struct, frozen=True, omit_defaults=True):
     """The body of every error."""
 
-    type: str
+    type: ProblemTypeName
     title: str
     status: int
     detail: str
     instance: str
     errors: list[FieldError] = []
-    reason: str | None = None
+    reason: ReasonName | None = None
     position: int | None = None
     min_position: int | None = None
     head: int | None = None

@@ -32,6 +32,7 @@ _CUSTOMER: Final = Resource(
     {201: s.Customer, 202: s.AcceptedCustomer},
     p.SUBMIT,
     body=s.RegisterCustomer,
+    id="registerCustomer",
 )
 async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response:
     """Register a customer and open the wallet."""
@@ -49,6 +50,7 @@ async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response
     problems=("unknown-customer", "balance-limit"),
     body=s.Deposit,
     own=True,
+    id="depositMoney",
 )
 async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
     """Deposit money into a customer's wallet."""
@@ -65,6 +67,7 @@ async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
     (p.CUSTOMER_ID, *p.AS_OF),
     problems=("unknown-customer",),
     own=True,
+    id="getCustomer",
 )
 async def show(context: Context, call: Call[None]) -> Response:
     """Show a customer and the wallet; with `as_of_position` or `as_of_time`, as they were then."""
@@ -84,10 +87,11 @@ async def show(context: Context, call: Call[None]) -> Response:
 @Operation(
     Scope.ORDERS_READ,
     "List a customer's orders",
-    {200: s.Orders},
+    {200: s.OrderList},
     (p.CUSTOMER_ID, p.OF_PRODUCT, p.IN_STATUS, p.AFTER_ORDER, *p.PAGE),
     problems=("unknown-customer",),
     own=True,
+    id="listCustomerOrders",
 )
 async def browse_orders(context: Context, call: Call[None]) -> Response:
     """List a customer's orders, newest first."""

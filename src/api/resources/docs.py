@@ -82,7 +82,13 @@ def _file(name: str) -> StaticDocument:
     return static_document(media_type, file.read_bytes())
 
 
-@Operation(None, "The API's documentation, to try out", {200: HTML, 304: None}, (IF_NONE_MATCH,))
+@Operation(
+    None,
+    "The API's documentation, to try out",
+    {200: HTML, 304: None},
+    (IF_NONE_MATCH,),
+    id="getDocsPage",
+)
 async def show_page(context: Context, call: Call[None]) -> Response:
     """Show the documentation of the API, to read and to try out."""
     return (await asyncio.to_thread(_file, "docs.html")).response(call)
@@ -91,9 +97,10 @@ async def show_page(context: Context, call: Call[None]) -> Response:
 @Operation(
     None,
     "A file of the documentation page",
-    {200: "*/*", 304: None},
+    {200: f"{_CSS}, {_JAVASCRIPT}", 304: None},
     (ASSET, IF_NONE_MATCH),
     problems=("no-such-path",),
+    id="getDocsFile",
 )
 async def show_asset(context: Context, call: Call[None]) -> Response:
     """Send a file that the documentation page is made of."""
@@ -101,11 +108,16 @@ async def show_asset(context: Context, call: Call[None]) -> Response:
 
 
 @Operation(
-    None, "Explain a kind of problem", {200: schemas.Explained}, (KIND,), problems=("no-such-path",)
+    None,
+    "Explain a kind of problem",
+    {200: schemas.ProblemExplanation},
+    (KIND,),
+    problems=("no-such-path",),
+    id="explainProblem",
 )
 async def explain(context: Context, call: Call[None]) -> Response:
     """Explain what a kind of problem means, and what to do about it."""
     kind = call[KIND]
     status, title, remedy = KINDS[kind]
-    explained = schemas.Explained(f"/problems/{kind}", title, status, remedy)
+    explained = schemas.ProblemExplanation(f"/problems/{kind}", title, status, remedy)
     return reply(200, explained, {"Cache-Control": "max-age=3600"})

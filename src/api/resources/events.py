@@ -23,6 +23,7 @@ from projections.queries import FeedEvent, FeedFilter, FeedPage
     {200: f"{BATCH_CONTENT_TYPE}, {EVENT_STREAM}"},
     (p.OF_TYPES, p.OF_SUBJECT, p.AFTER_EVENT, *p.PAGE, p.LAST_EVENT_ID),
     problems=("too-many-streams",),
+    id="listEvents",
 )
 async def browse(context: Context, call: Call[None]) -> Response:
     """List the events of the ledger after a position; a page without `next` reached the end.
@@ -76,6 +77,7 @@ def _prefers_stream(scope: HttpScope) -> bool:
     (p.ORDER_ID, p.AFTER_EVENT, *p.PAGE),
     problems=("unknown-order",),
     own=True,
+    id="listOrderEvents",
 )
 async def browse_order(context: Context, call: Call[None]) -> Response:
     """List the events of an order up to `Ledger-Position`; none while it is only accepted."""

@@ -44,13 +44,23 @@ BESIDES: Final = (
 )
 
 
-@Operation(None, "Liveness", {200: schemas.Live})
+@Operation(
+    None,
+    "Liveness",
+    {200: schemas.Liveness},
+    id="getLiveness",
+)
 async def live(context: Context, call: Call[None]) -> Response:
     """Answer, which shows that the process lives."""
-    return reply(200, schemas.Live())
+    return reply(200, schemas.Liveness())
 
 
-@Operation(None, "Readiness", {200: schemas.Ready, 503: schemas.Ready})
+@Operation(
+    None,
+    "Readiness",
+    {200: schemas.Readiness, 503: schemas.Readiness},
+    id="getReadiness",
+)
 async def ready(context: Context, call: Call[None]) -> Response:
     """Say whether orders can be accepted, followed and read."""
     inbox, announcements = context.publisher.connected, context.announcements.connected
@@ -59,7 +69,7 @@ async def ready(context: Context, call: Call[None]) -> Response:
     except ViewsUnavailable:
         position = None
     all_there = inbox and announcements and position is not None
-    content = schemas.Ready(
+    content = schemas.Readiness(
         "ready" if all_there else "not ready",
         inbox,
         announcements,
@@ -74,7 +84,12 @@ async def ready(context: Context, call: Call[None]) -> Response:
     return reply(503, content, {**headers, "Retry-After": str(RETRY_AFTER_S)})
 
 
-@Operation(Scope.LEDGER_READ, "Metrics for Prometheus", {200: "text/plain"}, id="scrape_show")
+@Operation(
+    Scope.LEDGER_READ,
+    "Metrics for Prometheus",
+    {200: "text/plain"},
+    id="getMetrics",
+)
 async def show_metrics(context: Context, call: Call[None]) -> Response:
     """Show the metrics of this API process, in the format that Prometheus asks for."""
     publisher = context.publisher

@@ -81,6 +81,7 @@ _CANCELLED: Final = _PLACED._replace(
     ),
     body=s.PlaceOrder,
     own=True,
+    id="placeOrder",
 )
 async def place(context: Context, call: Call[s.PlaceOrder]) -> Response:
     """Accept an order, to be decided in its turn; nothing but its form is checked before.
@@ -132,7 +133,7 @@ async def dry_run(context: Context, placed: OrderPlaced) -> Response:
     body=s.PlaceOrders,
     max_body=MAX_BATCH_BODY,
     own=True,
-    id="order_batches_place",
+    id="placeOrders",
     orders=lambda body: len(body.orders),
 )
 async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
@@ -199,6 +200,7 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
     (p.ORDER_ID, *p.AS_OF),
     problems=("unknown-order",),
     own=True,
+    id="getOrder",
 )
 async def show(context: Context, call: Call[None]) -> Response:
     """Show an order: as the view has it, or as PENDING if it is accepted and not decided yet.
@@ -249,11 +251,18 @@ def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order
     "Cancel an order",
     {200: s.Order, 202: s.AcceptedCancel},
     (p.ORDER_ID, *p.SUBMIT),
-    problems=("unknown-order", "not-cancellable", "views-unavailable"),
-    body=s.Nothing,
+    problems=(
+        "unknown-order",
+        "not-cancellable",
+        "balance-limit",
+        "stock-limit",
+        "views-unavailable",
+    ),
+    body=s.CancelOrder,
     own=True,
+    id="cancelOrder",
 )
-async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
+async def cancel(context: Context, call: Call[s.CancelOrder]) -> Response:
     """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once."""
     order_id, request = call[p.ORDER_ID], call.request
 
@@ -274,10 +283,11 @@ async def cancel(context: Context, call: Call[s.Nothing]) -> Response:
 @Operation(
     READ,
     "List orders",
-    {200: s.Orders},
+    {200: s.OrderList},
     (p.OF_CUSTOMER, p.OF_PRODUCT, p.IN_STATUS, p.AFTER_ORDER, *p.PAGE),
     problems=("unknown-customer",),
     own=True,
+    id="listOrders",
 )
 async def browse(context: Context, call: Call[None]) -> Response:
     """List orders, newest first, filtered by customer, product and status."""
@@ -304,5 +314,5 @@ async def page(context: Context, call: Call[None], customer_id: UUID | None) -> 
         ),
     )
     next_after = rows[limit - 1].placed_position if len(rows) > limit else None
-    orders = s.Orders([s.order(row) for row in rows[:limit]], next_after)
+    orders = s.OrderList([s.order(row) for row in rows[:limit]], next_after)
     return reply(200, orders, page_headers(call, position, next_after))

@@ -38,9 +38,10 @@ _IMMUTABLE: Final = (b"cache-control", b"public, max-age=31536000, immutable")
     "List a product",
     {201: s.Product, 202: s.AcceptedProduct},
     p.SUBMIT,
-    body=s.ListProduct,
+    body=s.CreateProduct,
+    id="createProduct",
 )
-async def create(context: Context, call: Call[s.ListProduct]) -> Response:
+async def create(context: Context, call: Call[s.CreateProduct]) -> Response:
     """List a product: put it on sale."""
     body = call.body
     listed = ProductListed(body.name, body.description, body.base_price, body.stock)
@@ -54,6 +55,7 @@ async def create(context: Context, call: Call[s.ListProduct]) -> Response:
     (p.PRODUCT_ID, *p.SUBMIT),
     problems=("unknown-product", "stock-limit"),
     body=s.ReceiveStock,
+    id="receiveStock",
 )
 async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
     """Receive units of a product into stock."""
@@ -70,6 +72,7 @@ async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
     (p.PRODUCT_ID, *p.SUBMIT),
     problems=("unknown-product",),
     body=s.ChangePrice,
+    id="changePrice",
 )
 async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     """Change the base price of a product."""
@@ -85,6 +88,7 @@ async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     {200: s.Product, 304: None},
     (p.PRODUCT_ID, *p.AS_OF, p.IF_NONE_MATCH),
     problems=("unknown-product",),
+    id="getProduct",
 )
 async def show(context: Context, call: Call[None]) -> Response:
     """Show a product with what a unit costs now.
@@ -139,7 +143,13 @@ def _answer(
     return response
 
 
-@Operation(None, "List products", {200: s.Products}, (p.AFTER_PRODUCT, *p.PAGE))
+@Operation(
+    None,
+    "List products",
+    {200: s.ProductList},
+    (p.AFTER_PRODUCT, *p.PAGE),
+    id="listProducts",
+)
 async def browse(context: Context, call: Call[None]) -> Response:
     """List the products on sale, by id."""
     limit = call[p.LIMIT]
@@ -150,5 +160,5 @@ async def browse(context: Context, call: Call[None]) -> Response:
         ),
     )
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
-    products = s.Products([s.product(row) for row in rows[:limit]], next_after)
+    products = s.ProductList([s.product(row) for row in rows[:limit]], next_after)
     return reply(200, products, page_headers(call, position, next_after))

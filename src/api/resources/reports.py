@@ -11,7 +11,13 @@ from api.operation import Operation
 from api.reads.slow_reads import as_of
 
 
-@Operation(Scope.LEDGER_READ, "Show the trial balance", {200: schemas.TrialBalance}, AS_OF)
+@Operation(
+    Scope.LEDGER_READ,
+    "Show the trial balance",
+    {200: schemas.TrialBalance},
+    AS_OF,
+    id="getTrialBalance",
+)
 async def show_trial_balance(context: Context, call: Call[None]) -> Response:
     """Add up the debits and credits of every account, as of a position or time if one is given.
 
