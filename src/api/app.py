@@ -1,6 +1,7 @@
 """The API: every route, and what each exception becomes, on one screen."""
 
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import cache, partial
@@ -16,17 +17,19 @@ from api import openapi
 from api.auth.guard import client_of
 from api.auth.rate_limit import NoTurn, RequestShare
 from api.context import Context
-from api.http.middleware import METHODS, middleware
+from api.http.middleware import CROWDED, METHODS, middleware
 from api.http.parameters import IF_NONE_MATCH, Call
 from api.http.problems import CLOSE, Problem
 from api.http.requests import invalid_fields
 from api.http.responses import JSON
 from api.operation import PREFIX, Operation
 from api.resources import customers, docs, events, health, orders, products, reports
-from ledger.messaging.publisher import InboxFull, InboxUnavailable
+from ledger.messaging.publisher import InboxFull, InboxUnavailable, NotConfirmed
 from projections.queries import ViewsUnavailable
 
 log = logging.getLogger(__name__)
+
+RETRY_SPREAD_S: Final = 3
 
 
 @Operation(
@@ -67,12 +70,21 @@ ROUTES: Final[Mapping[str, Mapping[str, Operation]]] = {
     "/problems/{kind}": {"GET": docs.explain},
 }
 
+
+def inbox_problem(kind: str, error: InboxUnavailable) -> Problem:
+    """The problem of events that were not confirmed, with a time to come back."""
+    # Clients who were refused at one moment must not all come back at one moment.
+    retry_after_s = error.retry_after_s + random.randint(0, RETRY_SPREAD_S)  # noqa: S311
+    return Problem(kind, str(error), headers={"Retry-After": str(retry_after_s)})
+
+
 # Anything else is logged and becomes an internal-error.
 ERRORS: Final[Mapping[type[Exception], Callable[[Any], Problem]]] = {
     Problem: lambda problem: problem,
     ValidationError: invalid_fields,
-    InboxFull: lambda error: Problem("inbox-full", str(error)),
-    InboxUnavailable: lambda error: Problem("inbox-unavailable", str(error)),
+    InboxFull: lambda error: inbox_problem("inbox-full", error),
+    NotConfirmed: lambda error: inbox_problem("inbox-unconfirmed", error),
+    InboxUnavailable: lambda error: inbox_problem("inbox-unavailable", error),
     ViewsUnavailable: lambda _: Problem("views-unavailable", "the database did not answer in time"),
     NoTurn: lambda error: Problem("busy", str(error)),
     ClientDisconnect: lambda _: Problem("bad-json", "the body ended early", headers=CLOSE),
@@ -125,6 +137,7 @@ class App(Router):
     def stop_waiting(self) -> None:
         """Answer all requests that wait for the ledger: the process is about to stop."""
         self.context.waiters.stop()
+        self.context.publisher.stop()
         self.context.streams.stopped.set()
 
 
@@ -152,6 +165,10 @@ class Endpoint:
                 raise Problem("method-not-allowed", detail, headers=self._allowed)
             await Response(None, 204, self._allowed)(scope, receive, send)
             return
+        if operation.submits:
+            # Before anything that costs more than this look: there may be ten such requests for
+            # each one that can be accepted.
+            context.publisher.refuse_overload(crowded=CROWDED in scope)
         admitted = (
             await context.guard.admit(scope, operation.scope, own=operation.own)
             if context.guard and operation.scope

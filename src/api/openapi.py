@@ -240,6 +240,7 @@ def document(routes: Mapping[str, Mapping[str, Operation]], *, guarded: bool) ->
                             "status": kind.status,
                             "detail": kind.title,
                             "instance": f"{PREFIX}/orders",
+                            **({"accepted": kind.accepted} if kind.accepted else {}),
                         },
                     }
                     for name, kind in KINDS.items()

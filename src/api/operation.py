@@ -60,6 +60,8 @@ class Operation:
         self.path = [p for p in self.parameters if p.place == "path"]
         self.query = {p.name: p for p in self.parameters if p.place == "query"}
         self.headers = [p for p in self.parameters if p.place == "header"]
+        # It appends to the inbox.
+        self.submits = IDEMPOTENCY_KEY in self.parameters
 
     def __call__(self, handler: Handler) -> "Operation":
         """Set the handler: an operation is the decorator of its handler."""
@@ -84,11 +86,6 @@ class Operation:
         return Call(request, query, values, body)
 
     @property
-    def submits(self) -> bool:
-        """It appends to the inbox."""
-        return IDEMPOTENCY_KEY in self.parameters
-
-    @property
     def reads_views(self) -> bool:
         """It answers from a view, at a position that the client can ask for."""
         return MIN_POSITION in self.parameters
@@ -109,7 +106,7 @@ class Operation:
         if self.body:
             yield from ("bad-json", "body-too-large", "not-json", "body-too-slow")
         if self.submits:
-            yield from ("key-reused", "inbox-unavailable", "inbox-full")
+            yield from ("key-reused", "inbox-unavailable", "inbox-full", "inbox-unconfirmed")
         if self.reads_views:
             yield from ("views-unavailable", "views-behind", "beyond-head")
         if AS_OF_POSITION in self.parameters:

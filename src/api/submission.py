@@ -4,11 +4,13 @@ A submission is in one of four states:
 
     new ──publish──> confirming ──ack──> confirmed ──commit──> decided
      ^                   │
-     └──no ack in time───┘
+     └─refused, or no ack┘
 
-new         The handler has made the events; nothing has left this process. A check may still raise.
-confirming  The events are published. Without an ack in time the client is told 503, although they
-            may be in the inbox for all that: only with an Idempotency-Key is a retry safe then.
+new         The handler has made the events; nothing has left this process. A check may still raise,
+            and so may the publisher where it can't publish them soon: 503, `accepted: "no"`.
+confirming  The events are published. If the broker refuses them it is 503 with "no", too. Without
+            an ack, after all patience, it is "unknown", since they may be in the inbox for all
+            that: only with an Idempotency-Key is a retry safe then.
 confirmed   The broker has them on disk, so they will be decided, whatever happens. Who does not
             wait, or not long enough, gets 202 and the Location where to look.
 decided     The ledger has them, with the outcome. A refusal of the fold is answered as a Problem.
@@ -328,8 +330,9 @@ class Submissions:
     ) -> Submission:
         """Have the events confirmed, and wait for their outcome as long as the client likes.
 
-        `check` raises what keeps new events from being submitted. Raises InboxUnavailable, and
-        Problem for a refusal or a reused key.
+        `check` raises what keeps new events from being submitted. Raises InboxUnavailable, of which
+        NotConfirmed leaves open whether the inbox has the events, and Problem for a refusal or a
+        reused key.
         """
         if key:
             return await self._submit_keyed(events, preference, key, check)

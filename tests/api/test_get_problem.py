@@ -14,7 +14,7 @@ async def test_the_type_of_a_problem_leads_to_its_remedy(
 ) -> None:
     found = await http.get(str(http.base_url.join(f"/problems/{kind}")))
     assert found.status_code == 200
-    status, title, remedy = KINDS[kind]
+    status, title, remedy, _ = KINDS[kind]
     assert found.json() == {
         "type": f"/problems/{kind}",
         "title": title,

@@ -102,16 +102,25 @@ async def test_without_broker_writes_are_refused_in_time_and_reads_go_on(
     placed = await order(outages.http, customer_id, product_id)
     fault(outages.broker)
     body = {"customer_id": customer_id, "product_id": product_id}
+    # Before it is known, something may be sent. That is waited for, and then answered 202.
+    first = asyncio.create_task(outages.http.post("/orders", json=body))
+
+    async def is_known() -> bool:
+        return not (await outages.health())["inbox"]
+
+    await eventually(is_known, "the API knows that the broker takes nothing")
     for path, sent in (
         ("/orders", body),
         ("/customers", {"username": "ann"}),
         (f"/customers/{customer_id}/deposits", {"amount": 1}),
         (f"/orders/{placed['order_id']}/cancel", {}),
     ):
-        problem(await timed(outages.http.post(path, json=sent)), 503, "inbox-unavailable")
+        refused = problem(await timed(outages.http.post(path, json=sent)), 503, "inbox-unavailable")
+        assert refused["accepted"] == "no"
     assert (await outages.http.get(f"/orders/{placed['order_id']}")).status_code == 200
     assert await stock(outages.http, product_id) == 99
     await outages.broker.heal()
+    assert (await first).status_code == 202 or (await first).json()["accepted"] == "no"
     await outages.until_ready()
     again = await outages.http.post("/orders", json=body, headers=WAIT)
     assert again.json()["status"] == "COMPLETED"

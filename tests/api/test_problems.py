@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import api
+from api.app import ROUTES
 from api.http.middleware import REFUSAL_LOG_S, RefusalLog
 from api.http.problems import KINDS, REFUSALS, Problem, refused
 from api.http.responses import PROBLEM_JSON, path_reference, problem_response
@@ -24,9 +25,17 @@ def test_every_reason_of_a_refusal_has_a_problem(reason: Reason) -> None:
 
 
 def test_the_kinds_are_exactly_those_in_use() -> None:
-    used = set(re.findall(r'(?:Problem|_refuse)\(\s*"([a-z-]+)"', SOURCES))
+    used = set(re.findall(r'(?:Problem|inbox_problem|_refuse)\(\s*"([a-z-]+)"', SOURCES))
     assert used <= set(KINDS)
     assert set(KINDS) == used | FUTURE | set(REFUSALS.values())
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_server_error_of_a_request_that_submits_says_whether_it_was_accepted(path: str) -> None:
+    for operation in ROUTES[path].values():
+        for status, kinds in operation.statuses().items():
+            if operation.submits and status >= 500:
+                assert {KINDS[kind].accepted for kind in kinds} <= {"no", "unknown"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -164,18 +164,24 @@ async def test_while_a_broker_in_need_takes_nothing_readiness_says_so_all_the_ti
     http, loop = shop.stack.http, asyncio.get_running_loop()
 
     async def refused() -> bool:
-        return (await http.post("/orders", json=ORDER)).status_code == 503
+        answer = await http.post("/orders", json=ORDER)
+        return answer.status_code == 503 and answer.json()["accepted"] == "no"
 
     with memory_alarm(servers):
+        first = asyncio.create_task(http.post("/orders", json=ORDER))
         await eventually(refused, "the broker takes nothing")
         end = loop.time() + WATCHED_S
         while loop.time() < end:
             assert (await shop.health()).status_code == 503
             began = loop.time()
-            problem(await http.post("/orders", json=ORDER), 503, "inbox-unavailable")
+            refusal = problem(await http.post("/orders", json=ORDER), 503, "inbox-unavailable")
+            assert refusal["accepted"] == "no"
             assert loop.time() - began < REFUSED_WITHIN_S
             await asyncio.sleep(0.1)
     await shop.stack.ready()
+    # Sent before the broker said that it takes nothing, it is confirmed now; else it was not sent.
+    answer = await first
+    assert answer.status_code == 202 or answer.json()["accepted"] == "no"
     assert (await http.post("/orders", json=ORDER)).status_code == 202
 
 

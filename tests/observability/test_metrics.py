@@ -164,14 +164,16 @@ async def test_a_broker_that_blocks_publishers_is_reported(
     before = await scrape(verbose_stack, "api")
 
     async def refused() -> bool:
-        return (await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)).status_code == 503
+        answer = await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)
+        return answer.status_code == 503 and answer.json()["accepted"] == "no"
 
     with memory_alarm(servers):
         await eventually(refused, "the broker takes nothing")
         blocked = await scrape(verbose_stack, "api")
         assert blocked.of("ledger_inbox_blocked") == 1
         refusals = Growth(before, blocked)
-        assert refusals.of("ledger_not_accepted_events_total", reason="unavailable") >= 1
+        labels = {"reason": "unavailable", "accepted": "no"}
+        assert refusals.of("ledger_not_accepted_events_total", **labels) >= 1
 
     async def recovered() -> bool:
         await verbose_stack.http.post("/orders", json=UNKNOWN_ORDER)

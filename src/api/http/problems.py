@@ -4,7 +4,7 @@ KINDS has the status, title and remedy of each kind; REFUSALS the kind of each r
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 from msgspec import Struct
@@ -16,11 +16,16 @@ CLOSE: Final = {"Connection": "close"}
 
 
 class Kind(NamedTuple):
-    """What all problems of one type have in common."""
+    """What all problems of one type have in common.
+
+    `accepted`: whether the inbox may have what a request was to append: "no", or "unknown" where
+    the same request once more would append it twice, unless it has an `Idempotency-Key`.
+    """
 
     status: int
     title: str
     remedy: str
+    accepted: Literal["no", "unknown"] | None = None
 
 
 KINDS: Final[dict[str, Kind]] = {
@@ -133,24 +138,38 @@ KINDS: Final[dict[str, Kind]] = {
         500,
         "Something went wrong here",
         "Report the `X-Request-Id`; retry with the same `Idempotency-Key`",
+        "unknown",
     ),
     "inbox-unavailable": Kind(
         503,
         "The inbox can't be reached",
-        "Retry after `Retry-After` with the same `Idempotency-Key`",
+        "Nothing of this request was accepted: retry after `Retry-After`, with the same"
+        " `Idempotency-Key` if there was one",
+        "no",
     ),
     "inbox-full": Kind(
         503,
-        "Too much is waiting to be decided",
-        "Retry after `Retry-After` with the same `Idempotency-Key`",
+        "Too much is waiting",
+        "Nothing of this request was accepted: send fewer, and retry after `Retry-After`, with the"
+        " same `Idempotency-Key` if there was one",
+        "no",
     ),
-    "keys-unavailable": Kind(503, "API keys can't be checked", "Retry after `Retry-After`"),
-    "views-unavailable": Kind(503, "The views can't be read", "Retry after `Retry-After`"),
+    "inbox-unconfirmed": Kind(
+        503,
+        "It is not known whether the inbox has it",
+        "Retry with the same `Idempotency-Key`; without one, look first whether it was done",
+        "unknown",
+    ),
+    "keys-unavailable": Kind(503, "API keys can't be checked", "Retry after `Retry-After`", "no"),
+    "views-unavailable": Kind(503, "The views can't be read", "Retry after `Retry-After`", "no"),
     "too-many-streams": Kind(
         503, "Too many streams are open", "Retry after `Retry-After`, or read the feed in pages"
     ),
     "busy": Kind(
-        503, "Too many such requests at once", "Retry after `Retry-After`; nothing was appended"
+        503,
+        "Too many such requests at once",
+        "Retry after `Retry-After`; nothing was appended",
+        "no",
     ),
     "past-busy": Kind(503, "Too many as-of reads at once", "Retry after `Retry-After`"),
     "views-behind": Kind(
@@ -200,6 +219,7 @@ class ProblemDetails(Struct, frozen=True, omit_defaults=True):
     min_position: int | None = None
     head: int | None = None
     ledger: str | None = None
+    accepted: Literal["no", "unknown"] | None = None
     order: Order | None = None
     orders: list[Order] = []
 

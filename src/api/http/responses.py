@@ -57,7 +57,7 @@ def path_reference(raw_path: bytes) -> str:
 
 def problem_response(problem: Problem, instance: str) -> Response:
     """The answer to the request for the path `instance` that failed with this problem."""
-    status, title, _ = KINDS[problem.kind]
+    status, title, _, accepted = KINDS[problem.kind]
     details = ProblemDetails(
         f"/problems/{problem.kind}",
         title,
@@ -65,11 +65,12 @@ def problem_response(problem: Problem, instance: str) -> Response:
         problem.detail,
         instance,
         problem.errors,
+        accepted=accepted,
         **problem.members,  # type: ignore[arg-type]  # the names are those of ProblemDetails
     )
     headers = {"Content-Type": PROBLEM_JSON, "Cache-Control": "no-store", **problem.headers}
     if status == 503:  # noqa: PLR2004
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
     if problem.kind == "not-json":
         headers["Accept"] = JSON  # RFC 9110, 15.5.16
     return Response(encode(details), status, headers)

@@ -31,7 +31,8 @@ CHUNK: Final = 500
 SWEEP_S: Final = 30.0
 SWEEP_MAX: Final = 1_000
 MAX_QUEUED: Final = 100_000
-CATCH_UP_TIMEOUT_S: Final = 1.0
+TELL_TIMEOUT_S: Final = 1.5
+CATCH_UP_TIMEOUT_S: Final = 2.0
 # occurred_at_us, quantity, customer_id, product_id
 _LAYOUT: Final = Layout(">QI16s16s")
 
@@ -128,9 +129,11 @@ class Peers:
     async def publish(self, events: Sequence[Submitted]) -> None:
         """Tell the others. The events are accepted by now, so a failure is only logged."""
         try:
-            await self._publisher.submit(events)
-        except InboxUnavailable as error:
-            log.warning("other API processes were not told of %d orders: %s", len(events), error)
+            # Cancelling does not take the events back.
+            async with asyncio.timeout(TELL_TIMEOUT_S):
+                await self._publisher.submit(events)
+        except (InboxUnavailable, TimeoutError) as error:
+            log.warning("other API processes were not told of %d orders: %r", len(events), error)
 
     async def catch_up(self) -> None:
         """Return when this process has received every order that was answered until now.
@@ -140,10 +143,10 @@ class Peers:
         mark = Submitted(uuid4(), uuid4(), 0, OrderCancelRequested())
         received = self._marks[mark.event_id] = asyncio.get_running_loop().create_future()
         try:
-            await self._publisher.submit((mark,))
             async with asyncio.timeout(CATCH_UP_TIMEOUT_S):
+                await self._publisher.submit((mark,))
                 await received
-        except TimeoutError as error:
+        except (InboxUnavailable, TimeoutError) as error:
             raise InboxUnavailable("other API processes can't be asked for the order") from error
         finally:
             del self._marks[mark.event_id]

@@ -118,6 +118,6 @@ async def show_asset(context: Context, call: Call[None]) -> Response:
 async def explain(context: Context, call: Call[None]) -> Response:
     """Explain what a kind of problem means, and what to do about it."""
     kind = call[KIND]
-    status, title, remedy = KINDS[kind]
+    status, title, remedy, _ = KINDS[kind]
     explained = schemas.ProblemExplanation(f"/problems/{kind}", title, status, remedy)
     return reply(200, explained, {"Cache-Control": "max-age=3600"})

@@ -63,7 +63,11 @@ async def live(context: Context, call: Call[None]) -> Response:
 )
 async def ready(context: Context, call: Call[None]) -> Response:
     """Say whether orders can be accepted, followed and read."""
-    inbox, announcements = context.publisher.connected, context.announcements.connected
+    publisher, announcements = context.publisher, context.announcements.connected
+    inbox = publisher.connected and publisher.routable
+    if inbox and context.depths:
+        # A connection is not enough: what is published without an inbox is returned.
+        inbox = await context.depths.inbox_exists()
     try:
         position = await context.views.position()
     except ViewsUnavailable:
@@ -94,7 +98,7 @@ async def show_metrics(context: Context, call: Call[None]) -> Response:
     """Show the metrics of this API process, in the format that Prometheus asks for."""
     publisher = context.publisher
     CONNECTED.set(publisher.connected)
-    publisher.metrics.blocked.set(await publisher.blocked())
+    publisher.metrics.blocked.set(publisher.blocked)
     publisher.metrics.waiting.set(publisher.waiting)
     if context.depths:
         await context.depths.measure()

@@ -10,10 +10,11 @@ the connection of publishers.
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from math import nan
+from math import inf, nan
 from typing import Any, Final
 from uuid import uuid4
 
@@ -24,6 +25,7 @@ from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from ledger.messaging.topology import INBOX, PARKING
+from ledger.runtime.cache import SingleFlight
 from ledger.runtime.metrics import INBOX_MESSAGES, PARKING_MESSAGES
 from ledger.runtime.reconnect import first_to_end, keep_alive
 
@@ -33,6 +35,7 @@ CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
 DEPTH_TIMEOUT_S: Final = 1.0
+EXISTS_FOR_S: Final = 0.5
 HEARTBEAT_S: Final = 10
 MAX_NOTIFICATIONS: Final = 1_000
 
@@ -199,11 +202,16 @@ class Notifier:
 
 
 class QueueDepths:
-    """Asks the broker for the depths of inbox and parking queue, as often as they are scraped."""
+    """Asks the broker for the depths of inbox and parking queue, and whether there is an inbox.
+
+    It asks as often as metrics or readiness are asked for.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._channel: AbstractChannel | None = None
+        self._exists, self._asked_s = False, -inf
+        self._asking: SingleFlight[str, None] = SingleFlight()
 
     async def run(self) -> None:
         """Hold a channel for as long as the process runs."""
@@ -221,6 +229,26 @@ class QueueDepths:
                 except BROKER_ERRORS as error:
                     log.debug("the depth of %s is not known: %r", queue, error)
             gauge.set(depth)
+
+    async def inbox_exists(self) -> bool:
+        """Whether the broker has an inbox; False, too, if it does not answer in time.
+
+        All who ask within EXISTS_FOR_S share an answer.
+        """
+        if time.monotonic() - self._asked_s > EXISTS_FOR_S:
+            await self._asking.join(INBOX, self._ask)
+        return self._exists
+
+    async def _ask(self) -> None:
+        self._exists = False
+        if self._channel:
+            try:
+                async with asyncio.timeout(DEPTH_TIMEOUT_S):
+                    await self._channel.declare_queue(INBOX, passive=True)
+                self._exists = True
+            except BROKER_ERRORS as error:
+                log.debug("whether there is an inbox is not known: %r", error)
+        self._asked_s = time.monotonic()
 
     async def _hold(self, channel: AbstractChannel) -> None:
         self._channel = channel

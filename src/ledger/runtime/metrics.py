@@ -95,8 +95,8 @@ class PublisherMetrics:
         )
         self.not_accepted = Counter(
             "ledger_not_accepted_events",
-            "Submitted events that the broker did not confirm, by reason",
-            ["reason"],
+            "Submitted events that were refused, by reason and whether the inbox may have them",
+            ["reason", "accepted"],
             registry=None,
         )
         self.publish_s = Histogram(
