@@ -95,11 +95,18 @@ class Views:
         rows = await self._rows_with_position("SELECT MIN(position) FROM checkpoints", ())
         return int(rows[0][0])
 
-    async def products(self, after: UUID | None, limit: int) -> tuple[list[StockRow], int]:
-        """A page of products by id, after one of them."""
-        after_id = after.bytes if after else b""
-        rows, position = await self._page(STOCK, "product_id > %s", "product_id", (after_id, limit))
-        return sorted(rows, key=lambda row: row.product_id.bytes), position
+    async def products(self, after: UUID | None, limit: int) -> tuple[list[StockRow] | None, int]:
+        """A page of products as they were listed, after one of them; None if there is none such."""
+        after_position = 0
+        if after:
+            row, position = await self.row(STOCK, after)
+            if row is None:
+                return None, position
+            after_position = row.listed_position
+        rows, position = await self._page(
+            STOCK, "listed_position > %s", "listed_position", (after_position, limit)
+        )
+        return sorted(rows, key=lambda row: row.listed_position), position
 
     async def orders(
         self,

@@ -29,7 +29,13 @@ async def test_status_of_a_new_ledger_is_all_zero(run: Run) -> None:
         "hash": "00" * 32,
         "epoch": 0,
         "views": [
-            {"name": view.name, "position": 0, "lag": 0, "version": 1, "code_version": 1}
+            {
+                "name": view.name,
+                "position": 0,
+                "lag": 0,
+                "version": view.version,
+                "code_version": view.version,
+            }
             for view in sorted(PROJECTIONS, key=lambda view: view.name)
         ],
         "inbox_messages": 0,

@@ -33,7 +33,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 def shelf(number: int, name: str, at: datetime = NOON) -> StockRow:
     """A row of the stock view."""
-    return StockRow(UUID(int=number), name, name, 1, 2**63 - 1, 0, 3, at, number)
+    return StockRow(UUID(int=number), name, name, 1, 2**63 - 1, 0, 3, at, number, number)
 
 
 async def test_any_text_comes_out_as_it_went_in(ledger: Ledger) -> None:

@@ -8,7 +8,7 @@ import pytest
 from ledger.runtime.database import make_engine
 from projections.queries import Views, ViewsUnavailable
 from projections.views.orders import ORDERS, OrderRow
-from projections.views.stock import STOCK
+from projections.views.stock import STOCK, StockRow
 from projections.views.wallets import WALLETS
 from tests.core.story import ANN, PEN, cancel, order
 from tests.harness import free_port, make_ledger
@@ -67,7 +67,11 @@ async def test_the_position_is_that_of_the_view_which_is_furthest_behind(
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-async def test_paging_shows_every_product_once(views: Views, limit: int) -> None:
+async def test_paging_shows_every_product_once_as_they_were_listed(
+    written: Ledger, views: Views, limit: int
+) -> None:
+    rows = replayed(STOCK, await written.records()).values()
+    listed = sorted(row.listed_position for row in rows if isinstance(row, StockRow))
     seen: list[UUID] = []
     while True:
         page, _ = await views.products(seen[-1] if seen else None, limit)
@@ -75,8 +79,10 @@ async def test_paging_shows_every_product_once(views: Views, limit: int) -> None
             break
         assert len(page) <= limit
         seen += [row.product_id for row in page]
-    assert seen == sorted(set(seen), key=lambda key: key.bytes)
+    at = {record.position: record.stream_id for record in await written.records()}
+    assert seen == [UUID(bytes=at[position]) for position in listed]
     assert len(seen) >= 2
+    assert await views.products(uuid4(), limit) == (None, (await written.head()).position)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])

@@ -251,7 +251,9 @@ DRY_RUN: Final = query(
 AFTER_ORDER: Final = query(
     "after", whole_number(1, MAX_POSITION), "`next_after` of the page before"
 )
-AFTER_PRODUCT: Final = query("after", UUID_FORM, "`next_after` of the page before")
+AFTER_PRODUCT: Final = query(
+    "after", UUID_FORM, "`next_after` of the page before: only products listed after this one"
+)
 AFTER_EVENT: Final = query("after", POSITION_FORM, "only events after this position", default=0)
 LIMIT: Final = query(
     "limit",

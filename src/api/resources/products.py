@@ -12,7 +12,7 @@ from api.auth.principal import Scope
 from api.context import Context
 from api.http import parameters as p
 from api.http.parameters import Call
-from api.http.problems import Problem
+from api.http.problems import FieldError, Problem
 from api.http.responses import JSON, encode, page_headers, reply
 from api.operation import PREFIX, Operation
 from api.reads.consistent_reads import MAX_AGE_S, ProductPage
@@ -148,17 +148,25 @@ def _answer(
     "List products",
     {200: s.ProductList},
     (p.AFTER_PRODUCT, *p.PAGE),
+    problems=("unknown-product",),
     id="listProducts",
 )
 async def browse(context: Context, call: Call[None]) -> Response:
-    """List the products on sale, by id."""
-    limit = call[p.LIMIT]
+    """List the products on sale, in the order in which they were listed.
+
+    Whoever keeps the last product's id as `after` finds what is listed later.
+    """
+    after, limit = call[p.AFTER_PRODUCT], call[p.LIMIT]
     rows, position = await context.reads.read_at_least(
         call[p.MIN_POSITION],
         lambda: context.read_in_turn(
-            call.request, lambda: context.views.products(call[p.AFTER_PRODUCT], limit + 1)
+            call.request, lambda: context.views.products(after, limit + 1)
         ),
     )
+    if rows is None:
+        detail = f"there is no product {after}: begin without `after`"
+        errors = [FieldError(p.AFTER_PRODUCT.name, detail)]
+        raise Problem("unknown-product", f"after: {detail}", errors)
     next_after = rows[limit - 1].product_id if len(rows) > limit else None
     products = s.ProductList([s.product(row) for row in rows[:limit]], next_after)
     return reply(200, products, page_headers(call, position, next_after))

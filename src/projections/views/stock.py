@@ -5,7 +5,7 @@ from typing import Final, assert_never
 from uuid import UUID
 
 from msgspec import Struct, structs
-from sqlalchemy import BigInteger, Column, String, Table
+from sqlalchemy import BigInteger, Column, Index, String, Table
 
 from ledger.core.decider import ProductState
 from ledger.core.events import (
@@ -53,6 +53,7 @@ class StockRow(Struct, frozen=True, gc=False):
     stock: int
     initial_stock: int
     updated_at: datetime
+    listed_position: int
     position: int
 
 
@@ -80,7 +81,10 @@ TABLE: Final = Table(
     Column("stock", BigInteger, nullable=False, comment="units left"),
     Column("initial_stock", BigInteger, nullable=False, comment="units after the last receipt"),
     timestamp_column("updated_at", "recorded time of the last change"),
+    position_column("listed_position", "position of its product.listed; never changes"),
     position_column("position", "position of the event that last changed the row"),
+    # No unique one: with a second unique key, REPLACE would delete a row and insert it anew.
+    Index("stock_listed", "listed_position"),
 )
 
 # Where an event has the product whose row it changes.
@@ -100,10 +104,12 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
         key, name, description = event.stream_id, payload.name, payload.description
         base_price_minor = payload.base_price_minor
         stock = initial_stock = payload.initial_stock
+        listed_position = event.position
     else:
         row = require_row(row, event)
         key, name, description = row.product_id, row.name, row.description
         base_price_minor, stock, initial_stock = row.base_price_minor, row.stock, row.initial_stock
+        listed_position = row.listed_position
         match payload:
             case StockReceived(quantity=quantity):
                 stock = initial_stock = stock + quantity
@@ -135,6 +141,7 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
         stock,
         initial_stock,
         from_us(event.recorded_at_us),
+        listed_position,
         event.position,
     )
 
@@ -145,8 +152,9 @@ def priced_by(row: StockRow, rules: Rules) -> StockRow:
     return structs.replace(row, current_price_minor=price_minor)
 
 
-# Rows hold the price by the rules in force: with new rules the view must be rebuilt.
-VERSION: Final = CURRENT_RULES.version
+# Rows hold the price by the rules in force: with new rules the view must be rebuilt. The number
+# added is that of other changes of this code.
+VERSION: Final = CURRENT_RULES.version + 1
 
 STOCK: Final = KeyedProjection(
     "stock",
