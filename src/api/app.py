@@ -97,7 +97,7 @@ def document(*, guarded: bool) -> docs.StaticDocument:
     return docs.static_document(JSON, openapi.document(ROUTES, guarded=guarded))
 
 
-def problem_of(error: Exception) -> Problem:
+def problem_of(error: BaseException) -> Problem:
     """The problem that an exception is answered with."""
     for kind in type(error).__mro__:
         if kind in ERRORS:
@@ -203,6 +203,10 @@ def refuse_unknown(method: str) -> None:
 async def no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a request for a path that is not in ROUTES; `OPTIONS *` asks about all of them."""
     refuse_unknown(scope["method"])
+    if scope["path"] == "/redoc":
+        # Where the API that this one replaces had its other page of documentation.
+        await Response(None, 308, {"Location": "/docs"})(scope, receive, send)
+        return
     if scope["method"] == "OPTIONS" and scope["path"] == "*":
         allowed = {method for methods in ROUTES.values() for method in methods}
         headers = {"Allow": ", ".join(sorted({*allowed, "HEAD", "OPTIONS"}))}

@@ -22,6 +22,7 @@ from api.http.parameters import (
     MIN_POSITION,
     Call,
     Parameter,
+    read_headers,
 )
 from api.http.problems import KINDS
 from api.http.requests import MAX_BODY, Turn, read_body, read_query
@@ -73,6 +74,7 @@ class Operation:
 
         The body is parsed inside `parse_turn`.
         """
+        headers = read_headers(request.scope["headers"])
         values: dict[str, Any] = {}
         for parameter in self.path:
             text = request.path_params[parameter.name]
@@ -82,8 +84,8 @@ class Operation:
             values[name] = self.query[name].form.parse(name, text)
         body = None
         if self.body:
-            body = await read_body(request, self.body, self.max_body, parse_turn)
-        return Call(request, query, values, body)
+            body = await read_body(request.receive, headers, self.body, self.max_body, parse_turn)
+        return Call(request, headers, query, values, body)
 
     @property
     def reads_views(self) -> bool:

@@ -1,12 +1,21 @@
 """The shapes of requests (pydantic) and of answers (msgspec); limits are those of the events."""
 
+from collections.abc import Callable
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Annotated, Final, Literal, get_args
 from uuid import UUID
 
 from msgspec import Meta, Struct
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    PlainValidator,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError, core_schema
 
 from ledger.core.decider import Status
 from ledger.core.events import (
@@ -19,6 +28,7 @@ from ledger.core.events import (
     OrderPlaced,
 )
 from ledger.core.money import to_minor
+from ledger.core.names import BadText, clean_description, clean_name
 from ledger.runtime.timestamps import format_rfc3339, format_us
 from projections.trial_balance import JournalBalance, Sums
 from projections.views.journal import Unit
@@ -27,6 +37,8 @@ from projections.views.stock import ProductAsOf, StockRow
 from projections.views.wallets import WalletAsOf, WalletRow
 
 MAX_BATCH: Final = 1_000
+# 36 ASCII characters (RFC 9562, 4).
+UUID_PATTERN: Final = "^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
 CENT: Final = Decimal("0.01")
 # 28 digits hold every amount; one with more is refused before anything computes with it.
 EXACT: Final = Context(prec=28, traps=[Inexact, InvalidOperation])
@@ -63,6 +75,57 @@ _AMOUNT_SCHEMA: Final = {
     "minimum": 0.01,
     "maximum": MAX_AMOUNT_MINOR // 100,
 }
+
+
+def _whole(value: object) -> object:
+    """The integer that a JSON number is, be it written as 3, 3.0 or 3e0; else the value itself."""
+    # Digits are counted first: of 1e999999 the integer would fill the memory.
+    if not isinstance(value, Decimal) or not value.is_finite():
+        return value
+    if value and value.adjusted() >= EXACT.prec:
+        return value
+    number = int(value)
+    return number if number == value else value
+
+
+def _cleaned(clean: Callable[[str, int], str], max_length: int) -> PlainValidator:
+    """Takes a text in its clean form, which has at most `max_length` characters."""
+
+    def validate(value: object) -> str:
+        if not isinstance(value, str):
+            raise PydanticCustomError("string_type", "not a string")
+        try:
+            return clean(value, max_length)
+        except BadText as error:
+            # As the error's context, since its type says which words are ours.
+            raise PydanticCustomError(
+                "text", "{words}", {"words": str(error), "limit": error.limit}
+            ) from None
+
+    return PlainValidator(validate)
+
+
+def _text_schema(min_length: int, max_length: int) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "minLength": min_length, "maxLength": max_length})
+
+
+Username = Annotated[str, _cleaned(clean_name, MAX_USERNAME), _text_schema(1, MAX_USERNAME)]
+ProductName = Annotated[str, _cleaned(clean_name, MAX_NAME), _text_schema(1, MAX_NAME)]
+Description = Annotated[
+    str, _cleaned(clean_description, MAX_DESCRIPTION), _text_schema(0, MAX_DESCRIPTION)
+]
+# JSON has one type of numbers, so 3.0 is a whole one.
+Whole = Annotated[int, BeforeValidator(_whole)]
+# pydantic alone would also take a UUID without dashes, in braces or as a URN.
+Id = Annotated[
+    UUID,
+    GetPydanticSchema(
+        lambda _, __: core_schema.chain_schema(
+            [core_schema.str_schema(strict=True, pattern=UUID_PATTERN), core_schema.uuid_schema()]
+        )
+    ),
+    WithJsonSchema({"type": "string", "format": "uuid"}),
+]
 # Two decimals in JSON, minor units in the model.
 Amount = Annotated[int, PlainValidator(_amount), WithJsonSchema(_AMOUNT_SCHEMA)]
 # A time in UTC as RFC 3339.
@@ -95,7 +158,7 @@ class CancelOrder(Body):
 class RegisterCustomer(Body):
     """POST /customers."""
 
-    username: str = Field(strict=True, min_length=1, max_length=MAX_USERNAME)
+    username: Username
 
 
 class Deposit(Body):
@@ -107,16 +170,16 @@ class Deposit(Body):
 class CreateProduct(Body):
     """POST /products."""
 
-    name: str = Field(strict=True, min_length=1, max_length=MAX_NAME)
-    description: str = Field("", strict=True, max_length=MAX_DESCRIPTION)
+    name: ProductName
+    description: Description = ""
     base_price: Amount
-    stock: int = Field(strict=True, ge=0, le=MAX_STOCK)
+    stock: Whole = Field(strict=True, ge=0, le=MAX_STOCK)
 
 
 class ReceiveStock(Body):
     """POST /products/{product_id}/receipts."""
 
-    quantity: int = Field(strict=True, ge=1, le=MAX_STOCK)
+    quantity: Whole = Field(strict=True, ge=1, le=MAX_STOCK)
 
 
 class ChangePrice(Body):
@@ -128,9 +191,9 @@ class ChangePrice(Body):
 class PlaceOrder(Body):
     """POST /orders."""
 
-    customer_id: UUID
-    product_id: UUID
-    quantity: int = Field(1, strict=True, ge=1, le=MAX_QUANTITY)
+    customer_id: Id
+    product_id: Id
+    quantity: Whole = Field(1, strict=True, ge=1, le=MAX_QUANTITY)
 
 
 class PlaceOrders(Body):

@@ -34,6 +34,7 @@ elsewhere     Another process has the key, too. Both may be confirmed, with diff
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Generic, NamedTuple
 from uuid import UUID, uuid5
 
@@ -50,7 +51,17 @@ from api.http.problems import Problem, refused
 from api.http.responses import position_header, reply
 from api.reads.consistent_reads import ConsistentReads, OutcomeFuture, Query, T, Waiters
 from api.reads.pending import Peers, PendingOrders
-from ledger.core.events import NO_NAME, CustomerRegistered, OrderPlaced, SubmittedPayload
+from ledger.core.events import (
+    MAX_DESCRIPTION,
+    MAX_NAME,
+    MAX_USERNAME,
+    NO_NAME,
+    CustomerRegistered,
+    OrderPlaced,
+    ProductListed,
+    SubmittedPayload,
+)
+from ledger.core.names import BadText, clean_description, clean_name
 from ledger.eventlog.codec import decode_submitted
 from ledger.eventlog.decisions import Decision
 from ledger.eventlog.reader import EventReader
@@ -103,24 +114,32 @@ def preference_of(call: Call[Any], default_wait_s: int) -> Preference:
 class IdempotencyKey(NamedTuple):
     """The key of a request, with all that sets it apart: sender, route, stream, header.
 
-    `is_batch`: the request makes many events, which are numbered.
+    `is_batch`: the request makes many events, which are numbered. `quoted` is the name that a
+    key in quotes had while those still were a part of it.
     """
 
     name: str
     is_batch: bool
+    quoted: str | None = None
 
     def derived_ids(self, index: int = 0) -> tuple[UUID, UUID]:
         """The id of an event of the request, and that of a stream it may start."""
         name = f"{self.name}{index}\n" if self.is_batch else self.name
         return uuid5(_NAMESPACE, f"{name}event"), uuid5(_NAMESPACE, f"{name}resource")
 
-    def lookup_ids(self, events: Sequence[Submitted]) -> list[UUID]:
-        """The event ids by which the ledger tells what the key made before."""
+    def lookup_ids(self, events: Sequence[Submitted]) -> list[list[UUID]]:
+        """The event ids by which the ledger tells what the key made before.
+
+        Where it has some of the first list, the others say nothing.
+        """
         ids = [event.event_id for event in events]
         if self.is_batch:
             # Where the ledger has one event more, the key came with a longer batch.
             ids.append(self.derived_ids(len(events))[0])
-        return ids
+        if self.quoted is None:
+            return [ids]
+        former = IdempotencyKey(self.quoted, self.is_batch)
+        return [[former.derived_ids(i)[0] for i in range(len(ids))], ids]
 
 
 def idempotency_key(
@@ -137,7 +156,10 @@ def idempotency_key(
     sender = principal_of(call.request)
     # Two clients may use the same key.
     owner = f"{sender.submitter}\n{sender.customer_id or ''}\n" if sender.submitter else ""
-    return IdempotencyKey(f"{owner}{route}\n{stream_id or ''}\n{value}\n", is_batch)
+    name = f"{owner}{route}\n{stream_id or ''}\n"
+    given = call.headers[IDEMPOTENCY_KEY.wire_name].decode().strip()
+    quoted = None if given == value else f"{name}{given}\n"
+    return IdempotencyKey(f"{name}{value}\n", is_batch, quoted)
 
 
 def new_ids(key: IdempotencyKey | None, index: int = 0) -> tuple[UUID, UUID]:
@@ -191,20 +213,34 @@ class RememberedKey:
 
 
 def _same_body(remembered: Submitted, event: Submitted) -> bool:
-    payload = event.payload
-    if (
-        isinstance(payload, CustomerRegistered)
-        and isinstance(remembered.payload, CustomerRegistered)
-        and remembered.payload.username == NO_NAME
-    ):
-        # A name that was erased since can't be compared; the rest of the body decides.
-        payload = replace(payload, username=NO_NAME)
+    payload, before = event.payload, remembered.payload
+    if isinstance(payload, CustomerRegistered) and isinstance(before, CustomerRegistered):
+        if before.username == NO_NAME:
+            # A name that was erased since can't be compared; the rest of the body decides.
+            payload = replace(payload, username=NO_NAME)
+        else:
+            before = replace(before, username=_as_now(clean_name, before.username, MAX_USERNAME))
+    elif isinstance(payload, ProductListed) and isinstance(before, ProductListed):
+        before = replace(
+            before,
+            name=_as_now(clean_name, before.name, MAX_NAME),
+            description=_as_now(clean_description, before.description, MAX_DESCRIPTION),
+        )
     return (
-        remembered.stream_id == event.stream_id
-        and remembered.payload == payload
+        # What a key in quotes made before these were read as such is a stream of another id.
+        (remembered.stream_id == event.stream_id or remembered.event_id != event.event_id)
+        and before == payload
         # Atomic ids are random; whether a batch is atomic is in its body.
         and (remembered.atomic_id is None) == (event.atomic_id is None)
     )
+
+
+def _as_now(clean: Callable[[str, int], str], text: str, max_length: int) -> str:
+    """A text that is recorded, as the API would take it now; the same body is still the same."""
+    try:
+        return clean(text, max_length)
+    except BadText:
+        return text
 
 
 class RememberedKeys:
@@ -302,6 +338,8 @@ class Submissions:
         )
         preference = preference_of(call, resource.default_wait_s)
         submission = await self.submit((event,), preference, key, check)
+        # A key in quotes may have made another one, before these were read as such.
+        resource_id = submission.events[0].stream_id
         row, position = None, 0
         # A view that shows a new resource proves the decision. Of a keyed one only the ledger does:
         # the key may have come elsewhere with another body.
@@ -380,7 +418,7 @@ class Submissions:
         self,
         remembered: RememberedKey,
         events: tuple[Submitted, ...],
-        ids: Sequence[UUID],
+        ids: Sequence[Sequence[UUID]],
         check: Check | None,
     ) -> None:
         """Bring the key's events from new to confirmed, or to decided if the ledger has them."""
@@ -394,17 +432,18 @@ class Submissions:
         remembered.confirmed = True
 
     async def _look_up(
-        self, remembered: RememberedKey, ids: Sequence[UUID], timeout_s: float
+        self, remembered: RememberedKey, ids: Sequence[Sequence[UUID]], timeout_s: float
     ) -> None:
         """Learn what the ledger has of a key; nothing while the database is away."""
         try:
             async with asyncio.timeout(timeout_s), self.engine.connect() as connection:
                 reader = EventReader(connection)
-                found, keys = await reader.decisions_by_id([event_id.bytes for event_id in ids])
+                found, keys = await reader.decisions_by_id([i.bytes for i in chain(*ids)])
         except DATABASE_ERRORS:
             return
         by_id = {decision.cause.event_id: decision for decision in found}
-        remembered.learn([by_id[i.bytes] for i in ids if i.bytes in by_id], keys)
+        decisions = ([by_id[i.bytes] for i in some if i.bytes in by_id] for some in ids)
+        remembered.learn(next(filter(None, decisions), ()), keys)
 
     async def _publish(self, events: tuple[Submitted, ...]) -> None:
         """Have the events in the inbox, and orders among them found by a GET from now on."""

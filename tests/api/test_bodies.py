@@ -61,6 +61,15 @@ NOT_JSON = {
     "nested objects": b'{"a":' * 10_000,
     "closed nested lists": b"[" * 20_000 + b"]" * 20_000,
     "white space": b"   ",
+    "half of a surrogate pair": rb'{"username": "\ud800"}',
+    "half of a surrogate pair, the second": rb'{"username": "a\uDFFFb"}',
+    "half of a surrogate pair as a name": rb'{"\ud800": 1}',
+    "half of a surrogate pair as a name twice": rb'{"\ud800": 1, "\ud800": 2}',
+    "half of a surrogate pair in a list": rb'{"orders": [{"a": ["\ud800"]}]}',
+    "half of a surrogate pair as a nested name": rb'{"orders": [{"a": {"\udc00": 1}}]}',
+    "half of a surrogate pair alone": rb'"\ud800"',
+    "half of a surrogate pair before an escape": rb'{"username": "\ud800\\udc00"}',
+    "half of a surrogate pair in UTF-8": b'{"username": "\xed\xa0\x80"}',
 }
 
 
@@ -100,6 +109,11 @@ async def test_a_duplicate_field_of_a_nested_object_is_refused(http: httpx.Async
         "application/xml",
         "application/jsonp",
         "application/json; charset=latin-1",
+        "application/json; charset=utf-8; charset=latin-1",
+        "application/json; charset=",
+        "application/+json",
+        "text/json",
+        f"application/json; x={'x' * 300}",
     ],
 )
 async def test_another_content_type_is_refused(
@@ -116,6 +130,10 @@ async def test_another_content_type_is_refused(
         "Application/JSON; Charset=UTF-8",
         'application/json;charset="utf-8"',
         "application/merge-patch+json",
+        "application/json;",
+        "application/json ; charset = utf-8 ;",
+        "application/json; profile=x",
+        "application/vnd.api+json; charset=UTF8",
     ],
 )
 async def test_every_json_content_type_is_accepted(
@@ -125,6 +143,31 @@ async def test_every_json_content_type_is_accepted(
         http, "POST", "/customers", b'{"username": "ann"}', content_type=content_type
     )
     assert response.status_code in (201, 202)
+
+
+async def test_the_charset_of_a_content_type_is_named(http: httpx.AsyncClient) -> None:
+    content_type = "application/json; charset=ISO-8859-1"
+    response = await send(http, "POST", "/customers", b"{}", content_type=content_type)
+    assert "iso-8859-1" in problem(response, 415, "not-json")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ('{"username": "ann"}'.encode("utf-8-sig"), "byte order mark"),
+        ('{"username": "ann"}'.encode("utf-16"), "UTF-16"),
+        ('{"username": "ann"}'.encode("utf-16-le"), "UTF-16-LE"),
+        ('{"username": "ann"}'.encode("utf-16-be"), "UTF-16-BE"),
+        ('{"username": "ann"}'.encode("utf-32"), "UTF-32"),
+        ('{"username": "é"}'.encode("latin-1"), "byte 15"),
+        (b'{"username": ' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"username": 1e99999999999999999999}', "exponent"),
+    ],
+)
+async def test_what_a_body_is_instead_of_json_is_named(
+    http: httpx.AsyncClient, body: bytes, name: str
+) -> None:
+    assert name in problem(await post(http, "/customers", body), 400, "bad-json")["detail"]
 
 
 async def test_a_compressed_body_is_refused(http: httpx.AsyncClient) -> None:
@@ -204,7 +247,6 @@ INVALID_VALUES = {
     "smaller than every cent": "1e-400",
     "nested lists": "[" * 400 + "]" * 400,
     "nested objects": '{"a":' * 400 + "1" + "}" * 400,
-    "half of a surrogate pair": '"\\ud800"',
 }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -73,6 +74,49 @@ async def test_options_answers_with_the_methods_of_a_path(
     assert (answer.status_code, answer.content) == (204, b"")
     known = {"OPTIONS", *ROUTES[path]} | ({"HEAD"} if "GET" in ROUTES[path] else set())
     assert set(answer.headers["allow"].split(", ")) == known
+
+
+@pytest.mark.parametrize(
+    "name", ["Idempotency-Key", "Content-Type", "Authorization", "Last-Event-ID", "X-Request-Id"]
+)
+@pytest.mark.parametrize("path", [f"{PREFIX}/orders", f"{PREFIX}/events", "/health/live"])
+async def test_two_of_a_header_that_is_no_list_are_refused(
+    http: httpx.AsyncClient, path: str, name: str
+) -> None:
+    """Even if they are alike: between client and API somebody may have taken the other one."""
+    for second in ("application/json", "2"):
+        headers = [(name, "application/json"), (name.lower(), second)]
+        problem(await http.get(root(http) + path, headers=headers), 422, "invalid-fields", name)
+
+
+async def test_two_content_encodings_are_one_list(http: httpx.AsyncClient) -> None:
+    encodings = [("Content-Encoding", "gzip"), ("Content-Encoding", "identity")]
+    headers = [("Content-Type", "application/json"), *encodings]
+    answer = await http.post("/customers", content=b"{}", headers=headers)
+    assert "Content-Encoding" in problem(answer, 415, "not-json")["detail"]
+
+
+async def test_the_lines_of_a_list_are_read_as_one(http: httpx.AsyncClient) -> None:
+    path = f"/products/{await list_product(http)}"
+    etag = (await http.get(path)).headers["etag"]
+    headers = [("If-None-Match", '"x"'), ("If-None-Match", f'"y", {etag}'), ("Accept", "*/*")]
+    assert (await http.get(path, headers=headers)).status_code == 304
+
+
+async def test_blanks_around_a_value_mean_nothing(http: httpx.AsyncClient) -> None:
+    body = b'{"username": "ann"}'
+    lines = (
+        b"POST /api/v1/customers HTTP/1.1",
+        b"Host: x ",
+        b"Connection:  close",
+        b"Content-Type:\tapplication/json \t",
+        b"Content-Encoding: identity ",
+        b"Prefer: wait=20\t ",
+        b"Idempotency-Key:  %s  " % uuid4().hex.encode(),
+        b"Content-Length: %d " % len(body),
+    )
+    answer = await exchange(http, b"\r\n".join(lines) + b"\r\n\r\n" + body)
+    assert answer.startswith(b"HTTP/1.1 201 "), answer
 
 
 async def test_options_of_the_server_answers_with_the_methods_of_all_paths(

@@ -1,5 +1,6 @@
 """What holds for every route: slashes, methods, unknown paths, and errors that are problems."""
 
+import json
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ from api.openapi import BODIES
 from api.operation import PREFIX
 
 from .client import list_product, order, problem, register
+from .test_connections import exchange
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 CALLS = [(method, path) for path, handlers in ROUTES.items() for method in handlers]
@@ -98,14 +100,60 @@ async def test_a_target_that_is_too_long_is_refused(http: httpx.AsyncClient, pat
         "/health",
         "/API/V1/ORDERS",
         "/api/v1/orders%00",
-        "/%ff",
         "/api/v1/orders/..",
+        "/api/v1%2Forders",
+        "/api%2fv1/orders",
+        "/api/v1/orders%2F",
+        "/api/v1/orders%2f%2F",
+        "/%2Fapi/v1/orders",
+        "/docs%2Fstart.js",
+        "/api/v1/products/../orders/x/y",
         "/api/v1/" + "x" * 5000,
     ],
 )
 async def test_an_unknown_path_is_refused(http: httpx.AsyncClient, path: str) -> None:
     for method in ("GET", "POST"):
         problem(await http.request(method, root(http) + path), 404, "no-such-path")
+
+
+@pytest.mark.parametrize(
+    "path", ["/problems/bad-json%2F", "/problems/%2Fbad-json", "/docs/..%2Fstart.js"]
+)
+async def test_a_name_with_an_encoded_slash_is_another_name(
+    http: httpx.AsyncClient, path: str
+) -> None:
+    problem(await http.get(root(http) + path), 404, "no-such-path")
+
+
+@pytest.mark.parametrize(
+    "segment",
+    ["%2F", "%2f", "..", "%2e%2e", ".", "%2E", "%252F", "%00", "%", "%zz", f"{uuid4()}%2Fcancel"],
+)
+async def test_an_encoded_character_is_a_part_of_its_segment(
+    http: httpx.AsyncClient, segment: str
+) -> None:
+    """Not a separator, nor a step up: a proxy may have allowed the path for what it says."""
+    head = f"GET {PREFIX}/orders/{segment} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answer = await exchange(http, head.encode())
+    assert answer.startswith(b"HTTP/1.1 422 "), answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["errors"][0]["field"] == "order_id"
+
+
+async def test_an_encoded_letter_is_the_letter(http: httpx.AsyncClient) -> None:
+    product_id = await list_product(http)
+    encoded = "".join(f"%{ord(character):02x}" for character in product_id)
+    for path in (f"/%70roducts/{encoded}", f"/products/{encoded}/"):
+        assert (await http.get(path)).json()["product_id"] == product_id
+
+
+@pytest.mark.parametrize("path", ["/%ff", "/api/v1/orders/%C3", "/api/v1/%ED%A0%80"])
+async def test_a_path_that_is_not_utf_8_is_refused(http: httpx.AsyncClient, path: str) -> None:
+    problem(await http.get(root(http) + path), 400, "bad-request")
+
+
+@pytest.mark.parametrize("query", ["after=%ff", "%C3=1", "status=%ED%A0%80", "a=%F0%9F"])
+async def test_a_query_that_is_not_utf_8_is_refused(http: httpx.AsyncClient, query: str) -> None:
+    problem(await http.get(f"/orders?{query}"), 400, "bad-request", "query")
 
 
 @pytest.mark.parametrize(
@@ -152,8 +200,24 @@ async def test_a_path_id_that_is_not_a_uuid_is_named(
     http: httpx.AsyncClient, method: str, path: str
 ) -> None:
     name = next(name for name in NAMES if name in path)
-    url = root(http) + path.format(**dict.fromkeys(NAMES, "7"))
-    problem(await http.request(method, url), 422, "invalid-fields", name)
+    digits, full_width = "1" * 32, "\uff11" * 8 + "-1111-1111-1111-111111111111"
+    for text in ("7", digits, f"----{digits}", f"{digits}----", full_width, f"{{{uuid4()}}}"):
+        url = root(http) + path.format(**dict.fromkeys(NAMES, text))
+        problem(await http.request(method, url), 422, "invalid-fields", name)
+
+
+@pytest.mark.parametrize("text", [f"----{'1' * 32}", "1" * 32, "\u0661" * 36])
+async def test_an_id_of_a_query_that_has_another_form_is_named(
+    http: httpx.AsyncClient, text: str
+) -> None:
+    response = await http.get("/orders", params={"product_id": text})
+    problem(response, 422, "invalid-fields", "product_id")
+
+
+async def test_an_id_may_be_in_capital_letters(http: httpx.AsyncClient) -> None:
+    """They are the same UUID (RFC 9562, 4); answers have small letters."""
+    product_id = await list_product(http)
+    assert (await http.get(f"/products/{product_id.upper()}")).json()["product_id"] == product_id
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)

@@ -27,6 +27,12 @@ async def test_the_page_is_html_that_loads_the_openapi_document(
     assert '"/openapi.json"' in start.text
 
 
+@pytest.mark.parametrize("path", ["/redoc", "/redoc/"])
+async def test_redoc_leads_to_the_page(site: str, http: httpx.AsyncClient, path: str) -> None:
+    answer = await http.get(site + path)
+    assert (answer.status_code, answer.headers["location"]) == (308, "/docs")
+
+
 async def test_every_file_of_the_page_is_served(site: str, http: httpx.AsyncClient) -> None:
     page = (await http.get(f"{site}/docs")).text
     assets = re.findall(r'(?:src|href)="/docs/([^"]+)"', page)

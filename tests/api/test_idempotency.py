@@ -8,7 +8,12 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from api.submission import IdempotencyKey
+from ledger.core.events import CustomerRegistered, OrderPlaced
+from ledger.eventlog.records import Submitted
+from ledger.runtime.timestamps import now_us
 from tests.harness import Stack, eventually, free_port, start_stack
+from tests.ledger.pipeline import running_ledger
 from tests.private_servers import Servers
 
 from .client import WAIT, Body, list_product, order, problem, register
@@ -105,6 +110,77 @@ async def test_each_request_is_replayed_by_a_process_that_never_saw_its_key(
                 refused = await http.request(method, path, json=other, headers=headers)
                 problem(refused, 422, "key-reused")
         assert await recorded_after(here, start) == []
+
+
+@pytest.mark.parametrize(("plain", "quoted"), [("{}", '"{}"'), ('a"\\{}', r'"a\"\\{}"')])
+async def test_a_key_in_quotes_is_the_key_without_them(
+    here: httpx.AsyncClient, there: httpx.AsyncClient, plain: str, quoted: str
+) -> None:
+    """draft-ietf-httpapi-idempotency-key-header has it as a string of RFC 8941."""
+    body, unique = {"customer_id": str(uuid4()), "product_id": str(uuid4())}, str(uuid4())
+    first, *others = [
+        await http.post("/orders", json=body, headers={"Idempotency-Key": form.format(unique)})
+        for http, form in ((here, quoted), (there, plain), (here, plain), (there, quoted))
+    ]
+    assert first.status_code == 202
+    assert {other.headers["location"] for other in others} == {first.headers["location"]}
+
+
+@pytest.mark.parametrize(
+    "text", ['"', '""', '"a', '"a"b', r'"a\"', r'"a\b"', '"a";b=1', "a b", '"é"', "x" * 256]
+)
+async def test_a_key_that_can_not_be_used_is_named(here: httpx.AsyncClient, text: str) -> None:
+    body = {"customer_id": str(uuid4()), "product_id": str(uuid4())}
+    headers = {"Idempotency-Key": text.encode()}
+    for path in ("/orders", "/orders?dry_run=true"):
+        answer = await here.post(path, json=body, headers=headers)
+        assert problem(answer, 422, "invalid-fields", "Idempotency-Key")
+
+
+async def test_a_key_in_quotes_still_finds_what_it_made_when_they_were_a_part_of_it(
+    pair: tuple[Stack, Stack], here: httpx.AsyncClient
+) -> None:
+    """A client that retries after an upgrade must not order twice."""
+    unique, ids = str(uuid4()), [uuid4(), uuid4()]
+    body = {"customer_id": str(ids[0]), "product_id": str(ids[1])}
+    single = IdempotencyKey(f'POST /orders\n\n"{unique}"\n', is_batch=False)
+    batch = IdempotencyKey(f'POST /orders/batch\n\n"{unique}"\n', is_batch=True)
+    before = [
+        Submitted(*event_ids, now_us(), OrderPlaced(*ids))
+        for event_ids in (single.derived_ids(), batch.derived_ids(0), batch.derived_ids(1))
+    ]
+    async with running_ledger(pair[0].settings) as ledger:
+        await ledger.put_events(before)
+        await ledger.until_recorded(before)
+    quoted, plain = {"Idempotency-Key": f'"{unique}"'}, {"Idempotency-Key": unique}
+    again = await here.post("/orders", json=body, headers=quoted)
+    assert again.headers["location"].endswith(str(before[0].stream_id))
+    assert again.headers["idempotency-replayed"] == "true"
+    orders = await here.post("/orders/batch", json={"orders": [body] * 2}, headers=quoted)
+    found = [order["order_id"] for order in orders.json()["orders"]]
+    assert found == [str(event.stream_id) for event in before[1:]]
+    other = await here.post("/orders", json={**body, "quantity": 2}, headers=quoted)
+    problem(other, 422, "key-reused")
+    new = await here.post("/orders", json=body, headers=plain)
+    assert "idempotency-replayed" not in new.headers
+    assert new.headers["location"] != again.headers["location"]
+
+
+async def test_a_key_finds_the_name_that_it_came_with_before_names_were_trimmed(
+    pair: tuple[Stack, Stack], here: httpx.AsyncClient
+) -> None:
+    unique = str(uuid4())
+    event_ids = IdempotencyKey(f"POST /customers\n\n{unique}\n", is_batch=False).derived_ids()
+    before = [Submitted(*event_ids, now_us(), CustomerRegistered(" re\u0301mi "))]
+    async with running_ledger(pair[0].settings) as ledger:
+        await ledger.put_events(before)
+        await ledger.until_recorded(before)
+    headers = {"Idempotency-Key": unique, **WAIT}
+    again = await here.post("/customers", json={"username": " re\u0301mi "}, headers=headers)
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json()["customer_id"] == str(before[0].stream_id)
+    other = await here.post("/customers", json={"username": "ann"}, headers=headers)
+    problem(other, 422, "key-reused")
 
 
 async def test_refusals_are_replayed_after_a_restart(

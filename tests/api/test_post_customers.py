@@ -49,7 +49,7 @@ async def test_two_customers_may_have_one_name(http: httpx.AsyncClient) -> None:
     assert await register(http) != await register(http)
 
 
-@pytest.mark.parametrize("name", ["a", "é" * MAX_USERNAME, "🦆", "a\tb", "Ж 'quoted' \\"])
+@pytest.mark.parametrize("name", ["a", "é" * MAX_USERNAME, "🦆", "Ж 'quoted' \\", "[/b]"])
 async def test_names_are_returned_unchanged(http: httpx.AsyncClient, name: str) -> None:
     response = await http.post("/customers", json={"username": name}, headers=WAIT)
     assert response.status_code == 201
@@ -58,11 +58,26 @@ async def test_names_are_returned_unchanged(http: httpx.AsyncClient, name: str) 
 
 @pytest.mark.parametrize(
     "text",
-    ["{}", '{"username": ""}', '{"username": null}', '{"username": 7}', r'{"username": "\ud800"}'],
+    [
+        "{}",
+        '{"username": ""}',
+        '{"username": null}',
+        '{"username": 7}',
+        '{"username": " "}',
+        r'{"username": "a\u001b[2Jb"}',
+        r'{"username": "a\nb"}',
+        r'{"username": "a\u202eb"}',
+        r'{"username": "a\ufeffb"}',
+    ],
 )
 async def test_an_invalid_name_is_refused(http: httpx.AsyncClient, text: str) -> None:
     async with nothing_appended(http):
         problem(await post(http, "/customers", text), 422, "invalid-fields", "username")
+
+
+async def test_a_name_is_trimmed_and_composed(http: httpx.AsyncClient) -> None:
+    response = await post(http, "/customers", r'{"username": " re\u0301mi "}', WAIT)
+    assert response.json()["username"] == "r\u00e9mi"
 
 
 async def test_a_name_that_is_too_long_names_the_limit(http: httpx.AsyncClient) -> None:

@@ -1,14 +1,17 @@
 """Problems: one table, complete, and words that a client can act on."""
 
+import asyncio
+import json
 import re
 from pathlib import Path
 
 import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import api
-from api.app import ROUTES
-from api.http.middleware import REFUSAL_LOG_S, RefusalLog
-from api.http.problems import KINDS, REFUSALS, Problem, refused
+from api.app import ROUTES, problem_of
+from api.http.middleware import REFUSAL_LOG_S, RefusalLog, middleware
+from api.http.problems import KINDS, REFUSALS, FieldError, Problem, refused
 from api.http.responses import PROBLEM_JSON, path_reference, problem_response
 from ledger.core.events import Reason
 
@@ -89,3 +92,73 @@ def test_refusals_are_logged_as_a_sample_with_the_number_of_the_others(
         "inbox-full (no known client): much; 0 more were not logged",
         "busy (no known client): others; 999 more were not logged",
     ]
+
+
+async def answer_to(error: BaseException | None) -> tuple[Message, Message]:
+    """What all of the middleware makes of what an app raises; without it, the app never ends."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if error is None:
+            await asyncio.Event().wait()
+        else:
+            raise error
+
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    serve: ASGIApp = app
+    for layer in reversed(middleware(["https://shop.example"], problem_of)):
+        serve = layer.cls(serve, *layer.args, **layer.kwargs)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/x",
+        "raw_path": b"/x",
+        "query_string": b"",
+        "headers": [(b"x-request-id", b"7")],
+    }
+    await serve(scope, receive, send)
+    start, body = messages
+    return start, body
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("\ud800"),
+        RecursionError(),
+        MemoryError(),
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+        asyncio.CancelledError(),
+        asyncio.InvalidStateError(),
+        ExceptionGroup("several", [ValueError(), KeyError()]),
+        BaseExceptionGroup("several", [asyncio.CancelledError(), ValueError()]),
+        Problem("no-such-kind", "x"),
+        Problem("bad-json", "half: \ud800"),
+        Problem("bad-json", "x", [FieldError("\ud800", "half: \udfff")]),
+        Problem("bad-json", "x", reason=object()),
+    ],
+    ids=repr,
+)
+async def test_whatever_is_raised_is_answered_with_a_problem(error: BaseException) -> None:
+    start, body = await answer_to(error)
+    headers = dict(start["headers"])
+    found = json.loads(body["body"])
+    assert headers[b"content-type"] == PROBLEM_JSON.encode()
+    assert headers[b"x-request-id"] == b"7"
+    assert (start["status"], found["status"]) == (500, 500)
+    assert found["type"] == "/problems/internal-error"
+    assert "Error" not in found["detail"]
+
+
+async def test_a_request_that_is_cancelled_is_not_answered() -> None:
+    """Its client is gone, or the process stops."""
+    request = asyncio.ensure_future(answer_to(None))
+    asyncio.get_running_loop().call_soon(request.cancel)
+    await asyncio.wait((request,))
+    assert request.cancelled()

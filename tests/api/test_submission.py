@@ -31,7 +31,7 @@ SOME_ID = UUID("43e8ff2f-5d48-498f-a569-ca2cf9f7fae3")
 def call(**headers: str) -> Call[None]:
     """A request with these headers."""
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return Call(Request({"type": "http", "headers": raw}), {}, {}, None)
+    return Call(Request({"type": "http", "headers": raw}), dict(raw), {}, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -134,13 +134,13 @@ def test_without_a_key_ids_are_new_each_time() -> None:
 
 def test_a_request_is_looked_up_by_its_event() -> None:
     events = registered("k-1")
-    assert key_of("k-1").lookup_ids(events) == [events[0].event_id]
+    assert key_of("k-1").lookup_ids(events) == [[events[0].event_id]]
 
 
 def test_a_batch_is_looked_up_by_one_event_more_than_it_has() -> None:
     """Where the ledger has that one, the key came with a longer batch."""
     shorter, longer = batch(2), batch(3)
-    assert batch_key().lookup_ids(shorter) == [event.event_id for event in longer]
+    assert batch_key().lookup_ids(shorter) == [[event.event_id for event in longer]]
 
 
 def test_a_retry_gets_the_events_of_the_first_try() -> None:

@@ -122,6 +122,7 @@ def test_every_limit_is_documented_as_it_is() -> None:
             f"{MAX_BATCH_BODY} bytes, {schemas.MAX_BATCH} orders",
             "413, 422",
         ],
+        "values in a body": [f"{requests.MAX_VALUES}", "413, 400"],
         "time for the body": [f"{requests.BODY_TIMEOUT_S:g} s", "408"],
         "page": [f"{parameters.MAX_LIMIT}, by default {parameters.DEFAULT_LIMIT}", "422"],
         "Prefer: wait": [f"{parameters.MAX_WAIT_S} s", "taken for the limit"],

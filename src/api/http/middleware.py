@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
@@ -69,6 +70,7 @@ MAX_LINE: Final = 3_200
 CROWDED: Final = "ledger.crowded"
 # Compressing this much takes long enough to be done beside the event loop.
 MIN_GZIP_IN_THREAD: Final = 64 * 1024
+MAX_LOGGED_PATH: Final = 1024
 
 _GZIP_LEVEL: Final = 4
 _WEIGHT: Final = re.compile(r"q=([01](?:\.\d{0,3})?)").fullmatch
@@ -85,10 +87,11 @@ METHODS: Final = frozenset(
 _CORS_HEADERS: Final = ("Authorization", "Content-Type", "traceparent")
 _TRACEPARENT: Final = "ledger.traceparent"
 _STATUS: Final = "ledger.status"
+_ENCODED_SLASH: Final = re.compile(rb"%2[fF]")
 
 
 def middleware(
-    cors_origins: Sequence[str], problem_of: Callable[[Exception], Problem]
+    cors_origins: Sequence[str], problem_of: Callable[[BaseException], Problem]
 ) -> list[Middleware]:
     """All of it, in order. `cors_origins`: which web origins' pages may call the API."""
     cors = Middleware(
@@ -103,7 +106,6 @@ def middleware(
     return [
         Middleware(TurnLimit),
         Middleware(with_request_id),
-        Middleware(without_trailing_slash),
         Middleware(RequestLog),
         Middleware(with_response_headers),
         *([cors] if cors_origins else ()),
@@ -184,18 +186,6 @@ def new_request_id() -> bytes:
     return secrets.token_hex(16).encode()
 
 
-def without_trailing_slash(app: ASGIApp) -> ASGIApp:
-    """Let every path end with a slash."""
-
-    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        path = scope["path"]
-        if path.endswith("/") and len(path) > 1:
-            scope = {**scope, "path": path[:-1]}
-        return app(scope, receive, send)
-
-    return serve
-
-
 class RequestLog:
     """Counts and times every answer and, if wanted, logs and traces it."""
 
@@ -245,9 +235,11 @@ class RequestLog:
         metrics[0].inc()
         metrics[1].observe(seconds)
         if access.isEnabledFor(logging.INFO):
-            fields = {"method": method, "route": route, "path": scope["path"], "status": status}
+            # As it came: percent-encoded, so that no character of it does anything to the log.
+            path = scope["raw_path"][:MAX_LOGGED_PATH].decode("ascii", "backslashreplace")
+            fields = {"method": method[:20], "route": route, "path": path, "status": status}
             fields["duration_ms"] = round(seconds * 1000, 3)
-            access.info("%s %s %s", method, scope["path"], status, extra=fields)
+            access.info("%s %s %s", method[:20], path, status, extra=fields)
 
 
 def _route_label(scope: Scope) -> str:
@@ -433,7 +425,21 @@ class RefusalLog:
         )
 
 
-def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> ASGIApp:
+def routed_path(raw_path: bytes) -> str:
+    """The path that is looked up: decoded, and without the slash that every path may end with.
+
+    An encoded slash stays encoded, as it is a part of a segment (RFC 3986, 2.2). Raises Problem.
+    """
+    if b"%" in raw_path:
+        raw_path = unquote_to_bytes(_ENCODED_SLASH.sub(b"%252F", raw_path))
+    try:
+        path = raw_path.decode()
+    except UnicodeDecodeError:
+        raise Problem("bad-request", "the path must be UTF-8, percent-encoded") from None
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
+
+
+def with_problems(app: ASGIApp, problem_of: Callable[[BaseException], Problem]) -> ASGIApp:
     """Answer what a handler raises with a problem, and count it by its type."""
     refusals = RefusalLog()
 
@@ -442,18 +448,31 @@ def with_problems(app: ASGIApp, problem_of: Callable[[Exception], Problem]) -> A
             if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET:
                 detail = f"path and query must have at most {MAX_TARGET} bytes"
                 raise Problem("target-too-long", detail)  # noqa: TRY301  # answered below
+            scope["path"] = routed_path(scope["raw_path"])
             await app(scope, receive, send)
-        except Exception as error:
+        except (Exception, BaseExceptionGroup, asyncio.CancelledError) as error:
             # After the start of an answer there is nothing to say but the end of the connection.
-            if _STATUS in scope:
+            if _STATUS in scope or _is_cancelled(error):
                 raise
-            problem = problem_of(error)
+            instance = path_reference(scope["raw_path"])
+            try:
+                problem = problem_of(error)
+                response = problem_response(problem, instance)
+            except Exception as second:  # noqa: BLE001  # whatever it is, there is an answer
+                # Even what the client sent can't be said back: nothing of it is in this answer.
+                problem = problem_of(second)
+                response = problem_response(problem, "")
             PROBLEMS.labels(problem.kind).inc()
             if KINDS[problem.kind].status in _REFUSALS:
                 refusals.add(problem, scope)
-            response = problem_response(problem, path_reference(scope["raw_path"]))
             if scope["method"] == "PATCH" and "accept" in response.headers:
                 response.headers["Accept-Patch"] = response.headers["Accept"]  # RFC 5789, 2.2
             await response(scope, receive, send)
 
     return serve
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Whether this very request is to end; else something that it waited for was cancelled."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and bool(task and task.cancelling())

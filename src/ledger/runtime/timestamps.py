@@ -12,7 +12,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 MAX_US: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _RFC3339: Final = re.compile(
-    r"(?P<day>\d{4}-\d\d-\d\d)[Tt ](?P<time>\d\d:\d\d:\d\d)(\.(?P<fraction>\d{1,9}))?"
+    r"(?P<day>\d{4}-\d\d-\d\d)[Tt ](?P<minute>\d\d:\d\d):(?P<second>\d\d)(\.(?P<fraction>\d{1,9}))?"
     r"(?P<zone>[Zz]|[+-]\d\d:\d\d)?",
     re.ASCII,
 ).fullmatch
@@ -44,7 +44,8 @@ def to_us(moment: datetime) -> int:
 def parse_rfc3339(text: str) -> int:
     """Microseconds since 1970; digits beyond the sixth of a second are cut off.
 
-    Raises BadTimestamp, whose message is meant for whoever wrote the text.
+    A leap second counts as the first second after it, since time since 1970 has none. Raises
+    BadTimestamp, whose message is meant for whoever wrote the text.
     """
     match = _RFC3339(text)
     if match is None:
@@ -52,11 +53,18 @@ def parse_rfc3339(text: str) -> int:
     if not match["zone"]:
         raise BadTimestamp(f"must have a zone: write {text}Z for UTC")
     zone = match["zone"].upper().replace("Z", "+00:00")
+    is_leap = match["second"] == "60"
+    second = "59" if is_leap else match["second"]
     try:
-        second = datetime.fromisoformat(f"{match['day']}T{match['time']}{zone}")
-    except ValueError:
+        moment = datetime.fromisoformat(f"{match['day']}T{match['minute']}:{second}{zone}")
+        if is_leap:
+            moment = moment.astimezone(UTC) + timedelta(seconds=1)
+    except (ValueError, OverflowError):
         raise BadTimestamp(_EXPECTED) from None
-    return to_us(second) + int((match["fraction"] or "").ljust(6, "0")[:6])
+    # They are added at the end of a month in UTC (RFC 3339, 5.7).
+    if is_leap and (moment.day, moment.hour, moment.minute) != (1, 0, 0):
+        raise BadTimestamp("must not have a second 60, except at the end of a month in UTC")
+    return to_us(moment) + int((match["fraction"] or "").ljust(6, "0")[:6])
 
 
 def format_rfc3339(moment: datetime, precision: Precision = "microseconds") -> str:
