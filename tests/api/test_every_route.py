@@ -171,9 +171,24 @@ async def test_head_answers_like_get_without_the_body(http: httpx.AsyncClient, p
     got, head = await http.get(url), await http.head(url)
     assert head.status_code == got.status_code == 200
     assert head.content == b""
+    passing = {"date", "x-request-id", *(["content-length"] if path == "/metrics" else [])}
+    same = [
+        {(n, v) for n, v in answer.headers.items() if n not in passing} for answer in (got, head)
+    ]
+    assert same[0] == same[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [(m, p) for m, p in CALLS if m == "GET" and "_id}" in p]
+)
+async def test_head_is_refused_like_get_without_the_body(
+    http: httpx.AsyncClient, method: str, path: str
+) -> None:
+    url = root(http) + path.format(**dict.fromkeys(NAMES, "7"))
+    got, head = await http.request(method, url), await http.head(url)
+    assert (head.status_code, head.content) == (got.status_code, b"")
     assert head.headers["content-type"] == got.headers["content-type"]
-    if path != "/metrics":
-        assert head.headers["content-length"] == got.headers["content-length"]
+    assert head.headers["content-length"] == got.headers["content-length"]
 
 
 @pytest.mark.parametrize(

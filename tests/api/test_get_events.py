@@ -373,8 +373,11 @@ async def test_a_stream_is_sent_to_who_weighs_it_not_below_json(
 
 async def test_a_head_request_for_a_stream_ends(http: httpx.AsyncClient) -> None:
     response = await http.head("/events", headers=STREAM)
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "text/event-stream"
+    async with http.stream("GET", "/events", headers=STREAM) as got:
+        for name in ("content-type", "content-length", "cache-control", "vary"):
+            assert response.headers.get(name) == got.headers.get(name), name
+    assert response.status_code == got.status_code == 200
+    assert (await http.head("/events")).status_code == 200
 
 
 @pytest.fixture(scope="module")

@@ -95,10 +95,14 @@ class EventStreams:
         except BaseException:
             self.ended(client)
             raise
-        if head_only:
-            self.ended(client)
-            return Response(None, 200, _HEADERS)
-        return EventStream(self, client, page, after, only)
+        stream = EventStream(self, client, page, after, only)
+        if not head_only:
+            return stream
+        self.ended(client)
+        head = Response(None, 200)
+        # Without the length 0 of this answer: that of GET has none (RFC 9110, 9.3.2).
+        head.raw_headers = stream.raw_headers
+        return head
 
     def _count(self, client: Client) -> None:
         if self.count >= MAX_STREAMS:
