@@ -39,9 +39,11 @@ def kill(target: str) -> Inject:
 
     async def inject(world: World, chance: Random, seconds: float) -> None:
         name = victim(target, chance)
-        world.kill(name)
-        await asyncio.sleep(chance.uniform(0, seconds))
-        await world.start_again(name)
+        async with world.turns[name]:
+            world.kill(name)
+            await asyncio.sleep(chance.uniform(0, seconds))
+            await world.start_again(name)
+            await world.until_works(name)
 
     return inject
 
@@ -63,8 +65,10 @@ def terminate(target: str) -> Inject:
 
     async def inject(world: World, chance: Random, _: float) -> None:
         name = victim(target, chance)
-        await world.end(name)
-        await world.start_again(name)
+        async with world.turns[name]:
+            await world.end(name)
+            await world.start_again(name)
+            await world.until_works(name)
 
     return inject
 
