@@ -17,7 +17,7 @@ from api import openapi
 from api.auth.guard import client_of
 from api.auth.rate_limit import NoTurn, RequestShare
 from api.context import Context
-from api.http.middleware import CROWDED, METHODS, middleware
+from api.http.middleware import CROWDED, middleware
 from api.http.parameters import IF_NONE_MATCH, Call
 from api.http.problems import CLOSE, Problem
 from api.http.requests import invalid_fields
@@ -160,7 +160,6 @@ class Endpoint:
         operation = self._operations.get(method)
         if operation is None:
             if method != "OPTIONS":
-                refuse_unknown(method)
                 detail = f"{self.path} takes {self._allowed['Allow']}, not {method}"
                 raise Problem("method-not-allowed", detail, headers=self._allowed)
             await Response(None, 204, self._allowed)(scope, receive, send)
@@ -194,15 +193,8 @@ class Endpoint:
             yield
 
 
-def refuse_unknown(method: str) -> None:
-    """Raises Problem for a method that no path has: 501 rather than 405 (RFC 9110, 15.6.2)."""
-    if method not in METHODS:
-        raise Problem("unknown-method", f"{method[:20]} is not a method of HTTP that is known here")
-
-
 async def no_such_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a request for a path that is not in ROUTES; `OPTIONS *` asks about all of them."""
-    refuse_unknown(scope["method"])
     if scope["path"] == "/redoc":
         # Where the API that this one replaces had its other page of documentation.
         await Response(None, 308, {"Location": "/docs"})(scope, receive, send)

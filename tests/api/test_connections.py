@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from api.server import MAX_HEAD, MAX_HEADERS
+from api.http.connection import MAX_HEAD, MAX_HEADERS
 from tests.harness import DEADLINE_S
 
 
@@ -42,6 +42,7 @@ def refusal(answer: bytes, status: int, kind: str) -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         b"GET /health/live HTTP/1.1\r\nHost : x\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
     ],
@@ -56,9 +57,16 @@ async def test_too_many_headers_are_refused(http: httpx.AsyncClient) -> None:
     refusal(await exchange(http, sent), 431, "head-too-large")
 
 
-@pytest.mark.parametrize("part", [b"x-long: ", b"", b"x: y\r\n"])
+@pytest.mark.parametrize(
+    ("part", "refused_as"),
+    [
+        (b"x-long: ", (431, "head-too-large")),
+        (b"", (414, "target-too-long")),
+        (b"x: y\r\n", (431, "head-too-large")),
+    ],
+)
 async def test_a_request_head_over_the_maximum_size_is_refused(
-    http: httpx.AsyncClient, part: bytes
+    http: httpx.AsyncClient, part: bytes, refused_as: tuple[int, str]
 ) -> None:
     url = urlsplit(str(http.base_url))
     async with asyncio.timeout(DEADLINE_S):
@@ -66,7 +74,7 @@ async def test_a_request_head_over_the_maximum_size_is_refused(
         writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" if part else b"GET /")
         await writer.drain()
         writer.write(part + b"y" * (MAX_HEAD + 1))
-        refusal(await reader.read(), 431, "head-too-large")
+        refusal(await reader.read(), *refused_as)
         writer.close()
 
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from api.app import ROUTES
-from api.http.middleware import MAX_TARGET
+from api.http.connection import MAX_TARGET
 from api.openapi import BODIES
 from api.operation import PREFIX
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from api import schemas, server
+from api import schemas
 from api.app import ROUTES
-from api.http import middleware, parameters, requests
+from api.http import connection, parameters, requests
 from api.http.problems import KINDS
 from api.operation import PREFIX, Operation
 from api.reads import consistent_reads, event_stream, slow_reads
@@ -27,6 +27,7 @@ NO_OPERATION = {
     "unknown-method",
     "misdirected-host",
     "cors-refused",
+    "unknown-coding",
 }
 """What requests are answered with that reach no operation."""
 FOLD_ONLY = {"duplicate"}
@@ -111,12 +112,12 @@ def test_every_problem_is_one_of_an_operation() -> None:
 def test_every_limit_is_documented_as_it_is() -> None:
     assert rows("docs/reference/rest.md", "Limits") == {
         "limit": ["value", "beyond it"],
-        "path and query": [f"{middleware.MAX_TARGET} bytes", "414"],
+        "path and query": [f"{connection.MAX_TARGET} bytes", "414"],
         "path and headers": [
-            f"{server.MAX_HEAD} bytes, {server.MAX_HEADERS} headers",
+            f"{connection.MAX_HEAD} bytes, {connection.MAX_HEADERS} headers",
             "431",
         ],
-        "time for path and headers": [f"{server.HEAD_TIMEOUT_S:g} s", "408"],
+        "time for path and headers": [f"{connection.HEAD_TIMEOUT_S:g} s", "408"],
         "body": [f"{requests.MAX_BODY} bytes", "413"],
         "body of a batch": [
             f"{MAX_BATCH_BODY} bytes, {schemas.MAX_BATCH} orders",

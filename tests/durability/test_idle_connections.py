@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from api.server import KEEP_ALIVE_S
+from api.http.connection import KEEP_ALIVE_S
 from tests.api.client import list_product, order, register, stock
 from tests.harness import Stack
 

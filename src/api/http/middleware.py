@@ -58,8 +58,6 @@ _REFUSALS: Final = frozenset((429, 503))
 REQUEST_ID: Final = "request_id"
 # The route label of unknown paths: clients must not be able to make labels.
 ELSEWHERE: Final = "elsewhere"
-# Bytes of path and query; RFC 9112, 3 asks for at least 8,000.
-MAX_TARGET: Final = 8 * 1024
 # Smaller answers fit into two packets as they are. Products and orders one by one are smaller.
 MIN_GZIP: Final = 2048
 # At 250 µs each a turn then takes 16 ms.
@@ -445,9 +443,6 @@ def with_problems(app: ASGIApp, problem_of: Callable[[BaseException], Problem]) 
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_TARGET:
-                detail = f"path and query must have at most {MAX_TARGET} bytes"
-                raise Problem("target-too-long", detail)  # noqa: TRY301  # answered below
             scope["path"] = routed_path(scope["raw_path"])
             await app(scope, receive, send)
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as error:

@@ -93,7 +93,7 @@ KINDS: Final[dict[str, Kind]] = {
     "misdirected-host": Kind(
         421,
         "The request is for another host",
-        "Send `Host` with a name or address of this API, once",
+        "Call the API by its address or as `localhost`; without keys it answers to no other name",
     ),
     "head-too-slow": Kind(
         408, "The request took too long to arrive", "Send path and headers in one go"
@@ -117,11 +117,14 @@ KINDS: Final[dict[str, Kind]] = {
     "not-cancellable": Kind(
         409, "The order can't be cancelled", "Read the order: `reason` says why it stays as it is"
     ),
-    "body-too-large": Kind(
-        413, "The body is too large", "Send less, or split it into several requests"
-    ),
     "target-too-long": Kind(
         414, "Path and query are too long", "Send fewer and shorter parameters"
+    ),
+    "unknown-coding": Kind(
+        501, "The transfer coding is not known", "Send the body as it is, or chunked"
+    ),
+    "body-too-large": Kind(
+        413, "The body is too large", "Send less, or split it into several requests"
     ),
     "not-json": Kind(
         415,

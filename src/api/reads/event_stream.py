@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Final
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from api.auth.guard import credential_ended
 from api.auth.rate_limit import Client
@@ -27,8 +27,6 @@ from projections.announcements import Announcement
 from projections.queries import MAX_SCAN, Feed, FeedFilter, FeedPage, ViewsUnavailable
 
 EVENT_STREAM: Final = "text/event-stream"
-# Key in the state of a connection: a function that ends it at once, with what is still to be sent.
-ABORT: Final = "ledger.abort"
 
 MAX_STREAMS: Final = 200
 # Of one API key or token, so that it can't take all of them.
@@ -38,9 +36,6 @@ MAX_READS: Final = 2
 PAGE: Final = 200
 CHUNK: Final = 32 * 1024
 HEARTBEAT_S: Final = 15.0
-WRITE_TIMEOUT_S: Final = 10.0
-# Shorter than WRITE_TIMEOUT_S, because a process that stops waits for it.
-LAST_WRITE_TIMEOUT_S: Final = 1.0
 # How often the ledger's end is looked at, once for all streams: the projector, which announces it,
 # may be away, and a restore takes the ledger back.
 LOOK_S: Final = 5.0
@@ -194,21 +189,17 @@ class EventStream(Response):
         self._only = only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream; a client that takes nothing for WRITE_TIMEOUT_S is cut off."""
+        """Stream; the server ends the connection of a client that does not take what is sent."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         try:
-            await _send(send, start)
+            await send(start)
             await first_to_end(
                 self._write_events(send, scope["path"]),
                 _disconnected(receive),
                 self._streams.stopped.wait(),
                 credential_ended(scope),
             )
-            last = {"type": "http.response.body", "body": b""}
-            await _send(send, last, LAST_WRITE_TIMEOUT_S)
-        except TimeoutError:
-            scope["state"][ABORT]()
-            await _disconnected(receive)
+            await send({"type": "http.response.body", "body": b""})
         finally:
             self._streams.ended(self._client)
 
@@ -264,12 +255,7 @@ def _event(name: str, position: int | None, data: bytes) -> bytes:
 
 
 async def _write(send: Send, body: bytes) -> None:
-    await _send(send, {"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _send(send: Send, message: Message, timeout_s: float | None = None) -> None:
-    async with asyncio.timeout(timeout_s or WRITE_TIMEOUT_S):
-        await send(message)
+    await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from api import schemas
 from api.auth.principal import Scope
 from api.context import Context
+from api.http.connection import ENDED, OPEN
 from api.http.middleware import PROBLEMS, REQUEST_S, REQUESTS
 from api.http.parameters import Call
 from api.http.responses import RETRY_AFTER_S, position_header, reply
@@ -33,6 +34,8 @@ FEED_STREAMS: Final = Gauge(
 BESIDES: Final = (
     REQUESTS,
     REQUEST_S,
+    OPEN,
+    ENDED,
     PROBLEMS,
     PENDING_ORDERS,
     CACHE_READS,

@@ -7,13 +7,11 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final
 
-import uvicorn
 from prometheus_client import CollectorRegistry, make_asgi_app
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Receive, Scope, Send
@@ -133,7 +131,12 @@ async def _serve_api(settings: Settings) -> None:
             guard=make_guard(settings, keys_engine),
             depths=QueueDepths(consuming),
         )
-        await server.run(App(context), settings.api_host, settings.api_port)
+        # Where keys are asked for, a page of the web can't do what it could do without one.
+        allows_host = server.any_host if settings.auth != "off" else server.local_host
+        try:
+            await server.run(App(context), settings.api_host, settings.api_port, allows_host)
+        except server.CannotListen as error:
+            raise BadSettings(f"{error}; set LEDGER_API_PORT to a free one") from error
 
 
 async def _run_writer(settings: Settings) -> None:
@@ -193,15 +196,6 @@ def make_guard(settings: Settings, engine: AsyncEngine) -> Guard | None:
     return Guard(ApiKeyCache(StoredApiKeys(engine)), tokens, rate_limit)
 
 
-class MetricsServer(uvicorn.Server):
-    """uvicorn without its signal handlers: the process itself handles signals."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the process's handlers in place."""
-        yield
-
-
 async def serve_metrics(
     host: str,
     port: int,
@@ -219,19 +213,14 @@ async def serve_metrics(
         await measure()
         await exposition(scope, receive, send)
 
-    config = uvicorn.Config(
-        app, loop="none", ws="none", lifespan="off", log_config=None, access_log=False
-    )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
+        metrics_server = server.Server(app, host, port)
+    except server.CannotListen as error:
         raise BadSettings(
-            f"can't serve metrics on port {port} of {host} ({os.strerror(error.errno or 0)}): set"
-            " LEDGER_WRITER_METRICS_PORT or LEDGER_PROJECTOR_METRICS_PORT to a free one"
+            f"{error}; set LEDGER_WRITER_METRICS_PORT or LEDGER_PROJECTOR_METRICS_PORT to a free"
+            " one"
         ) from error
-    with listener:
-        await MetricsServer(config).serve([listener])
+    await metrics_server.serve()
 
 
 async def until_signalled(stop: Callable[[], None], work: Work, *beside: Work) -> None:

@@ -1,0 +1,1 @@
+"""The edge: what strangers can send, and how slowly."""
