@@ -79,7 +79,7 @@ class Context:
     async def read_in_turn(self, request: Request, query: Query[T]) -> tuple[T, int]:
         """What a query answers that takes long, in its client's turn.
 
-        Raises what the query raises, NoTurn, and Problem where the client has too much waiting.
+        Raises what the query raises, and NoTurn.
         """
         async with self.read_turns.turn(self.client(request)):
             return await query()

@@ -25,12 +25,14 @@ from api.auth.rate_limit import Client, RateLimit, RequestShare
 from api.auth.tokens import BadToken, Tokens
 from api.http.middleware import PRINCIPAL
 from api.http.problems import Problem
+from ledger.runtime.cache import BoundedDict
 
 REALM: Final = 'Bearer realm="ledger"'
 # Keys of a request's ASGI scope; not there where auth is off.
 CREDENTIAL: Final = "ledger.credential"
 # How often the API key or token of a stream is checked again.
 CHECK_EVERY_S: Final = 1.0
+MAX_VERIFIED: Final = 10_000
 
 
 class Exposed(Exception):
@@ -60,6 +62,8 @@ class Guard:
         self._api_keys = api_keys
         self._tokens = tokens
         self._rate_limit = rate_limit
+        # By the whole key: to check a secret takes longer than all the rest of `admit`.
+        self._verified = BoundedDict[str, tuple[StoredApiKey, Principal]](MAX_VERIFIED)
 
     async def admit(self, scope: HttpScope, required: Scope, *, own: bool) -> RequestShare:
         """Check who sent a request for an operation; the request runs inside what is returned.
@@ -67,7 +71,7 @@ class Guard:
         `own`: the operation is open to a key of one customer, too, for that customer.
         """
         credential = _bearer(scope)
-        principal = await self._principal(credential)
+        principal = self._verified_principal(credential) or await self._principal(credential)
         if not principal.may(required):
             raise Problem(
                 "missing-scope",
@@ -145,7 +149,21 @@ class Guard:
             raise _bad_credential("there is no such API key")
         if reason := api_key.ended(self._api_keys.now_us()):
             raise _bad_credential(f"the API key {api_key.prefix} is {reason}")
-        return Principal(f"key:{api_key.client}", known_scopes(api_key.scopes), api_key.customer_id)
+        scopes = known_scopes(api_key.scopes)
+        principal = Principal(f"key:{api_key.client}", scopes, api_key.customer_id)
+        self._verified.renew(str(parts), (api_key, principal))
+        return principal
+
+    def _verified_principal(self, credential: str) -> Principal | None:
+        """The holder of an API key that was verified against the row that the copy has now."""
+        api_key, principal = self._verified.get(credential, (None, None))
+        if (
+            api_key is None
+            or self._api_keys.copied(api_key.prefix) is not api_key
+            or api_key.ended(self._api_keys.now_us())
+        ):
+            return None
+        return principal
 
 
 def _bearer(scope: HttpScope) -> str:

@@ -19,8 +19,10 @@ BURST_S: Final = 1.0
 MAX_CLIENTS: Final = 10_000
 # 1 / rate is seldom exact in binary; without this the last request of a burst would be refused.
 _ROUNDING_S: Final = 1e-6
-# Of one client, and of all.
+# Who wait for a turn: of one client, of one address (behind a proxy all strangers have the same),
+# and of all clients or of all addresses.
 MAX_WAITING_OF_CLIENT: Final = 100
+MAX_WAITING_OF_ADDRESS: Final = 500
 MAX_WAITING: Final = 1_000
 
 
@@ -123,7 +125,7 @@ class RequestShare:
 
 
 class NoTurn(Exception):
-    """Others are served first, and too many wait."""
+    """The client's turn did not come, or too many wait for theirs."""
 
 
 class Turns:
@@ -140,15 +142,15 @@ class Turns:
         self.at_once = at_once
         self.timeout_s = timeout_s
         self._strangers_at_once = at_once if strangers_at_once is None else strangers_at_once
-        self._known = _Line()
-        self._strangers = _Line()
+        self._known = _Line(MAX_WAITING_OF_CLIENT)
+        self._strangers = _Line(MAX_WAITING_OF_ADDRESS)
 
     @asynccontextmanager
     async def turn(self, client: Client) -> AsyncIterator[None]:
         """Wait for the client's turn, which lasts as long as the block.
 
-        Raises Problem if much of the client waits already, and NoTurn if the turn does not come in
-        time or too many wait.
+        Raises NoTurn if the turn does not come in time, or too many wait already, of this client or
+        of all.
         """
         line = self._known if client.known else self._strangers
         started = line.join(client.name)
@@ -180,7 +182,8 @@ class Turns:
 class _Line:
     """Those who wait, by client; the first client has the next turn, and then goes to the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_of_client: int) -> None:
+        self._max_of_client = max_of_client
         self.clients: dict[str, deque[asyncio.Future[None]]] = {}
         self.running = 0
         self._waiting = 0
@@ -188,8 +191,8 @@ class _Line:
     def join(self, client: str) -> asyncio.Future[None]:
         """A future that is done when the client's turn has come."""
         waiting = self.clients.get(client)
-        if waiting and len(waiting) >= MAX_WAITING_OF_CLIENT:
-            raise _too_many(f"{len(waiting)} requests of this client wait for their turn", 1)
+        if waiting and len(waiting) >= self._max_of_client:
+            raise NoTurn(f"{len(waiting)} requests of this client wait for their turn")
         if self._waiting >= MAX_WAITING:
             raise NoTurn(f"{self._waiting} requests wait for their turn")
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
