@@ -169,7 +169,7 @@ async def test_a_preflight_that_is_refused_is_a_problem_that_says_why(
 ) -> None:
     asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST", header: value}
     answer = await stack.http.options("/orders", headers={**asked, "X-Request-Id": "mine"})
-    problem(answer, 403, "cors-refused", header)
+    assert problem(answer, 403, "cors-refused", header)["instance"] == "/api/v1/orders"
     assert answer.headers["x-request-id"] == "mine"
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "Origin" in answer.headers["vary"]

@@ -276,8 +276,14 @@ class Cors(CORSMiddleware):
             if name.rpartition("-")[2].lower() in bytes(answer.body).decode()
         ]
         detail = "the page's origin, method or headers are not allowed here"
-        PROBLEMS.labels("cors-refused").inc()
-        return problem_response(Problem("cors-refused", detail, errors, allowed), "")
+        problem = Problem("cors-refused", detail, errors, allowed)
+
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            PROBLEMS.labels(problem.kind).inc()
+            response = problem_response(problem, path_reference(scope["raw_path"]))
+            await response(scope, receive, send)
+
+        return refuse  # type: ignore[return-value]  # it is only called, as an ASGI application
 
 
 def with_response_headers(app: ASGIApp) -> ASGIApp:
