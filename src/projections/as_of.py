@@ -211,7 +211,7 @@ async def _rows_by_snapshot(
     on_progress(after)
     async for _, events in _pages(reader, after, position, on_progress):
         for event in events:
-            fold.apply(event.stream_id, event.payload)
+            fold.apply(event)
         fold.orders.clear()
     entries: Any = fold.customers if view.snapshot_entry is CustomerState else fold.products
     for keys in chunks(sorted(entries, key=_BYTES), STREAMS):

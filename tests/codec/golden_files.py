@@ -66,8 +66,18 @@ DECIDED_EXAMPLES: list[DecidedPayload] = [
     OrderCancelRefused(Reason.ALREADY_CANCELLED),
     SubmissionRefused(Reason.DUPLICATE_CUSTOMER),
 ]
+# Of each type that may have a precondition, one that has; the examples above have none.
+CONDITIONAL_EXAMPLES: list[SubmittedPayload] = [
+    WalletCredited(12_345, expected_position=40),
+    StockReceived(25, expected_position=40),
+    PriceChanged(9_999, expected_position=40),
+    OrderCancelRequested(expected_position=40),
+]
 EXAMPLES: dict[str, AnyPayload] = {
     TYPE_OF[type(payload)]: payload for payload in (*SUBMITTED_EXAMPLES, *DECIDED_EXAMPLES)
+}
+CONDITIONAL: dict[str, AnyPayload] = {
+    f"{TYPE_OF[type(payload)]}.v1.conditional.json": payload for payload in CONDITIONAL_EXAMPLES
 }
 
 Golden = dict[str, Any]
@@ -75,7 +85,7 @@ Golden = dict[str, Any]
 
 def names() -> list[str]:
     """The file names that must be there: each type, each schema_version up to the current one."""
-    return [SEALED] + [
+    return [SEALED, *CONDITIONAL] + [
         f"{name}.v{version}.json"
         for name in (*SUBMITTED, *DECIDED)
         for version in range(1, CURRENT[name] + 1)
@@ -112,9 +122,9 @@ def record_of(golden: Golden) -> Record:
     )
 
 
-def golden_of(name: str) -> Golden:
-    """What today's code writes of the example of a type."""
-    payload = EXAMPLES[name]
+def golden_of(payload: AnyPayload) -> Golden:
+    """What today's code writes of an example."""
+    name = TYPE_OF[type(payload)]
     row: Golden = {
         "position": 41,
         "event_id": str(CAUSE),
@@ -141,7 +151,7 @@ def golden_of(name: str) -> Golden:
 
 def sealed_golden() -> Golden:
     """What today's writer records of a registration, with KEY as the customer's key."""
-    golden = golden_of(REGISTERED)
+    golden = golden_of(EXAMPLES[REGISTERED])
     del golden["wire"]
     data = seal(CAUSE.bytes, CustomerRegistered(NAME, 500_000), KEY)
     golden["record"].update(schema_version=SEALED_VERSION, data=data.decode())
@@ -151,7 +161,8 @@ def sealed_golden() -> Golden:
 
 def write_missing() -> None:
     FOLDER.mkdir(exist_ok=True)
-    today = {f"{name}.v{CURRENT[name]}.json": golden_of(name) for name in (*SUBMITTED, *DECIDED)}
+    today = {f"{name}.v{CURRENT[name]}.json": golden_of(EXAMPLES[name]) for name in EXAMPLES}
+    today |= {name: golden_of(payload) for name, payload in CONDITIONAL.items()}
     for name, golden in {**today, SEALED: sealed_golden()}.items():
         path = FOLDER / name
         if not path.exists():

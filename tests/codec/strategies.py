@@ -42,6 +42,7 @@ units = st.integers(1, MAX_STOCK)
 quantities = st.integers(1, MAX_QUANTITY)
 balances = st.integers(0, MAX_BALANCE_MINOR)
 reasons = st.sampled_from(Reason)
+expected = st.none() | st.integers(0, 2**63 - 1)
 times_us = st.integers(0, END_OF_TIME_US)
 sources = st.text(min_size=1, max_size=MAX_SOURCE)
 
@@ -57,7 +58,7 @@ def text(min_size: int, limit: int) -> st.SearchStrategy[str]:
 submitted_payloads: st.SearchStrategy[SubmittedPayload] = st.one_of(
     st.builds(CustomerRegistered, text(1, MAX_USERNAME), st.integers(0, MAX_AMOUNT_MINOR)),
     st.builds(CustomerErased),
-    st.builds(WalletCredited, amounts),
+    st.builds(WalletCredited, amounts, expected_position=expected),
     st.builds(
         ProductListed,
         text(1, MAX_NAME),
@@ -65,10 +66,10 @@ submitted_payloads: st.SearchStrategy[SubmittedPayload] = st.one_of(
         amounts,
         st.integers(0, MAX_STOCK),
     ),
-    st.builds(StockReceived, units),
-    st.builds(PriceChanged, amounts),
+    st.builds(StockReceived, units, expected_position=expected),
+    st.builds(PriceChanged, amounts, expected_position=expected),
     st.builds(OrderPlaced, uuids, uuids, quantities),
-    st.builds(OrderCancelRequested),
+    st.builds(OrderCancelRequested, expected_position=expected),
 )
 decided_payloads: st.SearchStrategy[DecidedPayload] = st.one_of(
     st.builds(OrderCompleted, uuids, uuids, quantities, amounts, balances),

@@ -18,6 +18,7 @@ from ledger.eventlog.codec import (
 from ledger.eventlog.records import GENESIS_HASH, next_hash
 
 from .golden_files import (
+    CONDITIONAL,
     EXAMPLES,
     FOLDER,
     KEY,
@@ -118,7 +119,14 @@ def test_a_current_golden_cloudevent_is_written_in_the_same_bytes(path: Path) ->
 
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_the_golden_file_of_the_current_shape_is_what_is_written_today(name: str) -> None:
-    assert read(FOLDER / f"{name}.v{CURRENT[name]}.json") == golden_of(name)
+    assert read(FOLDER / f"{name}.v{CURRENT[name]}.json") == golden_of(EXAMPLES[name])
+
+
+@pytest.mark.parametrize("name", sorted(CONDITIONAL))
+def test_the_golden_file_of_an_event_with_a_precondition_is_what_is_written_today(
+    name: str,
+) -> None:
+    assert read(FOLDER / name) == golden_of(CONDITIONAL[name])
 
 
 def test_the_words_that_clients_see_as_reasons_are_the_promised_ones() -> None:

@@ -107,6 +107,22 @@ POISON: dict[str, tuple[bytes, str]] = {
     "an unknown field": (wire(data={"amount_minor": 5, "euros": 1}), "unknown field `euros`"),
     "a field of another type": (wire(data={"quantity": 5}), "unknown field `quantity`"),
     "a missing field": (wire(data={}), "missing required field `amount_minor`"),
+    "a precondition where there can be none": (
+        data_of("order.placed", **PLACED, expected_position=1),
+        "unknown field `expected_position`",
+    ),
+    "a precondition before the first position": (
+        wire(data={"amount_minor": 5, "expected_position": -1}),
+        ">= 0",
+    ),
+    "a precondition beyond any position": (
+        wire(data={"amount_minor": 5, "expected_position": 2**63}),
+        "<= 9223372036854775807",
+    ),
+    "a precondition as text": (
+        wire(data={"amount_minor": 5, "expected_position": '"7-a"'}),
+        "Expected `int",
+    ),
     "data where there is none": (
         wire(type="order.cancel-requested", data={"why": "late"}),
         "unknown field `why`",

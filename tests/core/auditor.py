@@ -26,9 +26,29 @@ class Auditor:
         self.orders: dict[UUID, Data] = {}
         self.paid_in = 0
         self.delivered: dict[UUID, int] = {}
+        self.changed_at: dict[UUID, int] = {}
 
-    def decide(self, stream: UUID, name: str, data: Data) -> Events:
-        """What the ledger must decide of this event."""
+    def decide(self, stream: UUID, name: str, data: Data, position: int) -> Events:
+        """What the ledger must decide of this event at a position."""
+        seen = data.pop("expected_position", None)
+        decided = self._decide(stream, name, data, seen)
+        if not decided:
+            self.changed_at[stream] = position
+        for number, (kind, told) in enumerate(decided, 1):
+            if kind == "order.failed":
+                self.changed_at[stream] = position + number
+            if kind in ("order.completed", "order.cancelled"):
+                ids = stream, told["customer_id"], told["product_id"]
+                self.changed_at.update(dict.fromkeys(ids, position + number))
+        return decided
+
+    def _decide(self, stream: UUID, name: str, data: Data, seen: int | None) -> Events:
+        if name == "order.cancel-requested":
+            return self._cancelled(stream, seen)
+        of_kind = {"wallet": self.money, "stock": self.shop, "price": self.shop}
+        there: Any = of_kind.get(name.split(".", maxsplit=1)[0], self.orders)
+        if seen is not None and stream in there and seen != self.changed_at.get(stream, 0):
+            return refused("PRECONDITION_FAILED")
         rules: dict[str, Callable[[UUID, Data], Events]] = {
             "customer.registered": self._registered,
             "customer.erased": self._erased,
@@ -37,7 +57,6 @@ class Auditor:
             "stock.received": self._received,
             "price.changed": self._repriced,
             "order.placed": self._placed,
-            "order.cancel-requested": self._cancelled,
         }
         return rules[name](stream, data)
 
@@ -149,11 +168,13 @@ class Auditor:
         price: int = product["price"]
         return floor(price * factor + Fraction(1, 2))
 
-    def _cancelled(self, stream: UUID, _: Data) -> Events:
+    def _cancelled(self, stream: UUID, seen: int | None) -> Events:
         if stream not in self.orders:
             return refused("UNKNOWN_ORDER")
         order = self.orders[stream]
         why = self._cancel_refusal(order)
+        if order["status"] == "COMPLETED" and seen not in (None, self.changed_at.get(stream, 0)):
+            return refused("PRECONDITION_FAILED")
         if why:
             return [("order.cancel-refused", {"reason": why})]
         order["status"] = "CANCELLED"

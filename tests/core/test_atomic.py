@@ -35,7 +35,7 @@ def test_an_atomic_batch_completes_if_every_order_can() -> None:
         (OrderCompleted(ANN, TEA, 2, 1_000, 2_000),),
         (OrderCompleted(ANN, POT, 1, 2_000, 2_000),),
     ]
-    assert fold.customers[ANN] == CustomerState(6_000)
+    assert fold.customers[ANN] == CustomerState(6_000, 3)
     assert fold.products[TEA].stock == 8
 
 
@@ -83,4 +83,4 @@ def test_an_order_that_is_there_already_fails_its_batch_and_stays_as_it_was() ->
         (OrderFailed(Reason.BATCH_FAILED),),
     ]
     assert fold.orders[FIRST] == before
-    assert fold.customers[ANN] == CustomerState(9_000)
+    assert fold.customers[ANN] == CustomerState(9_000, 1)

@@ -53,6 +53,8 @@ balances = st.one_of(st.integers(0, 3000), st.sampled_from([0, 10**12]))
 stocks = st.one_of(st.integers(0, 12), st.sampled_from([0, 10**9]))
 receipts = st.one_of(st.integers(1, 8), st.sampled_from([10**9 - 10, 10**9]))
 quantities = st.one_of(st.integers(1, 4), st.integers(1, 10**6))
+# How far what a client saw is from the state at hand; None for no precondition.
+seen = st.sampled_from([None, None, 0, 0, 1, 2, -1])
 
 
 class Bookkeeping(RuleBasedStateMachine):
@@ -97,21 +99,29 @@ class Bookkeeping(RuleBasedStateMachine):
     def erases(self, at: UUID) -> None:
         self._deliver(at, CustomerErased())
 
-    @rule(at=mostly(CUSTOMERS), amount=amounts)
-    def pays_in(self, at: UUID, amount: int) -> None:
-        self._deliver(at, WalletCredited(amount))
+    def _seen(self, at: UUID, ago: int | None) -> int | None:
+        """What a client names that saw the state at hand, or an earlier or later one."""
+        states = (self.fold.customers, self.fold.products, self.fold.orders)
+        state = next((states_[at] for states_ in states if at in states_), None)
+        return None if ago is None else max(0, (state.position if state else 0) - ago)
+
+    @rule(at=mostly(CUSTOMERS), amount=amounts, ago=seen)
+    def pays_in(self, at: UUID, amount: int, ago: int | None) -> None:
+        expected = self._seen(at, ago)
+        self._deliver(at, WalletCredited(amount, expected_position=expected))
 
     @rule(at=mostly(PRODUCTS), price=amounts, stock=stocks)
     def lists(self, at: UUID, price: int, stock: int) -> None:
         self._deliver(at, ProductListed("pen", "", price, stock))
 
-    @rule(at=mostly(PRODUCTS), quantity=receipts)
-    def receives(self, at: UUID, quantity: int) -> None:
-        self._deliver(at, StockReceived(quantity))
+    @rule(at=mostly(PRODUCTS), quantity=receipts, ago=seen)
+    def receives(self, at: UUID, quantity: int, ago: int | None) -> None:
+        expected = self._seen(at, ago)
+        self._deliver(at, StockReceived(quantity, expected_position=expected))
 
-    @rule(at=mostly(PRODUCTS), price=amounts)
-    def reprices(self, at: UUID, price: int) -> None:
-        self._deliver(at, PriceChanged(price))
+    @rule(at=mostly(PRODUCTS), price=amounts, ago=seen)
+    def reprices(self, at: UUID, price: int, ago: int | None) -> None:
+        self._deliver(at, PriceChanged(price, expected_position=self._seen(at, ago)))
 
     @rule(at=mostly(ORDERS), by=mostly(CUSTOMERS), of=mostly(PRODUCTS), quantity=quantities)
     def orders(self, at: UUID, by: UUID, of: UUID, quantity: int) -> None:
@@ -133,9 +143,9 @@ class Bookkeeping(RuleBasedStateMachine):
         half = max(1, self.fold.products[of].stock // 2)
         self._deliver(at, OrderPlaced(RICH, of, half))
 
-    @rule(at=mostly(ORDERS))
-    def cancels(self, at: UUID) -> None:
-        self._deliver(at, OrderCancelRequested())
+    @rule(at=mostly(ORDERS), ago=seen)
+    def cancels(self, at: UUID, ago: int | None) -> None:
+        self._deliver(at, OrderCancelRequested(expected_position=self._seen(at, ago)))
 
     @precondition(lambda self: self.fold.orders)
     @rule(data=st.data())
@@ -159,8 +169,9 @@ class Bookkeeping(RuleBasedStateMachine):
             return
         self.seen.add(event_id)
         before = remembered(self.fold)
-        decided = self.fold.decide_and_apply(stream, payload)
-        told = self.auditor.decide(stream, *plain(payload))
+        position = len(self.ledger) + 1
+        decided = self.fold.decide_and_apply(stream, payload, position)
+        told = self.auditor.decide(stream, *plain(payload), position)
         assert [plain(each) for each in decided] == told
         refusal_changes_nothing(decided, before, remembered(self.fold), stream)
         self.decided.append(decided)
@@ -181,6 +192,12 @@ class Bookkeeping(RuleBasedStateMachine):
         assert {k: v.balance_minor for k, v in fold.customers.items()} == auditor.money
         assert {k: shelf(v) for k, v in fold.products.items()} == auditor.shop
         assert {k: bill(v) for k, v in fold.orders.items()} == auditor.orders
+
+    @invariant()
+    def every_state_names_the_position_that_last_changed_it(self) -> None:
+        states = {**self.fold.customers, **self.fold.products, **self.fold.orders}
+        positions = {k: v.position for k, v in states.items() if v.position}
+        assert positions == {k: v for k, v in self.auditor.changed_at.items() if k in states}
 
     @invariant()
     def money_and_units_are_neither_made_nor_lost(self) -> None:
@@ -210,10 +227,10 @@ class Bookkeeping(RuleBasedStateMachine):
     def _a_replay_ends_in_the_same_state(self) -> None:
         fold, forgetful = self._fresh(), self._fresh()
         for event in effective(self.ledger):
-            fold.apply(event.stream_id, event.payload)
+            fold.apply(event)
             if type(event.payload) in SUBMITTED.values():
                 forgetful.orders.clear()
-            forgetful.apply(event.stream_id, event.payload)
+            forgetful.apply(event)
         assert remembered(fold) == remembered(self.fold)
         assert forgetful.customers == self.fold.customers
         assert forgetful.products == self.fold.products
@@ -221,11 +238,13 @@ class Bookkeeping(RuleBasedStateMachine):
     def _the_same_history_is_decided_the_same_way(self) -> None:
         fold, forgetful = self._fresh(), self._fresh()
         kept: dict[UUID, OrderState] = {}
-        decided = []
+        decided: list[tuple[DecidedPayload, ...]] = []
+        position = 1
         for _, stream, payload in once(self.deliveries):
-            decided.append(fold.decide_and_apply(stream, payload))
+            decided.append(fold.decide_and_apply(stream, payload, position))
             forgetful.orders = {stream: kept[stream]} if stream in kept else {}
-            assert forgetful.decide_and_apply(stream, payload) == decided[-1]
+            assert forgetful.decide_and_apply(stream, payload, position) == decided[-1]
+            position += 1 + len(decided[-1])
             kept |= forgetful.orders
         assert decided == self.decided
         assert remembered(fold) == remembered(self.fold)
@@ -235,7 +254,7 @@ class Bookkeeping(RuleBasedStateMachine):
         for stream in {event.stream_id for event in self.ledger}:
             order: OrderState | None = None
             for event in effective([e for e in self.ledger if e.stream_id == stream]):
-                order = evolve_order(order, event.payload)
+                order = evolve_order(order, event.payload, event.position)
             assert order == self.fold.orders.get(stream)
 
 

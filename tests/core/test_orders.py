@@ -52,7 +52,7 @@ def test_a_completed_order_touches_no_other_wallet_and_no_other_product() -> Non
 
 def test_an_order_remembers_what_a_cancel_must_pay_back() -> None:
     story = given(customer(), product(1000)).when(order(2))
-    assert story.fold.orders[ORDER] == OrderState(ANN, PEN, 2, Status.COMPLETED, 2000)
+    assert story.fold.orders[ORDER] == OrderState(ANN, PEN, 2, Status.COMPLETED, 2000, 1)
 
 
 def test_the_default_quantity_is_one() -> None:

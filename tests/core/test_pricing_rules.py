@@ -62,4 +62,4 @@ def test_a_fold_decides_by_its_rules_what_stands_alone_and_what_is_all_or_none()
     assert fold.decide_and_apply_batch([(second, OrderPlaced(ANN, PEN, 3))]) == [
         (OrderCompleted(ANN, PEN, 3, 1250, 3750),)
     ]
-    assert fold.customers[ANN] == CustomerState(500)
+    assert fold.customers[ANN].balance_minor == 500

@@ -58,7 +58,7 @@ def history(*events: tuple[UUID, AnyPayload]) -> list[Recorded]:
 def replayed(events: Iterable[Recorded], fold: Fold | None = None) -> Fold:
     fold = fold or Fold()
     for event in events:
-        fold.apply(event.stream_id, event.payload)
+        fold.apply(event)
     return fold
 
 
@@ -77,9 +77,9 @@ def test_a_replay_ends_where_the_fold_ended() -> None:
         (ORDER, CANCEL_REFUSED),
     )
     fold = replayed(events)
-    assert fold.customers == {ANN: CustomerState(5001 - 2000 + 2000)}
-    assert fold.products == {PEN: ProductState(3000, 15, 13)}
-    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.CANCELLED, 2000)}
+    assert fold.customers == {ANN: CustomerState(5001 - 2000 + 2000, 9)}
+    assert fold.products == {PEN: ProductState(3000, 15, 13, 9)}
+    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.CANCELLED, 2000, 9)}
 
 
 def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
@@ -93,16 +93,16 @@ def test_a_replay_believes_the_recorded_price_and_not_todays_rule() -> None:
 def test_a_cancel_replays_although_its_order_was_forgotten() -> None:
     fold = Fold({ANN: CustomerState(3000)}, {PEN: ProductState(1000, 8, 10)})
     replayed(history((ORDER, ASKED), (ORDER, CANCELLED)), fold)
-    assert fold.customers == {ANN: CustomerState(5000)}
-    assert fold.products == {PEN: ProductState(1000, 10, 10)}
-    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.CANCELLED, 2000)}
+    assert fold.customers == {ANN: CustomerState(5000, 2)}
+    assert fold.products == {PEN: ProductState(1000, 10, 10, 2)}
+    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.CANCELLED, 2000, 2)}
 
 
 def test_a_placed_order_is_pending_until_its_decision_is_applied() -> None:
     fold = replayed(history((ANN, REGISTERED), (PEN, LISTED), (ORDER, PLACED)))
-    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.PENDING)}
-    assert fold.customers == {ANN: CustomerState(5000)}
-    assert fold.products == {PEN: ProductState(1000, 10, 10)}
+    assert fold.orders == {ORDER: OrderState(ANN, PEN, 2, Status.PENDING, 0, 3)}
+    assert fold.customers == {ANN: CustomerState(5000, 1)}
+    assert fold.products == {PEN: ProductState(1000, 10, 10, 2)}
 
 
 @pytest.mark.parametrize(
@@ -113,16 +113,16 @@ def test_a_refusal_applied_changes_nothing(refusal: AnyPayload, at: UUID) -> Non
     story = given(customer(), product(), order())
     replayed(history((at, ASKED), (at, refusal)), story.fold)
     assert story.fold.orders[ORDER].status is Status.COMPLETED
-    assert story.fold.customers == {ANN: CustomerState(499_000)}
-    assert story.fold.products == {PEN: ProductState(1000, 9, 10)}
+    assert story.fold.customers == {ANN: CustomerState(499_000, 1)}
+    assert story.fold.products == {PEN: ProductState(1000, 9, 10, 1)}
     assert len(story.fold.orders) == 1
 
 
 @pytest.mark.parametrize(
     ("start", "at", "event", "names"),
     [
-        ((), ANN, WalletCredited(1), "wallet was credited"),
-        ((product(),), PEN, WalletCredited(1), "wallet was credited"),
+        ((), ANN, WalletCredited(1), "customer was credited"),
+        ((product(),), PEN, WalletCredited(1), "customer was credited"),
         ((), PEN, StockReceived(1), "never listed"),
         ((customer(),), ANN, StockReceived(1), "never listed"),
         ((), PEN, PriceChanged(1), "never listed"),
@@ -141,7 +141,7 @@ def test_a_history_that_violates_an_invariant_is_refused(
     fold = replayed(history(*start))
     customers, products = dict(fold.customers), dict(fold.products)
     with pytest.raises(InvariantViolated, match=names):
-        fold.apply(at, event)
+        fold.apply(Recorded(9, at, 0, 0, event))
     assert fold.customers == customers
     assert fold.products == products
     assert fold.orders == {}
@@ -149,8 +149,8 @@ def test_a_history_that_violates_an_invariant_is_refused(
 
 def test_a_balance_and_a_stock_may_be_exactly_zero() -> None:
     fold = replayed(history(customer(2000), product(stock=2), (ORDER, PLACED), (ORDER, COMPLETED)))
-    assert fold.customers == {ANN: CustomerState(0)}
-    assert fold.products == {PEN: ProductState(1000, 0, 2)}
+    assert fold.customers == {ANN: CustomerState(0, 4)}
+    assert fold.products == {PEN: ProductState(1000, 0, 2, 4)}
 
 
 @pytest.mark.parametrize(
@@ -193,16 +193,16 @@ def test_only_a_refused_submission_has_no_effect(
 
 def test_evolve_leaves_the_state_it_was_given_as_it_was() -> None:
     state = State(OrderState(ANN, PEN, 2), CustomerState(5000), ProductState(1000, 10, 10))
-    evolved = evolve(state, COMPLETED)
+    evolved = evolve(state, COMPLETED, 7)
     assert state == State(OrderState(ANN, PEN, 2), CustomerState(5000), ProductState(1000, 10, 10))
     assert evolved == State(
-        OrderState(ANN, PEN, 2, Status.COMPLETED, 2000),
-        CustomerState(3000),
-        ProductState(1000, 8, 10),
+        OrderState(ANN, PEN, 2, Status.COMPLETED, 2000, 7),
+        CustomerState(3000, 7),
+        ProductState(1000, 8, 10, 7),
     )
 
 
 def test_two_folds_share_nothing() -> None:
     one, other = Fold(), Fold()
-    one.apply(ANN, REGISTERED)
+    one.apply(Recorded(1, ANN, 0, 0, REGISTERED))
     assert other.customers == {}

@@ -43,9 +43,12 @@ def _decided_again(records: Sequence[Record]) -> Fold:
         told = [(cause, decided) for _, cause, decided in group]
         orders = [(UUID(bytes=cause.stream_id), payload_of(cause)) for cause, _ in told]
         if atomic_id is None:
-            again = [fold.decide_and_apply(*order) for order in orders]
+            again = [
+                fold.decide_and_apply(*order, cause.position)
+                for order, (cause, _) in zip(orders, told, strict=True)
+            ]
         else:
-            again = fold.decide_and_apply_batch(orders)
+            again = fold.decide_and_apply_batch(orders, told[0][0].position)
         for (cause, decided), payloads in zip(told, again, strict=True):
             _is_what_was_decided(cause, decided, payloads)
     return fold

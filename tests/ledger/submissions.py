@@ -4,6 +4,8 @@ import random
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
+from msgspec import structs
+
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
 from tests.core.story import (
@@ -27,6 +29,12 @@ def event_of(submission: Submission, event_id: UUID | None = None) -> Submitted:
     """An event that a client submits now."""
     stream_id, payload = submission
     return Submitted(event_id or uuid4(), stream_id, now_us(), payload)
+
+
+def conditional(submission: Submission, expected_position: int) -> Submission:
+    """The submission of a client that saw what the event at this position left."""
+    stream_id, payload = submission
+    return stream_id, structs.replace(payload, expected_position=expected_position)
 
 
 def opening(balance_minor: int = 10**9, stock: int = 10_000) -> list[Submitted]:

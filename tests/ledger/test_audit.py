@@ -14,12 +14,12 @@ from ledger.core.invariants import ConservationCheck
 from ledger.core.pricing import RULES
 from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
 from ledger.eventlog.records import Record, Submitted, VerificationFailed, decided_id
-from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, product
+from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, price, product
 from tests.core.test_pricing_rules import DEARER
 
 from .built_ledgers import LedgerBuilder, audited, forged, rechained, records_of
 from .naive_audit import audit
-from .submissions import event_of, history, opening, orders
+from .submissions import conditional, event_of, history, opening, orders
 
 OTHER = uuid4()
 
@@ -68,6 +68,29 @@ def test_a_right_ledger_is_found_right_whatever_its_pages(page: int, seed: int) 
     fold = audited(records, page)
     assert fold.orders == {}
     assert {OTHER, ANN} <= set(fold.customers)
+
+
+@pytest.mark.parametrize("page", [1, 10_000])
+def test_a_precondition_is_decided_again_at_the_position_it_was_decided_at(page: int) -> None:
+    """1 customer, 2 product, 3–8 a batch that fails, 9–10 an order, 11 price, 12–13 refused."""
+    records = records_of(
+        opening(20_000, 9),
+        atomic(*(event_of(order(4, uuid4())) for _ in range(3))),
+        [event_of(order(1, uuid4()))],
+        [event_of(conditional(price(7), 10)), event_of(conditional(price(8), 10))],
+    )
+    assert [record.type for record in records[10:]] == [
+        *["price.changed"] * 2,
+        "submission.refused",
+    ]
+    assert audited(records, page).products[PEN].position == 11
+    first, second = (msgspec.json.decode(record.data) for record in records[10:12])
+    for record, data in ((records[10], first), (records[11], second)):
+        changed = msgspec.json.encode(data | {"expected_position": 10 + (data is second)})
+        if changed != record.data:
+            assert wrong(forged(records, record.position, data=changed)).position == 13
+    stale = msgspec.json.encode({"base_price_minor": 7, "expected_position": 2}, order="sorted")
+    assert wrong(forged(records, 11, data=stale)).position == 12
 
 
 def test_the_audit_ends_with_the_same_fold_as_the_naive_audit() -> None:
@@ -333,7 +356,7 @@ def test_a_decided_event_in_an_older_shape_is_right_if_it_says_the_same(
 
 def test_money_that_evolve_makes_up_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     records = shop()
-    generous = lambda balance_minor: CustomerState(balance_minor + 1)  # noqa: E731
+    generous = lambda balance_minor, position: CustomerState(balance_minor + 1, position)  # noqa: E731
     monkeypatch.setattr("ledger.core.decider.customer_with", generous)
     found = wrong(records[:4])
     assert f"{ANN} holds 8001, but 8000 by what the events moved" in found.detail

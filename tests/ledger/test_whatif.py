@@ -15,7 +15,7 @@ from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, prod
 from tests.core.test_pricing_rules import DEARER
 
 from .built_ledgers import records_of
-from .submissions import event_of, history, opening
+from .submissions import conditional, event_of, history, opening
 
 TWICE = Rules(0, (), Decimal(2))
 HALF = Rules(0, (), Decimal("0.5"))
@@ -124,6 +124,19 @@ def test_receipts_and_prices_are_facts_in_either_world() -> None:
     (pen,) = supposed(records, HALF)
     assert pen.decided == Tally(2, 0, {"INSUFFICIENT_STOCK": 1}, 3, 5000)
     assert pen.whatif == Tally(2, 0, {"INSUFFICIENT_STOCK": 1}, 3, 2500)
+
+
+def test_a_precondition_held_or_failed_in_either_world_as_it_did() -> None:
+    """The product is at other positions of the other world, or sold where it was not."""
+    records = records_of(
+        [event_of(customer(1500)), event_of(product(1000, 9)), event_of(order(1, uuid4()))],
+        [event_of(order(1, uuid4())), event_of(conditional(price(600), 4))],
+        [event_of(conditional(price(1), 4)), event_of(conditional(cancel(uuid4()), 4))],
+        [event_of(order(1, uuid4()))],
+    )
+    (pen,) = supposed(records, HALF)
+    assert pen.decided == Tally(1, 0, {"INSUFFICIENT_BALANCE": 2}, 1, 1000)
+    assert pen.whatif == Tally(3, 0, {}, 3, 1300)
 
 
 def test_an_atomic_batch_is_all_or_none_in_either_world() -> None:

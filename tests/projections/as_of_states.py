@@ -53,7 +53,7 @@ class Then:
         self.events: list[Recorded] = [e for e in everything if e.position <= position]
         self.fold = Fold()
         for event in self.events:
-            self.fold.apply(event.stream_id, event.payload)
+            self.fold.apply(event)
 
     def _rows(self, view: KeyedProjection[Any]) -> dict[UUID, Any]:
         rows: dict[Any, Any] = {}
@@ -64,8 +64,10 @@ class Then:
     def wallets(self) -> dict[UUID, WalletAsOf]:
         """Every customer, by the fold and by the view, which must agree."""
         rows = self._rows(WALLETS)
-        assert {key: row.balance_minor for key, row in rows.items()} == {
-            key: customer.balance_minor for key, customer in self.fold.customers.items()
+        # The position that a row shows is the one that the fold compares with a precondition.
+        assert {key: (row.balance_minor, row.position) for key, row in rows.items()} == {
+            key: (customer.balance_minor, customer.position)
+            for key, customer in self.fold.customers.items()
         }
         return {key: self._wallet(row) for key, row in rows.items()}
 
@@ -80,6 +82,7 @@ class Then:
             shelf = (product.base_price_minor, product.stock, product.initial_stock)
             assert rows[key].current_price_minor == unit_price_minor(*shelf)
             assert (rows[key].base_price_minor, rows[key].stock, rows[key].initial_stock) == shelf
+            assert rows[key].position == product.position
         assert set(rows) == set(self.fold.products)
         return {key: self._product(row) for key, row in rows.items()}
 
@@ -90,7 +93,7 @@ class Then:
     def orders(self) -> dict[UUID, OrderRow]:
         """Every order, by the fold and by the view, which must agree."""
         rows = self._rows(ORDERS)
-        assert {key: row.status for key, row in rows.items()} == {
-            key: order.status for key, order in self.fold.orders.items()
+        assert {key: (row.status, row.position) for key, row in rows.items()} == {
+            key: (order.status, order.position) for key, order in self.fold.orders.items()
         }
         return {key: structs.replace(row, position=self.position) for key, row in rows.items()}

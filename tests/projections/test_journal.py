@@ -132,7 +132,7 @@ def test_the_lines_of_each_event_balance_and_add_up_to_the_fold(seed: int) -> No
     fold = Fold()
     held: Counter[tuple[str, UUID]] = Counter()
     for event in effective([decode_recorded(record) for record in composed.records]):
-        fold.apply(event.stream_id, event.payload)
+        fold.apply(event)
         sums: Counter[str] = Counter()
         for line in lines(event):
             sums[line.unit] += line.debit - line.credit

@@ -229,7 +229,7 @@ def _new_batches(
             continue
         try:
             for event in EventPage(records).effective_events():
-                ahead.fold.apply(event.stream_id, event.payload)
+                ahead.fold.apply(event)
         except (Unreadable, DecodeError, InvariantViolated, VerificationFailed) as error:
             raise BadExport(
                 f"this version can't read an event of the positions {records[0].position} to"

@@ -137,7 +137,7 @@ class DecisionAudit:
         first = next((decision.decided[0] for decision, _ in batch if decision.decided), None)
         if first and first.meta != decided_meta(self.fold.rules.version):
             self.fold.rules = _rules_of(first)
-        verdicts = decide_batch(self.fold, [event for _, event in batch])
+        verdicts = decide_batch(self.fold, [e for _, e in batch], batch[0][0].cause.position)
         effective: list[Recorded] = []
         for (decision, event), verdict in zip(batch, verdicts, strict=True):
             cause = decision.cause

@@ -5,18 +5,22 @@ The fold holds customers and products, and of the orders only those that come up
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 from uuid import UUID
 
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from ledger.core.decider import Fold
 from ledger.core.events import (
     AnyPayload,
+    Conditional,
     OrderCancelled,
     OrderCompleted,
     OrderFailed,
     OrderPlaced,
     ProductListed,
+    Reason,
+    SubmissionRefused,
 )
 from ledger.core.pricing import Rules
 from ledger.eventlog.codec import payload_of
@@ -24,6 +28,7 @@ from ledger.eventlog.decisions import by_atomic_batch, decide_batch, to_decision
 from ledger.eventlog.records import Record, Submitted
 
 Counted = OrderCompleted | OrderCancelled | OrderFailed
+REFUSED_PRECONDITION: Final = SubmissionRefused(Reason.PRECONDITION_FAILED)
 
 
 class Tally(Struct):
@@ -89,7 +94,16 @@ class WhatIf:
         Raises VerificationFailed for what can't be read.
         """
         for batch in by_atomic_batch(to_decisions(records)):
-            verdicts = decide_batch(self._fold, [event for _, event in batch])
+            decision, event = batch[0]
+            events = [event for _, event in batch]
+            if isinstance(event.payload, Conditional):
+                # A client named what it had seen in the ledger as it was: whether that had changed
+                # since was decided there, and can't be asked here, where other orders took effect.
+                if REFUSED_PRECONDITION in map(payload_of, decision.decided):
+                    continue
+                payload = structs.replace(event.payload, expected_position=None)
+                events = [structs.replace(event, payload=payload)]
+            verdicts = decide_batch(self._fold, events, decision.cause.position)
             for (decision, event), verdict in zip(batch, verdicts, strict=True):
                 if isinstance(event.payload, ProductListed) and (
                     event.stream_id in self._fold.products

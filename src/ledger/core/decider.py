@@ -16,6 +16,7 @@ from ledger.core.events import (
     MAX_BALANCE_MINOR,
     MAX_STOCK,
     AnyPayload,
+    Conditional,
     CustomerErased,
     CustomerRegistered,
     DecidedPayload,
@@ -28,6 +29,7 @@ from ledger.core.events import (
     PriceChanged,
     ProductListed,
     Reason,
+    Recorded,
     StockReceived,
     SubmissionRefused,
     SubmittedPayload,
@@ -50,27 +52,36 @@ class Status(StrEnum):
 
 
 class CustomerState(Struct, frozen=True, gc=False):
-    """A customer's wallet."""
+    """A customer's wallet; `position` is that of the event that last changed the customer."""
 
     balance_minor: int
+    position: int = 0
 
 
 class ProductState(Struct, frozen=True, gc=False):
-    """A product's stock and the two numbers that price it."""
+    """A product's stock and the two numbers that price it.
+
+    `position` is that of the event that last changed any of them.
+    """
 
     base_price_minor: int
     stock: int
     initial_stock: int
+    position: int = 0
 
 
 class OrderState(Struct, frozen=True, gc=False):
-    """An order; `total_minor` is what a cancel pays back."""
+    """An order; `total_minor` is what a cancel pays back.
+
+    `position` is that of the event that last changed the order.
+    """
 
     customer_id: UUID
     product_id: UUID
     quantity: int
     status: Status = Status.PENDING
     total_minor: int = 0
+    position: int = 0
 
 
 Subject = CustomerState | ProductState | OrderState | None
@@ -106,7 +117,7 @@ def decide(
         case OrderPlaced():
             return (_decide_order(state, event, rules),)
         case OrderCancelRequested():
-            return (_decide_cancel(state),)
+            return (_decide_cancel(state, event),)
         case _:
             reason = _refusal(state.subject, event)
             return (SubmissionRefused(reason),) if reason else ()
@@ -123,15 +134,25 @@ def _refusal(subject: Subject, event: Entry) -> Reason | None:
         case WalletCredited():
             if not isinstance(subject, CustomerState):
                 return Reason.UNKNOWN_CUSTOMER
+            if _is_stale(subject, event):
+                return Reason.PRECONDITION_FAILED
             over = subject.balance_minor + event.amount_minor > MAX_BALANCE_MINOR
             return Reason.BALANCE_LIMIT if over else None
         case StockReceived():
             if not isinstance(subject, ProductState):
                 return Reason.UNKNOWN_PRODUCT
+            if _is_stale(subject, event):
+                return Reason.PRECONDITION_FAILED
             return Reason.STOCK_LIMIT if subject.stock + event.quantity > MAX_STOCK else None
         case PriceChanged():
-            return None if isinstance(subject, ProductState) else Reason.UNKNOWN_PRODUCT
+            if not isinstance(subject, ProductState):
+                return Reason.UNKNOWN_PRODUCT
+            return Reason.PRECONDITION_FAILED if _is_stale(subject, event) else None
     assert_never(event)
+
+
+def _is_stale(subject: CustomerState | ProductState | OrderState, event: Conditional) -> bool:
+    return event.expected_position not in (None, subject.position)
 
 
 def _decide_order(state: State, order: OrderPlaced, rules: Rules) -> DecidedPayload:
@@ -155,7 +176,7 @@ def _decide_order(state: State, order: OrderPlaced, rules: Rules) -> DecidedPayl
     )
 
 
-def _decide_cancel(state: State) -> DecidedPayload:
+def _decide_cancel(state: State, event: OrderCancelRequested) -> DecidedPayload:
     order, customer, product = state.subject, state.customer, state.product
     if not isinstance(order, OrderState):
         return SubmissionRefused(Reason.UNKNOWN_ORDER)
@@ -163,6 +184,8 @@ def _decide_cancel(state: State) -> DecidedPayload:
         return OrderCancelRefused(Reason.ALREADY_CANCELLED)
     if order.status is not Status.COMPLETED or customer is None or product is None:
         return OrderCancelRefused(Reason.NOT_COMPLETED)
+    if _is_stale(order, event):
+        return SubmissionRefused(Reason.PRECONDITION_FAILED)
     if customer.balance_minor + order.total_minor > MAX_BALANCE_MINOR:
         return OrderCancelRefused(Reason.BALANCE_LIMIT)
     if product.stock + order.quantity > MAX_STOCK:
@@ -170,48 +193,49 @@ def _decide_cancel(state: State) -> DecidedPayload:
     return OrderCancelled(order.customer_id, order.product_id, order.quantity, order.total_minor)
 
 
-def evolve(state: State, event: AnyPayload) -> State:
-    """The state after an event that took effect. A refused submission must not be passed in.
+def evolve(state: State, event: AnyPayload, position: int) -> State:
+    """The state after an event at a position, which took effect.
 
-    Raises InvariantViolated for an event that no decision can have led to.
+    A refused submission must not be passed in. Raises InvariantViolated for an event that no
+    decision can have led to.
     """
     subject = state.subject
     match event:
         case OrderPlaced() | OrderFailed():
             order = subject if isinstance(subject, OrderState) else None
-            return State(evolve_order(order, event), state.customer, state.product)
+            return State(evolve_order(order, event, position), state.customer, state.product)
         case OrderCompleted():
-            return _transfer(state, event, -event.total_minor, -event.quantity)
+            return _transfer(state, event, position, -event.total_minor, -event.quantity)
         case CustomerRegistered():
-            return State(CustomerState(event.opening_balance_minor))
+            return State(CustomerState(event.opening_balance_minor, position))
         case ProductListed():
-            return State(
-                ProductState(event.base_price_minor, event.initial_stock, event.initial_stock)
-            )
-        case WalletCredited():
+            stock = event.initial_stock
+            return State(ProductState(event.base_price_minor, stock, stock, position))
+        case WalletCredited() | CustomerErased():
             if not isinstance(subject, CustomerState):
-                raise InvariantViolated("a wallet was credited that no customer has")
-            return State(CustomerState(subject.balance_minor + event.amount_minor))
+                raise InvariantViolated("a customer was credited or erased that nobody registered")
+            credit_minor = event.amount_minor if isinstance(event, WalletCredited) else 0
+            return State(CustomerState(subject.balance_minor + credit_minor, position))
         case StockReceived() | PriceChanged():
             if not isinstance(subject, ProductState):
                 raise InvariantViolated("stock or price of a product changed that was never listed")
             if isinstance(event, PriceChanged):
                 price_minor, stock = event.base_price_minor, subject.stock
-                return State(ProductState(price_minor, stock, subject.initial_stock))
+                return State(ProductState(price_minor, stock, subject.initial_stock, position))
             stock = subject.stock + event.quantity
-            return State(ProductState(subject.base_price_minor, stock, stock))
+            return State(ProductState(subject.base_price_minor, stock, stock, position))
         case OrderCancelled():
-            return _transfer(state, event, event.refund_minor, event.quantity)
-        case CustomerErased() | OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
+            return _transfer(state, event, position, event.refund_minor, event.quantity)
+        case OrderCancelRequested() | OrderCancelRefused() | SubmissionRefused():
             return state
     assert_never(event)
 
 
-def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | None:
+def evolve_order(order: OrderState | None, event: AnyPayload, position: int) -> OrderState | None:
     """Apply an event that took effect to an order alone, without its customer and product."""
     match event:
         case OrderPlaced():
-            return OrderState(event.customer_id, event.product_id, event.quantity)
+            status, total_minor = Status.PENDING, 0
         case OrderCompleted():
             status, total_minor = Status.COMPLETED, event.total_minor
         case OrderCancelled():
@@ -219,7 +243,9 @@ def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | No
         case OrderFailed():
             if order is None:
                 raise InvariantViolated("an order failed that was never placed")
-            return OrderState(order.customer_id, order.product_id, order.quantity, Status.FAILED)
+            return OrderState(
+                order.customer_id, order.product_id, order.quantity, Status.FAILED, 0, position
+            )
         case (
             CustomerRegistered()
             | CustomerErased()
@@ -234,11 +260,17 @@ def evolve_order(order: OrderState | None, event: AnyPayload) -> OrderState | No
             return order
         case _:
             assert_never(event)
-    return OrderState(event.customer_id, event.product_id, event.quantity, status, total_minor)
+    return OrderState(
+        event.customer_id, event.product_id, event.quantity, status, total_minor, position
+    )
 
 
 def _transfer(
-    state: State, event: OrderCompleted | OrderCancelled, money_minor: int, units: int
+    state: State,
+    event: OrderCompleted | OrderCancelled,
+    position: int,
+    money_minor: int,
+    units: int,
 ) -> State:
     """Return the order in its new status, with money and units moved: both or neither.
 
@@ -248,24 +280,24 @@ def _transfer(
     if customer is None or product is None:
         raise InvariantViolated("an order moved money or stock that nobody has")
     return State(
-        evolve_order(None, event),
-        customer_with(customer.balance_minor + money_minor),
-        product_with(product, product.stock + units),
+        evolve_order(None, event, position),
+        customer_with(customer.balance_minor + money_minor, position),
+        product_with(product, product.stock + units, position),
     )
 
 
-def customer_with(balance_minor: int) -> CustomerState:
+def customer_with(balance_minor: int, position: int) -> CustomerState:
     """A customer with this balance; raises InvariantViolated below zero."""
     if balance_minor < 0:
         raise InvariantViolated(f"a wallet would hold {balance_minor}")
-    return CustomerState(balance_minor)
+    return CustomerState(balance_minor, position)
 
 
-def product_with(product: ProductState, stock: int) -> ProductState:
+def product_with(product: ProductState, stock: int, position: int) -> ProductState:
     """The product with this stock; raises InvariantViolated below zero."""
     if stock < 0:
         raise InvariantViolated(f"a stock would be {stock}")
-    return ProductState(product.base_price_minor, stock, product.initial_stock)
+    return ProductState(product.base_price_minor, stock, product.initial_stock, position)
 
 
 _WITH_CUSTOMER_AND_PRODUCT: Final = (OrderPlaced, OrderCompleted, OrderCancelled)
@@ -293,43 +325,54 @@ class Fold:
         self.rules = rules
 
     def decide_and_apply(
-        self, stream_id: UUID, event: SubmittedPayload
+        self, stream_id: UUID, event: SubmittedPayload, position: int = 0
     ) -> tuple[DecidedPayload, ...]:
-        """Decide a submitted event, apply it and what was decided, and return the latter."""
+        """Decide a submitted event, apply it and what was decided, and return the latter.
+
+        `position` is that of the submitted event; what is decided of it stands right after it.
+        """
         state = self._state(stream_id, event)
         decided = decide(state, event, self.rules)
         if not is_refusal(decided):
-            state = evolve(state, event)
+            state = evolve(state, event, position)
             for payload in decided:
-                state = evolve(state, payload)
+                position += 1
+                state = evolve(state, payload, position)
             self._keep(stream_id, state)
         return decided
 
     def decide_and_apply_batch(
-        self, orders: Sequence[tuple[UUID, OrderPlaced]]
+        self, orders: Sequence[tuple[UUID, OrderPlaced]], position: int = 0
     ) -> list[tuple[DecidedPayload, ...]]:
         """Decide orders all or none: where one can't be completed, none is.
 
-        Each that could not keeps its own reason; the others fail for BATCH_FAILED.
+        `position` is that of the first; each order and its decision take two. Each that could not
+        keeps its own reason; the others fail for BATCH_FAILED.
         """
         trial = Fold(ChainMap({}, self.customers), ChainMap({}, self.products), self.rules)
         trial.orders = ChainMap({}, self.orders)
         tried = [trial.decide_and_apply(*order) for order in orders]
         if all(isinstance(payload, OrderCompleted) for (payload,) in tried):
-            return [self.decide_and_apply(*order) for order in orders]
+            return [
+                self.decide_and_apply(*order, position + 2 * i) for i, order in enumerate(orders)
+            ]
         verdicts = [
             OrderFailed(Reason.BATCH_FAILED) if isinstance(payload, OrderCompleted) else payload
             for (payload,) in tried
         ]
         for (stream_id, placed), verdict in zip(orders, verdicts, strict=True):
             if isinstance(verdict, OrderFailed):
-                self.apply(stream_id, placed)
-                self.apply(stream_id, verdict)
+                self._apply(stream_id, placed, position)
+                self._apply(stream_id, verdict, position + 1)
+            position += 2
         return [(verdict,) for verdict in verdicts]
 
-    def apply(self, stream_id: UUID, event: AnyPayload) -> None:
+    def apply(self, event: Recorded) -> None:
         """Apply a recorded event that took effect; a refused submission must not be passed in."""
-        self._keep(stream_id, evolve(self._state(stream_id, event), event))
+        self._apply(event.stream_id, event.payload, event.position)
+
+    def _apply(self, stream_id: UUID, event: AnyPayload, position: int) -> None:
+        self._keep(stream_id, evolve(self._state(stream_id, event), event, position))
 
     def _state(self, stream_id: UUID, event: AnyPayload) -> State:
         order = self.orders.get(stream_id)

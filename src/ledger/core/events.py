@@ -22,6 +22,7 @@ NO_NAME: Final = ""
 
 Amount = Annotated[int, Meta(ge=1, le=MAX_AMOUNT_MINOR)]
 Units = Annotated[int, Meta(ge=1, le=MAX_STOCK)]
+Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Reason(StrEnum):
@@ -40,10 +41,21 @@ class Reason(StrEnum):
     NOT_COMPLETED = "NOT_COMPLETED"
     ALREADY_CANCELLED = "ALREADY_CANCELLED"
     BATCH_FAILED = "BATCH_FAILED"
+    PRECONDITION_FAILED = "PRECONDITION_FAILED"
 
 
 class Payload(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """The `data` of an event."""
+
+
+class Conditional(Payload, frozen=True, kw_only=True, omit_defaults=True):
+    """An event that may have a precondition, which the fold checks as it decides.
+
+    `expected_position` is that of the event which last changed the customer, product or order, as
+    the client saw it: if another one has changed it since, the submission is refused.
+    """
+
+    expected_position: Position | None = None
 
 
 class CustomerRegistered(Payload, frozen=True):
@@ -57,7 +69,7 @@ class CustomerErased(Payload, frozen=True):
     """The customer's name is to be forgotten; wallet and orders stay as they are."""
 
 
-class WalletCredited(Payload, frozen=True):
+class WalletCredited(Conditional, frozen=True):
     """A client paid money in."""
 
     amount_minor: Amount
@@ -72,13 +84,13 @@ class ProductListed(Payload, frozen=True):
     initial_stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
 
 
-class StockReceived(Payload, frozen=True):
+class StockReceived(Conditional, frozen=True):
     """Units came in; the sum becomes the new `initial_stock` of the pricing rule."""
 
     quantity: Units
 
 
-class PriceChanged(Payload, frozen=True):
+class PriceChanged(Conditional, frozen=True):
     """A client set a new base price."""
 
     base_price_minor: Amount
@@ -92,7 +104,7 @@ class OrderPlaced(Payload, frozen=True):
     quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)] = 1
 
 
-class OrderCancelRequested(Payload, frozen=True):
+class OrderCancelRequested(Conditional, frozen=True):
     """A client asked to undo an order."""
 
 

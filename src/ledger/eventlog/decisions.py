@@ -161,16 +161,22 @@ def _submitted_event(cause: Record, keys: Mapping[bytes, bytes | None]) -> Submi
     return event
 
 
-def decide_batch(fold: Fold, events: Sequence[Submitted]) -> list[tuple[DecidedPayload, ...]]:
+def decide_batch(
+    fold: Fold, events: Sequence[Submitted], position: int
+) -> list[tuple[DecidedPayload, ...]]:
     """Decide and apply an atomic batch all or none, or events that have no `atomic_id` one by one.
 
-    The events have the same `atomic_id`, or none.
+    The events have the same `atomic_id`, or none; `position` is that of the first.
     """
-    if events[0].atomic_id is None:
-        return [fold.decide_and_apply(event.stream_id, event.payload) for event in events]
-    return fold.decide_and_apply_batch(
-        [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
-    )
+    if events[0].atomic_id is not None:
+        orders = [(e.stream_id, e.payload) for e in events if isinstance(e.payload, OrderPlaced)]
+        return fold.decide_and_apply_batch(orders, position)
+    verdicts = []
+    for event in events:
+        verdict = fold.decide_and_apply(event.stream_id, event.payload, position)
+        verdicts.append(verdict)
+        position += 1 + len(verdict)
+    return verdicts
 
 
 def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
@@ -179,7 +185,7 @@ def recall_orders(fold: Fold, histories: Iterable[Sequence[Record]]) -> None:
         order: OrderState | None = None
         for decision in to_decisions(history):
             for record in decision.effective_records:
-                order = evolve_order(order, payload_of(record))
+                order = evolve_order(order, payload_of(record), record.position)
         if order:
             fold.orders[uuid_of(history[0].stream_id)] = order
 
@@ -229,7 +235,7 @@ def compose(
     meta_of_decided = decided_meta(fold.rules.version)
     for _, group in groupby(events, key=attrgetter("atomic_id")):
         batch = list(group)
-        for event, verdict in zip(batch, decide_batch(fold, batch), strict=True):
+        for event, verdict in zip(batch, decide_batch(fold, batch, position + 1), strict=True):
             sealed = None
             if isinstance(event.payload, NEEDS_KEY):
                 took_effect = not is_refusal(verdict)

@@ -22,7 +22,7 @@ from ledger.eventlog.records import EMPTY, ChainCheck, Head, Record
 log = logging.getLogger(__name__)
 
 # The shape of a saved fold. Raise it when the state changes: older snapshots are then ignored.
-FOLD_VERSION: Final = 2
+FOLD_VERSION: Final = 3
 # A part holds about so many entries, up to twice as many.
 PART_ENTRIES: Final = 5_000
 KEPT: Final = 64
@@ -49,8 +49,8 @@ class LedgerState(Struct):
 
 
 class _Part(Struct, frozen=True, array_like=True):
-    customers: dict[UUID, tuple[int]]
-    products: dict[UUID, tuple[int, int, int]]
+    customers: dict[UUID, tuple[int, int]]
+    products: dict[UUID, tuple[int, int, int, int]]
 
 
 _encode = Encoder().encode
@@ -79,7 +79,7 @@ async def catch_up(
     chain = ChainCheck(state.head.position, state.head.hash, state.recorded_at_us)
     async for page in EventReader(connection).pages(state.head.position, chain=chain):
         for event in page.effective_events():
-            state.fold.apply(event.stream_id, event.payload)
+            state.fold.apply(event)
         state.fold.orders.clear()
         state.head = Head(chain.position, chain.hash, state.head.epoch)
         state.recorded_at_us = chain.recorded_at_us
@@ -208,9 +208,9 @@ def _split(fold: Fold) -> list[_Part]:
     entries = len(fold.customers) + len(fold.products)
     parts = [_Part({}, {}) for _ in range(entries // PART_ENTRIES | 1)]
     for key, customer in fold.customers.items():
-        parts[key.int % len(parts)].customers[key] = (customer.balance_minor,)
+        parts[key.int % len(parts)].customers[key] = (customer.balance_minor, customer.position)
     for key, p in fold.products.items():
-        entry_ = (p.base_price_minor, p.stock, p.initial_stock)
+        entry_ = (p.base_price_minor, p.stock, p.initial_stock, p.position)
         parts[key.int % len(parts)].products[key] = entry_
     return parts
 
