@@ -87,6 +87,7 @@ REASONS: Final[Mapping[str, str]] = {
     Reason.STOCK_LIMIT: "the stock would be more than 1,000,000,000",
     Reason.NOT_COMPLETED: "a cancel of an order that failed",
     Reason.ALREADY_CANCELLED: "a second cancel",
+    Reason.PRECONDITION_FAILED: "what the client named with `If-Match` has changed since",
     Reason.BATCH_FAILED: "another order of the same atomic batch could not be completed",
 }
 FAILURES: Final = (
@@ -344,6 +345,8 @@ def _answer_headers(operation: Operation, status: int, is_problem: bool) -> Iter
         return
     if operation.submits:
         yield from ("Location", "Preference-Applied", "Idempotency-Replayed")
+        if status in (HTTPStatus.OK, HTTPStatus.CREATED):
+            yield "ETag"
     elif operation.reads_views:
         yield "Ledger-Position"
     if "after" in operation.query:

@@ -17,13 +17,16 @@ from api.auth.principal import Scope
 from api.context import Context
 from api.http.parameters import (
     AS_OF_POSITION,
+    CONDITIONS,
     IDEMPOTENCY_KEY,
+    IF_MATCH,
     LIMIT,
     MIN_POSITION,
     Call,
     Parameter,
     read_headers,
 )
+from api.http.preconditions import refuse_conditions
 from api.http.problems import KINDS
 from api.http.requests import MAX_BODY, Turn, read_body, read_query
 
@@ -75,6 +78,9 @@ class Operation:
         The body is parsed inside `parse_turn`.
         """
         headers = read_headers(request.scope["headers"])
+        if not CONDITIONS.keys().isdisjoint(headers):
+            versioned = IF_MATCH in self.headers
+            refuse_conditions(headers, submits=self.submits, versioned=versioned)
         values: dict[str, Any] = {}
         for parameter in self.path:
             text = request.path_params[parameter.name]
@@ -107,6 +113,8 @@ class Operation:
         yield from ("invalid-fields", "internal-error")
         if self.body:
             yield from ("bad-json", "body-too-large", "not-json", "body-too-slow")
+        if IF_MATCH in self.parameters or not self.submits:
+            yield "precondition-failed"
         if self.submits:
             yield from ("key-reused", "inbox-unavailable", "inbox-full", "inbox-unconfirmed")
         if self.reads_views:

@@ -46,9 +46,10 @@ from uuid_utils.compat import uuid7
 
 from api.auth.guard import principal_of
 from api.http.middleware import traceparent_of
-from api.http.parameters import IDEMPOTENCY_KEY, PREFER, Call
+from api.http.parameters import IDEMPOTENCY_KEY, IF_MATCH, PREFER, Call
+from api.http.preconditions import etag_of
 from api.http.problems import Problem, refused
-from api.http.responses import position_header, reply
+from api.http.responses import JSON, encode, position_header, reply
 from api.reads.consistent_reads import ConsistentReads, OutcomeFuture, Query, T, Waiters
 from api.reads.pending import Peers, PendingOrders
 from ledger.core.events import (
@@ -56,9 +57,11 @@ from ledger.core.events import (
     MAX_NAME,
     MAX_USERNAME,
     NO_NAME,
+    Conditional,
     CustomerRegistered,
     OrderPlaced,
     ProductListed,
+    Reason,
     SubmittedPayload,
 )
 from ledger.core.names import BadText, clean_description, clean_name
@@ -183,6 +186,17 @@ class Resource(NamedTuple, Generic[Row]):
     default_wait_s: int = DEFAULT_WAIT_S
     failure: Callable[[Row], Problem | None] = lambda _: None
 
+    def representation(self, row: Row) -> tuple[bytes, str]:
+        """The body that shows a row, and its ETag."""
+        body = encode(self.show(row))
+        return body, etag_of(position_of(row), body)
+
+
+def position_of(row: Struct) -> int:
+    """The position of the event that last changed the row of a view."""
+    position: int = row.position  # type: ignore[attr-defined]  # every view has it
+    return position
+
 
 class RememberedKey:
     """The events of an idempotency key and how far they are, as far as this process knows.
@@ -270,7 +284,9 @@ class RememberedKeys:
             # What was learned is as long as the body that asked, and one event more. After a
             # shorter batch it is only a part, for which the right one must not be refused.
             self._forget(first_id)
-        raise Problem("key-reused", "this Idempotency-Key came with another body: use a new one")
+        raise Problem(
+            "key-reused", "this Idempotency-Key came with another body or If-Match: use a new one"
+        )
 
     def _forget(self, first_id: UUID) -> None:
         self._event_count -= self._by_first_id.pop(first_id).size
@@ -336,6 +352,9 @@ class Submissions:
             submitter=principal_of(request).submitter or None,
             traceparent=traceparent_of(request.scope),
         )
+        if isinstance(payload, Conditional) and payload.expected_position is not None:
+            expected = payload.expected_position
+            check = self._refuse_outdated(call, resource, resource_id, expected, check)
         preference = preference_of(call, resource.default_wait_s)
         submission = await self.submit((event,), preference, key, check)
         # A key in quotes may have made another one, before these were read as such.
@@ -357,7 +376,40 @@ class Submissions:
         if problem := resource.failure(row):
             problem.headers = headers
             raise problem
-        return reply(201 if is_new else 200, resource.show(row), headers)
+        body, etag = resource.representation(row)
+        status = 201 if is_new else 200
+        return Response(body, status, {**headers, "ETag": etag}, JSON)
+
+    def _refuse_outdated(
+        self,
+        call: Call[Any],
+        resource: Resource[Row],
+        key: UUID,
+        expected_position: int,
+        check: Check | None,
+    ) -> Check:
+        """A check that also refuses at once what the fold would refuse for its precondition.
+
+        The decision is the fold's: what a view that is away or behind can't tell is submitted.
+        """
+
+        async def refuse() -> None:
+            if check:
+                await check()
+            try:
+                row, _ = await self.reads.read(lambda: self.views.row(resource.view, key))
+            except ViewsUnavailable:
+                return
+            if row is None or position_of(row) < expected_position:
+                return
+            _, etag = resource.representation(row)
+            if etag not in (call.header(IF_MATCH) or ()):
+                raise refused(
+                    Reason.PRECONDITION_FAILED,
+                    f"If-Match does not name the ETag that {resource.path}/{key} has now",
+                )
+
+        return refuse
 
     async def submit(
         self,
@@ -427,7 +479,15 @@ class Submissions:
         if remembered.confirmed or not remembered.has_body_of(events):
             return
         if check:
-            await check()
+            try:
+                await check()
+            except Problem:
+                # The first try may have been decided since the look-up: what the check saw may be
+                # what this very request did, and that is a success.
+                await self._look_up(remembered, ids, KEY_LOOKUP_TIMEOUT_S)
+                if remembered.confirmed:
+                    return
+                raise
         await self._publish(remembered.events)
         remembered.confirmed = True
 

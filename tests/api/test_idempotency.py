@@ -183,6 +183,29 @@ async def test_a_key_finds_the_name_that_it_came_with_before_names_were_trimmed(
     problem(other, 422, "key-reused")
 
 
+async def test_a_retry_with_if_match_gets_the_outcome_of_the_first_try(
+    here: httpx.AsyncClient, there: httpx.AsyncClient
+) -> None:
+    """Although the ETag is another since: the first try made it so."""
+    path = f"/products/{await list_product(here)}"
+    seen = (await here.get(path)).headers["etag"]
+    headers = {**key(), **WAIT, "If-Match": seen}
+    first = await here.patch(path, json={"base_price": 7}, headers=headers)
+    assert first.status_code == 200
+    start = await head_of(here)
+    for http in (here, there):
+        again = await http.patch(path, json={"base_price": 7}, headers=headers)
+        assert (again.status_code, again.json()) == (200, first.json())
+        assert again.headers["idempotency-replayed"] == "true"
+        for other in ({"If-Match": first.headers["etag"]}, {"If-Match": "*"}):
+            refused = await http.patch(path, json={"base_price": 7}, headers={**headers, **other})
+            problem(refused, 422, "key-reused")
+        fresh = {**headers, **key()}
+        refused = await http.patch(path, json={"base_price": 7}, headers=fresh)
+        problem(refused, 412, "precondition-failed")
+    assert await recorded_after(here, start) == []
+
+
 async def test_refusals_are_replayed_after_a_restart(
     pair: tuple[Stack, Stack], here: httpx.AsyncClient
 ) -> None:

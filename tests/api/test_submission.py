@@ -14,6 +14,7 @@ from api.reads.pending import PendingOrders
 from api.submission import (
     IdempotencyKey,
     Preference,
+    RememberedKey,
     RememberedKeys,
     Submission,
     Submissions,
@@ -251,6 +252,35 @@ class TestStates:
         with pytest.raises(Problem, match="came with another body"):
             await other
         assert len(publisher.published) == 1
+
+    @pytest.mark.parametrize("decided", [True, False])
+    async def test_a_first_try_that_was_decided_since_the_look_up_is_no_reason_to_refuse_a_retry(
+        self,
+        submissions: Submissions,
+        publisher: StubPublisher,
+        monkeypatch: pytest.MonkeyPatch,
+        decided: bool,
+    ) -> None:
+        looks = 0
+
+        async def decided_meanwhile(_: Submissions, remembered: RememberedKey, *__: object) -> None:
+            nonlocal looks
+            looks += 1
+            remembered.confirmed = decided and looks > 1
+
+        async def refuse() -> None:
+            raise Problem("precondition-failed", "it is what the first try made of it")
+
+        monkeypatch.setattr(Submissions, "_look_up", decided_meanwhile)
+        key = key_of("k-1")
+        event = Submitted(*new_ids(key), 0, CustomerRegistered("ann"))
+        retry = submissions.submit((event,), Preference(0), key, refuse)
+        if decided:
+            await retry
+        else:
+            with pytest.raises(Problem, match="first try"):
+                await retry
+        assert publisher.published == []
 
     async def test_a_client_that_hangs_up_does_not_stop_the_publish(
         self, submissions: Submissions, publisher: StubPublisher

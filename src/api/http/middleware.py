@@ -23,7 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.parameters import HEADERS, IF_NONE_MATCH, parse_etags
+from api.http.parameters import GZIP_SUFFIX, HEADERS, IF_NONE_MATCH, parse_etags
 from api.http.problems import KINDS, FieldError, Problem
 from api.http.responses import ANSWER_HEADERS, path_reference, problem_response
 from ledger.runtime import logs, tracing
@@ -339,7 +339,7 @@ def add_headers(start: Message, scope: Scope) -> bool:
     if etag and start["status"] == HTTPStatus.OK and _is_current(etag, scope):
         start["status"] = int(HTTPStatus.NOT_MODIFIED)
         start["headers"] = [
-            _weak(*header) if is_compressed else header
+            _etag_of_gzip(*header) if is_compressed else header
             for header in headers
             if not header[0].startswith(b"content-")
         ]
@@ -369,15 +369,20 @@ async def _send_compressed(start: Message, message: Message, send: Send) -> None
         body = await asyncio.to_thread(compress, body)
     else:
         body = compress(body)
-    headers = [_weak(*header) for header in start["headers"] if header[0] != b"content-length"]
+    headers = [
+        _etag_of_gzip(*header) for header in start["headers"] if header[0] != b"content-length"
+    ]
     headers += [(b"content-length", b"%d" % len(body)), _GZIP]
     await _send_both({**start, "headers": headers}, {**message, "body": body}, send)
 
 
-def _weak(name: bytes, value: bytes) -> tuple[bytes, bytes]:
-    """A strong ETag promises the same bytes, and compressed ones differ (RFC 9110, 8.8.3)."""
+def _etag_of_gzip(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """A strong ETag promises the same bytes, so compressed ones have another (RFC 9110, 8.8.3.3).
+
+    It stays strong: by a weak one nobody could send If-Match.
+    """
     if name == b"etag" and not value.startswith(b"W/"):
-        return name, b"W/" + value
+        return name, b'%s%s"' % (value[:-1], GZIP_SUFFIX.encode())
     return name, value
 
 

@@ -37,6 +37,10 @@ KEY_PATTERN: Final = r'^([!#-~][!-~]*|"([ !#-\[\]-~]|\\["\\])+")$'
 _UUID: Final = re.compile(UUID_PATTERN[1:-1]).fullmatch
 _KEY: Final = re.compile(KEY_PATTERN[1:-1]).fullmatch
 _ESCAPED: Final = re.compile(r"\\(.)")
+# The end of the ETag of a body in gzip: other bytes need another strong ETag (RFC 9110, 8.8.3.3).
+GZIP_SUFFIX: Final = "-gzip"
+_GZIP_END: Final = f'{GZIP_SUFFIX}"'
+_ETAG: Final = re.compile(r'(?:W/)?"[!#-~\x80-\xff]*"')
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,26 @@ def parse_idempotency_key(name: str, text: str) -> str:
 
 
 def parse_etags(name: str, text: str) -> frozenset[str]:
-    """The ETags as they are compared weakly: without the mark of a weak one."""
-    return frozenset(tag.strip().removeprefix("W/") for tag in text.split(","))
+    """The ETags as they are compared weakly: without the mark of a weak one, or that of gzip."""
+    return frozenset(_identity(tag.strip().removeprefix("W/")) for tag in text.split(","))
+
+
+def parse_if_match(name: str, text: str) -> frozenset[str]:
+    """`*`, or the ETags that can match by the strong comparison; raises Problem.
+
+    Weak ones never match (RFC 9110, 8.8.3.2). That of gzip counts for the one without: both stand
+    for the same state, and the body is chosen by another header.
+    """
+    if text == "*":
+        return frozenset(text)
+    tags = _ETAG.findall(text)
+    if not tags or _ETAG.sub("", text).strip(", \t"):
+        raise invalid(name, "must be * or ETags as GET gives them, with their double quotes")
+    return frozenset(_identity(tag) for tag in tags if tag.startswith('"'))
+
+
+def _identity(tag: str) -> str:
+    return f'{tag[: -len(_GZIP_END)]}"' if tag.endswith(_GZIP_END) else tag
 
 
 UUID_FORM: Final = Form({"type": "string", "format": "uuid"}, parse_uuid)
@@ -314,6 +336,16 @@ IF_NONE_MATCH: Final = header(
     parse_etags,
     is_list=True,
 )
+IF_MATCH: Final = header(
+    "If-Match",
+    {
+        "pattern": r'^(\*|(W/)?"[!#-~]*"(, ?(W/)?"[!#-~]*")*)$',
+        "examples": ["*", '"4711-9a3f00c2"'],
+    },
+    "the ETag of the state that the client saw, or `*`: 412 if there is another by now",
+    parse_if_match,
+    is_list=True,
+)
 LAST_EVENT_ID: Final = header(
     "Last-Event-ID",
     {},
@@ -327,10 +359,14 @@ X_REQUEST_ID: Final = header(
     lambda _, text: text,
 )
 
-HEADERS: Final = (PREFER, IDEMPOTENCY_KEY, IF_NONE_MATCH, LAST_EVENT_ID, X_REQUEST_ID)
+HEADERS: Final = (PREFER, IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH, LAST_EVENT_ID, X_REQUEST_ID)
 PAGE: Final = (LIMIT, MIN_POSITION)
 AS_OF: Final = (MIN_POSITION, AS_OF_POSITION, AS_OF_TIME)
 SUBMIT: Final = (PREFER, IDEMPOTENCY_KEY)
+# Of an operation that changes what has an ETag, or shows it.
+CHANGE: Final = (*SUBMIT, IF_MATCH)
+VERSIONED: Final = (IF_MATCH, IF_NONE_MATCH)
+
 
 # Headers that are no list: of two lines nobody could tell which one counts.
 _ONCE: Final = {
@@ -353,3 +389,16 @@ def read_headers(lines: Sequence[tuple[bytes, bytes]]) -> Mapping[bytes, bytes]:
             else:
                 headers[name] += b"," + value
     return headers
+
+
+# The headers of preconditions by their wire names (RFC 9110, 13.1).
+CONDITIONS: Final = {
+    name.lower().encode(): name
+    for name in (
+        "If-Match",
+        "If-None-Match",
+        "If-Unmodified-Since",
+        "If-Modified-Since",
+        "If-Range",
+    )
+}

@@ -117,6 +117,11 @@ KINDS: Final[dict[str, Kind]] = {
     "not-cancellable": Kind(
         409, "The order can't be cancelled", "Read the order: `reason` says why it stays as it is"
     ),
+    "precondition-failed": Kind(
+        412,
+        "It is not as `If-Match` says",
+        "Read it again, and send the ETag that it has now",
+    ),
     "target-too-long": Kind(
         414, "Path and query are too long", "Send fewer and shorter parameters"
     ),
@@ -197,6 +202,7 @@ REFUSALS: Final[dict[Reason, str]] = {
     Reason.STOCK_LIMIT: "stock-limit",
     Reason.NOT_COMPLETED: "not-cancellable",
     Reason.ALREADY_CANCELLED: "not-cancellable",
+    Reason.PRECONDITION_FAILED: "precondition-failed",
 }
 
 

@@ -10,7 +10,8 @@ from api.auth.principal import Scope
 from api.context import Context
 from api.http import parameters as p
 from api.http.parameters import Call
-from api.http.responses import position_header, reply
+from api.http.preconditions import etag_of, expected_position, representation
+from api.http.responses import encode
 from api.operation import PREFIX, Operation
 from api.reads.slow_reads import as_of
 from api.resources import orders
@@ -46,15 +47,15 @@ async def register(context: Context, call: Call[s.RegisterCustomer]) -> Response
     Scope.WALLETS_WRITE,
     "Deposit money",
     {200: s.Customer, 202: s.AcceptedCustomer},
-    (p.CUSTOMER_ID, *p.SUBMIT),
+    (p.CUSTOMER_ID, *p.CHANGE),
     problems=("unknown-customer", "balance-limit"),
     body=s.Deposit,
     own=True,
     id="depositMoney",
 )
 async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
-    """Deposit money into a customer's wallet."""
-    credited = WalletCredited(call.body.amount)
+    """Deposit money into a customer's wallet; `If-Match` names the customer's ETag."""
+    credited = WalletCredited(call.body.amount, expected_position=expected_position(call))
     return await context.submissions.submit_and_answer(
         call, "POST /customers/deposits", credited, _CUSTOMER, call[p.CUSTOMER_ID]
     )
@@ -63,8 +64,8 @@ async def deposit(context: Context, call: Call[s.Deposit]) -> Response:
 @Operation(
     Scope.ORDERS_READ,
     "Show a customer's wallet",
-    {200: s.Customer},
-    (p.CUSTOMER_ID, *p.AS_OF),
+    {200: s.Customer, 304: None},
+    (p.CUSTOMER_ID, *p.AS_OF, *p.VERSIONED),
     problems=("unknown-customer",),
     own=True,
     id="getCustomer",
@@ -81,7 +82,9 @@ async def show(context: Context, call: Call[None]) -> Response:
         )
     if row is None:
         raise unknown_customer(customer_id)
-    return reply(200, s.customer(row), position_header(position))
+    body = encode(s.customer(row))
+    headers = [(b"ledger-position", b"%d" % position)]
+    return representation(call, body, etag_of(row.position, body), headers)
 
 
 @Operation(

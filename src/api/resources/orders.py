@@ -14,9 +14,10 @@ from api.context import Context
 from api.http import parameters as p
 from api.http.middleware import traceparent_of
 from api.http.parameters import Call
+from api.http.preconditions import etag_of, expected_position, representation
 from api.http.problems import FieldError, Problem, refused
 from api.http.requests import MAX_ERRORS
-from api.http.responses import page_headers, position_header, reply
+from api.http.responses import encode, page_headers, position_header, reply
 from api.operation import PREFIX, Operation
 from api.reads.slow_reads import as_of
 from api.submission import Resource, idempotency_key, new_ids, preference_of
@@ -196,8 +197,8 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
 @Operation(
     READ,
     "Show an order",
-    {200: s.Order},
-    (p.ORDER_ID, *p.AS_OF),
+    {200: s.Order, 304: None},
+    (p.ORDER_ID, *p.AS_OF, *p.VERSIONED),
     problems=("unknown-order",),
     own=True,
     id="getOrder",
@@ -205,7 +206,8 @@ async def place_batch(context: Context, call: Call[s.PlaceOrders]) -> Response:
 async def show(context: Context, call: Call[None]) -> Response:
     """Show an order: as the view has it, or as PENDING if it is accepted and not decided yet.
 
-    With `as_of_position` or `as_of_time`, as it was then.
+    With `as_of_position` or `as_of_time`, as it was then. A PENDING order that no view has yet has
+    no ETag.
     """
     order_id = call[p.ORDER_ID]
     if when := as_of(call):
@@ -214,7 +216,9 @@ async def show(context: Context, call: Call[None]) -> Response:
         order = _visible(call.request, s.order(row) if row else None, order_id)
     else:
         order, position = await visible_order(context, call.request, order_id, call[p.MIN_POSITION])
-    return reply(200, order, position_header(position))
+    body = encode(order)
+    etag = None if order.position is None else etag_of(order.position, body)
+    return representation(call, body, etag, [(b"ledger-position", b"%d" % position)])
 
 
 async def visible_order(
@@ -250,7 +254,7 @@ def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order
     WRITE,
     "Cancel an order",
     {200: s.Order, 202: s.AcceptedCancel},
-    (p.ORDER_ID, *p.SUBMIT),
+    (p.ORDER_ID, *p.CHANGE),
     problems=(
         "unknown-order",
         "not-cancellable",
@@ -263,7 +267,10 @@ def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order
     id="cancelOrder",
 )
 async def cancel(context: Context, call: Call[s.CancelOrder]) -> Response:
-    """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once."""
+    """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once.
+
+    `If-Match` names the order's ETag.
+    """
     order_id, request = call[p.ORDER_ID], call.request
 
     async def refuse_final() -> None:
@@ -275,8 +282,9 @@ async def cancel(context: Context, call: Call[s.CancelOrder]) -> Response:
                 reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
             )
 
+    requested = OrderCancelRequested(expected_position=expected_position(call))
     return await context.submissions.submit_and_answer(
-        call, "POST /orders/cancel", OrderCancelRequested(), _CANCELLED, order_id, refuse_final
+        call, "POST /orders/cancel", requested, _CANCELLED, order_id, refuse_final
     )
 
 

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Final
 from uuid import UUID
-from zlib import crc32
 
 from starlette.responses import Response
 
@@ -12,8 +11,9 @@ from api.auth.principal import Scope
 from api.context import Context
 from api.http import parameters as p
 from api.http.parameters import Call
+from api.http.preconditions import etag_of, expected_position, representation
 from api.http.problems import FieldError, Problem
-from api.http.responses import JSON, encode, page_headers, reply
+from api.http.responses import encode, page_headers, reply
 from api.operation import PREFIX, Operation
 from api.reads.consistent_reads import MAX_AGE_S, ProductPage
 from api.reads.slow_reads import as_of
@@ -28,7 +28,6 @@ _PRODUCT: Final = Resource(
     s.product,
     lambda event, row: s.AcceptedProduct(event.stream_id, s.DECIDED if row else s.ACCEPTED),
 )
-_CONTENT_TYPE: Final = (b"content-type", JSON.encode())
 _NO_CACHE: Final = (b"cache-control", b"no-cache")
 _IMMUTABLE: Final = (b"cache-control", b"public, max-age=31536000, immutable")
 
@@ -52,14 +51,14 @@ async def create(context: Context, call: Call[s.CreateProduct]) -> Response:
     CATALOGUE,
     "Receive stock",
     {200: s.Product, 202: s.AcceptedProduct},
-    (p.PRODUCT_ID, *p.SUBMIT),
+    (p.PRODUCT_ID, *p.CHANGE),
     problems=("unknown-product", "stock-limit"),
     body=s.ReceiveStock,
     id="receiveStock",
 )
 async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
-    """Receive units of a product into stock."""
-    received = StockReceived(call.body.quantity)
+    """Receive units of a product into stock; `If-Match` names the product's ETag."""
+    received = StockReceived(call.body.quantity, expected_position=expected_position(call))
     return await context.submissions.submit_and_answer(
         call, "POST /products/receipts", received, _PRODUCT, call[p.PRODUCT_ID]
     )
@@ -69,14 +68,18 @@ async def receive(context: Context, call: Call[s.ReceiveStock]) -> Response:
     CATALOGUE,
     "Change a price",
     {200: s.Product, 202: s.AcceptedProduct},
-    (p.PRODUCT_ID, *p.SUBMIT),
+    (p.PRODUCT_ID, *p.CHANGE),
     problems=("unknown-product",),
     body=s.ChangePrice,
     id="changePrice",
 )
 async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
-    """Change the base price of a product."""
-    changed = PriceChanged(call.body.base_price)
+    """Change the base price of a product.
+
+    With `If-Match` it changes only if the product is as the client saw it. Each sale changes it,
+    too, as stock and current price are part of it.
+    """
+    changed = PriceChanged(call.body.base_price, expected_position=expected_position(call))
     return await context.submissions.submit_and_answer(
         call, "PATCH /products", changed, _PRODUCT, call[p.PRODUCT_ID]
     )
@@ -86,7 +89,7 @@ async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     None,
     "Show a product",
     {200: s.Product, 304: None},
-    (p.PRODUCT_ID, *p.AS_OF, p.IF_NONE_MATCH),
+    (p.PRODUCT_ID, *p.AS_OF, *p.VERSIONED),
     problems=("unknown-product",),
     id="getProduct",
 )
@@ -99,14 +102,14 @@ async def show(context: Context, call: Call[None]) -> Response:
     if not call.query:
         cached = context.product_cache.get(product_id)
         if cached:
-            return _answer(*cached)
+            return _answer(call, *cached)
     if when := as_of(call):
         async with context.as_of.open(when, context.client(call.request)) as (reader, moment):
             then = await reader.row(STOCK, product_id, moment.position)
         page = _render(then, product_id, moment.position)
         # An answer that is not final yet may still change: a later event can be of the same time.
         cache_control = _IMMUTABLE if moment.final else _NO_CACHE
-        return _answer(page, moment.position, cache_control)
+        return _answer(call, page, moment.position, cache_control)
     generation = context.product_cache.generation
     row, position = await context.reads.read_at_least(
         call[p.MIN_POSITION],
@@ -116,31 +119,25 @@ async def show(context: Context, call: Call[None]) -> Response:
     )
     page = _render(row, product_id, position)
     context.product_cache.put(product_id, page, generation)
-    return _answer(page, position)
+    return _answer(call, page, position)
 
 
 def _render(row: StockRow | ProductAsOf | None, product_id: UUID, position: int) -> ProductPage:
     if row is None:
         raise Problem("unknown-product", f"there is no product {product_id}")
     body = encode(s.product(row))
-    # A rebuilt view may have another row at the same position: the checksum tells them apart.
-    etag = f'"{row.position}-{crc32(body):08x}"'
     expires_at = asyncio.get_running_loop().time() + MAX_AGE_S
-    return ProductPage(body, etag, position, expires_at)
+    return ProductPage(body, etag_of(row.position, body), position, expires_at)
 
 
 def _answer(
-    page: ProductPage, position: int, cache_control: tuple[bytes, bytes] = _NO_CACHE
+    call: Call[None],
+    page: ProductPage,
+    position: int,
+    cache_control: tuple[bytes, bytes] = _NO_CACHE,
 ) -> Response:
-    headers = [
-        _CONTENT_TYPE,
-        cache_control,
-        (b"etag", page.etag.encode()),
-        (b"ledger-position", b"%d" % position),
-    ]
-    response = Response(page.body)
-    response.raw_headers += headers
-    return response
+    headers = [cache_control, (b"ledger-position", b"%d" % position)]
+    return representation(call, page.body, page.etag, headers)
 
 
 @Operation(
