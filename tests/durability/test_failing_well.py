@@ -179,9 +179,8 @@ async def test_while_a_broker_in_need_takes_nothing_readiness_says_so_all_the_ti
             assert loop.time() - began < REFUSED_WITHIN_S
             await asyncio.sleep(0.1)
     await shop.stack.ready()
-    # Sent before the broker said that it takes nothing, it is confirmed now; else it was not sent.
-    answer = await first
-    assert answer.status_code == 202 or answer.json()["accepted"] == "no"
+    # What was sent before the broker said so may have waited for too long by now.
+    assert (await first).status_code in (202, 503)
     assert (await http.post("/orders", json=ORDER)).status_code == 202
 
 

@@ -35,7 +35,7 @@ def judged(response: httpx.Response) -> tuple[Outcome, str]:
     kind, detail = problem["type"].removeprefix("/problems/"), problem["detail"]
     if "at position" in detail and problem.get("reason"):
         return Outcome.OK, f"{kind}: {detail}"
-    refused = response.is_client_error or kind == "inbox-full"
+    refused = response.is_client_error or problem.get("accepted") == "no"
     return Outcome.FAILED if refused else Outcome.UNKNOWN, f"{kind}: {detail}"
 
 
