@@ -11,12 +11,11 @@ from uuid import uuid4
 import pytest
 from starlette.types import Message
 
-from api.http.middleware import MAX_TARGET
+from api.http.connection import MAX_HEAD, MAX_TARGET
 from api.http.requests import MAX_BODY, MAX_VALUES, read_body
 from api.operation import PREFIX
 from api.resources.orders import MAX_BATCH_BODY
 from api.schemas import MAX_BATCH, PlaceOrders
-from api.server import MAX_HEAD
 from tests.harness import DEADLINE_S, Stack, start_stack
 from tests.private_servers import Servers
 
