@@ -192,7 +192,8 @@ def test_a_message_forges_no_line_of_a_text_log() -> None:
 def test_text_from_outside_can_not_command_the_terminal() -> None:
     assert printable("größe\x1b[2J\x07\u202e\n") == "größe\\x1b[2J\\x07\\u202e\\n"
     assert printable("one\ntwo\r", keep="\n") == "one\ntwo\\r"
-    assert printable("山田\u3000太郎") == "山田\u3000太郎"
+    for name in ("山田\u3000太郎", "می\u200cخواهم", "👨\u200d👩\u200d👧"):
+        assert printable(name) == name
 
 
 def test_escaped_json_is_the_same_value() -> None:

@@ -27,6 +27,7 @@ from api.auth.api_keys import (
 from api.auth.principal import Scope
 from cli import connections, console
 from cli.settings import Settings
+from ledger.core.names import BadText, clean_name
 from ledger.runtime.timestamps import MAX_US, SECOND_US, format_us, now_us
 
 DAY_US: Final = 24 * 60 * 60 * SECOND_US
@@ -55,8 +56,10 @@ def create_key(
     as_json: console.AsJson = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept."""
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable():
-        raise typer.BadParameter(f"must be 1 to {MAX_NAME} printable characters", param_hint="name")
+    try:
+        name = clean_name(name, MAX_NAME)
+    except BadText as error:
+        console.usage_error(f"--name {error}")
     _refuse_endless(expires_in_days)
     making = create(console.read_settings(), name, scope, customer, expires_in_days)
     _print_new_key(*console.run(making), as_json)

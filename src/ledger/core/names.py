@@ -24,6 +24,8 @@ _FILLERS: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 # U+200C and U+200D shape Persian and Indic words and put emoji together. Between other characters
 # they only make two names that look alike.
 _JOINERS: Final = frozenset("\u200c\u200d")
+# A text that was pasted may begin or end with them.
+_BLANKS: Final = " \t\r\n"
 _BEFORE_JOINER: Final = frozenset(("Lo", "Mc", "Mn", "So", "Sk"))
 _AFTER_JOINER: Final = frozenset(("Lo", "So"))
 
@@ -57,7 +59,7 @@ def _clean(text: str, max_length: int, allowed: str = "") -> str:
     if len(text) <= MAX_DECOMPOSED * max_length:
         if not (text.isascii() and text.isprintable()):
             _refuse_invisible(text, allowed)
-            text = unicodedata.normalize("NFC", text)
+            text = unicodedata.normalize("NFC", text.strip(_BLANKS))
         text = text.strip()
     if len(text) > max_length:
         raise BadText(f"must have at most {max_length} characters: shorten it", max_length)
@@ -65,7 +67,9 @@ def _clean(text: str, max_length: int, allowed: str = "") -> str:
 
 
 def _refuse_invisible(text: str, allowed: str) -> None:
-    for i, character in enumerate(text):
+    start, end = len(text) - len(text.lstrip(_BLANKS)), len(text.rstrip(_BLANKS))
+    for i in range(start, end):
+        character = text[i]
         category = unicodedata.category(character)
         if category not in _REFUSED or character in allowed:
             continue

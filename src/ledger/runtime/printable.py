@@ -7,9 +7,9 @@ that forge a line of a log, marks that turn the order of letters round (CVE-2021
 from typing import Final
 from unicodedata import category
 
-# Besides spaces: control, format, surrogate, private and unassigned characters, line and paragraph
-# separators.
 _SPACE: Final = "Zs"
+# They shape Persian and Indic words and put emoji together.
+_JOINERS: Final = "\u200c\u200d"
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -39,7 +39,7 @@ def printable_json(line: bytes) -> bytes:
 
 
 def _is_readable(char: str) -> bool:
-    return char.isprintable() or category(char) == _SPACE
+    return char.isprintable() or char in _JOINERS or category(char) == _SPACE
 
 
 def _json_escape(char: str) -> str:
