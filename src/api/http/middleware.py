@@ -122,6 +122,7 @@ class TurnLimit:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._left = TURN_REQUESTS
+        self._is_due = False  # _begin_turn, in the next turn
         self._line: deque[asyncio.Future[None]] = deque()
         self._crowded: deque[asyncio.Future[None]] = deque()
 
@@ -133,7 +134,8 @@ class TurnLimit:
                 scope[CROWDED] = True
                 line = self._crowded
             return self._serve_later(line, scope, receive, send)
-        if self._left == TURN_REQUESTS:
+        if not self._is_due:
+            self._is_due = True
             asyncio.get_running_loop().call_soon(self._begin_turn)
         self._left -= 1
         return self._app(scope, receive, send)
@@ -149,7 +151,8 @@ class TurnLimit:
     def _begin_turn(self) -> None:
         begun = _begin(self._line)
         self._left = TURN_REQUESTS - begun
-        if begun + _begin(self._crowded):
+        self._is_due = begun + _begin(self._crowded) > 0
+        if self._is_due:
             asyncio.get_running_loop().call_soon(self._begin_turn)
 
 
