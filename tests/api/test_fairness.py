@@ -104,8 +104,9 @@ async def _is_served(stack: Stack, headers: Headers) -> bool:
     return (await stack.http.get("/orders", headers=headers)).status_code == 200
 
 
+@pytest.mark.parametrize("fault", [Proxy.cut, Proxy.stall])
 async def test_without_the_database_orders_of_known_keys_are_taken_and_revocation_follows(
-    stack: Stack, database: Proxy
+    stack: Stack, database: Proxy, fault: Callable[[Proxy], None]
 ) -> None:
     """Of a key that was never used, too; of a process that never saw the database, no key's."""
     headers = await key(stack)
@@ -115,7 +116,7 @@ async def test_without_the_database_orders_of_known_keys_are_taken_and_revocatio
     try:
         api.start("api")
         await api.ready()
-        database.cut()
+        fault(database)
 
         async def is_away() -> bool:
             return (await api.http.get("/products")).status_code == 503
