@@ -84,10 +84,10 @@ def body(operation: Operation, ids: Mapping[str, str]) -> object:
         "PlaceOrders": {"orders": [order]},
         "RegisterCustomer": {"username": "ann"},
         "Deposit": {"amount": 1},
-        "ListProduct": {"name": "Lamp", "base_price": 1, "stock": 1000},
+        "CreateProduct": {"name": "Lamp", "base_price": 1, "stock": 1000},
         "ReceiveStock": {"quantity": 1},
         "ChangePrice": {"base_price": 1},
-        "Nothing": {},
+        "CancelOrder": {},
     }
     return bodies[operation.body.__name__] if operation.body else None
 
