@@ -17,16 +17,16 @@ from ledger.core.events import (
 from ledger.eventlog.codec import decode_recorded, encode_group, encode_submitted
 from ledger.eventlog.encryption import is_sealed
 from ledger.eventlog.records import Record, Submitted
-from ledger.eventlog.snapshots import load
+from ledger.eventlog.snapshots import load, save
 from ledger.messaging.topology import INBOX
 from ledger.runtime.timestamps import now_us
 from ledger.writer import append_new, take_over
-from tests.core.story import ANN, PEN, cancel, credit, customer, order, product
+from tests.core.story import ANN, PEN, cancel, credit, customer, order, price, product
 from tests.harness import eventually
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger
-from .submissions import event_of, history, opening, orders
+from .submissions import conditional, event_of, history, opening, orders
 
 
 def decisions(records: list[Record]) -> list[tuple[object, ...]]:
@@ -49,6 +49,22 @@ async def test_what_was_submitted_is_decided_in_the_order_of_the_inbox(ledger: L
         records = await ledger.until_recorded(events)
     assert causes(records) == ids(events)
     audit(records)
+
+
+async def test_a_precondition_is_decided_the_same_by_a_writer_that_starts_in_between(
+    ledger: Ledger,
+) -> None:
+    """From the events alone, and from a snapshot: both have the positions that clients saw."""
+    seen = (await ledger.write([*opening(), event_of(order())]))[-1].position
+    for change, from_snapshot in ((price(7), False), (credit(7), True)):
+        if from_snapshot:
+            async with ledger.connection("writer") as connection:
+                await save(ledger.engine("writer"), await load(connection))
+        events = [event_of(conditional(change, seen)) for _ in range(2)]
+        *_, made, again, refused = await ledger.write(events)
+        assert [made.event_id, again.event_id] == [event.event_id.bytes for event in events]
+        assert decode_recorded(refused).payload == SubmissionRefused(Reason.PRECONDITION_FAILED)
+    audit(await ledger.records())
 
 
 async def test_a_decided_event_stands_right_after_its_cause(ledger: Ledger) -> None:
