@@ -92,7 +92,7 @@ why_pip_failed() {
     elif grep -qE 'Retrying \(Retry|ConnectionError|NewConnection|name resolution|Read timed out|ProxyError|SSLError' "$log"; then
         echo "the package index can't be reached: check network and proxy, or set PIP_INDEX_URL; see $here/$log"
     else
-        echo "$( (grep '^ERROR' "$log" || cat "$log") | tail -n 1): see $here/$log, mend that, then start again"
+        echo "$( (grep -iE '^ *error:' "$log" || cat "$log") | tail -n 1): see $here/$log, mend that, then start again"
     fi
 }
 pip_install() {

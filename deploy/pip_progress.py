@@ -3,6 +3,7 @@
 pip's own output goes into LOG; PACKAGES is how many there will be in the directory SITE.
 """
 
+import signal
 import sys
 import threading
 import time
@@ -45,4 +46,5 @@ def main(log: Path, packages: str, site: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends pip, too, which says so
     main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
