@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -127,7 +127,19 @@ async def test_a_name_with_an_encoded_slash_is_another_name(
 
 @pytest.mark.parametrize(
     "segment",
-    ["%2F", "%2f", "..", "%2e%2e", ".", "%2E", "%252F", "%00", "%", "%zz", f"{uuid4()}%2Fcancel"],
+    [
+        "%2F",
+        "%2f",
+        "..",
+        "%2e%2e",
+        ".",
+        "%2E",
+        "%252F",
+        "%00",
+        "%",
+        "%zz",
+        f"{UUID(int=7)}%2Fcancel",
+    ],
 )
 async def test_an_encoded_character_is_a_part_of_its_segment(
     http: httpx.AsyncClient, segment: str
