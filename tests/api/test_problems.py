@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -143,7 +144,11 @@ async def answer_to(error: BaseException | None) -> tuple[Message, Message]:
     ],
     ids=repr,
 )
-async def test_whatever_is_raised_is_answered_with_a_problem(error: BaseException) -> None:
+async def test_whatever_is_raised_is_answered_with_a_problem(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # pytest can't hand half of a surrogate pair on from one of its processes to another.
+    monkeypatch.setattr(logging.getLogger("api"), "propagate", False)
     start, body = await answer_to(error)
     headers = dict(start["headers"])
     found = json.loads(body["body"])
