@@ -102,7 +102,7 @@ async def test_an_invalid_min_position_is_named(http: httpx.AsyncClient, query: 
     problem(response, 422, "invalid-fields", "min_position")
 
 
-@pytest.mark.parametrize("query", ["expand=1", "min_position=1&min_position=2", "x=%FF"])
+@pytest.mark.parametrize("query", ["expand=1", "min_position=1&min_position=2"])
 async def test_an_unknown_or_duplicate_parameter_is_refused(
     http: httpx.AsyncClient, query: str
 ) -> None:

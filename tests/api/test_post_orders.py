@@ -228,7 +228,8 @@ async def test_a_retry_with_the_same_key_is_the_same_order(http: httpx.AsyncClie
     assert first.status_code == again.status_code == 202
     assert "idempotency-replayed" not in first.headers
     assert again.headers["idempotency-replayed"] == "true"
-    assert first.json() == again.json()
+    # It may be decided by then, which a replay shows.
+    assert first.json()["order_id"] == again.json()["order_id"]
     assert waited.status_code == 201
     assert waited.json()["order_id"] == first.json()["order_id"]
     assert waited.json()["created_at"] == first.json()["created_at"]

@@ -201,6 +201,13 @@ def test_a_body_in_tiny_chunks_is_taken(shared: Served) -> None:
     assert echoed(answer.body) == "x" * 20_000
 
 
+def test_a_chunked_body_larger_than_what_is_read_ahead_is_whole(shared: Served) -> None:
+    body = b"1\r\ny\r\n" + b"%x\r\n%b\r\n0\r\n\r\n" % (200_000, b"z" * 200_000)
+    sent = b"POST / HTTP/1.1\r\n" + HOST + CLOSE + CHUNKED + b"\r\n" + body
+    (answer,) = shared.connect().send(sent).answers()
+    assert echoed(answer.body) == "y" + "z" * 200_000
+
+
 def test_a_client_that_waits_for_100_continue_gets_it_or_the_end(shared: Served) -> None:
     head = b"POST %b HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 4\r\n\r\n"
     client = shared.connect().send(head % b"/")

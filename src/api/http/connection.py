@@ -193,10 +193,10 @@ class Exchange:
             self._waiter = connection.connections.loop.create_future()
             await self._waiter
         body, self.body = bytes(self.body), bytearray()
-        self._delivered = self.received
-        if not self.received:
-            connection.go_on()
-        return {"type": "http.request", "body": body, "more_body": not self.received}
+        self._delivered = is_last = self.received
+        if not is_last:
+            connection.go_on()  # which may receive more of it, even the last part, at once
+        return {"type": "http.request", "body": body, "more_body": not is_last}
 
     def send(self, message: Message) -> Awaitable[None]:
         """Write a part of the answer; what is returned ends when there is room for more."""
