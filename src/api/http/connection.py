@@ -57,6 +57,8 @@ REPORT_S: Final = 10.0
 MAX_TARGET: Final = 8 * 1024
 MAX_HEAD: Final = 32 * 1024
 MAX_HEADERS: Final = 100
+# A name has at most 253 characters (RFC 1035, 2.3.4), and a port five: the values are remembered.
+MAX_HOST: Final = 260
 # Chunk sizes, chunk extensions and trailers, besides some bytes for each byte of the body.
 MAX_FRAMING: Final = 16 * 1024
 FRAMING_PER_BYTE: Final = 8
@@ -401,7 +403,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer what is here: a client may shut down its side and wait."""
         self._has_ended = True
         self.go_on()
-        return True
+        return not self._is_closing
 
     def pause_writing(self) -> None:
         """The client takes its answer slower than it is made: have the application wait."""
@@ -415,6 +417,9 @@ class ClientConnection(asyncio.Protocol):
         self.is_full = False
         self.write_deadline = FOREVER
         self.connections.unsent.release(self)
+        if self._is_closing:
+            # What is left is less than a full buffer, so nobody calls when it is taken.
+            self.deadline = self.connections.loop.time() + LINGER_S
         if self._room and not self._room.done():
             self._room.set_result(None)
         self.go_on()
@@ -562,7 +567,7 @@ class ClientConnection(asyncio.Protocol):
         if len(self._headers) > MAX_HEADERS:
             raise Refused("head-too-large", f"there are over {MAX_HEADERS} headers")
         if name == b"host":
-            if self._host is not None or not is_host(value):
+            if self._host is not None or len(value) > MAX_HOST or not is_host(value):
                 raise Refused("bad-request", HOST_RULE)
             self._host = value
         elif name == b"content-length":
@@ -697,7 +702,9 @@ class ClientConnection(asyncio.Protocol):
     def _end_input(self) -> None:
         """The client sends no more."""
         reading = self._reading
-        if (reading and not reading.received) or (self._in_head and self._head_size):
+        # The beginning of a head that came with the end of a body is in the parser, uncounted.
+        has_head = self._in_head and (self._head_size or reading)
+        if (reading and not reading.received) or has_head:
             self._refuse(Refused("bad-request", "the request ended early"))
         elif self._current is None:
             self._close()
@@ -761,7 +768,8 @@ class ClientConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Hang up once all is sent; if the client may be sending still, throw that away first."""
         reading = self._reading
-        lingers = self._is_refused or self._input or (reading and not reading.received)
+        # What came while reading was paused is still in the socket.
+        lingers = self._is_refused or self._is_paused or (reading and not reading.received)
         self._is_closing = True
         self.idle = self._in_head = False
         self._current = None
