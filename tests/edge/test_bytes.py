@@ -1,13 +1,16 @@
 """Whatever bytes come, and however they are cut: the right answers in order, or a refusal."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .served import HOST, Served, parse_answers, served
+from tests.harness import Stack, eventually
+
+from .served import HOST, Client, Served, parse_answers, served
 from .test_server import echoed
 
 # A body of 100 kB is no example to read.
@@ -84,9 +87,9 @@ def test_right_requests_are_answered_in_order_wherever_they_are_cut(
 
 
 @st.composite
-def wrong(draw: st.DrawFn) -> bytes:
+def damaged(draw: st.DrawFn, requests: st.SearchStrategy[Sent]) -> bytes:
     """Requests with some bytes of them changed, lost or doubled; or no requests at all."""
-    parts = draw(st.lists(requests(), min_size=1, max_size=3))
+    parts = draw(st.lists(requests, min_size=1, max_size=3))
     stream = bytearray(b"".join(request.data for request in parts))
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, len(stream) - 1)))
@@ -108,7 +111,7 @@ def wrong(draw: st.DrawFn) -> bytes:
     return bytes(stream)
 
 
-@given(wrong())
+@given(damaged(requests()))
 def test_wrong_bytes_are_answered_or_refused_and_never_waited_for(
     server: Served, sent: bytes
 ) -> None:
@@ -122,3 +125,48 @@ def test_wrong_bytes_are_answered_or_refused_and_never_waited_for(
             assert answer.problem
             assert answer.headers["connection"] == "close"
     assert not server.server.connections.unparsed._sizes
+
+
+@st.composite
+def orders(draw: st.DrawFn) -> Sent:
+    """An order for what is not there, so its decision is FAILED."""
+    ids = {"customer_id": str(draw(st.uuids())), "product_id": str(draw(st.uuids()))}
+    body = json.dumps(ids).encode()
+    head = b"POST /api/v1/orders HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    if draw(st.booleans()):
+        head += b"Idempotency-Key: %b\r\n" % draw(st.uuids()).hex.encode()
+    if draw(st.booleans()):
+        framed = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    else:
+        framed = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    return Sent(head + framed, None)
+
+
+async def test_of_damaged_orders_those_answered_202_are_recorded_and_no_others(
+    make_stack: Callable[..., Awaitable[Stack]],
+) -> None:
+    stack = await make_stack()
+    accepted = set[str]()
+
+    @given(damaged(orders()), st.floats(0, 1))
+    def send(sent: bytes, share: float) -> None:
+        client, cut = Client(stack.settings.api_port), int(share * len(sent))
+        for answer in client.send(sent[:cut]).send(sent[cut:]).send_end().answers():
+            assert answer.headers["x-request-id"]
+            if answer.status == 202:
+                accepted.add(json.loads(answer.body)["order_id"])
+            else:
+                assert answer.problem
+
+    # The stack's processes answer; this one only waits for them.
+    send()
+
+    async def all_decided() -> bool:
+        shown = [await stack.http.get(f"/orders/{order_id}") for order_id in accepted]
+        return all(one.json().get("status") == "FAILED" for one in shown)
+
+    assert accepted
+    await eventually(all_decided, "all that was accepted is decided")
+    page = await stack.http.get("/events", params={"limit": 1})
+    # An order is an event, and so is its decision.
+    assert int(page.headers["ledger-position"]) == 2 * len(accepted)
