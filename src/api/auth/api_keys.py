@@ -11,7 +11,8 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -31,14 +32,22 @@ log = logging.getLogger(__name__)
 SECRET_BYTES: Final = 32
 MAX_NAME: Final = 100
 START: Final = "lk_"
-# How long a revoked API key may still be accepted while the database answers.
+# How long a revoked API key may still be accepted while the database answers in time,
 FRESH_S: Final = 5.0
-# How long an API key is accepted while the database is away: nobody can revoke it there then.
+# while it can be reached and is slow,
+SLOW_S: Final = 60.0
+# and while it is away: nobody can revoke the key there then.
 STALE_S: Final = 3600.0
-# How often the table is copied, so that a key is seldom older than this.
-COPY_EVERY_S: Final = 1.0
-# Less than FRESH_S together with COPY_EVERY_S: no request has to wait to learn of an outage.
-COPY_TIMEOUT_S: Final = 2.5
+# How often the database is asked whether its table is another, so that a key is seldom older.
+ASK_EVERY_S: Final = 1.0
+# Less than FRESH_S together with ASK_EVERY_S: no request has to wait to learn that it is slow.
+LATE_S: Final = 2.5
+# An answer is waited for, as what slow databases say counts, too; reconnecting comes after it.
+ANSWER_TIMEOUT_S: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 4.0
+# The table is copied after this time at the latest, whatever the database says of it: behind a
+# proxy that spreads statements, the rows may have come from a server that was behind.
+COPY_AGAIN_S: Final = 60.0
 MAX_COPIED: Final = 10_000
 COPY_PAGE: Final = 500
 # Of prefixes that the copy has not.
@@ -48,10 +57,10 @@ MAX_LOOKED_UP: Final = 10_000
 MAX_WAITING: Final = 1_000
 # A busy process may find the deadline past and the answer there at one moment.
 GRACE_S: Final = 0.2
-# One to copy the table, one for look-ups: neither waits for what the views are read with.
+# One for the copy, one for look-ups: neither waits for what the views are read with.
 KEY_CONNECTIONS: Final = 2
 
-AWAY: Final = "the API key can't be checked: the database is away"
+UNKNOWN: Final = "the API key can't be checked: the database does not answer"
 T = TypeVar("T")
 
 _FORM: Final = re.compile(r"lk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})").fullmatch
@@ -117,6 +126,8 @@ def hash_secret(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
+# CONCAT_WS leaves NULL out, so which columns are NULL is written beside it.
+_ROW_AS_TEXT: Final = f"CONCAT_WS('|', {_COLUMNS}, customer_id IS NULL, expires_at_us IS NULL)"
 # Not NOW(): in the hour that the end of summer time repeats, that is read as one hour of the two.
 _DATABASE_NOW_US: Final = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
 
@@ -197,11 +208,18 @@ class Lookup(Struct, frozen=True):
     fresh_until_s: float
 
 
+# Of all rows: how many there are, how many are revoked, the sum of those times, that of checksums.
+Fingerprint = tuple[int, ...]
+
+
 class ApiKeyTable(Protocol):
     """What an `ApiKeyCache` asks of the database; every method raises DATABASE_ERRORS."""
 
-    async def usable(self, after: str) -> tuple[int, Mapping[str, StoredApiKey]]:
-        """A page of the keys that have not ended, by prefix, and the database's time in µs."""
+    async def fingerprint(self) -> tuple[int, Fingerprint]:
+        """The database's time in µs, and numbers that differ once the table does."""
+
+    async def usable(self, after: str, time_us: int) -> Mapping[str, StoredApiKey]:
+        """A page of the keys that have not ended at a time, by prefix."""
 
     async def find(self, prefixes: Collection[str]) -> Mapping[str, StoredApiKey]:
         """The keys with these prefixes, whether ended or not."""
@@ -213,10 +231,26 @@ class StoredApiKeys:
 
     engine: AsyncEngine
 
-    async def usable(self, after: str) -> tuple[int, Mapping[str, StoredApiKey]]:
-        """A page of the keys that have not ended, by prefix, and the database's time in µs."""
-        async with self.engine.connect() as connection:
-            time_us = await database_now_us(connection)
+    async def fingerprint(self) -> tuple[int, Fingerprint]:
+        """The database's time in µs, and numbers that differ once the table does.
+
+        A new key changes the first number, a revocation the second, an earlier one the third, and
+        nothing ever takes that back: so these, and an older table that was restored, are seen for
+        certain. The last one, a sum of checksums, is for changes by hand and after a restore.
+        """
+        async with self._connection() as connection:
+            rows = await select(
+                connection,
+                f"SELECT {_DATABASE_NOW_US}, COUNT(*), COUNT(revoked_at_us),"
+                f" COALESCE(SUM(revoked_at_us), 0), COALESCE(SUM(CRC32({_ROW_AS_TEXT})), 0)"
+                " FROM api_keys",
+            )
+        time_us, *fingerprint = map(int, rows[0])
+        return time_us, tuple(fingerprint)
+
+    async def usable(self, after: str, time_us: int) -> Mapping[str, StoredApiKey]:
+        """A page of the keys that have not ended at a time, by prefix."""
+        async with self._connection() as connection:
             rows = await select(
                 connection,
                 f"SELECT {_COLUMNS} FROM api_keys WHERE prefix > %s"
@@ -224,31 +258,49 @@ class StoredApiKeys:
                 " AND (expires_at_us IS NULL OR expires_at_us > %s) ORDER BY prefix LIMIT %s",
                 (after, time_us, time_us, COPY_PAGE),
             )
-        return time_us, {row[0]: _stored(row) for row in rows}
+        return {row[0]: _stored(row) for row in rows}
 
     async def find(self, prefixes: Collection[str]) -> Mapping[str, StoredApiKey]:
         """The keys with these prefixes, whether ended or not."""
-        async with self.engine.connect() as connection:
+        async with self._connection() as connection:
             return await find_api_keys(connection, prefixes)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self.engine.connect()
+        except TimeoutError:
+            # Not a slow answer: it takes the connection, as a stopped process does, and no more.
+            raise ConnectionError("the database greets nobody") from None
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
 
 class ApiKeyCache:
     """The API keys as they were a moment ago, so that a request costs the database no query.
 
-    A task copies the table every COPY_EVERY_S, on a connection of its own: that is how a revoked
-    key ends, whatever strangers send meanwhile. While the database is away, the last copy is good
-    for STALE_S. Prefixes that the copy has not (new keys, ended ones, made-up ones) are looked up
-    by a second task, all that wait at a time by one query; no more than MAX_WAITING may wait.
+    A task asks every ASK_EVERY_S whether the table is another, and copies it if so, on a connection
+    of its own: that is how a revoked key ends, whatever strangers send meanwhile. How old the copy
+    may be depends on how the database answers: FRESH_S if in time, SLOW_S if late, STALE_S while
+    there is no way to it. Prefixes that the copy has not (new keys, ended ones, made-up ones) are
+    looked up by a second task, all that wait at a time by one query; no more than MAX_WAITING may
+    wait.
     """
 
     def __init__(self, table: ApiKeyTable, now_s: Callable[[], float] = time.monotonic) -> None:
         self._table = table
         self._now_s = now_s
         self._copy: Mapping[str, StoredApiKey] = {}
+        self._fingerprint: Fingerprint = ()
+        self._read_at_s = -math.inf
+        # When it was last known to be as the table was.
         self._copied_at_s = -math.inf
         self._database_ahead_us = now_us() - int(now_s() * SECOND_US)
-        self._away = False
-        self._copy_ended = asyncio.Event()
+        self._max_age_s = FRESH_S
+        self._noted = asyncio.Event()
         self._lookups = BoundedDict[str, Lookup](MAX_LOOKED_UP)
         self._waiting: dict[str, asyncio.Future[Lookup | None]] = {}
         self._wanted = asyncio.Event()
@@ -259,20 +311,22 @@ class ApiKeyCache:
 
     def copied(self, prefix: str) -> StoredApiKey | None:
         """The API key in the copy, if that is recent enough to go by."""
-        max_age_s = STALE_S if self._away else FRESH_S
-        return self._copy.get(prefix) if self._now_s() < self._copied_at_s + max_age_s else None
+        is_recent = self._now_s() < self._copied_at_s + self._max_age_s
+        return self._copy.get(prefix) if is_recent else None
 
     async def get(self, prefix: str) -> StoredApiKey | None:
-        """The API key as it was at most FRESH_S ago, while the database is away at most STALE_S.
+        """The API key as it was at most FRESH_S ago, SLOW_S if the database is slow, else STALE_S.
 
-        Raises KeysUnavailable where neither can be had.
+        Raises KeysUnavailable where none of these can be had.
         """
-        while not self._away and (prefix in self._copy or self._copied_at_s == -math.inf):
+        while self._max_age_s == FRESH_S and (
+            prefix in self._copy or self._copied_at_s == -math.inf
+        ):
             if api_key := self.copied(prefix):
                 return api_key
             # Either there is no copy yet, or this process was too busy to make one in time. That
             # says nothing about the database, so an old copy must not be gone by.
-            await self._copy_ended.wait()
+            await self._noted.wait()
         if api_key := self.copied(prefix):
             return api_key
         lookup = self._lookups.get(prefix)
@@ -281,8 +335,8 @@ class ApiKeyCache:
         return lookup.api_key
 
     async def _ask(self, prefix: str) -> Lookup:
-        if self._away:
-            raise KeysUnavailable(AWAY)
+        if self._max_age_s == STALE_S:
+            raise KeysUnavailable(UNKNOWN)
         waiting = self._waiting.get(prefix)
         if waiting is None:
             if len(self._waiting) >= MAX_WAITING:
@@ -292,49 +346,72 @@ class ApiKeyCache:
         # A client who hangs up must not cancel the look-up for others.
         lookup = await asyncio.shield(waiting)
         if lookup is None:
-            raise KeysUnavailable(AWAY)
+            raise KeysUnavailable(UNKNOWN)
         return lookup
 
     async def run(self) -> None:
-        """Copy the table and look prefixes up, for as long as the process runs."""
+        """Keep the copy and look prefixes up, for as long as the process runs."""
         await first_to_end(self._keep_copy(), self._look_up_wanted())
 
     async def _keep_copy(self) -> None:
         while True:
             await self.copy()
-            await asyncio.sleep(COPY_EVERY_S)
+            await asyncio.sleep(ASK_EVERY_S)
 
     async def copy(self) -> None:
-        """Copy the table as it is now, or note that the database is away."""
+        """Make the copy what the table is now, or note that the database is slow or away."""
         began_s = self._now_s()
+        reading = asyncio.ensure_future(self._read_changes())
         try:
-            copy, time_us = await _answer(self._read_all(), COPY_TIMEOUT_S)
+            in_time = await _ends_within(reading, LATE_S)
+            if not in_time and self._max_age_s != STALE_S:
+                self._note(SLOW_S, f"no answer within {LATE_S:g} s")
+            time_us = await reading
+        except TimeoutError as error:
+            if self._max_age_s != STALE_S:
+                self._note(SLOW_S, str(error))
         except DATABASE_ERRORS as error:
-            if not self._away:
-                log.warning(
-                    "API keys can't be checked: %s; the %d known ones are accepted for %g s",
-                    error,
-                    len(self._copy),
-                    STALE_S,
-                )
-            self._away = True
+            self._note(STALE_S, str(error))
         else:
-            if self._away:
-                log.info("API keys can be checked again")
-            self._away = False
             # As of the beginning, because a key may be revoked while the table is read.
-            self._copy, self._copied_at_s = copy, began_s
+            self._copied_at_s = began_s
             self._database_ahead_us = time_us - int(began_s * SECOND_US)
-        self._copy_ended.set()
-        self._copy_ended = asyncio.Event()
+            self._note(FRESH_S if in_time else SLOW_S, "the database answers late")
+        finally:
+            await end((reading,))
 
-    async def _read_all(self) -> tuple[Mapping[str, StoredApiKey], int]:
-        time_us, page = await self._table.usable("")
-        copy = dict(page)
-        while len(page) == COPY_PAGE and len(copy) < MAX_COPIED:
-            _, page = await self._table.usable(next(reversed(copy)))
-            copy.update(page)
-        return copy, time_us
+    def _note(self, max_age_s: float, why: str) -> None:
+        """Say how old the copy may be, and have those look again who wait for it."""
+        if max_age_s != self._max_age_s:
+            if max_age_s == FRESH_S:
+                log.info("API keys can be checked again")
+            else:
+                log.warning(
+                    "API keys can't be checked in time: %s; the %d known ones are accepted for %g s"
+                    " after they were last checked",
+                    why,
+                    len(self._copy),
+                    max_age_s,
+                )
+            self._max_age_s = max_age_s
+        self._noted.set()
+        self._noted = asyncio.Event()
+
+    async def _read_changes(self) -> int:
+        """Read the table if it is not what was copied; return the database's time in µs."""
+        read_at_s = self._now_s()
+        # First: what is changed while the rows are read shows in the next one.
+        time_us, fingerprint = await _answer(self._table.fingerprint(), ANSWER_TIMEOUT_S)
+        if fingerprint != self._fingerprint or read_at_s >= self._read_at_s + COPY_AGAIN_S:
+            copy: dict[str, StoredApiKey] = {}
+            more = True
+            while more and len(copy) < MAX_COPIED:
+                after = next(reversed(copy), "")
+                page = await _answer(self._table.usable(after, time_us), ANSWER_TIMEOUT_S)
+                copy.update(page)
+                more = len(page) == COPY_PAGE
+            self._copy, self._fingerprint, self._read_at_s = copy, fingerprint, read_at_s
+        return time_us
 
     async def _look_up_wanted(self) -> None:
         while True:
@@ -356,18 +433,23 @@ class ApiKeyCache:
 
 
 async def _answer(query: Coroutine[Any, Any, T], timeout_s: float) -> T:
-    """What the database answers; raises TimeoutError once it is sure that it has not.
-
-    A busy event loop may find deadline and answer at one moment, and the answer counts then: or
-    strangers who keep this process busy could make it take the database for away.
-    """
+    """What the database answers; raises TimeoutError once it is sure that it has not."""
     task = asyncio.ensure_future(query)
     try:
-        done, _ = await asyncio.wait((task,), timeout=timeout_s)
-        if not done:
-            done, _ = await asyncio.wait((task,), timeout=GRACE_S)
-        if not done:
+        if not await _ends_within(task, timeout_s):
             raise TimeoutError(f"no answer within {timeout_s:g} s")
         return task.result()
     finally:
         await end((task,))
+
+
+async def _ends_within(task: "asyncio.Future[T]", timeout_s: float) -> bool:
+    """Whether a task ends in time.
+
+    A busy event loop may find deadline and answer at one moment, and the answer counts then: or
+    strangers who keep this process busy could make it take the database for slow or away.
+    """
+    done, _ = await asyncio.wait((task,), timeout=timeout_s)
+    if not done:
+        done, _ = await asyncio.wait((task,), timeout=GRACE_S)
+    return bool(done)

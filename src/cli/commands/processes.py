@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import server
 from api.app import App
-from api.auth.api_keys import COPY_TIMEOUT_S, KEY_CONNECTIONS, ApiKeyCache, StoredApiKeys
+from api.auth.api_keys import ANSWER_TIMEOUT_S, KEY_CONNECTIONS, ApiKeyCache, StoredApiKeys
 from api.auth.guard import Exposed, Guard, refuse_exposed
 from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
@@ -115,7 +115,7 @@ async def _serve_api(settings: Settings) -> None:
         connections.engine(
             settings,
             "api",
-            read_timeout_s=2 * COPY_TIMEOUT_S,
+            read_timeout_s=2 * ANSWER_TIMEOUT_S,
             pool_size=KEY_CONNECTIONS,
             autocommit=True,
         ) as keys_engine,
