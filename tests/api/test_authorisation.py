@@ -178,41 +178,27 @@ async def test_another_secret_with_the_prefix_of_a_key_is_refused(
 
 
 @pytest.fixture(scope="module")
-async def revoked(site: Site) -> Headers:
-    """A key that was revoked."""
-    headers = await site.key(Scope.ADMIN)
-    await revoke(site.stack.settings, headers["Authorization"].split("_")[1])
-    return headers
-
-
-@pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_a_revoked_key_is_refused_on_every_route(
-    site: Site, revoked: Headers, method: str, path: str, operation: Operation
-) -> None:
-    response = await site.call(method, path, operation, revoked)
-    assert refused(response, 401, "bad-key", "invalid_token").endswith("is revoked")
-
-
-@pytest.fixture(scope="module")
-async def expired(site: Site) -> Headers:
-    """A key that has expired."""
-    headers = await site.key(Scope.ADMIN, expires_in_days=1)
+async def ended(site: Site) -> dict[str, Headers]:
+    """A key that was revoked and one that has expired."""
+    revoked, expired = await site.key(Scope.ADMIN), await site.key(Scope.ADMIN, expires_in_days=1)
+    await revoke(site.stack.settings, revoked["Authorization"].split("_")[1])
     engine = engine_of(site.stack.settings, "migrate")
     async with engine.begin() as connection:
         await connection.exec_driver_sql(
             "UPDATE api_keys SET expires_at_us = 1 WHERE prefix = %s",
-            (headers["Authorization"].split("_")[1],),
+            (expired["Authorization"].split("_")[1],),
         )
     await engine.dispose()
-    return headers
+    return {"revoked": revoked, "expired": expired}
 
 
+@pytest.mark.parametrize("how", ["revoked", "expired"])
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)
-async def test_an_expired_key_is_refused(
-    site: Site, expired: Headers, method: str, path: str, operation: Operation
+async def test_a_revoked_or_expired_key_is_refused_on_every_route(
+    site: Site, ended: dict[str, Headers], how: str, method: str, path: str, operation: Operation
 ) -> None:
-    response = await site.call(method, path, operation, expired)
-    assert refused(response, 401, "bad-key", "invalid_token").endswith("is expired")
+    response = await site.call(method, path, operation, ended[how])
+    assert refused(response, 401, "bad-key", "invalid_token").endswith(f"is {how}")
 
 
 @pytest.mark.parametrize(("method", "path", "operation"), GUARDED)

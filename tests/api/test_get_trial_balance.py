@@ -15,8 +15,8 @@ from cli.settings import Settings
 from projections import trial_balance
 from projections.queries import ViewsUnavailable
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import opening, orders
 from tests.projections.view_rows import advance_to_the_end
+from tests.submissions import opening, orders
 
 from .client import balance, cancel, exact, limit, list_product, order, problem, register, stock
 
@@ -138,46 +138,44 @@ async def test_a_journal_that_was_damaged_does_not_balance(written: Ledger) -> N
     assert (found.balanced, position) == (False, 42)
 
 
+class Sums:
+    """The positions after which lines were summed, STEP by step; the sum `slow` takes too long."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, slow: int = 0) -> None:
+        self.asked: list[object] = []
+        query = trial_balance.TrialBalanceReader._rows
+
+        async def rows(reader: Any, statement: str, *parameters: object) -> Any:
+            if "SUM(" in statement:
+                self.asked.append(parameters[0])
+                if len(self.asked) == slow:
+                    await asyncio.sleep(60)
+            return await query(reader, statement, *parameters)
+
+        monkeypatch.setattr(trial_balance, "STEP", 10)
+        monkeypatch.setattr(trial_balance.TrialBalanceReader, "_rows", rows)
+
+
 async def test_what_takes_too_long_is_gone_on_with_by_the_next(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_balance, "STEP", 10)
     monkeypatch.setattr(slow_reads, "TRIAL_BALANCE_TIMEOUT_S", 0.5)
-    shared, query = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._rows
-    asked: list[object] = []
-
-    async def slow(self: Any, statement: str, *parameters: object) -> Any:
-        if "SUM(" in statement:
-            asked.append(parameters[0])
-            if len(asked) == 3:
-                await asyncio.sleep(60)
-        return await query(self, statement, *parameters)
-
-    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_rows", slow)
+    shared, sums = TrialBalanceReads(written.engine("api")), Sums(monkeypatch, slow=3)
     with pytest.raises(Problem) as refused:
         await shared.read(10**6)
     assert refused.value.kind == "views-unavailable"
     found, position = await shared.read(10**6)
     assert (found.balanced, position) == (True, 42)
-    assert asked == [0, 10, 20, 20, 30, 40]
+    assert sums.asked == [0, 10, 20, 20, 30, 40]
 
 
 async def test_many_at_once_read_each_line_once(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_balance, "STEP", 10)
-    shared, query = TrialBalanceReads(written.engine("api")), trial_balance.TrialBalanceReader._rows
-    asked: list[object] = []
-
-    async def counted(self: Any, statement: str, *parameters: object) -> Any:
-        if "SUM(" in statement:
-            asked.append(parameters[0])
-        return await query(self, statement, *parameters)
-
-    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_rows", counted)
+    shared, sums = TrialBalanceReads(written.engine("api")), Sums(monkeypatch)
     found = await asyncio.gather(*(shared.read(40) for _ in range(10)))
     assert len({balance.total("minor").debit for balance, _ in found}) == 1
-    assert asked == [0, 10, 20, 30]
+    assert sums.asked == [0, 10, 20, 30]
 
 
 async def test_without_a_journal_it_is_unavailable(written: Ledger) -> None:

@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import Settings
-from tests.harness import DEADLINE_S, environment, start_ledger
+from tests.harness import DEADLINE_S, environment, make_ledger, start_ledger
+from tests.ledger.pipeline import running_ledger
 from tests.private_servers import Servers
+from tests.projections.view_rows import advance_to_the_end
+from tests.submissions import history
 from tests.warm import COMMAND
 
 
@@ -38,6 +41,22 @@ class Done:
         lines = self.err.strip().splitlines()
         assert len(lines) == 1, self.err
         return lines[0]
+
+
+async def record_every_kind_of_event(settings: Settings) -> None:
+    """Record every kind of event, and bring the views to the head."""
+    async with running_ledger(settings) as ledger:
+        await ledger.write(history(5, 300))
+        async with ledger.connection("projector") as connection:
+            await advance_to_the_end(connection)
+
+
+@pytest.fixture(scope="session")
+async def shop(servers: Servers) -> Settings:
+    """A ledger with every kind of event; no test may change it."""
+    settings = await make_ledger(servers)
+    await record_every_kind_of_event(settings)
+    return settings
 
 
 Run = Callable[..., Awaitable[Done]]

@@ -12,10 +12,9 @@ from cli.commands.verify import Verified, check
 from cli.settings import Settings
 from ledger.eventlog.records import Record, Submitted, VerificationFailed
 from projections.views.registry import PROJECTIONS
-from tests.core.story import INK, cancel, credit, order, product
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, history, opening
 from tests.projections.view_rows import advance_to_the_end
+from tests.submissions import INK, cancel, credit, event_of, history, opening, order, product
 
 TABLES = ("events", "ledger_head", "checkpoints", *(view.name for view in PROJECTIONS))
 

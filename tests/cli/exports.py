@@ -17,19 +17,11 @@ from cli.export.tables import tables_by_name
 from cli.settings import Settings
 from ledger.eventlog.records import Record
 from projections.views.registry import PROJECTIONS
-from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import history
+from tests.ledger.pipeline import Ledger
 from tests.projections.view_rows import advance_to_the_end
 
 EVERYTHING = ("events", *(projection.name for projection in PROJECTIONS))
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-async def record_every_kind_of_event(settings: Settings) -> None:
-    """Record every kind of event, and bring the views to the head."""
-    async with running_ledger(settings) as ledger:
-        await ledger.write(history(5, 300))
-        await project(ledger)
 
 
 async def project(ledger: Ledger) -> None:

@@ -14,8 +14,8 @@ from projections.views.journal import lines
 from tests.core.story import effective
 from tests.harness import free_port
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import history, opening, orders
 from tests.projections.view_rows import advance_to_the_end
+from tests.submissions import history, opening, orders
 
 from .conftest import Run, typed
 

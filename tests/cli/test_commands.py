@@ -13,8 +13,8 @@ from projections.views.projection import METADATA
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually, free_port
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import opening, orders
 from tests.private_servers import Servers
+from tests.submissions import opening, orders
 
 from .conftest import Run, shell, typed
 

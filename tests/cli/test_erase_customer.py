@@ -20,12 +20,11 @@ from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Record, next_hash
 from ledger.eventlog.store import Store
 from ledger.messaging.publisher import InboxUnavailable
-from tests.core.story import ANN, BOB, PEN, erasure
 from tests.harness import DEADLINE_S, environment, free_port
 from tests.ledger.naive_audit import audit
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, opening, orders
 from tests.projections.view_rows import all_live, all_replayed, until_projected
+from tests.submissions import ANN, BOB, PEN, erasure, event_of, opening, orders
 from tests.warm import COMMAND
 
 from .conftest import Run, typed

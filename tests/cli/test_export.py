@@ -23,33 +23,23 @@ from ledger.eventlog.records import GENESIS_HASH, LedgerDamaged, next_hash
 from projections.views.journal import JOURNAL
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
-from tests.harness import DEADLINE_S, environment, eventually, make_ledger, start_ledger
+from tests.harness import DEADLINE_S, environment, eventually, start_ledger
 from tests.ledger.pipeline import running_ledger
-from tests.ledger.submissions import history, opening, orders
-from tests.private_servers import Servers
 from tests.proxy import open_proxy
+from tests.submissions import history, opening, orders
 
-from .conftest import Run, typed
+from .conftest import Run, record_every_kind_of_event, typed
 from .exports import (
     EVERYTHING,
     export,
     exported_records,
     manifest,
     project,
-    record_every_kind_of_event,
     rows_in,
     text,
 )
 
 FORMATS = ("parquet", "csv", "jsonl")
-
-
-@pytest.fixture(scope="module")
-async def shop(servers: Servers) -> Settings:
-    """A ledger with every kind of event; no test may change it."""
-    settings = await make_ledger(servers)
-    await record_every_kind_of_event(settings)
-    return settings
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from ledger.eventlog.codec import encode_payload
 from ledger.runtime.timestamps import from_us
 from tests.ledger.built_ledgers import forged
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import orders
+from tests.submissions import orders
 
 from .conftest import Run
 from .damage import filled, project, rewrite, verified, wrong

@@ -20,8 +20,8 @@ from ledger.runtime import logs
 from ledger.runtime.printable import printable, printable_json
 from tests.harness import DEADLINE_S, environment
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of
 from tests.projections.view_rows import advance_to_the_end
+from tests.submissions import event_of
 from tests.warm import COMMAND
 
 from .conftest import Run

@@ -26,23 +26,15 @@ from ledger.eventlog.store import Store
 from tests.harness import DEADLINE_S, environment, eventually, make_ledger, start_ledger
 from tests.ledger.naive_audit import audit
 from tests.ledger.pipeline import running_ledger
-from tests.ledger.submissions import opening, orders
 from tests.private_servers import Servers
 from tests.projections.view_rows import all_live
 from tests.proxy import open_proxy
+from tests.submissions import opening, orders
 
 from .conftest import Run
-from .exports import EVERYTHING, export, manifest, project, record_every_kind_of_event
+from .exports import EVERYTHING, export, manifest, project
 
 FORMATS = ("parquet", "csv", "jsonl")
-
-
-@pytest.fixture(scope="module")
-async def shop(servers: Servers) -> Settings:
-    """A ledger with every kind of event; no test may change it."""
-    settings = await make_ledger(servers)
-    await record_every_kind_of_event(settings)
-    return settings
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, PARKING
 from tests.harness import DEADLINE_S, environment, free_port
 from tests.ledger.pipeline import Ledger, group_of, running_ledger, until_acked
-from tests.ledger.submissions import opening, orders
+from tests.submissions import opening, orders
 from tests.warm import COMMAND
 
 from .conftest import Run

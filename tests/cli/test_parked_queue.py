@@ -31,8 +31,8 @@ from ledger.runtime.failpoints import FailpointReached
 from tests.harness import make_ledger
 from tests.ledger.naive_audit import audit, causes, ids
 from tests.ledger.pipeline import Ledger, group_of, running_ledger
-from tests.ledger.submissions import opening, orders
 from tests.private_servers import Servers
+from tests.submissions import opening, orders
 
 LARGEST = 16 * 2**20
 

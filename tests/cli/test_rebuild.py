@@ -15,7 +15,6 @@ from projections.tables import begin_consistent_read
 from projections.views.registry import PROJECTIONS
 from tests.harness import DEADLINE_S, environment, eventually, free_port
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import history, opening, orders
 from tests.projections.rebuilding import rebuilt, tables
 from tests.projections.view_rows import (
     advance_to_the_end,
@@ -24,6 +23,7 @@ from tests.projections.view_rows import (
     checkpoints,
     until_projected,
 )
+from tests.submissions import history, opening, orders
 from tests.warm import COMMAND
 
 from .conftest import Run

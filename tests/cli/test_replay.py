@@ -20,9 +20,9 @@ from ledger.eventlog.records import Record
 from projections.as_of import PositionBeyondHead
 from tests.harness import DEADLINE_S, environment, eventually, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import history, opening, orders
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
+from tests.submissions import history, opening, orders
 from tests.warm import COMMAND
 
 from .conftest import Done, Run, shell

@@ -26,13 +26,12 @@ from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Record, Submitted
 from projections.views.wallets import WALLETS
-from tests.core.story import customer, erasure, order, product
 from tests.harness import environment, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, history, opening, orders
 from tests.private_servers import Servers
 from tests.projections.view_rows import advance_to_the_end, live
 from tests.proxy import open_proxy
+from tests.submissions import customer, erasure, event_of, history, opening, order, orders, product
 
 from .conftest import Run
 

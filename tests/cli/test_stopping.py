@@ -11,8 +11,8 @@ import pytest
 from tests.harness import Stack, eventually
 from tests.ledger.naive_audit import audit, causes, ids
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import opening, orders
 from tests.projections.view_rows import all_live, all_replayed, checkpoints, until_projected
+from tests.submissions import opening, orders
 
 # Far below DEADLINE_S: a process that waits for something when it's to end is found.
 STOP_S = 30

@@ -16,7 +16,7 @@ from projections.views.registry import PROJECTIONS
 from tests.harness import free_port
 from tests.ledger.built_ledgers import forged
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import opening, orders
+from tests.submissions import opening, orders
 
 from .conftest import Run
 from .damage import damaged, filled, project, rewrite, verified, wrong

@@ -9,8 +9,8 @@ from cli.commands.whatif import BadRules, load_rules
 from cli.settings import Settings
 from ledger.core.pricing import Rules, Tier
 from tests.harness import free_port
-from tests.ledger.submissions import opening, orders
 from tests.proxy import open_proxy
+from tests.submissions import opening, orders
 
 from .conftest import Run, typed
 from .damage import filled

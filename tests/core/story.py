@@ -6,73 +6,27 @@ from typing import Self
 from uuid import UUID
 
 from ledger.core.decider import CustomerState, Fold, OrderState, ProductState, Status, is_refusal
-from ledger.core.events import (
-    CustomerErased,
-    CustomerRegistered,
-    DecidedPayload,
-    OrderCancelRequested,
-    OrderPlaced,
-    PriceChanged,
-    ProductListed,
-    Recorded,
-    StockReceived,
-    SubmissionRefused,
-    SubmittedPayload,
-    WalletCredited,
-)
-
-ANN, BOB = UUID(int=0xA1), UUID(int=0xA2)
-PEN, INK = UUID(int=0xB1), UUID(int=0xB2)
-ORDER, OTHER_ORDER = UUID(int=0xC1), UUID(int=0xC2)
-NOBODY = UUID(int=0xD1)
-
-Submission = tuple[UUID, SubmittedPayload]
-
-
-def customer(balance_minor: int = 500_000, at: UUID = ANN) -> Submission:
-    return at, CustomerRegistered("ann", balance_minor)
-
-
-def erasure(at: UUID = ANN) -> Submission:
-    return at, CustomerErased()
-
-
-def credit(amount_minor: int, at: UUID = ANN) -> Submission:
-    return at, WalletCredited(amount_minor)
-
-
-def product(price_minor: int = 1000, stock: int = 10, at: UUID = PEN) -> Submission:
-    return at, ProductListed("pen", "", price_minor, stock)
-
-
-def receipt(quantity: int, at: UUID = PEN) -> Submission:
-    return at, StockReceived(quantity)
-
-
-def price(price_minor: int, at: UUID = PEN) -> Submission:
-    return at, PriceChanged(price_minor)
-
-
-def order(quantity: int = 1, at: UUID = ORDER, by: UUID = ANN, of: UUID = PEN) -> Submission:
-    return at, OrderPlaced(by, of, quantity)
-
-
-def cancel(at: UUID = ORDER) -> Submission:
-    return at, OrderCancelRequested()
+from ledger.core.events import DecidedPayload, Recorded, SubmissionRefused
+from tests.submissions import ANN, ORDER, PEN, Submission
 
 
 class Story:
-    """One fold, what was decided last, and what must be true of it."""
+    """One fold, what was decided last, and what must be true of it.
 
-    def __init__(self, fold: Fold) -> None:
+    `position` is that of the last event, as a ledger counts them.
+    """
+
+    def __init__(self, fold: Fold, position: int = 0) -> None:
         self.fold = fold
+        self.position = position
         self.decided: tuple[DecidedPayload, ...] = ()
         self.before = remembered(fold)
 
     def when(self, *submissions: Submission) -> Self:
         for stream_id, event in submissions:
             self.before = remembered(self.fold)
-            self.decided = self.fold.decide_and_apply(stream_id, event)
+            self.decided = self.fold.decide_and_apply(stream_id, event, self.position + 1)
+            self.position += 1 + len(self.decided)
         return self
 
     def then(self, *decided: DecidedPayload) -> Self:
@@ -97,6 +51,11 @@ class Story:
             assert self.fold.orders[ORDER].status is status
         return self
 
+    def seen(self, key: UUID) -> int:
+        """The position that a client names who saw this customer, product or order now."""
+        fold = self.fold
+        return (fold.customers.get(key) or fold.products.get(key) or fold.orders[key]).position
+
     def changes_nothing(self) -> Self:
         assert remembered(self.fold) == self.before
         return self
@@ -104,10 +63,10 @@ class Story:
 
 def given(*history: Submission) -> Story:
     """A story that starts after this history, none of which may be refused."""
-    fold = Fold()
-    for stream_id, event in history:
-        assert not is_refusal(fold.decide_and_apply(stream_id, event)), "the premise does not hold"
-    return Story(fold)
+    story = Story(Fold())
+    for submission in history:
+        assert not is_refusal(story.when(submission).decided), "the premise does not hold"
+    return Story(story.fold, story.position)
 
 
 def given_state(balance_minor: int = 10**9, shelf: ProductState | None = None) -> Story:

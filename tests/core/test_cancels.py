@@ -13,8 +13,7 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-
-from .story import (
+from tests.submissions import (
     ANN,
     BOB,
     NOBODY,
@@ -25,13 +24,13 @@ from .story import (
     cancel,
     credit,
     customer,
-    given,
-    given_state,
     order,
     price,
     product,
     receipt,
 )
+
+from .story import given, given_state
 
 
 def test_a_cancel_returns_exactly_what_was_paid_and_taken() -> None:

@@ -14,8 +14,7 @@ from ledger.core.events import (
     Reason,
     SubmissionRefused,
 )
-
-from .story import (
+from tests.submissions import (
     ANN,
     BOB,
     INK,
@@ -27,11 +26,11 @@ from .story import (
     cancel,
     credit,
     customer,
-    given,
-    given_state,
     order,
     product,
 )
+
+from .story import given, given_state
 
 
 def test_a_completed_order_moves_money_and_stock_by_what_it_says() -> None:
@@ -47,12 +46,14 @@ def test_a_completed_order_touches_no_other_wallet_and_no_other_product() -> Non
     story = given(customer(), product(), customer(77, at=BOB), product(9, 9, at=INK))
     story.when(order())
     assert story.fold.customers[BOB].balance_minor == 77
-    assert story.fold.products[INK] == ProductState(9, 9, 9)
+    assert story.fold.products[INK] == ProductState(9, 9, 9, 4)
 
 
 def test_an_order_remembers_what_a_cancel_must_pay_back() -> None:
     story = given(customer(), product(1000)).when(order(2))
-    assert story.fold.orders[ORDER] == OrderState(ANN, PEN, 2, Status.COMPLETED, 2000, 1)
+    assert story.fold.orders[ORDER] == OrderState(
+        ANN, PEN, 2, Status.COMPLETED, 2000, story.position
+    )
 
 
 def test_the_default_quantity_is_one() -> None:

@@ -1,26 +1,21 @@
 """A submission that names the state its client saw is decided on that state, or refused."""
 
-from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given as each
 from hypothesis import strategies as st
-from msgspec import Struct, structs
+from msgspec import Struct
 
-from ledger.core.decider import Fold
 from ledger.core.events import (
     MAX_AMOUNT_MINOR,
     MAX_BALANCE_MINOR,
     MAX_STOCK,
-    Conditional,
     OrderCancelRefused,
     Reason,
     SubmissionRefused,
-    SubmittedPayload,
 )
-
-from .story import (
+from tests.submissions import (
     BOB,
     INK,
     NOBODY,
@@ -29,6 +24,7 @@ from .story import (
     PEN,
     Submission,
     cancel,
+    conditional,
     credit,
     customer,
     erasure,
@@ -36,55 +32,21 @@ from .story import (
     price,
     product,
     receipt,
-    remembered,
 )
 
-STALE = (SubmissionRefused(Reason.PRECONDITION_FAILED),)
+from .story import given, remembered
+
+STALE = SubmissionRefused(Reason.PRECONDITION_FAILED)
 SHOP = (customer(), product(), order())
 CHANGES = (credit(5), receipt(5), price(5), cancel())
-OTHERS = (order(1, OTHER_ORDER), order(1, OTHER_ORDER, of=NOBODY))
-
-
-class Ledger(Struct):
-    """A fold that takes submissions at the positions that a ledger gives them."""
-
-    fold: Fold
-    position: int = 0
-
-    def submit(self, *submissions: Submission) -> tuple[Any, ...]:
-        """What was decided of the last one."""
-        decided: tuple[Any, ...] = ()
-        for stream_id, event in submissions:
-            decided = self.fold.decide_and_apply(stream_id, event, self.position + 1)
-            self.position += 1 + len(decided)
-        return decided
-
-    def state(self, key: UUID) -> Any:
-        fold = self.fold
-        return fold.customers.get(key) or fold.products.get(key) or fold.orders[key]
-
-
-def shop() -> Ledger:
-    ledger = Ledger(Fold())
-    ledger.submit(*SHOP)
-    return ledger
-
-
-def naming(position: int, submission: Submission) -> Submission:
-    """The submission of a client that saw the state of a position."""
-    stream_id, event = submission
-    assert isinstance(event, Conditional)
-    conditional: SubmittedPayload = structs.replace(event, expected_position=position)
-    return stream_id, conditional
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_names_the_state_at_hand_is_decided_as_without_it(change: Submission) -> None:
-    named, plain = shop(), shop()
-    seen = named.state(change[0]).position
-    assert named.submit(naming(seen, change)) == plain.submit(change)
+    named, plain = given(*SHOP), given(*SHOP).when(change)
+    named.when(conditional(change, named.seen(change[0]))).then(*plain.decided)
     assert remembered(named.fold) == remembered(plain.fold)
-    assert named.state(change[0]).position == named.position
+    assert named.seen(change[0]) == named.position
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -92,11 +54,9 @@ def test_what_names_the_state_at_hand_is_decided_as_without_it(change: Submissio
 def test_what_names_another_state_is_refused_and_changes_nothing(
     change: Submission, off: int
 ) -> None:
-    ledger = shop()
-    before = remembered(ledger.fold)
-    seen = ledger.state(change[0]).position
-    assert ledger.submit(naming(max(0, seen + off), change)) == STALE
-    assert remembered(ledger.fold) == before
+    story = given(*SHOP)
+    other = max(0, story.seen(change[0]) + off)
+    story.when(conditional(change, other)).then(STALE).changes_nothing()
 
 
 @pytest.mark.parametrize(
@@ -117,47 +77,44 @@ def test_every_change_in_between_makes_a_precondition_fail(
     change: Submission, between: Submission
 ) -> None:
     """Also one that leaves all numbers as they were: the client has not seen it."""
-    ledger = shop()
-    seen = ledger.state(change[0]).position
-    ledger.submit(between)
-    assert ledger.submit(naming(seen, change)) == STALE
+    story = given(*SHOP)
+    seen = story.seen(change[0])
+    story.when(between, conditional(change, seen)).then(STALE)
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_others_or_is_refused_leaves_a_precondition_true(change: Submission) -> None:
-    ledger = shop()
-    seen = ledger.state(change[0]).position
-    ledger.submit(customer(7, BOB), product(at=INK), credit(1, BOB), receipt(1, INK), price(1, INK))
-    ledger.submit(customer(), product(), price(5, NOBODY), order(), order(99, OTHER_ORDER))
-    ledger.submit(*(naming(0, other) for other in CHANGES))
-    assert ledger.submit(naming(seen, change)) != STALE
+    story = given(*SHOP)
+    seen = story.seen(change[0])
+    story.when(customer(7, BOB), product(at=INK), credit(1, BOB), receipt(1, INK), price(1, INK))
+    story.when(customer(), product(), price(5, NOBODY), order(), order(99, OTHER_ORDER))
+    story.when(*(conditional(other, 0) for other in CHANGES))
+    assert story.when(conditional(change, seen)).decided != (STALE,)
 
 
 def test_a_customer_product_or_order_that_is_not_there_is_unknown_whatever_was_named() -> None:
-    ledger = Ledger(Fold())
+    story = given()
     for change, reason in zip(
         CHANGES,
         ("UNKNOWN_CUSTOMER", "UNKNOWN_PRODUCT", "UNKNOWN_PRODUCT", "UNKNOWN_ORDER"),
         strict=True,
     ):
-        assert ledger.submit(naming(3, change)) == (SubmissionRefused(Reason(reason)),)
+        story.when(conditional(change, 3)).then(SubmissionRefused(Reason(reason)))
 
 
 def test_what_can_never_be_cancelled_is_the_reason_before_an_outdated_state() -> None:
     """To read it again would not help."""
-    ledger = shop()
-    seen = ledger.state(ORDER).position
-    ledger.submit(cancel())
-    again = ledger.submit(naming(seen, cancel()))
-    assert again == (OrderCancelRefused(Reason.ALREADY_CANCELLED),)
+    story = given(*SHOP)
+    seen = story.seen(ORDER)
+    story.when(cancel(), conditional(cancel(), seen))
+    story.then(OrderCancelRefused(Reason.ALREADY_CANCELLED))
 
 
 def test_an_outdated_state_is_the_reason_before_any_limit() -> None:
     """Who saw another state must look again: what the limits say is about a state unseen."""
-    ledger = Ledger(Fold())
-    ledger.submit(customer(MAX_BALANCE_MINOR // 10**4), product(stock=MAX_STOCK))
+    story = given(customer(MAX_BALANCE_MINOR // 10**4), product(stock=MAX_STOCK))
     for change in (credit(MAX_AMOUNT_MINOR), receipt(MAX_STOCK)):
-        assert ledger.submit(naming(0, change)) == STALE
+        story.when(conditional(change, 0)).then(STALE)
 
 
 class Seen(Struct):
@@ -178,22 +135,21 @@ def test_no_update_of_a_client_that_names_what_it_saw_is_lost(
     steps: list[tuple[int, str]],
 ) -> None:
     """Four clients read, and add one to the price that they read, in any order."""
-    ledger = Ledger(Fold())
-    ledger.submit(customer(10**12), product(1000, 10**6))
+    story = given(customer(10**12), product(1000, 10**6))
     seen: dict[int, Seen] = {}
     raised = 0
     for number, (client, does) in enumerate(steps):
-        now = ledger.state(PEN)
+        now = story.fold.products[PEN]
         match does:
             case "reads":
                 seen[client] = Seen(now.base_price_minor, now.position)
             case "sells":
-                ledger.submit(order(1, UUID(int=0xE00 + number)))
+                story.when(order(1, UUID(int=0xE00 + number)))
             case "receives":
-                ledger.submit(receipt(1))
+                story.when(receipt(1))
             case "raises" if client in seen:
                 saw = seen[client]
-                decided = ledger.submit(naming(saw.position, price(saw.price_minor + 1)))
-                assert decided == (() if saw.position == now.position else STALE)
-                raised += not decided
-    assert ledger.state(PEN).base_price_minor == 1000 + raised
+                story.when(conditional(price(saw.price_minor + 1), saw.position))
+                story.then(*(() if saw.position == now.position else (STALE,)))
+                raised += not story.decided
+    assert story.fold.products[PEN].base_price_minor == 1000 + raised

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from ledger.core.decider import ProductState
 from ledger.core.events import MAX_AMOUNT_MINOR, MAX_STOCK, OrderCompleted
 from ledger.core.pricing import unit_price_minor
+from tests.submissions import ANN, PEN, customer, order, product
 
-from .story import ANN, PEN, customer, given_state, order, product
 from .story import given as given_history
+from .story import given_state
 
 
 @pytest.mark.parametrize(

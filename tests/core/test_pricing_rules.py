@@ -9,8 +9,7 @@ from ledger.core.decider import CustomerState, Fold, ProductState, State, decide
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced, Reason
 from ledger.core.pricing import CURRENT_RULES, RULES, Rules, Tier, unit_price_minor
 from projections.views.stock import STOCK
-
-from .story import ANN, PEN
+from tests.submissions import ANN, PEN
 
 DEARER = Rules(2, (Tier(80, Decimal(1)), Tier(40, Decimal("1.25"))), Decimal(3))
 EVER = {1: "50 % 1.0, 25 % 1.2, else 1.5"}

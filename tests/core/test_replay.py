@@ -34,8 +34,9 @@ from ledger.core.events import (
     WalletCredited,
 )
 from ledger.core.invariants import money_moved_minor
+from tests.submissions import ANN, NOBODY, ORDER, PEN, customer, order, product
 
-from .story import ANN, NOBODY, ORDER, PEN, customer, given, order, product
+from .story import given
 
 REGISTERED = CustomerRegistered("ann", 5000)
 LISTED = ProductListed("pen", "", 1000, 10)
@@ -113,8 +114,8 @@ def test_a_refusal_applied_changes_nothing(refusal: AnyPayload, at: UUID) -> Non
     story = given(customer(), product(), order())
     replayed(history((at, ASKED), (at, refusal)), story.fold)
     assert story.fold.orders[ORDER].status is Status.COMPLETED
-    assert story.fold.customers == {ANN: CustomerState(499_000, 1)}
-    assert story.fold.products == {PEN: ProductState(1000, 9, 10, 1)}
+    assert story.fold.customers == {ANN: CustomerState(499_000, 4)}
+    assert story.fold.products == {PEN: ProductState(1000, 9, 10, 4)}
     assert len(story.fold.orders) == 1
 
 

@@ -7,10 +7,9 @@ from typing import Final
 import pytest
 
 from api.schemas import MAX_BATCH
-from tests.core.story import ANN, PEN
 from tests.harness import Stack, eventually
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import opening
+from tests.submissions import ANN, PEN, opening
 
 from .memory import measured
 

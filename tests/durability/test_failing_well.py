@@ -16,14 +16,13 @@ from ledger.eventlog.records import Record
 from ledger.messaging.publisher import MAX_WAITING
 from ledger.messaging.topology import INBOX
 from tests.api.client import problem
-from tests.core.story import ANN, PEN
 from tests.harness import Stack, broker_admin, eventually, make_ledger
 from tests.ledger.naive_audit import audit
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import opening
 from tests.observability.test_metrics import memory_alarm
 from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
+from tests.submissions import ANN, PEN, opening
 
 ORDER: Final = {"customer_id": str(ANN), "product_id": str(PEN)}
 CLIENTS: Final = 40

@@ -14,8 +14,8 @@ from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Store
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import orders
 from tests.private_servers import Servers, start_servers
+from tests.submissions import orders
 
 from .syncs import BROKER, DATABASES, Sync, Trace, watched
 

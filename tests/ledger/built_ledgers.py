@@ -1,7 +1,7 @@
 """Ledgers built without a server, as a writer records them, or forged so that the chain holds."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from msgspec import structs
@@ -45,6 +45,22 @@ def records_of(*batches: Iterable[Submitted]) -> list[Record]:
     return scribe.records
 
 
+def pages_of(
+    records: Sequence[Record], page: int
+) -> Iterator[tuple[Sequence[Record], Sequence[Record]]]:
+    """The ledger in pages of whole decisions and batches; with each, all that stands before it."""
+    after, limit = 0, page
+    while after < len(records):
+        found = records[after : after + limit]
+        if after + limit < len(records):
+            found = found[: last_decision_index(found, whole_batches=True)]
+        if found:
+            yield records[:after], found
+            after, limit = after + len(found), page
+        else:
+            limit *= 2
+
+
 def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
     """Audit a ledger page by page and return the fold; raises VerificationFailed.
 
@@ -52,18 +68,10 @@ def audited(records: Sequence[Record], page: int = 10_000) -> Fold:
     """
     chain, decisions = ChainCheck(), DecisionAudit(Fold())
     pages: list[tuple[Sequence[Record], Earlier]] = []
-    after, limit = 0, page
-    while after < len(records):
-        found = records[after : after + limit]
-        if after + limit < len(records):
-            found = found[: last_decision_index(found, whole_batches=True)]
-        if not found:
-            limit *= 2
-            continue
-        pages.append((found, _earlier(records[:after], decisions.streams_to_look_up(found))))
+    for before, found in pages_of(records, page):
+        pages.append((found, _earlier(before, decisions.streams_to_look_up(found))))
         if len(pages) > 1:
             check_page(chain, decisions, *pages.pop(0))
-        after, limit = after + len(found), page
     for last in pages:
         check_page(chain, decisions, *last)
     return decisions.fold

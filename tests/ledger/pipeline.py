@@ -124,6 +124,20 @@ class Ledger:
         rows: Any = await self.rows("SELECT customer_id, sealing_key FROM customer_keys", "writer")
         return dict(rows)
 
+    async def until_running(self, statement: str, role: str = "migrate") -> None:
+        """Wait until another connection runs, or waits with, a statement that is LIKE this."""
+
+        async def is_running() -> bool:
+            found = await self.rows(
+                "SELECT 1 FROM information_schema.processlist"
+                " WHERE db = DATABASE() AND id <> CONNECTION_ID() AND info LIKE %s",
+                role,
+                statement,
+            )
+            return bool(found)
+
+        await eventually(is_running, f"{statement} is running")
+
     async def until_recorded(self, events: Iterable[Submitted]) -> list[Record]:
         """Wait until the ledger has these events; all of it then."""
         wanted = [event.event_id.bytes for event in events]

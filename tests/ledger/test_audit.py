@@ -14,12 +14,26 @@ from ledger.core.invariants import ConservationCheck
 from ledger.core.pricing import RULES
 from ledger.eventlog.codec import CURRENT, UPCASTERS, decided_meta, encode_payload
 from ledger.eventlog.records import Record, Submitted, VerificationFailed, decided_id
-from tests.core.story import ANN, INK, PEN, cancel, credit, customer, order, price, product
 from tests.core.test_pricing_rules import DEARER
+from tests.submissions import (
+    ANN,
+    INK,
+    PEN,
+    cancel,
+    conditional,
+    credit,
+    customer,
+    event_of,
+    history,
+    opening,
+    order,
+    orders,
+    price,
+    product,
+)
 
 from .built_ledgers import LedgerBuilder, audited, forged, rechained, records_of
 from .naive_audit import audit
-from .submissions import conditional, event_of, history, opening, orders
 
 OTHER = uuid4()
 

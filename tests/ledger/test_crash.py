@@ -11,13 +11,12 @@ import pytest
 from ledger.core.events import OrderCompleted, OrderFailed, OrderPlaced
 from ledger.eventlog.codec import decode_recorded
 from ledger.eventlog.records import Record
-from tests.core.story import ANN, PEN
 from tests.harness import DEADLINE_S, Stack, eventually
 from tests.projections.view_rows import all_live, all_replayed, until_projected
+from tests.submissions import ANN, PEN, opening, orders
 
 from .naive_audit import audit
 from .pipeline import running_ledger
-from .submissions import opening, orders
 
 ORDERS = 1_000
 CLIENTS = 16

@@ -5,9 +5,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.eventlog.records import LedgerDamaged
 from ledger.eventlog.snapshots import load
+from tests.submissions import opening, orders
 
 from .pipeline import Ledger
-from .submissions import opening, orders
 
 TAMPERING = {
     "one byte of a payload": "UPDATE events SET data = REPLACE(data, '1000', '1001')"

@@ -22,7 +22,6 @@ from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Submitted
 from ledger.eventlog.store import Fenced, Store
 from ledger.runtime import failpoints
-from tests.core.story import ANN, BOB, PEN, cancel, credit, erasure, order, product
 from tests.harness import eventually
 from tests.projections.view_rows import (
     advance_to_the_end,
@@ -31,10 +30,10 @@ from tests.projections.view_rows import (
     set_checkpoint,
     until_projected,
 )
+from tests.submissions import ANN, BOB, PEN, cancel, credit, erasure, event_of, order, product
 
 from .naive_audit import audit
 from .pipeline import Ledger
-from .submissions import event_of
 
 NAME = "Zoë Quartermaine-Łukasz"
 """Long and odd enough to stand nowhere by chance."""

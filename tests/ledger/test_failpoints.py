@@ -26,11 +26,11 @@ from ledger.runtime.failpoints import (
 )
 from tests.harness import DEADLINE_S, environment, eventually
 from tests.projections.view_rows import all_live, all_replayed, until_projected
+from tests.submissions import opening, orders
 from tests.warm import COMMAND
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger
-from .submissions import opening, orders
 
 SOURCE = Path(__file__).parents[2] / "src"
 NAME = "writer.after-commit"

@@ -12,10 +12,10 @@ from ledger.messaging.parking import Parked, ParkingBusy, describe, id_of, open_
 from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, PARKING, PARKING_EXCHANGE
 from tests.harness import eventually
+from tests.submissions import opening, orders
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger, group_of, until_acked
-from .submissions import opening, orders
 
 UNDECODABLE = [b"", b"\xff\xfe", b"null", b"{}", b"[", b"[[]]", b"[" * 100_000, b"\x00" * 1_000_000]
 

@@ -22,10 +22,10 @@ from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import eventually, make_ledger
 from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
+from tests.submissions import opening, orders
 
 from .naive_audit import causes, ids
 from .pipeline import Ledger, beside, running_ledger, until_connected
-from .submissions import opening, orders
 
 SHORT_S = 0.5
 BASIC_PUBLISH = b"\x00\x3c\x00\x28"

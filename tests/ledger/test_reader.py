@@ -13,11 +13,22 @@ from ledger.eventlog.decisions import last_decision_index, to_decisions
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import ChainCheck, LedgerDamaged, Record, VerificationFailed
 from ledger.runtime.cache import Prefetch
-from tests.core.story import ANN, NOBODY, PEN, credit, customer, order, receipt
+from tests.submissions import (
+    ANN,
+    NOBODY,
+    PEN,
+    credit,
+    customer,
+    event_of,
+    history,
+    opening,
+    order,
+    orders,
+    receipt,
+)
 
 from .built_ledgers import records_of
 from .pipeline import Ledger
-from .submissions import event_of, history, opening, orders
 from .test_audit import atomic
 
 REFUSED, PLACED = "submission.refused", "order.placed"

@@ -8,10 +8,10 @@ from ledger.core.decider import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.snapshots import KEPT, NEWEST, LedgerState, load, spread
 from tests.harness import eventually
+from tests.submissions import history, opening, orders
 
 from .naive_audit import audit
 from .pipeline import Ledger
-from .submissions import history, opening, orders
 
 
 async def written(ledger: Ledger, every: int = 20) -> Fold:

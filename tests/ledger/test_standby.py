@@ -19,10 +19,10 @@ from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE
 from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
+from tests.submissions import opening, orders
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger
-from .submissions import opening, orders
 
 
 async def test_a_writer_that_stands_by_does_not_fence_off_the_one_that_leads(

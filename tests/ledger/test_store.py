@@ -20,11 +20,10 @@ from ledger.eventlog.snapshots import load
 from ledger.eventlog.store import Fenced, Store
 from ledger.writer import take_over
 from projections.views.registry import PROJECTIONS
-from tests.harness import eventually
+from tests.submissions import history, opening, orders
 
 from .naive_audit import audit
 from .pipeline import Ledger
-from .submissions import history, opening, orders
 
 DENIED = 1142
 """ER_TABLEACCESS_DENIED_ERROR of both servers."""
@@ -138,16 +137,7 @@ async def test_a_takeover_waits_for_a_commit_under_way_and_sees_what_it_wrote(
         await old.exec_driver_sql("UPDATE ledger_head SET hash = hash, epoch = epoch")
         known = await load(new)
         takeover = asyncio.create_task(take_over(new, known))
-
-        async def is_waiting() -> bool:
-            found = await ledger.rows(
-                "SELECT COUNT(*) FROM information_schema.processlist"
-                " WHERE db = DATABASE() AND info LIKE 'UPDATE ledger_head%%'",
-                "writer",
-            )
-            return found[0][0] > 0
-
-        await eventually(is_waiting, "the takeover waits for the row")
+        await ledger.until_running("UPDATE ledger_head%", "writer")
         assert not takeover.done()
         await Store(old).append(head, composed(head, opening()))
         await takeover

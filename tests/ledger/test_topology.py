@@ -19,9 +19,9 @@ from ledger.messaging.topology import (
     RECORDED_EXCHANGE,
     SUBMITTED_EXCHANGE,
 )
+from tests.submissions import opening
 
 from .pipeline import Ledger
-from .submissions import opening
 
 
 async def test_declaring_twice_changes_nothing_and_loses_nothing(ledger: Ledger) -> None:

@@ -9,13 +9,25 @@ from msgspec import structs
 
 from ledger.audit.whatif import ProductTallies, Tally, WhatIf
 from ledger.core.pricing import CURRENT_RULES, Rules
-from ledger.eventlog.decisions import last_decision_index
 from ledger.eventlog.records import Record
-from tests.core.story import ANN, INK, PEN, cancel, customer, order, price, product, receipt
 from tests.core.test_pricing_rules import DEARER
+from tests.submissions import (
+    ANN,
+    INK,
+    PEN,
+    cancel,
+    conditional,
+    customer,
+    event_of,
+    history,
+    opening,
+    order,
+    price,
+    product,
+    receipt,
+)
 
-from .built_ledgers import records_of
-from .submissions import conditional, event_of, history, opening
+from .built_ledgers import pages_of, records_of
 
 TWICE = Rules(0, (), Decimal(2))
 HALF = Rules(0, (), Decimal("0.5"))
@@ -29,18 +41,11 @@ def supposed(records: Sequence[Record], rules: Rules, page: int = 10_000) -> lis
 def compared(records: Sequence[Record], rules: Rules, page: int = 10_000) -> WhatIf:
     """A comparison over a whole ledger, read page by page."""
     whatif = WhatIf(rules)
-    after, limit = 0, page
-    while after < len(records):
-        found = records[after : after + limit]
-        if after + limit < len(records):
-            found = found[: last_decision_index(found, whole_batches=True)]
-        if not found:
-            limit *= 2
-            continue
-        last = {record.stream_id: record.position for record in records[after + len(found) :]}
+    for before, found in pages_of(records, page):
+        later = records[len(before) + len(found) :]
+        last = {record.stream_id: record.position for record in later}
         placed = {record.stream_id for record in found if record.type == "order.placed"}
         whatif.decide(found, {key: last[key] for key in placed & last.keys()})
-        after, limit = after + len(found), page
     return whatif
 
 

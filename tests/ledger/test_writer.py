@@ -21,12 +21,25 @@ from ledger.eventlog.snapshots import load, save
 from ledger.messaging.topology import INBOX
 from ledger.runtime.timestamps import now_us
 from ledger.writer import append_new, take_over
-from tests.core.story import ANN, PEN, cancel, credit, customer, order, price, product
 from tests.harness import eventually
+from tests.submissions import (
+    ANN,
+    PEN,
+    cancel,
+    conditional,
+    credit,
+    customer,
+    event_of,
+    history,
+    opening,
+    order,
+    orders,
+    price,
+    product,
+)
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger
-from .submissions import conditional, event_of, history, opening, orders
 
 
 def decisions(records: list[Record]) -> list[tuple[object, ...]]:

@@ -8,14 +8,13 @@ import pytest
 
 from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.writer import Writer
-from tests.core.story import ANN, PEN
 from tests.harness import broker_admin, eventually
 from tests.private_servers import Servers
 from tests.proxy import BASIC_ACK, COMMIT, Proxy, open_proxy
+from tests.submissions import ANN, PEN, opening, orders
 
 from .naive_audit import audit, causes, ids
 from .pipeline import Ledger, beside, until_connected
-from .submissions import opening, orders
 
 
 @pytest.fixture

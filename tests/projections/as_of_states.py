@@ -18,7 +18,7 @@ from projections.views.stock import STOCK, ProductAsOf, StockRow
 from projections.views.wallets import WALLETS, WalletAsOf, WalletRow
 from tests.core.story import effective
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import history, opening
+from tests.submissions import history, opening
 
 from .view_rows import Keys
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import history, opening
+from tests.submissions import history, opening
 
 
 @pytest.fixture

@@ -15,11 +15,10 @@ from projections import projector
 from projections.announcements import Announcement, Announcements, Outcome, encode_announcement
 from projections.projector import project_next_batch
 from projections.views.registry import PROJECTIONS
-from tests.core.story import PEN, cancel, customer, order, price
 from tests.harness import eventually
 from tests.ledger.pipeline import Ledger, beside
-from tests.ledger.submissions import event_of, opening, orders
 from tests.proxy import open_proxy
+from tests.submissions import PEN, cancel, customer, event_of, opening, order, orders, price
 
 from .view_rows import until_projected
 

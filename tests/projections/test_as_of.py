@@ -24,12 +24,23 @@ from projections.queries import ViewsUnavailable
 from projections.views.orders import ORDERS
 from projections.views.stock import STOCK
 from projections.views.wallets import WALLETS
-from tests.core.story import ANN, ORDER, OTHER_ORDER, PEN, cancel, customer, erasure, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, opening, orders
 from tests.private_servers import Servers
 from tests.proxy import open_proxy
+from tests.submissions import (
+    ANN,
+    ORDER,
+    OTHER_ORDER,
+    PEN,
+    cancel,
+    customer,
+    erasure,
+    event_of,
+    opening,
+    order,
+    orders,
+)
 
 from .as_of_states import Then, moments, write_history
 

@@ -8,7 +8,7 @@ from projections.tables import CheckpointLost
 from projections.views.projection import ViewDamaged
 from projections.views.registry import PROJECTIONS
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import opening, orders
+from tests.submissions import opening, orders
 
 from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 
@@ -37,19 +37,13 @@ async def test_a_ledger_that_lost_its_end_stops_the_projector(ledger: Ledger) ->
             await advance_to_the_end(connection)
 
 
-async def test_views_ahead_of_the_ledger_stop_the_projector(ledger: Ledger) -> None:
+@pytest.mark.parametrize("names", [["wallets"], [view.name for view in PROJECTIONS]])
+async def test_views_ahead_of_the_ledger_stop_the_projector(
+    ledger: Ledger, names: list[str]
+) -> None:
     await ledger.write(opening())
-    async with ledger.connection("projector") as connection:
-        await advance_to_the_end(connection)
-        for projection in PROJECTIONS:
-            await set_checkpoint(ledger, projection.name, 7)
-        with pytest.raises(LedgerDamaged, match="ahead of the ledger"):
-            await project_next_batch(connection, PROJECTIONS)
-
-
-async def test_one_view_ahead_of_the_ledger_stops_the_projector(ledger: Ledger) -> None:
-    await ledger.write(opening())
-    await set_checkpoint(ledger, "wallets", 7)
+    for name in names:
+        await set_checkpoint(ledger, name, 7)
     async with ledger.connection("projector") as connection:
         with pytest.raises(LedgerDamaged, match="ahead of the ledger"):
             await advance_to_the_end(connection)

@@ -12,9 +12,8 @@ from projections.tables import lock_checkpoints
 from projections.views.projection import Key, Projection
 from projections.views.registry import PROJECTIONS
 from tests.core.story import effective
-from tests.harness import eventually
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import history, opening, orders
+from tests.submissions import history, opening, orders
 
 from .view_rows import (
     View,
@@ -198,16 +197,7 @@ async def test_the_checkpoints_are_locked_while_views_advance(written: Ledger) -
     ):
         await lock_checkpoints(one, PROJECTIONS)
         other = asyncio.create_task(project_next_batch(two, PROJECTIONS))
-
-        async def is_waiting() -> bool:
-            found = await written.rows(
-                "SELECT COUNT(*) FROM information_schema.processlist"
-                " WHERE db = DATABASE() AND info LIKE '%%FROM checkpoints%%FOR UPDATE'",
-                "projector",
-            )
-            return found[0][0] > 0
-
-        await eventually(is_waiting, "the other waits for the lock")
+        await written.until_running("%FROM checkpoints%FOR UPDATE", "projector")
         assert not other.done()
         await one.rollback()
         assert (await other).after == 0

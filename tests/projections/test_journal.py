@@ -15,7 +15,9 @@ from ledger.eventlog.encryption import CustomerKeys
 from ledger.eventlog.records import EMPTY
 from projections.views.journal import JOURNAL, JournalLine, lines
 from projections.views.projection import ViewDamaged
-from tests.core.story import (
+from tests.core.story import effective
+from tests.ledger.pipeline import Ledger
+from tests.submissions import (
     ANN,
     ORDER,
     PEN,
@@ -23,15 +25,14 @@ from tests.core.story import (
     cancel,
     credit,
     customer,
-    effective,
     erasure,
+    event_of,
+    history,
     order,
     price,
     product,
     receipt,
 )
-from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import event_of, history
 
 from .view_rows import advance_to_the_end, all_live, checkpoints, set_checkpoint
 

@@ -22,9 +22,8 @@ from projections.check import check_views
 from projections.projector import project_next_batch
 from projections.views.projection import METADATA
 from projections.views.registry import PROJECTIONS
-from tests.core.story import ANN, PEN, order
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, history, opening
+from tests.submissions import ANN, PEN, event_of, history, opening, order
 
 from .rebuilding import opened
 from .toy_views import RECEIPTS, REGISTRY, SPENDING

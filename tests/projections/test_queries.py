@@ -10,11 +10,10 @@ from projections.queries import Views, ViewsUnavailable
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.stock import STOCK, StockRow
 from projections.views.wallets import WALLETS
-from tests.core.story import ANN, PEN, cancel, order
 from tests.harness import free_port, make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, history, opening
 from tests.private_servers import Servers
+from tests.submissions import ANN, PEN, cancel, event_of, history, opening, order
 
 from .view_rows import advance_to_the_end, live, replayed
 

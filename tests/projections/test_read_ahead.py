@@ -7,7 +7,7 @@ from projections import projector
 from projections.projector import ReadAhead, project_next_batch
 from projections.views.registry import PROJECTIONS
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import history, opening
+from tests.submissions import history, opening
 
 from .view_rows import all_live, all_replayed, checkpoints
 

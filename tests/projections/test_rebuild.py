@@ -20,7 +20,7 @@ from projections.views.registry import PROJECTIONS
 from projections.views.stock import STOCK
 from tests.harness import engine_of, eventually
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import PRODUCTS, history, opening, orders
+from tests.submissions import PRODUCTS, history, opening, orders
 
 from .rebuilding import NEXT, opened, rebuilt, tables
 from .view_rows import (

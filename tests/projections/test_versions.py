@@ -17,9 +17,9 @@ from projections.tables import (
 )
 from projections.views.orders import ORDERS
 from projections.views.registry import PROJECTIONS
-from tests.harness import Stack, engine_of, eventually
+from tests.harness import Stack, engine_of
 from tests.ledger.pipeline import Ledger
-from tests.ledger.submissions import orders
+from tests.submissions import orders
 
 from .view_rows import advance_to_the_end, all_live, all_replayed, checkpoints, until_projected
 
@@ -76,16 +76,7 @@ async def test_no_projector_writes_while_a_session_may_still_swap(written: Ledge
     async with written.connection("migrate") as swapping, written.connection("projector") as other:
         assert await lock_swap(swapping, 1)
         moving = asyncio.create_task(advance_to_the_end(other))
-
-        async def is_waiting() -> bool:
-            found = await written.rows(
-                "SELECT COUNT(*) FROM information_schema.processlist"
-                " WHERE db = DATABASE() AND info LIKE '%%GET_LOCK%%' AND id <> CONNECTION_ID()",
-                "projector",
-            )
-            return found[0][0] > 0
-
-        await eventually(is_waiting, "the projector waits")
+        await written.until_running("%GET_LOCK%", "projector")
         assert set((await checkpoints(written)).values()) == {0}
         await release_swap(swapping)
         await moving
@@ -131,14 +122,7 @@ async def test_a_migration_and_a_projector_that_lock_the_checkpoints_do_not_dead
         lock = "SELECT position FROM checkpoints WHERE name = %s FOR UPDATE"
         await projector.exec_driver_sql(lock, (first,))
         registering = asyncio.create_task(register(migration, PROJECTIONS))
-
-        async def waits() -> bool:
-            rows = await written.rows(
-                "SELECT id FROM information_schema.processlist WHERE info LIKE 'INSERT IGNORE%%'"
-            )
-            return bool(rows)
-
-        await eventually(waits, "the migration waits for the projector")
+        await written.until_running("INSERT IGNORE%")
         for name in others:
             await projector.exec_driver_sql(lock, (name,))
         await projector.rollback()

@@ -12,11 +12,10 @@ from projections.as_of import view_as_of
 from projections.views.orders import ORDERS
 from projections.views.stock import STOCK
 from projections.views.wallets import WALLETS
-from tests.core.story import cancel, order
 from tests.harness import make_ledger
 from tests.ledger.pipeline import Ledger, running_ledger
-from tests.ledger.submissions import event_of, opening
 from tests.private_servers import Servers
+from tests.submissions import cancel, event_of, opening, order
 
 from .as_of_states import Then, moments, write_history
 

@@ -1,4 +1,4 @@
-"""Submitted events as clients would send them, and random histories of such."""
+"""Submissions as clients would send them, random histories of such, and the ids they are about."""
 
 import random
 from collections.abc import Iterator
@@ -6,23 +6,61 @@ from uuid import UUID, uuid4
 
 from msgspec import structs
 
+from ledger.core.events import (
+    CustomerErased,
+    CustomerRegistered,
+    OrderCancelRequested,
+    OrderPlaced,
+    PriceChanged,
+    ProductListed,
+    StockReceived,
+    SubmittedPayload,
+    WalletCredited,
+)
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
-from tests.core.story import (
-    Submission,
-    cancel,
-    credit,
-    customer,
-    erasure,
-    order,
-    price,
-    product,
-    receipt,
-)
 
+ANN, BOB = UUID(int=0xA1), UUID(int=0xA2)
+PEN, INK = UUID(int=0xB1), UUID(int=0xB2)
+ORDER, OTHER_ORDER = UUID(int=0xC1), UUID(int=0xC2)
+NOBODY = UUID(int=0xD1)
 CUSTOMERS = [UUID(int=0xA1 + n) for n in range(3)]
 PRODUCTS = [UUID(int=0xB1 + n) for n in range(3)]
 ORDERS = [UUID(int=0xC1 + n) for n in range(12)]
+
+Submission = tuple[UUID, SubmittedPayload]
+
+
+def customer(balance_minor: int = 500_000, at: UUID = ANN) -> Submission:
+    return at, CustomerRegistered("ann", balance_minor)
+
+
+def erasure(at: UUID = ANN) -> Submission:
+    return at, CustomerErased()
+
+
+def credit(amount_minor: int, at: UUID = ANN) -> Submission:
+    return at, WalletCredited(amount_minor)
+
+
+def product(price_minor: int = 1000, stock: int = 10, at: UUID = PEN) -> Submission:
+    return at, ProductListed("pen", "", price_minor, stock)
+
+
+def receipt(quantity: int, at: UUID = PEN) -> Submission:
+    return at, StockReceived(quantity)
+
+
+def price(price_minor: int, at: UUID = PEN) -> Submission:
+    return at, PriceChanged(price_minor)
+
+
+def order(quantity: int = 1, at: UUID = ORDER, by: UUID = ANN, of: UUID = PEN) -> Submission:
+    return at, OrderPlaced(by, of, quantity)
+
+
+def cancel(at: UUID = ORDER) -> Submission:
+    return at, OrderCancelRequested()
 
 
 def event_of(submission: Submission, event_id: UUID | None = None) -> Submitted:
