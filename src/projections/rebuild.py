@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, Generic
 
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from msgspec import Struct, structs
+from sqlalchemy import Connection, MetaData
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.schema import CreateTable
 
@@ -61,6 +64,9 @@ ROUNDS: Final = 100
 SWAP_ATTEMPTS: Final = 10
 SWAP_PAUSE_S: Final = 1.0
 
+# What Alembic calls a difference of columns; it names those of indexes and comments, too.
+OTHER_COLUMNS: Final = {"add_column", "remove_column", "modify_type", "modify_nullable"}
+
 # Shows the progress of a step: takes its name and the total, if known.
 ShowProgress = Callable[[str, int | None], AbstractContextManager[OnProgress]]
 
@@ -77,6 +83,53 @@ class Rebuilt(Struct, frozen=True):
     swapped: bool
     not_compared: str | None = None
     difference: Difference | None = None
+
+
+class Outdated(Struct, frozen=True):
+    """A view that this code can't go on with as it is, and why.
+
+    `is_newer` is true where newer code made it: only that may go on with it.
+    """
+
+    name: str
+    reason: str
+    is_newer: bool = False
+
+    def __str__(self) -> str:
+        """The reason with what to do."""
+        remedy = "run the newer code" if self.is_newer else f"run `ledger rebuild {self.name}`"
+        return f"{self.reason}: {remedy}"
+
+
+async def outdated_views(
+    connection: AsyncConnection, projections: Sequence[Projection[Any]]
+) -> list[Outdated]:
+    """The views whose version or columns are not those of this code; raises CheckpointLost."""
+    checkpoints = await read_checkpoints(connection, projections)
+    outdated = []
+    for view in projections:
+        version = checkpoints[view.name].version
+        if version != view.version:
+            reason = (
+                f"view {view.name} was made by version {version}, this code makes version"
+                f" {view.version}"
+            )
+            outdated.append(Outdated(view.name, reason, version > view.version))
+        elif not await connection.run_sync(has_columns_of, view):
+            reason = f"view {view.name} has other columns than this code makes"
+            outdated.append(Outdated(view.name, reason))
+    return outdated
+
+
+def has_columns_of(connection: Connection, view: Projection[Any]) -> bool:
+    """True if the table of a view has the columns, types and NULLs that this code makes."""
+    wanted = MetaData()
+    view.table.to_metadata(wanted)
+    options = {"include_name": lambda name, kind, _: kind != "table" or name == view.name}
+    found = compare_metadata(MigrationContext.configure(connection, opts=options), wanted)
+    # The changes of one column come as a list.
+    changes = (change for item in found for change in (item if isinstance(item, list) else [item]))
+    return not any(kind in OTHER_COLUMNS for kind, *_ in changes)
 
 
 class Loader(Generic[Row]):
@@ -251,6 +304,8 @@ class Rebuild:
             not_compared = difference = None
             if checkpoint.version != live.version:
                 not_compared = f"the view was of version {checkpoint.version}"
+            elif not await self.reading.run_sync(has_columns_of, live):
+                not_compared = "the view had other columns"
             elif checkpoint.position != shadow.position:
                 not_compared = f"the view was at position {checkpoint.position}"
             else:

@@ -25,6 +25,7 @@ from ledger.eventlog.codec import encode_payload
 from ledger.runtime.timestamps import from_us
 from tests.ledger.built_ledgers import forged
 from tests.ledger.pipeline import Ledger
+from tests.packages import require_program
 from tests.submissions import orders
 
 from .conftest import Run
@@ -79,6 +80,7 @@ async def test_a_signed_head_is_verified_with_the_public_key(
 
 async def test_a_key_made_by_openssl_works(run: Run, settings: Settings, tmp_path: Path) -> None:
     private, public, file = tmp_path / "key", tmp_path / "key.pub", tmp_path / "head.json"
+    require_program("openssl")
     for command in (
         f"openssl genpkey -algorithm ed25519 -out {private}",
         f"openssl pkey -in {private} -pubout -out {public}",

@@ -68,5 +68,29 @@ def _next_orders() -> Projection[Any]:
     return replace(ORDERS, version=2, table=table, row=NextOrderRow, apply=_apply)  # type: ignore[arg-type]
 
 
+# What an earlier release had made: a stock view of version 1 with its own columns, an index less,
+# and no identity of the ledger. The rows are those that it had made.
+EARLIER_RELEASE: Final = (
+    """CREATE TABLE earlier (
+        product_id BINARY(16) NOT NULL PRIMARY KEY COMMENT 'the product',
+        name VARCHAR(200) NOT NULL COMMENT 'name of the product',
+        description VARCHAR(2000) NOT NULL COMMENT 'what it is',
+        base_price_minor BIGINT NOT NULL,
+        current_price_minor BIGINT NOT NULL,
+        stock BIGINT NOT NULL COMMENT 'units left',
+        initial_stock BIGINT NOT NULL COMMENT 'units after the last receipt',
+        updated_at DATETIME(6) NOT NULL COMMENT 'recorded time of the last change',
+        position BIGINT UNSIGNED NOT NULL COMMENT 'position of the event that last changed it'
+    )""",
+    "INSERT INTO earlier SELECT product_id, name, description, base_price_minor,"
+    " current_price_minor, stock, initial_stock, updated_at, position FROM stock",
+    "UPDATE checkpoints SET view_version = 1 WHERE name = 'stock'",
+    "DROP TABLE stock",
+    "RENAME TABLE earlier TO stock",
+    "DROP INDEX orders_customer_product ON orders",
+    "DROP TABLE ledger_identity",
+    "UPDATE ledger_migrations SET version_num = '0004'",
+)
+
 NEXT: Final = tuple(_next_orders() if view is ORDERS else view for view in PROJECTIONS)
 """The registry of a next release, which changed the orders view."""

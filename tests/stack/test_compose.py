@@ -8,6 +8,7 @@ import pytest
 
 from cli.localstack import DEPLOY, secrets
 from cli.main import app
+from cli.settings import Settings
 from tests.private_servers import Servers
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,15 @@ def test_every_file_that_compose_mounts_exists() -> None:
 
 def test_every_command_of_compose_is_one_of_ours() -> None:
     commands = {command.name for command in app.registered_commands}
-    used = set(re.findall(r"command: \[(\w+)\]", COMPOSE))
+    used = set(re.findall(r"command: \[(\w+)[],]", COMPOSE))
     assert used == {"migrate", "api", "writer", "projector", "demo"} <= commands
     assert f"entrypoint: [python, -m, {secrets.__name__}]" in COMPOSE
+
+
+def test_every_variable_that_compose_gives_a_process_is_a_setting() -> None:
+    given = set(re.findall(r"\b(LEDGER_\w+):", COMPOSE))
+    assert {"LEDGER_AUTH", "LEDGER_API_PORT"} < given
+    assert given <= {f"LEDGER_{name.upper()}" for name in Settings.model_fields}
 
 
 def test_no_password_is_in_any_file_of_the_deployment() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -144,6 +145,28 @@ async def test_a_program_that_does_not_end_when_asked_is_killed_with_its_childre
     )
     async with Supervised(tmp_path) as supervised:
         await supervised.start(stubborn)
+    assert find_processes(tmp_path) == []
+
+
+async def test_a_program_that_still_starts_and_loses_the_signal_is_killed_soon_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker loses it while Erlang boots: half a minute of nothing would follow Ctrl-C."""
+    monkeypatch.setattr(supervisor, "STARTING_STOP_TIMEOUT_S", 0.1)
+    log = tmp_path / "logs" / "broker.log"
+    deaf = "trap '' TERM; echo deaf; while :; do sleep 0.1; done"
+    async with Supervised(tmp_path) as supervised:
+        starting = asyncio.create_task(supervised.start(program("broker", deaf, lambda: False)))
+
+        async def is_deaf() -> bool:
+            return log.exists() and log.read_text() == "deaf\n"
+
+        await eventually(is_deaf, "the program ignores the signal")
+        starting.cancel()
+        await asyncio.wait([starting])
+        began_at = time.monotonic()
+    assert time.monotonic() - began_at < Program("", (), {}).stop_timeout_s / 2
+    assert supervised.lines == ["broker did not end in 0.1 s, so it is killed"]
     assert find_processes(tmp_path) == []
 
 

@@ -1,5 +1,7 @@
 """`ledger up`, whole: ready, resumed with its data, stopped for good; and what it refuses."""
 
+import asyncio
+import contextlib
 import fcntl
 import os
 import re
@@ -14,11 +16,14 @@ from dotenv import dotenv_values
 
 from cli.commands import up
 from cli.commands.up import run_stack
+from cli.localstack import StackRefused
+from cli.localstack.servers import ServerPrograms
 from cli.localstack.supervisor import LEDGER, find_processes
-from cli.settings import Settings
-from tests.harness import free_port
+from cli.settings import Settings, load_other_settings
+from tests.harness import engine_of, free_port
 from tests.packages import require_program
 from tests.private_servers import wait_until
+from tests.projections.rebuilding import EARLIER_RELEASE
 
 TIMEOUT_S = 120.0
 # What shells, Erlang and configuration files stumble over; and longer than a path of a socket.
@@ -40,6 +45,9 @@ class Up:
                 stdout=output,
                 stderr=output,
             )
+
+    def until_ready(self) -> None:
+        """Wait for the line that says how to stop it."""
         wait_until(self._ready_or_ended, TIMEOUT_S, "`ledger up` is not ready in time")
         assert self.process.poll() is None, self.output()
 
@@ -70,24 +78,52 @@ def shows_metrics(port: int) -> bool:
         return False
 
 
-def test_up_gets_ready_resumes_with_its_data_and_leaves_nothing_running(tmp_path: Path) -> None:
+def status_of(url: str) -> int | None:
+    """The status with which a GET is answered; None while nobody does."""
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url).status_code
+    return None
+
+
+async def make_earlier(home: Path) -> None:
+    """Let the tables of a running stack be those that an earlier release made."""
+    engine = engine_of(load_other_settings(home), "migrate")
+    async with engine.begin() as connection:
+        for statement in EARLIER_RELEASE:
+            await connection.exec_driver_sql(statement)
+    await engine.dispose()
+
+
+def test_up_gets_ready_takes_an_earlier_releases_home_and_leaves_nothing_running(
+    tmp_path: Path,
+) -> None:
     require_program("curl")
     home = tmp_path / ODD
     port = free_port()
     with Up(home, port) as first:
+        product = f"{first.url}/api/v1/products/a1b2c3d4-e5f6-7890-1234-567890abcdef"
+        wait_until(lambda: status_of(product) not in (None, 503), TIMEOUT_S, "no answer")
+        assert status_of(product) == 200, "the API serves before the demo catalogue is loaded"
+        first.until_ready()
         curl = re.search(r"curl .*", first.output())
         assert curl
         placed = subprocess.run(["sh", "-c", curl[0]], capture_output=True, check=True)
         order = httpx.Response(202, content=placed.stdout).json()
         assert order["status"] == "PENDING"
+        url = f"{first.url}/api/v1/orders/{order['order_id']}"
+        wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", TIMEOUT_S, "no order")
+        asyncio.run(make_earlier(home))
         # A second signal does not break the stopping.
         assert first.stop(signal.SIGINT, signal.SIGINT, signal.SIGTERM) == 0
     assert find_processes(home) == []
     assert "the data is kept" in first.output()
 
     with Up(home, port) as second:
-        url = f"{second.url}/api/v1/orders/{order['order_id']}"
-        wait_until(lambda: httpx.get(url).json()["status"] == "COMPLETED", TIMEOUT_S, "no order")
+        second.until_ready()
+        assert "view stock was made by version 1, this code makes version 2" in second.output()
+        assert re.search(r"stock rebuilt, .* kept as stock_old \d+\.\d s", second.output())
+        assert httpx.get(product).json()["stock"] == 99
+        assert httpx.get(url).json()["status"] == "COMPLETED"
         for name in METRICS_PORTS:
             port = int(dotenv_values(home / "stack.env")[name] or 0)
             wait_until(lambda port=port: shows_metrics(port), TIMEOUT_S, f"no metrics at {name}")
@@ -100,6 +136,29 @@ def refusal(settings: Settings, capsys: pytest.CaptureFixture[str]) -> str:
         run_stack(settings)
     assert ended.value.code == 1
     return " ".join(capsys.readouterr().out.split())
+
+
+def test_ctrl_c_waits_for_a_step_that_can_not_be_cut_short_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an installation by apt, of which a half would be worse."""
+    said: list[str] = []
+
+    def prepare(_: Settings, terminal: up.Terminal) -> ServerPrograms:
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: len(said) == 2, TIMEOUT_S, "it's not said that it waits")
+        terminal.line("installed")
+        raise StackRefused("nobody asks any more")
+
+    monkeypatch.setattr(up, "prepare", prepare)
+    monkeypatch.setattr(up.Terminal, "line", lambda _, text, *__: said.append(text))
+    run_stack(Settings(home=tmp_path, api_port=free_port()))
+    assert said == [
+        "stopping …",
+        "waiting until the step under way has ended",
+        "installed",
+        "stopped; the data is kept",
+    ]
 
 
 def test_a_second_up_is_refused_while_one_runs(

@@ -1,6 +1,6 @@
 """`ledger demo`: the catalogue and the customer of the demo, submitted once for ever."""
 
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 from cli import connections, console
@@ -10,6 +10,8 @@ from ledger.core.events import CustomerRegistered, ProductListed, SubmittedPaylo
 from ledger.eventlog.records import Submitted
 from ledger.runtime.timestamps import now_us
 from projections.queries import Views
+from projections.views.projection import KeyedProjection
+from projections.views.stock import STOCK
 from projections.views.wallets import WALLETS
 
 NAMESPACE: Final = UUID("6f7a2f0e-3f0b-5d0e-9c55-0d2f3a8c41de")
@@ -53,7 +55,12 @@ async def load_demo(settings: Settings) -> None:
         views = Views(engine)
 
         async def is_shown() -> bool:
-            row, _ = await views.row(WALLETS, CUSTOMER_ID)
-            return row is not None
+            for stream_id, payload in CATALOGUE.items():
+                is_product = isinstance(payload, ProductListed)
+                view: KeyedProjection[Any] = STOCK if is_product else WALLETS
+                row, _ = await views.row(view, stream_id)
+                if row is None:
+                    return False
+            return True
 
         await submit(settings, "/demo", events, is_shown)

@@ -1,8 +1,10 @@
 """`ledger migrate`: tables, accounts and topology, each made where it is missing."""
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
+import typer
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
@@ -11,9 +13,11 @@ from ledger.eventlog.migrations import upgrade
 from ledger.messaging import topology
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.runtime.database import refuse_unsafe
-from projections.tables import create_indexes, read_checkpoints, register
+from projections.rebuild import Outdated, Rebuilt, open_rebuild, outdated_views
+from projections.table_swap import SESSION_S
+from projections.tables import create_indexes, register
 from projections.views.projection import METADATA, LineProjection, Projection
-from projections.views.registry import PROJECTIONS
+from projections.views.registry import PROJECTIONS, views_named
 
 # Adding an index to a table of many millions of rows takes its time.
 INDEX_TIMEOUT_S: Final = 3600
@@ -55,18 +59,43 @@ VIEW_GRANTS: Final = {
 }
 
 
-def migrate_command() -> None:
+def migrate_command(
+    *,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="rebuild views that an older version made")
+    ] = False,
+) -> None:
     """Run `ledger migrate`."""
-    console.run(migrate(console.read_settings()))
+    settings = console.read_settings()
+    outdated = console.run(migrate(settings))
     console.out.print(
         "migrated: tables, accounts, grants and queues are as this version needs them"
     )
+    names = [view.name for view in outdated if rebuild and not view.is_newer]
+    for view in outdated:
+        if view.name not in names:
+            console.out.print(f"still to do: {view}")
+    if names:
+        for done in console.run(_rebuild(settings, names)):
+            console.out.print(
+                f"{done.view}: rebuilt for this version, at position {done.position}; the table"
+                f" before is kept as {done.view}_old"
+            )
 
 
-async def migrate(settings: Settings) -> None:
+async def _rebuild(settings: Settings, names: Sequence[str]) -> Sequence[Rebuilt]:
+    async with (
+        connections.engine(settings, "migrate", read_timeout_s=SESSION_S) as engine,
+        open_rebuild(engine, PROJECTIONS, views_named(names), console.progress) as process,
+    ):
+        return await process.rebuild()
+
+
+async def migrate(settings: Settings) -> list[Outdated]:
     """Bring database and broker to what this version needs; a second time changes nothing.
 
-    Raises UnsafeDatabase where a COMMIT could be lost.
+    Views that another version made are left as they are, and returned. Raises UnsafeDatabase where
+    a COMMIT could be lost, and MadeByNewerCode.
     """
     async with (
         connections.connection(settings, "migrate", read_timeout_s=INDEX_TIMEOUT_S) as connection,
@@ -79,10 +108,11 @@ async def migrate(settings: Settings) -> None:
         await connection.run_sync(upgrade)
         await connection.run_sync(METADATA.create_all)
         await register(connection, PROJECTIONS)
-        checkpoints = await read_checkpoints(connection, PROJECTIONS)
+        outdated = await outdated_views(connection, PROJECTIONS)
+        # `ledger rebuild` makes these anew, with their indexes.
+        left_as_they_are = {view.name for view in outdated}
         for view in PROJECTIONS:
-            # `ledger rebuild` makes views of another version anew, with their indexes.
-            if checkpoints[view.name].version == view.version:
+            if view.name not in left_as_they_are:
                 # Tables that an earlier release made may miss some.
                 await create_indexes(connection, view)
         await _create_accounts(connection, settings)
@@ -91,6 +121,7 @@ async def migrate(settings: Settings) -> None:
     ) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             await topology.declare(channel, settings.inbox_max_length)
+    return outdated
 
 
 async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:

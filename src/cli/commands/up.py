@@ -9,11 +9,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.text import Text
 
 from api.auth.guard import Exposed, refuse_exposed
+from cli import connections
 from cli.console import Console, read_settings
 from cli.localstack import StackRefused
 from cli.localstack.install import ensure_binaries
@@ -22,6 +24,8 @@ from cli.localstack.servers import ServerPrograms, prepare_servers
 from cli.localstack.supervisor import LEDGER, Program, Supervisor, stop_processes
 from cli.settings import Settings, unknown_variables
 from ledger.runtime.printable import printable
+from projections.rebuild import Outdated, outdated_views
+from projections.views.registry import PROJECTIONS
 
 SUMMARY = """
 Order Ledger is ready: the servers and its processes took {seconds:.1f} s to start
@@ -44,6 +48,8 @@ KEYS = "required: `ledger keys create --name me --scope admin` prints one"
 # A new home takes so much, and the broker takes nothing more below 512 MB (disk_free_limit).
 NEW_HOME_MB = 320
 MIN_FREE_MB = 560
+# New indexes and rebuilt views take minutes for each million events.
+WHOLE_LEDGER_TIMEOUT_S = 24 * 3600.0
 NO_KEYS = "none needed: set LEDGER_AUTH=required to ask for them"
 
 
@@ -121,6 +127,8 @@ async def _run_until_signal(settings: Settings, terminal: Terminal) -> None:
         if not task.cancelling():
             task.cancel()
             terminal.line("stopping …")
+            terminal.spinner.update("stopping …")
+            terminal.spinner.start()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, cancel)
@@ -136,8 +144,19 @@ async def _run(settings: Settings, terminal: Terminal) -> None:
         terminal.line(text, "!", "yellow")
 
     with terminal.spinner, contextlib.ExitStack() as stack:
-        with _refusing_unusable(settings.home.resolve()):
-            servers = await asyncio.to_thread(prepare, settings, terminal)
+        preparing = asyncio.create_task(asyncio.to_thread(prepare, settings, terminal))
+        try:
+            with _refusing_unusable(settings.home.resolve()):
+                servers = await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            # A thread can't be cancelled, and half an installation by apt would be worse. In a
+            # terminal what it waits for got the Ctrl-C, too.
+            if not preparing.done():
+                terminal.line("waiting until the step under way has ended", "…", "dim")
+                await asyncio.wait([preparing])
+            with contextlib.suppress(Exception):  # nobody asks any more whether it succeeded
+                preparing.result()
+            raise
         stack.callback(servers.close)
         async with Supervisor(servers.home, warn, terminal.step) as supervisor:
             await _start(settings, servers, supervisor, terminal)
@@ -182,23 +201,54 @@ async def _start(
     environment = {**os.environ, **servers.environment(), "PYTHONUNBUFFERED": "1"}
     host, port = _api_host(settings), settings.api_port
 
-    def ledger(command: str, answers: Callable[[], bool] = lambda: True) -> Program:
-        return Program(command, (sys.executable, LEDGER, command), environment, answers)
+    def ledger(
+        command: str, *arguments: str, answers: Callable[[], bool] = lambda: True
+    ) -> Program:
+        return Program(command, (sys.executable, LEDGER, command, *arguments), environment, answers)
+
+    async def run_through_ledger(program: Program) -> None:
+        await supervisor.run_to_end(replace(program, start_timeout_s=WHOLE_LEDGER_TIMEOUT_S))
+
+    def metrics(name: str) -> Callable[[], bool]:
+        return lambda: accepts(servers.ports[name])
 
     await supervisor.start(servers.epmd)
     await supervisor.start(servers.broker, servers.database)
     with terminal.step("schema, accounts and queues are up to date"):
-        await supervisor.run_to_end(ledger("migrate"))
+        await run_through_ledger(ledger("migrate"))
+    if outdated := await _outdated_views(settings, servers):
+        for view in outdated:
+            if view.is_newer:
+                raise StackRefused(f"{view}, or set LEDGER_HOME to another directory")
+            terminal.line(f"{view.reason}: it is rebuilt from the ledger", "…", "dim")
+        names = [view.name for view in outdated]
+        kept = " and ".join(f"{name}_old" for name in names)
+        with terminal.step(f"{' and '.join(names)} rebuilt, the table before is kept as {kept}"):
+            await run_through_ledger(ledger("rebuild", *names))
     await supervisor.start(
-        ledger("writer", lambda: accepts(servers.ports["LEDGER_WRITER_METRICS_PORT"])),
-        ledger("projector", lambda: accepts(servers.ports["LEDGER_PROJECTOR_METRICS_PORT"])),
-        ledger("api", lambda: http_ok(host, port, "/health/ready")),
+        ledger("writer", answers=metrics("LEDGER_WRITER_METRICS_PORT")),
+        ledger("projector", answers=metrics("LEDGER_PROJECTOR_METRICS_PORT")),
     )
+    # Before the API starts, so that whoever finds it ready finds the catalogue.
     loaded = servers.home / "demo.loaded"
     if not loaded.exists():
         with terminal.step("demo catalogue loaded"):
             await supervisor.run_to_end(ledger("demo"))
         loaded.touch()
+    await supervisor.start(ledger("api", answers=lambda: http_ok(host, port, "/health/ready")))
+
+
+async def _outdated_views(settings: Settings, servers: ServerPrograms) -> list[Outdated]:
+    reached = settings.model_copy(
+        update={
+            "home": servers.home,
+            "secrets_dir": servers.secrets_dir,
+            "db_host": "127.0.0.1",
+            "db_port": servers.ports["LEDGER_DB_PORT"],
+        }
+    )
+    async with connections.connection(reached, "migrate") as connection:
+        return await outdated_views(connection, PROJECTIONS)
 
 
 def _api_host(settings: Settings) -> str:

@@ -33,6 +33,9 @@ SHARED = ("LEDGER_HOME", "LEDGER_SECRETS_DIR", "LEDGER_DB_NAME", "LEDGER_AMQP_VH
 LEDGER = str(Path(sys.executable).with_name("ledger"))
 
 END_TIMEOUT_S = 40.0
+# Erlang may lose a SIGTERM that comes while it boots. What is killed then has answered nobody yet,
+# and both servers start as well after it as after a power cut.
+STARTING_STOP_TIMEOUT_S = 3.0
 # A program that ran for this long is taken to be sound: its next restart is immediate again.
 STEADY_S = 30.0
 MAX_DELAY_S = 30.0
@@ -78,8 +81,8 @@ def rotate(log: Path) -> None:
 class Supervisor:
     """Keeps programs running below a home; leaving the context stops them, the last started first.
 
-    `report` gets one line for each program that ended and is started again. `step` gives the
-    context in which a program starts, for showing that.
+    `report` gets one line for each program that ended and is started again, or had to be killed.
+    `step` gives the context in which a program starts or stops, for showing that.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Supervisor:
         self._step = step
         self._started: list[tuple[Program, ...]] = []
         self._running: dict[Program, Process] = {}
+        self._starting: set[Program] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -134,6 +138,7 @@ class Supervisor:
         log = self.log(name)
         deadline = time.monotonic() + program.start_timeout_s
         with self._step(f"{name} serves"):
+            self._starting.add(program)
             process = await self._spawn(program)
             while not await asyncio.to_thread(program.answers):
                 if process.returncode is not None:
@@ -145,6 +150,7 @@ class Supervisor:
                         f"{name} gave no answer in {program.start_timeout_s:.0f} s: see {log}"
                     )
                 await asyncio.sleep(INTERVAL_S)
+            self._starting.remove(program)
         self._tasks.append(asyncio.create_task(self._keep_running(program)))
 
     async def run_to_end(self, program: Program) -> None:
@@ -196,16 +202,21 @@ class Supervisor:
 
     async def _stop(self, program: Program) -> None:
         process = self._running.get(program)
-        if process is None:  # its start was cancelled before it began
+        # Its start was cancelled before it began, or it has ended.
+        if process is None or process.returncode is not None:
             return
-        if process.returncode is None:
+        timeout_s = program.stop_timeout_s
+        if program in self._starting:
+            timeout_s = min(timeout_s, STARTING_STOP_TIMEOUT_S)
+        with self._step(f"{program.name} stopped"):
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), program.stop_timeout_s)
-        except TimeoutError:
-            os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            try:
+                await asyncio.wait_for(process.wait(), timeout_s)
+            except TimeoutError:
+                self._report(f"{program.name} did not end in {timeout_s:g} s, so it is killed")
+                os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
 
     async def _keep_logs_small(self) -> None:
         while True:

@@ -1,5 +1,5 @@
 -- Who may use the API. No secret is here: only its hash, and the prefix that it is found by.
-CREATE TABLE api_keys (
+CREATE TABLE IF NOT EXISTS api_keys (
     prefix         CHAR(12)        CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'the middle part of the key',
     secret_hash    BINARY(32)      NOT NULL COMMENT 'SHA-256 of the last part, which has 256 random bits',
     client         CHAR(12)        CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'prefix of the first key of this client; rotation keeps it',

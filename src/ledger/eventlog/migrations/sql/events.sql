@@ -1,5 +1,5 @@
 -- The ledger: every event ever, in the order in which the writer decided it. Nothing is ever changed here.
-CREATE TABLE events (
+CREATE TABLE IF NOT EXISTS events (
     position        BIGINT UNSIGNED   NOT NULL COMMENT 'dense, from 1, assigned by the writer',
     event_id        BINARY(16)        NOT NULL COMMENT 'UUID; the dedupe key, for ever',
     stream_id       BINARY(16)        NOT NULL COMMENT 'the customer, product or order it is about',

@@ -1,5 +1,5 @@
 -- One row: where the ledger ends, and the epoch of the writer that may append to it.
-CREATE TABLE ledger_head (
+CREATE TABLE IF NOT EXISTS ledger_head (
     id        TINYINT UNSIGNED NOT NULL,
     position  BIGINT UNSIGNED  NOT NULL,
     hash      BINARY(32)       NOT NULL,

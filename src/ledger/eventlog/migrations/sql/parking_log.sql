@@ -1,5 +1,5 @@
 -- What operators did with parked messages, written before a message leaves the parking queue.
-CREATE TABLE parking_log (
+CREATE TABLE IF NOT EXISTS parking_log (
     id          BIGINT UNSIGNED NOT NULL AUTO_INCREMENT,
     at_us       BIGINT UNSIGNED NOT NULL COMMENT 'microseconds since 1970 UTC',
     action      VARCHAR(20)     CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'resubmitted or discarded',

@@ -1,2 +1,2 @@
-CREATE TRIGGER parking_log_no_delete BEFORE DELETE ON parking_log FOR EACH ROW
+CREATE TRIGGER IF NOT EXISTS parking_log_no_delete BEFORE DELETE ON parking_log FOR EACH ROW
     SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'parking_log is append-only: no DELETE'

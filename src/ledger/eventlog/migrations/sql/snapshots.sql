@@ -1,5 +1,5 @@
 -- Saved folds. Any of them may be deleted at any time: the fold can be made again from events.
-CREATE TABLE snapshots (
+CREATE TABLE IF NOT EXISTS snapshots (
     position      BIGINT UNSIGNED NOT NULL,
     part          INT UNSIGNED    NOT NULL COMMENT 'from 0; a snapshot counts only with all its parts',
     parts         INT UNSIGNED    NOT NULL,

@@ -14,5 +14,5 @@ def upgrade() -> None:
     """Make the table, and an identity."""
     connection = op.get_bind()
     connection.exec_driver_sql(sql("ledger_identity"))
-    insert = "INSERT INTO ledger_identity (id, ledger_id) VALUES (1, %s)"
+    insert = "INSERT IGNORE INTO ledger_identity (id, ledger_id) VALUES (1, %s)"
     connection.exec_driver_sql(insert, (uuid4().bytes,))
