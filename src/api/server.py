@@ -144,10 +144,11 @@ class Server:
         One in a turn, as the event loop would do it, lets new clients wait for as many turns as
         there are before them, and a turn is long while the others are busy.
         """
-        for _ in range(ACCEPTS_A_TURN):
+        for taken in range(ACCEPTS_A_TURN):
             count = len(self.connections.open) + len(self._opening)
             if count >= self._max_connections:
-                self._make_room(f"{count} connections are open, and no more files are allowed")
+                if not taken:  # else nobody may be waiting
+                    self._make_room(f"{count} connections are open, and no more files are allowed")
                 return
             try:
                 accepted, _ = listener.accept()
@@ -174,7 +175,7 @@ class Server:
 
     def _make_room(self, why: str) -> None:
         """Hang up on who is not served, or leave new clients in the backlog for a moment."""
-        if not self.connections.make_room(ACCEPTS_A_TURN):
+        if not self.connections.make_room():
             log.warning("no new connections for %g s: %s", ACCEPT_PAUSE_S, why)
         # What was ended frees its file in the next turn of the event loop.
         self._stop_accepting()

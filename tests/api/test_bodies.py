@@ -15,6 +15,7 @@ from api.http.requests import MAX_BODY
 from api.openapi import BODIES
 from api.operation import PREFIX
 from api.resources.orders import MAX_BATCH_BODY
+from tests.edge.served import Client
 
 from .client import JSON, nothing_appended, post, problem
 from .test_connections import exchange, refusal
@@ -213,6 +214,22 @@ async def test_a_chunked_body_is_refused_at_the_maximum_size(
     async with nothing_appended(http):
         response = await http.post("/customers", content=endless(), headers=JSON)
         problem(response, 413, "body-too-large")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_client_that_sends_megabytes_before_it_reads_is_answered(
+    http: httpx.AsyncClient, *, chunked: bool
+) -> None:
+    body = b" " * (3 << 20)
+    head = "POST /api/v1/orders/batch HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    if chunked:
+        framed = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        framed = b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with nothing_appended(http):
+        client = await asyncio.to_thread(Client, http.base_url.port)
+        answer = await asyncio.to_thread(lambda: client.send(head.encode() + framed).read())
+        refusal(answer, 413, "body-too-large")
 
 
 async def test_a_client_that_disconnects_within_its_body_appends_nothing(

@@ -34,7 +34,7 @@ class Echo:
         path, body = scope["path"], b""
         if path == "/fail":
             raise RuntimeError("this is what fails")
-        if path != "/early":
+        if path not in ("/early", "/refuse"):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -55,6 +55,8 @@ class Echo:
         if path != "/large":
             body = json.dumps({"method": scope["method"], "body": body.decode("latin-1")}).encode()
         headers = [(b"content-length", b"%d" % len(body))]
+        if path == "/refuse":
+            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if path == "/half":
             await send({"type": "http.response.body", "body": body[:5], "more_body": True})

@@ -62,6 +62,8 @@ def test_who_takes_most_of_the_last_answers_and_stops_is_cut_off(
         client = server.connect(receive_buffer=4096).send(get(b"/large?200000") * 20)
         server.wait_for(lambda: len(server.app.seen) > 4, "no more fits")
         (one,) = server.server.connections.open
+        server.wait_for(lambda: one.is_full and one.is_unused, "all are answered that were served")
+        server.call(one.stop)
         server.wait_for(lambda: one._is_closing and one.deadline == FOREVER, "it is waited for")
         while one.is_full:
             client.socket.recv(4096)

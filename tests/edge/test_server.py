@@ -4,8 +4,10 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from api.http import connection
 from api.http.connection import MAX_DISCARD, MAX_FRAMING, MAX_HEAD, MAX_HEADERS, MAX_TARGET
@@ -90,6 +92,7 @@ def test_bytes_that_are_no_request_are_refused_with_a_problem(shared: Served, se
         (b"PROPFIND / HTTP/1.1\r\nHost: x\r\n\r\n", 501, "unknown-method"),
         (get(headers=b"Transfer-Encoding: xchunked\r\n"), 501, "unknown-coding"),
         (get(headers=b"Transfer-Encoding: gzip, chunked\r\n"), 501, "unknown-coding"),
+        (b"CONNECT x:80 HTTP/1.1\r\nHost: x:80\r\n\r\n", 501, "unknown-method"),
         (get(b"/" + b"x" * MAX_TARGET), 414, "target-too-long"),
         (get(b"/?" + b"x" * MAX_TARGET), 414, "target-too-long"),
         (get(headers=b"X: " + b"y" * MAX_HEAD + b"\r\n"), 431, "head-too-large"),
@@ -101,6 +104,91 @@ def test_what_is_http_and_beyond_a_limit_is_refused_by_its_name(
 ) -> None:
     (answer,) = shared.connect().send(sent).answers()
     assert (answer.status, answer.problem) == (status, kind)
+
+
+@pytest.mark.parametrize(
+    "line", [b"FOO / HTTP/1.1\r\n", b"GETS / HTTP/1.1\r\n", b"G / HTTP/1.1\r\n"]
+)
+@pytest.mark.parametrize("first", [b"", get()])
+def test_a_method_is_unknown_wherever_a_segment_ends(
+    shared: Served, line: bytes, first: bytes
+) -> None:
+    for cut in range(1, len(line)):
+        client = shared.connect().send(first)
+        if first:
+            client.read_answer()
+        client.send(line[:cut])
+        shared.run(asyncio.sleep(0.005))
+        (answer,) = client.send(line[cut:] + HOST + b"\r\n").answers()
+        assert (answer.status, answer.problem) == (501, "unknown-method"), cut
+
+
+def test_a_line_that_becomes_no_request_is_refused_at_its_end(shared: Served) -> None:
+    for rest in (b"\r\n", b"\0", b"x" * MAX_TARGET):
+        client = shared.connect().send(b"hello")
+        shared.run(asyncio.sleep(0.005))
+        (answer,) = client.send(rest).answers()
+        assert answer.problem == "bad-request"
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/a/", "/a", b""),
+        (b"/a%2Fb/c%20d?e=%20&f", "/a%2Fb/c d", b"e=%20&f"),
+        (b"/a?b?c/", "/a", b"b?c/"),
+        (b"//a", "//a", b""),
+        (b"http://x", "/", b""),
+        (b"HTTP://y:80?q=/", "/", b"q=/"),
+        (b"https://[::1]:443/a%c3%a9?q", "/a\xe9", b"q"),
+    ],
+)
+def test_a_target_is_a_path_or_a_uri(
+    shared: Served, target: bytes, path: str, query: bytes
+) -> None:
+    shared.app.seen.clear()
+    (answer,) = shared.connect().send(get(target, CLOSE)).answers()
+    assert answer.status == 200
+    (scope,) = shared.app.seen
+    assert (scope["path"], scope["query_string"]) == (path, query)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"*",
+        b"a",
+        b"x:80",
+        b"?q",
+        b"/a#b",
+        b"/a?b#c",
+        b"http://x#a",
+        b"http://",
+        b"http:///a",
+        b"http://user@x/",
+        b"http://user:secret@x/",
+        b"http://x:port/",
+        b"http://" + b"x" * 300 + b"/",
+        b"ftp://x/",
+        b"/%ff",
+        b"/%c3?q",
+        b"http://x/%ff",
+    ],
+)
+def test_any_other_target_is_refused(shared: Served, target: bytes) -> None:
+    (answer,) = shared.connect().send(get(target)).answers()
+    assert (answer.status, answer.problem) == (400, "bad-request")
+
+
+def test_options_of_the_server_are_asked_for_by_an_asterisk(shared: Served) -> None:
+    client = shared.connect().send(b"OPTIONS * HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n")
+    assert client.answers()[0].status == 200
+
+
+def test_the_host_of_a_target_is_the_one_that_counts() -> None:
+    with served(local_host) as running:
+        (answer,) = running.connect().send(get(b"http://evil.example.com/", CLOSE)).answers()
+        assert answer.problem == "misdirected-host"
 
 
 def test_an_error_of_the_application_is_a_problem(shared: Served) -> None:
@@ -162,6 +250,27 @@ def test_a_request_to_upgrade_is_one_like_any_other(
         first, second = client.send(post(b"next", headers=CLOSE)).answers()
         assert echoed(first.body) == hidden.decode()
         assert echoed(second.body) == "next"
+
+
+def test_many_requests_to_upgrade_are_parsed_where_they_are(server: Served) -> None:
+    """To copy what is left for each of them would be quadratic in what one client sends."""
+    inputs: list[bytes] = []
+    app = server.server.connections.app
+
+    async def seen(scope: Scope, receive: Receive, send: Send) -> None:
+        (one,) = server.server.connections.open
+        inputs.append(one._input)
+        await app(scope, receive, send)
+
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    client = server.connect().send(get(b"/wait"))
+    server.wait_for(lambda: len(server.app.seen) == 1, "the first request is served")
+    client.send(get(headers=upgrade) * 1000)
+    server.server.connections.app = seen
+    server.call(server.app.gate.set)
+    assert len(client.send_end().answers()) == 1001
+    assert len(inputs) == 1000
+    assert len({id(one) for one in inputs}) < 20
 
 
 def test_a_request_with_a_trailer_is_served_without_its_fields(shared: Served) -> None:
@@ -373,6 +482,41 @@ class TestDeadlines:
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             client.send(chunk * (2 * MAX_DISCARD // len(chunk) + 100))
 
+    @pytest.mark.parametrize("framing", ["length", "chunked"])
+    def test_a_client_that_sends_before_it_reads_is_told_that_it_sends_too_much(
+        self, server: Served, framing: str
+    ) -> None:
+        """The connection must not be reset meanwhile, and the answer with it."""
+        body = b"x" * (3 * MAX_DISCARD // 4)
+        if framing == "length":
+            sent = post(body, b"/refuse")
+        else:
+            head = b"POST /refuse HTTP/1.1\r\n" + HOST + CHUNKED
+            sent = head + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        (answer,) = server.connect().send(sent).answers()
+        assert answer.status == 200
+
+    @pytest.mark.parametrize("half_head", [False, True])
+    def test_what_is_sent_behind_a_slowly_taken_answer_has_its_time_after_it(
+        self, server: Served, monkeypatch: pytest.MonkeyPatch, *, half_head: bool
+    ) -> None:
+        monkeypatch.setattr(connection, "WRITE_TIMEOUT_S", 60)
+        ended = connection.ENDED.labels("slow-head")
+        before = ended._value.get()
+        first = b"POST /large?1000000 HTTP/1.1\r\n" + HOST + CHUNKED + b"\r\n0\r\n\r\n"
+        rest = b"GET / HT" if half_head else get(headers=CLOSE)
+        client = server.connect(receive_buffer=4096).send(first + rest)
+        server.wait_for(lambda: len(server.server.connections.open) == 1, "it is open")
+        (one,) = server.server.connections.open
+        server.wait_for(lambda: one._current is None and one.is_full, "it is answered")
+        server.wait_for(lambda: one.deadline == connection.FOREVER, "its time is over")
+        server.run(asyncio.sleep(0.2))
+        large, last = client.answers()
+        assert len(large.body) == 1_000_000
+        assert last.status == (408 if half_head else 200)
+        assert ended._value.get() - before == half_head
+        server.wait_for(lambda: not server.server.connections.open, "it is gone")
+
     def test_a_client_that_takes_nothing_is_reset(
         self, server: Served, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -431,6 +575,39 @@ def test_new_clients_are_taken_in_though_all_connections_are_in_use(
             assert answer.status == 200
         server.call(server.app.gate.set)
         assert busy.read_answer().status == 200
+
+
+def test_who_still_takes_an_answer_is_the_last_to_make_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served() as server:
+        monkeypatch.setattr(server.server, "_max_connections", 20)
+        # Of the answer some is in the kernel, and nothing with us.
+        taking = server.connect(receive_buffer=4096).send(get(b"/large?100000"))
+        server.wait_for(lambda: len(server.app.seen) == 1, "it is answered")
+        idle = [server.connect().send(get()) for _ in range(19)]
+        for client in idle:
+            client.read_answer()
+        for _ in range(5):
+            assert server.connect().send(get()).read_answer().status == 200
+        assert len(taking.send_end().answers()[0].body) == 100_000
+        # Who had all sees the end, and no error.
+        for client in idle:
+            client.socket.setblocking(False)
+            with suppress(BlockingIOError):
+                assert client.read() == b""
+
+
+def test_who_takes_nothing_makes_room_where_nobody_else_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with served() as server:
+        monkeypatch.setattr(server.server, "_max_connections", 1)
+        taking = server.connect(receive_buffer=4096).send(get(b"/large?100000"))
+        server.wait_for(lambda: len(server.app.seen) == 1, "it is answered")
+        assert server.connect().send(get()).read_answer().status == 200
+        with pytest.raises(ConnectionResetError):
+            taking.read()
 
 
 def test_clients_that_come_together_are_taken_in_together(server: Served) -> None:

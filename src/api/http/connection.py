@@ -19,11 +19,13 @@ were tried has all these limits: docs/explanation/http-server.md compares them.
 """
 
 import asyncio
+import fcntl
 import heapq
 import logging
 import re
 import socket
 import struct
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
@@ -46,7 +48,7 @@ log = logging.getLogger(__name__)
 KEEP_ALIVE_S: Final = 75.0
 HEAD_TIMEOUT_S: Final = 10.0
 DISCARD_TIMEOUT_S: Final = 1.0
-LINGER_S: Final = 1.0
+LINGER_S: Final = 2.0
 WRITE_TIMEOUT_S: Final = 10.0
 # Bytes a second that a client must take of its answer, after WRITE_TIMEOUT_S.
 MIN_WRITE_RATE: Final = 8 * 1024
@@ -66,11 +68,15 @@ FRAMING_PER_BYTE: Final = 8
 CHUNKED_PIECE: Final = 1024
 # A body that the application has not taken yet; more is left in the socket.
 MAX_UNREAD_BODY: Final = 64 * 1024
-MAX_DISCARD: Final = 2 * 1024 * 1024
+# Many a client reads no answer before it has sent its body, so too large a one is taken as well.
+MAX_DISCARD: Final = 4 * 1024 * 1024
 # Of an answer: beyond this the application waits until the client took some.
 WRITE_BUFFER: Final = 64 * 1024
 # A body up to this size counts as nothing: orders are taken, however many uploads are under way.
 SMALL_BODY: Final = 16 * 1024
+# To make room, so much of the open connections is ended at once, and no more than so many.
+ENDED_PART: Final = 8
+MAX_ENDED: Final = 256
 # What all connections hold together; beyond it, who holds for the longest time is cut off.
 MAX_UNSENT: Final = 64 * 1024 * 1024
 MAX_UNPARSED: Final = 32 * 1024 * 1024
@@ -85,15 +91,23 @@ WITHOUT_BODY: Final = frozenset((204, 304))
 HEAD_END: Final = b"\r\n\r\n"
 HEAD_RULE: Final = f"path and headers have over {MAX_HEAD} bytes"
 FRAMING_RULE: Final = "there is too much around the body: chunk extensions, trailer fields"
+TARGET_RULE: Final = "the target must be a path, such as /orders, or an http URI without user"
 HOST_RULE: Final = "one Host header must name the host, and perhaps a port (RFC 9112, 3.2)"
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 # An abort with this set resets the connection: the kernel keeps nothing for who takes nothing.
 RESET: Final = struct.pack("ii", 1, 0)
+# Asks Linux for the bytes that are in a socket and not on their way (linux/sockios.h).
+SIOCOUTQNSD: Final = 0x894B
 
 _HOST: Final = re.compile(
     rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]+)(:[0-9]{0,5})?"
 ).fullmatch
-_REQUEST_LINE: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n").match
+_REQUEST_LINE: Final = re.compile(
+    rb"(?:\r\n)*[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n"
+).match
+_PART_OF_LINE: Final = re.compile(rb"[ -~]+\r?").fullmatch
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE).fullmatch
+_ENCODED_SLASH: Final = re.compile(rb"%2[fF]")
 
 ENDED: Final = prometheus_client.Counter(
     "ledger_http_connections_ended",
@@ -150,6 +164,20 @@ def date_line(second: int) -> bytes:
 def is_host(value: bytes) -> bool:
     """Whether a Host field names a host, and perhaps a port (RFC 9110, 7.2)."""
     return _HOST(value) is not None
+
+
+def decoded_path(raw_path: bytes) -> str:
+    """The path that is looked up: decoded, and without the slash that every path may end with.
+
+    An encoded slash stays encoded, as it is a part of a segment (RFC 3986, 2.2). Raises Refused.
+    """
+    if b"%" in raw_path:
+        raw_path = unquote_to_bytes(_ENCODED_SLASH.sub(b"%252F", raw_path))
+    try:
+        path = raw_path.decode()
+    except UnicodeDecodeError:
+        raise Refused("bad-request", "the path must be percent-encoded UTF-8") from None
+    return path[:-1] if path.endswith("/") and len(path) > 1 else path
 
 
 class Exchange:
@@ -319,16 +347,19 @@ class Connections:
         if reason != "idle":
             self._ended[reason] += 1
 
-    def make_room(self, count: int) -> int:
-        """End up to so many connections that nobody works for; returns how many it were.
+    def make_room(self) -> bool:
+        """End some connections that nobody works for; returns whether there were any.
 
-        Those that are idle go first, and of those and the others the ones whose time is over first.
+        Those that are idle go first, and of those and the others the ones whose time is over first;
+        who has not taken the last answer yet goes last.
         """
         unused = (connection for connection in self.open if connection.is_unused)
-        ended = heapq.nsmallest(count, unused, key=lambda c: (not c.idle, c.deadline))
-        for connection in ended:
-            connection.cut("no-room")
-        return len(ended)
+        count = min(MAX_ENDED, 1 + len(self.open) // ENDED_PART)
+        first = heapq.nsmallest(2 * count, unused, key=lambda c: (not c.idle, c.deadline))
+        first.sort(key=ClientConnection.has_unsent)
+        for connection in first[:count]:
+            connection.make_room()
+        return bool(first)
 
 
 class ClientConnection(asyncio.Protocol):
@@ -356,6 +387,8 @@ class ClientConnection(asyncio.Protocol):
         self._position = 0
         # The parser is fed a head that was served already.
         self._repeats_head = False
+        # A line whose method the parser doesn't know, until its end says whether it is a request.
+        self._bad_line: bytearray | None = None
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._host: bytes | None = None
@@ -420,6 +453,8 @@ class ClientConnection(asyncio.Protocol):
         if self._is_closing:
             # What is left is less than a full buffer, so nobody calls when it is taken.
             self.deadline = self.connections.loop.time() + LINGER_S
+        elif self._current is None:
+            self._start_waiting()
         if self._room and not self._room.done():
             self._room.set_result(None)
         self.go_on()
@@ -497,21 +532,23 @@ class ClientConnection(asyncio.Protocol):
         reading, body_size = self._reading, self._body_size
         is_head = reading is None or reading.received
         piece = self._take_piece()
+        if self._bad_line is not None:
+            self._refuse_line(piece)
+            return
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            self._input = piece[upgrade.args[0] :] + self._input[self._position :]
-            self._position = 0
-            self._parse_without_upgrade()
+            self._parse_without_upgrade(piece, len(piece) - upgrade.args[0])
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, Refused):
                 raise
             self._refuse(error.__context__)
+        except httptools.HttpParserInvalidMethodError:
+            # The parser had the part of the method that came before.
+            self._bad_line = bytearray(b"x" if self._head_size else b"")
+            self._refuse_line(piece)
         except httptools.HttpParserError as error:
-            if isinstance(error, httptools.HttpParserInvalidMethodError) and _REQUEST_LINE(piece):
-                self._refuse(Refused("unknown-method", "the method is none that is known"))
-            else:
-                self._refuse(Refused("bad-request", f"this is not HTTP/1.1: {error}"))
+            self._refuse(Refused("bad-request", f"this is not HTTP/1.1: {error}"))
         else:
             if reading is not self._reading:
                 return  # the head has ended
@@ -524,12 +561,28 @@ class ClientConnection(asyncio.Protocol):
                 if self._framing_size > MAX_FRAMING + FRAMING_PER_BYTE * self._body_size:
                     self._refuse(Refused("head-too-large", FRAMING_RULE))
 
-    def _parse_without_upgrade(self) -> None:
+    def _refuse_line(self, piece: bytes) -> None:
+        """Refuse an unknown method, or what is no request, once the first line is here."""
+        assert self._bad_line is not None  # noqa: S101
+        self._bad_line += piece
+        self._head_size += len(piece)
+        if _PART_OF_LINE(piece) and self._head_size < MAX_TARGET:
+            return
+        if _REQUEST_LINE(self._bad_line):
+            self._refuse(Refused("unknown-method", "the method is none that is known"))
+        else:
+            self._refuse(Refused("bad-request", "this is not HTTP/1.1: no method comes first"))
+
+    def _parse_without_upgrade(self, piece: bytes, rest: int) -> None:
         """Go on behind a head that asks for another protocol: none is spoken here (RFC 9110, 7.8).
 
         The parser stops there and leaves the body to that protocol, so another one reads it: it
-        gets the part of the head that says how long the body is.
+        gets the part of the head that says how long the body is. `rest` bytes of the piece follow.
         """
+        if rest:
+            # Nothing but a piece is copied: there may be many such requests in the input.
+            self._position = (self._position or len(piece)) - rest
+            self._input = self._input or piece
         self._parser = httptools.HttpRequestParser(self)
         reading = self._reading
         if reading and not reading.received:
@@ -595,23 +648,21 @@ class ClientConnection(asyncio.Protocol):
             raise Refused("bad-request", "HTTP/1.0 has no transfer codings")
         if method not in METHODS:
             raise Refused("unknown-method", f"the method {method} is not known here")
+        target = self._url if self._url.startswith(b"/") else self._path_of(self._url, method)
         if self._host is not None and not self.connections.allows_host(self._host):
             raise Refused("misdirected-host", f"this is not the server of {self._host.decode()}")
-        try:
-            url = httptools.parse_url(self._url)
-            raw_path = url.path or b"/"
-            path = unquote_to_bytes(raw_path).decode()
-        except (httptools.HttpParserError, UnicodeDecodeError):
-            raise Refused("bad-request", "the path must be percent-encoded UTF-8") from None
+        if b"#" in target:
+            raise Refused("bad-request", "a fragment (#) is not sent to a server (RFC 9110, 4.2.5)")
+        raw_path, _, query = target.partition(b"?")
         scope: Scope = {
             "type": "http",
             "asgi": ASGI,
             "http_version": version,
             "scheme": "http",
             "method": method,
-            "path": path,
+            "path": decoded_path(raw_path),
             "raw_path": raw_path,
-            "query_string": url.query or b"",
+            "query_string": query,
             "root_path": "",
             "headers": self._headers,
             "client": self._client,
@@ -623,6 +674,19 @@ class ClientConnection(asyncio.Protocol):
             self._serve(exchange)
         else:
             self._next.append(exchange)
+
+    def _path_of(self, target: bytes, method: str) -> bytes:
+        """Path and query of a target that does not begin with them (RFC 9112, 3.2)."""
+        if target == b"*" and method == "OPTIONS":
+            return target
+        form = _ABSOLUTE_FORM(target)
+        if form is None:
+            raise Refused("bad-request", TARGET_RULE)
+        # The host of the target holds, whatever Host says (RFC 9112, 3.2.2).
+        self._host = form[1]
+        if len(form[1]) > MAX_HOST or not is_host(form[1]):
+            raise Refused("bad-request", TARGET_RULE)
+        return form[2] if form[2].startswith(b"/") else b"/" + form[2]
 
     def on_body(self, body: bytes) -> None:
         """Add to the body, or throw it away where the answer was given without it."""
@@ -695,6 +759,10 @@ class ClientConnection(asyncio.Protocol):
     def _finish(self) -> None:
         """Forget the request that was answered and read; the next one has its time from now."""
         self._current = None
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        """Wait for a request, or for the rest of a head."""
         self.idle = not self._in_head
         timeout_s = KEEP_ALIVE_S if self.idle else HEAD_TIMEOUT_S
         self.deadline = self.connections.loop.time() + timeout_s
@@ -740,6 +808,9 @@ class ClientConnection(asyncio.Protocol):
                 self.deadline, self.write_deadline = FOREVER, self._write_deadline(unsent)
             else:
                 self.transport.abort()
+        elif self._current is None and self.is_full:
+            # What it waits for is not read until the client takes its answers; that has its time.
+            self.deadline = FOREVER
         elif self.idle:
             self.connections.count_ended("idle")
             self._close()
@@ -755,6 +826,23 @@ class ClientConnection(asyncio.Protocol):
         """Hang up if nothing is under way; otherwise the next answer is the last one."""
         if self.is_unused:
             self._close()
+
+    def has_unsent(self) -> bool:
+        """Whether the client has not taken all that was sent to it."""
+        if self.transport.get_write_buffer_size():
+            return True
+        if sys.platform != "linux" or self.transport.is_closing():
+            return False
+        file = self.transport.get_extra_info("socket").fileno()
+        return any(fcntl.ioctl(file, SIOCOUTQNSD, bytes(4)))
+
+    def make_room(self) -> None:
+        """End a connection that is not used, so that another client can be taken in."""
+        if self.idle and not self.has_unsent():
+            self.connections.count_ended("no-room")
+            self._close()
+        else:
+            self.cut("no-room")
 
     def cut(self, reason: str) -> None:
         """Reset the connection: what is unsent or unread of it is gone at once."""

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import unquote_to_bytes
 
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
@@ -77,15 +76,14 @@ _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _GZIP: Final = (b"content-encoding", b"gzip")
 _VARY: Final = (b"vary", b"accept-encoding")
-# Those of RFC 9110 and RFC 5789, and QUERY, which OpenAPI knows: any other is unknown to this
-# server, not to the path alone.
+# Those of RFC 9110 and RFC 5789 but CONNECT, which is for proxies, and QUERY, which OpenAPI knows:
+# any other is unknown to this server, not to the path alone.
 METHODS: Final = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 )
 _CORS_HEADERS: Final = ("Authorization", "Content-Type", "traceparent")
 _TRACEPARENT: Final = "ledger.traceparent"
 _STATUS: Final = "ledger.status"
-_ENCODED_SLASH: Final = re.compile(rb"%2[fF]")
 
 
 def middleware(
@@ -437,27 +435,12 @@ class RefusalLog:
         )
 
 
-def routed_path(raw_path: bytes) -> str:
-    """The path that is looked up: decoded, and without the slash that every path may end with.
-
-    An encoded slash stays encoded, as it is a part of a segment (RFC 3986, 2.2). Raises Problem.
-    """
-    if b"%" in raw_path:
-        raw_path = unquote_to_bytes(_ENCODED_SLASH.sub(b"%252F", raw_path))
-    try:
-        path = raw_path.decode()
-    except UnicodeDecodeError:
-        raise Problem("bad-request", "the path must be UTF-8, percent-encoded") from None
-    return path[:-1] if path.endswith("/") and len(path) > 1 else path
-
-
 def with_problems(app: ASGIApp, problem_of: Callable[[BaseException], Problem]) -> ASGIApp:
     """Answer what a handler raises with a problem, and count it by its type."""
     refusals = RefusalLog()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            scope["path"] = routed_path(scope["raw_path"])
             await app(scope, receive, send)
         except (Exception, BaseExceptionGroup, asyncio.CancelledError) as error:
             # After the start of an answer there is nothing to say but the end of the connection.

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeVar
@@ -25,8 +25,6 @@ BODY_TIMEOUT_S: Final = 10.0
 MAX_ERRORS: Final = 100
 MAX_VALUES: Final = 10_000
 MAX_TYPE: Final = 255
-MAX_DISCARD: Final = 2 * 1024 * 1024
-DISCARD_TIMEOUT_S: Final = 1.0
 MAX_PARAMETERS: Final = 20
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -78,9 +76,6 @@ async def read_body(
     """
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared[:20]) > limit:
-        # A client that expects 100 Continue has not begun to send.
-        if b"expect" not in headers:
-            await _discard(receive)
         raise _too_large(limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -119,8 +114,6 @@ async def _collect(receive: Receive, limit: int) -> bytes:
         body: bytes = message.get("body", b"")
         more = message.get("more_body", False)
         if len(collected) + len(body) > limit:
-            if more:
-                await _discard(receive)
             raise _too_large(limit)
         if not more and not collected:
             return body
@@ -129,19 +122,8 @@ async def _collect(receive: Receive, limit: int) -> bytes:
             return bytes(collected)
 
 
-async def _discard(receive: Receive) -> None:
-    """Read on for a while: closing on unread bytes resets the connection, answer and all."""
-    discarded, more = 0, True
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_TIMEOUT_S):
-            while more and discarded < MAX_DISCARD:
-                message = await receive()
-                discarded += len(message.get("body", b""))
-                more = message.get("more_body", False)
-
-
 def _too_large(limit: int) -> Problem:
-    # The connection is closed with it, so that nobody has to read the rest.
+    # The connection throws the rest away, and ends: who declared too much may send much more.
     return Problem("body-too-large", f"the body must have at most {limit} bytes", headers=CLOSE)
 
 
