@@ -80,6 +80,20 @@ async def test_no_order_of_many_is_lost_and_the_accounts_agree_to_the_cent(alone
     assert await positions(alone) == (status["position"], 1, status["position"])
 
 
+async def test_three_thousand_users_at_one_moment_are_all_served(
+    alone: Stack, tmp_path: Path
+) -> None:
+    offered = {"RATE": "10000", "USERS": "3000", "DURATION_S": "2"}
+    found = tmp_path / "found.json"
+    # How long each of them waits depends on the machine, and is the bench's to say.
+    await passes(alone, *K6, "--no-thresholds", f"--summary-export={found}", ORDERS, **offered)
+    metrics = json.loads(found.read_text())["metrics"]
+    assert metrics["vus_max"]["max"] == int(offered["USERS"])
+    assert metrics["http_req_failed"]["value"] == 0
+    assert metrics["checks"]["value"] == 1
+    assert metrics["orders_lost"]["count"] == 0
+
+
 async def positions(stack: Stack) -> tuple[int, int, int]:
     """How many events the ledger has, and its first and last position."""
     engine = engine_of(stack.settings, "projector")
