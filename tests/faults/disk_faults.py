@@ -24,7 +24,7 @@ ROOM_BYTES: Final = 8 * 2**20
 
 PAGE_BYTES: Final = 4096
 BALLAST: Final = "ballast"
-COMMAND_WITHIN_S: Final = 10.0
+COMMAND_WITHIN_S: Final = 30.0
 FULL: Final = "is full"
 """What both databases say of a table that can't grow."""
 

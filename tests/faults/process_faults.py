@@ -20,7 +20,8 @@ from tests.faults.requirements import libfaketime
 from tests.faults.world import APIS, PARTS, SERVERS, World
 from tests.harness import eventually
 
-REACHED_WITHIN_S: Final = 15.0
+# Generous: on a busy machine a process takes many seconds to start.
+REACHED_WITHIN_S: Final = 60.0
 CRASHES: Final = 50
 PROCESSES: Final = ("publisher", "writer", "projector")
 """What failpoints of long-running processes are named after."""

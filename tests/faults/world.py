@@ -39,7 +39,7 @@ COMMAND_WITHIN_S: Final = 90.0
 STARTING_S: Final = 10.0
 """A process may be too young to have heard of SIGTERM for this long."""
 
-ENDED_WITHIN_S: Final = 15.0
+ENDED_WITHIN_S: Final = 30.0
 
 Undo = Callable[[], Awaitable[None]]
 
