@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup run test faults load bench bench-compare bench-growth check format clean
+.PHONY: help setup run test test-engines faults load bench bench-compare bench-growth check format clean
 
 help: ## print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ else
 	@.venv/bin/pytest -q tests/load
 	@.venv/bin/pytest -q tests/faults
 endif
+
+test-engines: setup ## run the tests on newer servers and Pythons, in roots below ~/.cache
+	@.venv/bin/python -m tests.engines $(ARGS)
 
 faults: setup ## break everything once, then SEEDS=3 seeds for MINUTES=3 each; or only SEED
 	@.venv/bin/python -m tests.faults $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS)) \

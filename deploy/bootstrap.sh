@@ -10,7 +10,7 @@ fail() {
 
 find_python() {
     seen=
-    for candidate in ${PYTHON:-python3.11 python3 python3.12 python3.13}; do
+    for candidate in ${PYTHON:-python3.11 python3 python3.12 python3.13 python3.14}; do
         version="$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)" ||
             continue
         if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

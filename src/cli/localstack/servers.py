@@ -185,6 +185,9 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
         "bind-address": "127.0.0.1",
         "port": str(port),
     }
+    if binaries.database_install is None:
+        # MySQL ends where its default, a directory that only its full package makes, is missing.
+        settings["secure-file-priv"] = "NULL"
     lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
     configuration = f"{(DEPLOY / 'mysql.cnf').read_text()}\n{lines}"
     write_atomically(base / "my.cnf", configuration.encode(), PRIVATE)
