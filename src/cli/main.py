@@ -37,6 +37,11 @@ FUNCTIONS: Final = {
     "import": "cli.commands.export:import_",
 }
 
+EPILOG: Final = (
+    "Settings are variables of the environment, such as LEDGER_HOME and LEDGER_API_PORT; all of"
+    " them are in docs/reference/settings.md."
+)
+
 
 class LazyCommand(TyperCommand):
     """A command that is imported when it is run: a name and a line of help until then.
@@ -48,7 +53,7 @@ class LazyCommand(TyperCommand):
     def make_context(self, *args: Any, **extra: Any) -> typer.Context:
         """The context of the command itself, which is loaded now."""
         command: Any = load(self.name or "")
-        command.name, command.help = self.name, self.help
+        command.name, command.help, command.epilog = self.name, self.help, EPILOG
         context: typer.Context = command.make_context(*args, **extra)
         return context
 
@@ -66,7 +71,10 @@ def load(name: str) -> object:
 
 
 app = typer.Typer(
-    help="An event-sourced order ledger.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="An event-sourced order ledger.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
 for _name, _help in COMMANDS.items():
     app.command(_name, cls=LazyCommand, help=_help)(lambda: None)

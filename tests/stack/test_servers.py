@@ -48,6 +48,13 @@ def test_data_and_ports_are_there_again_after_a_restart(tmp_path: Path) -> None:
     assert (tmp_path / "database" / "data").stat().st_ino == inode
 
 
+def test_new_secrets_leave_the_broker_the_node_that_its_data_belongs_to(tmp_path: Path) -> None:
+    """Under another name it would start with an empty inbox: what was accepted would be lost."""
+    first = prepare(tmp_path).broker.environment["RABBITMQ_NODENAME"]
+    (tmp_path / "secrets" / "erlang_cookie").unlink()
+    assert prepare(tmp_path).broker.environment["RABBITMQ_NODENAME"] == first
+
+
 async def test_no_server_shares_the_place_of_its_temporary_files(
     settings: Settings, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,11 @@ def _lock(home: Path) -> Iterator[None]:
 def _refusing_unusable(home: Path) -> Iterator[None]:
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StackRefused(
+            f"can't use {error.filename or home}: it, or what should hold it, is a file; set"
+            " LEDGER_HOME to a directory"
+        ) from error
     except OSError as error:
         raise StackRefused(
             f"can't use {error.filename or home} ({error.strerror or error}): mend that, or set"

@@ -113,10 +113,12 @@ def prepare_rabbitmq(
     base = home / "rabbitmq"
     for name in ("data", "log", "conf.d"):
         (base / name).mkdir(parents=True, exist_ok=True)
-    cookie = read_secret(secrets_dir, "erlang_cookie")
     cookie_file = base / ".erlang.cookie"
     if not cookie_file.exists():
-        write_atomically(cookie_file, cookie.encode(), 0o400)
+        write_atomically(cookie_file, read_secret(secrets_dir, "erlang_cookie").encode(), 0o400)
+    # With new or other secrets it stays the one that the data belongs to: a node of another name
+    # would start with an empty inbox.
+    cookie = cookie_file.read_text()
     (base / "enabled_plugins").write_text("[].\n")
     (base / "advanced.config").write_text("[].\n")
     (base / "rabbitmq.conf").write_text(
