@@ -10,10 +10,11 @@ def install_package(package: str) -> None:
     apt_install((package,), package, f"install {package} with your package manager", lambda: None)
 
 
-def require_program(name: str) -> str:
+def require_program(name: str, package: str = "") -> str:
     """The path of a program, installed first if need be; raises StackRefused naming the remedy."""
+    package = package or name
     if not shutil.which(name):
-        install_package(name)
+        install_package(package)
     path = shutil.which(name)
-    assert path, f"the package {name} brought no {name}"
+    assert path, f"the package {package} brought no {name}"
     return path

@@ -1,7 +1,8 @@
 """Strangers who do what no client should do, from many connections at once, and what it costs.
 
 `python -m tests.edge.attacks --seconds 120` attacks a stack of its own in which keys are required,
-while somebody with a key goes on ordering, and prints what that client and the processes saw.
+while somebody with a key goes on ordering, and prints what that client and the processes saw, and
+what each attack was answered.
 """
 
 import argparse
@@ -9,10 +10,12 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import secrets
 import socket
 import statistics
 import struct
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +29,8 @@ from api.auth.principal import Scope
 from api.server import raise_file_limit
 from cli.commands.keys import create
 from tests.harness import Stack, eventually, start_stack
+from tests.ledger.pipeline import beside
+from tests.packages import require_program
 from tests.private_servers import start_servers
 
 ROOT: Final = Path(__file__).parents[2]
@@ -38,6 +43,29 @@ HOST: Final = b"Host: localhost\r\n"
 CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 JSON: Final = b"Content-Type: application/json\r\n"
 RESET: Final = struct.pack("ii", 1, 0)
+STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
+# Received, to be sent and set aside, of one socket (ss(8), --memory).
+SOCKET_BYTES: Final = re.compile(r"pid=(\d+).*skmem:\(r(\d+),.*,f(\d+),w(\d+)")
+SOCKETS_EVERY_S: Final = 0.5
+
+
+class Answers(asyncio.StreamReader):
+    """What a stranger receives; each status in it is counted, whoever reads the rest."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self._counts = counts
+        self._seen = b""
+
+    def feed_data(self, data: bytes) -> None:
+        """Count the statuses that have come, also one that came in two parts."""
+        self._seen += data
+        end = 0
+        for found in STATUS.finditer(self._seen):
+            self._counts[found[1].decode()] += 1
+            end = found.end()
+        self._seen = self._seen[max(end, len(self._seen) - len(b"HTTP/1.1 200")) :]
+        super().feed_data(data)
 
 
 class Stranger:
@@ -80,24 +108,27 @@ class Stranger:
 
 
 @contextlib.asynccontextmanager
-async def stranger(port: int) -> AsyncIterator[Stranger]:
-    """A connection of a stranger, which is closed at the end."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def stranger(port: int, counts: Counter[str]) -> AsyncIterator[Stranger]:
+    """A connection of a stranger, which is closed at the end; its answers are counted."""
+    loop, reader = asyncio.get_running_loop(), Answers(counts)
+    transport, protocol = await loop.create_connection(
+        lambda: asyncio.StreamReaderProtocol(reader), "127.0.0.1", port
+    )
     try:
-        yield Stranger(reader, writer)
+        yield Stranger(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
     finally:
-        writer.transport.abort()
+        transport.abort()
 
 
-Attack = Callable[[int], Awaitable[None]]
+Attack = Callable[[int, Counter[str]], Awaitable[None]]
 ATTACKS: Final[dict[str, Attack]] = {}
 
 
 def attack(function: Callable[[Stranger], Awaitable[None]]) -> None:
     """Make an attack over one connection known."""
 
-    async def on_port(port: int) -> None:
-        async with stranger(port) as one:
+    async def on_port(port: int, counts: Counter[str]) -> None:
+        async with stranger(port, counts) as one:
             await function(one)
 
     ATTACKS[function.__name__] = on_port
@@ -295,33 +326,36 @@ async def made_up_keys(one: Stranger) -> None:
         await one.read_some()
 
 
-async def many_connections(port: int) -> None:
+async def many_connections(port: int, counts: Counter[str]) -> None:
     """Fifty that say nothing, at once."""
     async with contextlib.AsyncExitStack() as opened:
         for _ in range(50):
-            await opened.enter_async_context(stranger(port))
+            await opened.enter_async_context(stranger(port, counts))
         await asyncio.sleep(2)
 
 
 ATTACKS["many_connections"] = many_connections
 
 
-async def attack_all(port: int, seconds: float, connections: int, seed: int) -> Counter[str]:
-    """Attack from so many connections at once; how often each attack was made, and ended how."""
+async def attack_all(
+    port: int, seconds: float, connections: int, seed: int
+) -> dict[str, Counter[str]]:
+    """Attack from so many connections at once; of each attack, how often it ended how, and how
+    many answers of each status it got."""
     chance, until = random.Random(seed), time.monotonic() + seconds
-    made = Counter[str]()
+    made = {name: Counter[str]() for name in ATTACKS}
 
     async def go_on() -> None:
         while (left := until - time.monotonic()) > 0:
             name = chance.choice(list(ATTACKS))
             try:
                 async with asyncio.timeout(min(left, PATIENCE_S)):
-                    await ATTACKS[name](port)
-                made[f"{name} ended"] += 1
+                    await ATTACKS[name](port, made[name])
+                made[name]["ended"] += 1
             except TimeoutError:
-                made[f"{name} for as long as it liked"] += 1
+                made[name]["stayed"] += 1
             except OSError:
-                made[f"{name} was cut off"] += 1
+                made[name]["cut off"] += 1
 
     await asyncio.gather(*[go_on() for _ in range(connections)])
     return made
@@ -336,8 +370,8 @@ class Figures:
     refused: Counter[str] = field(default_factory=Counter)
     order_ids: list[str] = field(default_factory=list)
     peak_bytes: dict[str, int] = field(default_factory=dict)
-    kernel_bytes: int = 0
-    attacks: dict[str, int] = field(default_factory=dict)
+    socket_bytes: dict[str, int] = field(default_factory=dict)
+    attacks: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"orders answered 202: {len(self.order_ids)}; else {dict(self.refused)}"]
@@ -348,9 +382,14 @@ class Figures:
                     f"{name} connections: p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms,"
                     f" slowest {max(times):.1f} ms"
                 )
-        lines += [f"{name}: {size >> 20} MiB" for name, size in self.peak_bytes.items()]
-        lines.append(f"in the kernel for all TCP: {self.kernel_bytes >> 20} MiB")
-        lines += [f"  {count:6} × {name}" for name, count in sorted(self.attacks.items())]
+        lines += [
+            f"{name}: at most {size >> 20} MiB, and {self.socket_bytes.get(name, 0) >> 10:,} KiB"
+            " in the kernel for its TCP connections"
+            for name, size in self.peak_bytes.items()
+        ]
+        for name, counts in sorted(self.attacks.items()):
+            shown = ", ".join(f"{count} × {what}" for what, count in sorted(counts.items()))
+            lines.append(f"  {name}: {shown or 'not made'}")
         return "\n".join(lines)
 
 
@@ -365,13 +404,14 @@ async def attacked(stack: Stack, key: str, seconds: float, connections: int, see
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        kept = await asyncio.open_connection("127.0.0.1", stack.settings.api_port)
-        began, count = time.monotonic(), 0
-        while attackers.returncode is None and time.monotonic() - began < seconds:
-            await _order(figures, stack, key, None if count % 2 else kept)
-            _measure(figures, stack)
-            count += 1
-            await asyncio.sleep(max(0, began + count / ORDERS_PER_S - time.monotonic()))
+        async with beside(_measure_sockets(figures, stack)):
+            kept = await asyncio.open_connection("127.0.0.1", stack.settings.api_port)
+            began, count = time.monotonic(), 0
+            while attackers.returncode is None and time.monotonic() - began < seconds:
+                await _order(figures, stack, key, None if count % 2 else kept)
+                _measure_memory(figures, stack)
+                count += 1
+                await asyncio.sleep(max(0, began + count / ORDERS_PER_S - time.monotonic()))
         kept[1].close()
         said, _ = await attackers.communicate()
         figures.attacks = json.loads(said)
@@ -409,14 +449,26 @@ def _uuid() -> str:
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-8{text[17:20]}-{text[20:]}"
 
 
-def _measure(figures: Figures, stack: Stack) -> None:
+def _measure_memory(figures: Figures, stack: Stack) -> None:
     for name, process in stack.processes.items():
         pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
         figures.peak_bytes[name] = max(figures.peak_bytes.get(name, 0), pages * 4096)
-    tcp = next(
-        line for line in Path("/proc/net/sockstat").read_text().splitlines() if line[:4] == "TCP:"
-    )
-    figures.kernel_bytes = max(figures.kernel_bytes, int(tcp.split()[-1]) * 4096)
+
+
+async def _measure_sockets(figures: Figures, stack: Stack) -> None:
+    """Measure until cancelled what the kernel holds for each process, over all its connections."""
+    command = (require_program("ss", "iproute2"), "-tmpnHO")
+    while True:
+        listing = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=True
+        )
+        sums = Counter[int]()
+        for pid, *sizes in SOCKET_BYTES.findall(listing.stdout):
+            sums[int(pid)] += sum(map(int, sizes))
+        for name, process in stack.processes.items():
+            most = figures.socket_bytes.get(name, 0)
+            figures.socket_bytes[name] = max(most, sums[process.pid])
+        await asyncio.sleep(SOCKETS_EVERY_S)
 
 
 def count_connections(stack: Stack) -> int:

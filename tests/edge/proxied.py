@@ -70,9 +70,9 @@ class Proxy:
             event_hooks={"request": [_name_server]},
         )
 
-    def connect(self) -> ssl.SSLSocket:
-        """A connection over TLS, to speak HTTP/1.1 by hand."""
-        plain = socket.create_connection(("127.0.0.1", self.port), DEADLINE_S)
+    def connect(self, address: str = "127.0.0.1") -> ssl.SSLSocket:
+        """A connection over TLS from this address, to speak HTTP/1.1 by hand."""
+        plain = socket.create_connection(("127.0.0.1", self.port), DEADLINE_S, (address, 0))
         return self.context.wrap_socket(plain, server_hostname=NAME)
 
     def curl(self, *arguments: str) -> list[str]:

@@ -18,9 +18,9 @@ from tests.submissions import ANN, PEN, opening, orders
 from .naive_audit import audit
 from .pipeline import running_ledger
 
-ORDERS = 1_000
+ORDERS = 400
 CLIENTS = 16
-BALANCE, STOCK = 10**9, 750
+BALANCE, STOCK = 10**9, 300
 
 MakeStack = Callable[..., Awaitable[Stack]]
 
@@ -64,7 +64,7 @@ class Clients:
 async def test_whoever_is_killed_every_accepted_order_is_decided_exactly_once(
     make_stack: MakeStack,
 ) -> None:
-    stack = await make_stack(snapshot_every=250)
+    stack = await make_stack(snapshot_every=100)
     async with running_ledger(stack.settings) as ledger, ledger.publishing() as publisher:
         first = opening(BALANCE, STOCK)
         await publisher.submit(first)
@@ -74,7 +74,7 @@ async def test_whoever_is_killed_every_accepted_order_is_decided_exactly_once(
         ) as http:
             clients = Clients(http)
             placing = asyncio.create_task(clients.place_all())
-            for count, name in ((150, "writer"), (400, "projector"), (650, "api")):
+            for count, name in ((60, "writer"), (160, "projector"), (260, "api")):
                 await clients.until_accepted(count)
                 stack.kill(name)
                 stack.start(name)

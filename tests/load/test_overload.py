@@ -10,7 +10,7 @@ async def test_what_is_refused_under_overload_was_not_accepted_and_what_is_accep
     make_stack: Callable[..., Awaitable[Stack]],
 ) -> None:
     stack = await make_stack()
-    result = await offered(stack.url, stack.settings, Offer(30_000, 3, connections=5_000))
+    result = await offered(stack.url, stack.settings, Offer(30_000, 1.5, connections=4_000))
     assert result.answers["202"] > 0, result
     assert result.refused > 0, result
     assert set(result.answers) <= {"202", "503 no", "503 unknown"}, result
