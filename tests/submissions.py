@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Literal
 from uuid import UUID, uuid4
 
 from msgspec import structs
@@ -10,6 +11,7 @@ from ledger.core.events import (
     CustomerErased,
     CustomerRegistered,
     OrderCancelRequested,
+    OrderHistory,
     OrderPlaced,
     PriceChanged,
     ProductListed,
@@ -57,6 +59,19 @@ def price(price_minor: int, at: UUID = PEN) -> Submission:
 
 def order(quantity: int = 1, at: UUID = ORDER, by: UUID = ANN, of: UUID = PEN) -> Submission:
     return at, OrderPlaced(by, of, quantity)
+
+
+def imported_product(stock: int, initial_stock: int, at: UUID = PEN) -> Submission:
+    return at, ProductListed("pen", "", 1000, initial_stock, stock)
+
+
+def imported_order(
+    status: Literal["COMPLETED", "FAILED", "CANCELLED"] = "COMPLETED",
+    at: UUID = ORDER,
+    by: UUID = ANN,
+    of: UUID = PEN,
+) -> Submission:
+    return at, OrderPlaced(by, of, 2, OrderHistory(status, 1_600_000_000_000_000))
 
 
 def cancel(at: UUID = ORDER) -> Submission:
@@ -107,8 +122,10 @@ def _submissions(chance: random.Random) -> Iterator[Submission]:
             credit(chance.randint(1, 9_999), by),
             erasure(by),
             product(chance.randint(1, 999), chance.randint(0, 20), of),
+            imported_product(chance.randint(0, 9), chance.randint(0, 9), of),
             receipt(chance.randint(1, 9), of),
             price(chance.randint(1, 999), of),
+            imported_order(chance.choice(["COMPLETED", "FAILED", "CANCELLED"]), new, by, of),
         ]
         orders = [order(chance.randint(1, 4), each, by, of) for each in (new, new, new, at)]
         cancels = [cancel(each) for each in (*placed[-8:], at)]

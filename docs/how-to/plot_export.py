@@ -42,7 +42,8 @@ SELECT recorded_at AT TIME ZONE 'UTC' AS time,
        last_value(base_price IGNORE NULLS) OVER past AS base_price,
        unit_price AS paid
 FROM (
-    SELECT *, coalesce(data->>'$.quantity', data->>'$.initial_stock')::BIGINT AS units,
+    SELECT *, coalesce(data->>'$.quantity', data->>'$.stock', data->>'$.initial_stock')::BIGINT
+                  AS units,
            (data->>'$.base_price_minor')::BIGINT / 100 AS base_price,
            (data->>'$.unit_price_minor')::BIGINT / 100 AS unit_price
     FROM effective

@@ -87,6 +87,7 @@ REASONS: Final[Mapping[str, str]] = {
     Reason.STOCK_LIMIT: "the stock would be more than 1,000,000,000",
     Reason.NOT_COMPLETED: "a cancel of an order that failed",
     Reason.ALREADY_CANCELLED: "a second cancel",
+    Reason.IMPORTED: "a cancel of an order that another system completed",
     Reason.PRECONDITION_FAILED: "what the client named with `If-Match` has changed since",
     Reason.BATCH_FAILED: "another order of the same atomic batch could not be completed",
 }
@@ -387,10 +388,11 @@ def event_schemas() -> Json:
     shapes = (CloudEvent, SealedRegistration, *EVENT_TYPES.values())
     _, components = schema_components(shapes, ref_template=f"{SCHEMAS}{{name}}")
     schemas: Json = _portable(components)
+    for schema in schemas.values():
+        # Clients must be able to read data that has one field more.
+        schema.pop("additionalProperties", None)
     envelope, mapping = schemas.pop("CloudEvent"), {}
     for name, payload in EVENT_TYPES.items():
-        # Clients must be able to read data that has one field more.
-        del schemas[payload.__name__]["additionalProperties"]
         data: Json = {"$ref": f"{SCHEMAS}{payload.__name__}"}
         if payload is CustomerRegistered:
             # As it is recorded, with the name sealed; in the clear in old ledgers.

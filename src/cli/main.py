@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "erase-customer": "Destroy the key of a customer's encrypted name; money and orders stay.",
     "export": "Write events and views, all as of one position, as files with a manifest.",
     "import": "Append an export's events to an empty ledger; run it again after an interruption.",
+    "import-old": "Bring the data of the old API's MySQL database into an empty ledger.",
     "parked": "Inspect, resubmit and discard messages that could not be read (dead letters).",
     "asof": "Show orders, wallets or stock as they were, all of them or one.",
     "head": "Show where the ledger ends: position, hash and recorded time; or sign it, to keep.",

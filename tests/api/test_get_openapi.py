@@ -114,6 +114,7 @@ def test_names_of_schemas_stay_what_they_are() -> None:
         "Money",
         "Order",
         "OrderFailureReason",
+        "OrderHistory",
         "OrderList",
         "OrderStatus",
         "PlaceOrder",

@@ -2,9 +2,14 @@
 
 import asyncio
 from decimal import Decimal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
+
+from ledger.core.events import OrderHistory, OrderPlaced
+from ledger.eventlog.records import Submitted
+from tests.harness import Stack
+from tests.ledger.pipeline import running_ledger
 
 from .client import (
     WAIT,
@@ -68,6 +73,33 @@ async def test_a_second_cancel_is_refused(http: httpx.AsyncClient) -> None:
     async with nothing_appended(http):
         response = await http.post(f"/orders/{placed['order_id']}/cancel")
         assert problem(response, 409, "not-cancellable")["reason"] == "ALREADY_CANCELLED"
+
+
+async def test_an_order_of_the_old_system_is_shown_as_it_was_and_can_not_be_cancelled(
+    stack: Stack, http: httpx.AsyncClient
+) -> None:
+    customer_id, product_id = await register(http), await list_product(http)
+    placed = OrderPlaced(UUID(customer_id), UUID(product_id), 2, OrderHistory("COMPLETED", 2))
+    event = Submitted(uuid4(), uuid4(), 1, placed)
+    async with running_ledger(stack.settings) as ledger:
+        await ledger.put_events([event])
+        head = (await ledger.until_recorded([event]))[-1]
+    path = f"/orders/{event.stream_id}"
+    shown = (await http.get(path, params={"min_position": head.position})).json()
+    assert (shown["status"], shown["price_paid"], shown["failure_reason"]) == (
+        "COMPLETED",
+        None,
+        None,
+    )
+    times = (shown["created_at"], shown["updated_at"])
+    assert times == ("1970-01-01T00:00:00.000001Z", "1970-01-01T00:00:00.000002Z")
+    async with nothing_appended(http):
+        response = await http.post(f"{path}/cancel")
+        assert problem(response, 409, "not-cancellable")["reason"] == "IMPORTED"
+    assert await balance(http, customer_id) == Decimal("5000.00")
+    assert await stock(http, product_id) == 100
+    (told,) = (await http.get(f"{path}/events")).json()
+    assert told["data"]["history"] == {"status": "COMPLETED", "updated_at_us": 2}
 
 
 async def test_of_many_simultaneous_cancels_one_refunds(http: httpx.AsyncClient) -> None:

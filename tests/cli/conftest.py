@@ -46,7 +46,7 @@ class Done:
 async def record_every_kind_of_event(settings: Settings) -> None:
     """Record every kind of event, and bring the views to the head."""
     async with running_ledger(settings) as ledger:
-        await ledger.write(history(5, 300))
+        await ledger.write(history(12, 300))
         async with ledger.connection("projector") as connection:
             await advance_to_the_end(connection)
 

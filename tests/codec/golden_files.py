@@ -22,6 +22,7 @@ from ledger.core.events import (
     OrderCancelRequested,
     OrderCompleted,
     OrderFailed,
+    OrderHistory,
     OrderPlaced,
     PriceChanged,
     ProductListed,
@@ -73,12 +74,17 @@ CONDITIONAL_EXAMPLES: list[SubmittedPayload] = [
     PriceChanged(9_999, expected_position=40),
     OrderCancelRequested(expected_position=40),
 ]
+# What an import from another system says besides.
+IMPORTED_EXAMPLES: list[SubmittedPayload] = [
+    ProductListed("Füller", "", 10_000, 100, 37),
+    OrderPlaced(CUSTOMER, PRODUCT, 3, OrderHistory("CANCELLED", 1_700_000_000_000_000)),
+]
 EXAMPLES: dict[str, AnyPayload] = {
     TYPE_OF[type(payload)]: payload for payload in (*SUBMITTED_EXAMPLES, *DECIDED_EXAMPLES)
 }
 CONDITIONAL: dict[str, AnyPayload] = {
     f"{TYPE_OF[type(payload)]}.v1.conditional.json": payload for payload in CONDITIONAL_EXAMPLES
-}
+} | {f"{TYPE_OF[type(payload)]}.v1.imported.json": payload for payload in IMPORTED_EXAMPLES}
 
 Golden = dict[str, Any]
 

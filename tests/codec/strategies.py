@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from ledger.core.events import (
     MAX_AMOUNT_MINOR,
@@ -13,6 +14,7 @@ from ledger.core.events import (
     MAX_NAME,
     MAX_QUANTITY,
     MAX_STOCK,
+    MAX_TIME_US,
     MAX_USERNAME,
     CustomerErased,
     CustomerRegistered,
@@ -22,6 +24,7 @@ from ledger.core.events import (
     OrderCancelRequested,
     OrderCompleted,
     OrderFailed,
+    OrderHistory,
     OrderPlaced,
     PriceChanged,
     ProductListed,
@@ -43,6 +46,11 @@ quantities = st.integers(1, MAX_QUANTITY)
 balances = st.integers(0, MAX_BALANCE_MINOR)
 reasons = st.sampled_from(Reason)
 expected = st.none() | st.integers(0, 2**63 - 1)
+histories = st.builds(
+    OrderHistory,
+    st.sampled_from(["COMPLETED", "FAILED", "CANCELLED"]),
+    st.integers(0, MAX_TIME_US),
+)
 times_us = st.integers(0, END_OF_TIME_US)
 sources = st.text(min_size=1, max_size=MAX_SOURCE)
 
@@ -65,10 +73,11 @@ submitted_payloads: st.SearchStrategy[SubmittedPayload] = st.one_of(
         text(0, MAX_DESCRIPTION),
         amounts,
         st.integers(0, MAX_STOCK),
+        st.just(UNSET) | st.integers(0, MAX_STOCK),
     ),
     st.builds(StockReceived, units, expected_position=expected),
     st.builds(PriceChanged, amounts, expected_position=expected),
-    st.builds(OrderPlaced, uuids, uuids, quantities),
+    st.builds(OrderPlaced, uuids, uuids, quantities, st.just(UNSET) | histories),
     st.builds(OrderCancelRequested, expected_position=expected),
 )
 decided_payloads: st.SearchStrategy[DecidedPayload] = st.one_of(

@@ -3,8 +3,9 @@
 from uuid import UUID
 
 import msgspec
+import pytest
 
-from ledger.core.events import OrderPlaced, WalletCredited
+from ledger.core.events import OrderHistory, OrderPlaced, SubmittedPayload, WalletCredited
 from ledger.eventlog.codec import (
     decided_meta,
     decode_group,
@@ -92,8 +93,12 @@ def test_no_number_is_beyond_what_cloudevents_has_integers_for() -> None:
     assert sequences == sorted(sequences)
 
 
-def test_only_orders_can_be_atomic() -> None:
-    event = Submitted(UUID(int=1), UUID(int=2), 5, WalletCredited(1), atomic_id=UUID(int=9))
+@pytest.mark.parametrize(
+    "payload",
+    [WalletCredited(1), OrderPlaced(UUID(int=3), UUID(int=4), 1, OrderHistory("FAILED", 0))],
+)
+def test_only_orders_that_are_not_decided_can_be_atomic(payload: SubmittedPayload) -> None:
+    event = Submitted(UUID(int=1), UUID(int=2), 5, payload, atomic_id=UUID(int=9))
     events, (rejected,) = decode_group(encode_group([encode_submitted(event, "/api")]))
     assert events == []
     assert "atomicid" in rejected.reason

@@ -20,6 +20,7 @@ from ledger.eventlog.codec import (
     encode_submitted,
 )
 from ledger.eventlog.records import Submitted, decided_id
+from ledger.runtime.timestamps import MAX_US
 
 from .strategies import GOOD, submitted
 
@@ -111,6 +112,18 @@ POISON: dict[str, tuple[bytes, str]] = {
         data_of("order.placed", **PLACED, expected_position=1),
         "unknown field `expected_position`",
     ),
+    "a history that ends after 9999": (
+        data_of(
+            "order.placed", **PLACED, history={"status": "FAILED", "updated_at_us": MAX_US + 1}
+        ),
+        "<= 253402300799999999",
+    ),
+    "a history that is not decided": (
+        data_of("order.placed", **PLACED, history={"status": "PENDING", "updated_at_us": 0}),
+        "PENDING",
+    ),
+    "a history that is null": (data_of("order.placed", **PLACED, history=None), "history"),
+    "an imported stock below zero": (data_of("product.listed", **LISTED, stock=-1), ">= 0"),
     "a precondition before the first position": (
         wire(data={"amount_minor": 5, "expected_position": -1}),
         ">= 0",

@@ -24,6 +24,7 @@ class Auditor:
         self.money: dict[UUID, int] = {}
         self.shop: dict[UUID, Data] = {}
         self.orders: dict[UUID, Data] = {}
+        self.imported: set[UUID] = set()
         self.paid_in = 0
         self.delivered: dict[UUID, int] = {}
         self.changed_at: dict[UUID, int] = {}
@@ -72,8 +73,10 @@ class Auditor:
         """Units of the product in orders that stand."""
         return sum(
             order["quantity"]
-            for order in self.orders.values()
-            if order["status"] == "COMPLETED" and order["product"] == product
+            for stream, order in self.orders.items()
+            if order["status"] == "COMPLETED"
+            and order["product"] == product
+            and stream not in self.imported
         )
 
     def spent(self) -> int:
@@ -104,8 +107,9 @@ class Auditor:
     def _listed(self, stream: UUID, data: Data) -> Events:
         if self._taken(stream):
             return refused("DUPLICATE_PRODUCT")
-        stock = data["initial_stock"]
-        self.list_product(stream, data["base_price_minor"], stock, stock)
+        initial = data["initial_stock"]
+        stock = data.get("stock", initial)
+        self.list_product(stream, data["base_price_minor"], stock, initial)
         return []
 
     def _received(self, stream: UUID, data: Data) -> Events:
@@ -130,6 +134,10 @@ class Auditor:
         who, what, quantity = data["customer_id"], data["product_id"], data["quantity"]
         order = {"customer": who, "product": what, "quantity": quantity, "total": 0}
         self.orders[stream] = order
+        if "history" in data:
+            self.imported.add(stream)
+            order["status"] = data["history"]["status"]
+            return []
         why = self._order_failure(who, what, quantity)
         if why:
             order["status"] = "FAILED"
@@ -172,6 +180,8 @@ class Auditor:
         if stream not in self.orders:
             return refused("UNKNOWN_ORDER")
         order = self.orders[stream]
+        if order["status"] == "COMPLETED" and stream in self.imported:
+            return [("order.cancel-refused", {"reason": "IMPORTED"})]
         why = self._cancel_refusal(order)
         if order["status"] == "COMPLETED" and seen not in (None, self.changed_at.get(stream, 0)):
             return refused("PRECONDITION_FAILED")

@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from msgspec import structs
+from msgspec import UNSET, Struct, structs
 
 from ledger.core.decider import CustomerState, Fold, OrderState, ProductState, evolve_order
 from ledger.core.events import (
@@ -18,6 +18,7 @@ from ledger.core.events import (
     OrderCancelRefused,
     OrderCancelRequested,
     OrderFailed,
+    OrderHistory,
     OrderPlaced,
     PriceChanged,
     ProductListed,
@@ -53,6 +54,7 @@ balances = st.one_of(st.integers(0, 3000), st.sampled_from([0, 10**12]))
 stocks = st.one_of(st.integers(0, 12), st.sampled_from([0, 10**9]))
 receipts = st.one_of(st.integers(1, 8), st.sampled_from([10**9 - 10, 10**9]))
 quantities = st.one_of(st.integers(1, 4), st.integers(1, 10**6))
+histories = st.sampled_from(["COMPLETED", "FAILED", "CANCELLED"]).map(lambda s: OrderHistory(s, 7))
 # How far what a client saw is from the state at hand; None for no precondition.
 seen = st.sampled_from([None, None, 0, 0, 1, 2, -1])
 
@@ -114,6 +116,10 @@ class Bookkeeping(RuleBasedStateMachine):
     def lists(self, at: UUID, price: int, stock: int) -> None:
         self._deliver(at, ProductListed("pen", "", price, stock))
 
+    @rule(at=mostly(PRODUCTS), price=amounts, initial_stock=stocks, stock=stocks)
+    def lists_what_was_imported(self, at: UUID, price: int, initial_stock: int, stock: int) -> None:
+        self._deliver(at, ProductListed("pen", "", price, initial_stock, stock))
+
     @rule(at=mostly(PRODUCTS), quantity=receipts, ago=seen)
     def receives(self, at: UUID, quantity: int, ago: int | None) -> None:
         expected = self._seen(at, ago)
@@ -135,6 +141,10 @@ class Bookkeeping(RuleBasedStateMachine):
     )
     def orders_what_is_there(self, at: UUID, by: UUID, of: UUID, quantity: int) -> None:
         self._deliver(at, OrderPlaced(by, of, quantity))
+
+    @rule(at=mostly(ORDERS), by=mostly(CUSTOMERS), of=mostly(PRODUCTS), history=histories)
+    def orders_as_history(self, at: UUID, by: UUID, of: UUID, history: OrderHistory) -> None:
+        self._deliver(at, OrderPlaced(by, of, 1, history))
 
     @precondition(lambda self: self.fold.products)
     @rule(at=st.sampled_from(ORDERS), data=st.data())
@@ -259,7 +269,11 @@ class Bookkeeping(RuleBasedStateMachine):
 
 
 def plain(payload: AnyPayload) -> tuple[str, dict[str, object]]:
-    return TYPE_OF[type(payload)], structs.asdict(payload)
+    fields = {name: value for name, value in structs.asdict(payload).items() if value is not UNSET}
+    return TYPE_OF[type(payload)], {
+        name: structs.asdict(value) if isinstance(value, Struct) else value
+        for name, value in fields.items()
+    }
 
 
 def shelf(product: ProductState) -> dict[str, int]:

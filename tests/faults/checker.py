@@ -96,7 +96,7 @@ class Books:
             case WalletCredited():
                 self.wallets[stream_id] += payload.amount_minor
             case ProductListed():
-                self.stocks[stream_id] += payload.initial_stock
+                self.stocks[stream_id] += payload.opening_stock
             case StockReceived():
                 self.stocks[stream_id] += payload.quantity
             case OrderCompleted():

@@ -25,6 +25,7 @@ from tests.submissions import (
     customer,
     event_of,
     history,
+    imported_order,
     opening,
     order,
     orders,
@@ -286,6 +287,13 @@ def test_an_atomic_batch_that_was_taken_apart_is_found() -> None:
     for position in (3, 5):
         found = wrong(forged(together, position, meta=meta))
         assert "but decided is" in found.detail
+
+
+def test_an_imported_order_in_an_atomic_batch_is_found() -> None:
+    ledger = records_of(opening(), [event_of(imported_order(at=uuid4()))])
+    audited(ledger)
+    found = wrong(forged(ledger, 3, meta=b'{"atomicid":"%s","source":"/x"}' % str(ANN).encode()))
+    assert (found.position, "atomicid can't be there" in found.detail) == (3, True)
 
 
 def test_an_amount_that_was_put_in_changes_what_is_decided_later() -> None:

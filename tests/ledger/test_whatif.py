@@ -1,5 +1,6 @@
 """What if: other rules change what they change, and nothing else."""
 
+from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 from uuid import uuid4
@@ -20,6 +21,8 @@ from tests.submissions import (
     customer,
     event_of,
     history,
+    imported_order,
+    imported_product,
     opening,
     order,
     price,
@@ -67,6 +70,14 @@ def test_where_pages_end_changes_nothing(rules: Rules) -> None:
     records = records_of(opening(20_000, 9), history(4, 300))
     whole_ledger = supposed(records, rules)
     assert supposed(records, rules, page=1) == supposed(records, rules, page=50) == whole_ledger
+
+
+def test_imported_orders_are_not_counted_and_imported_stock_is_priced_as_it_was() -> None:
+    old = [event_of(customer()), event_of(imported_product(5, 10)), event_of(imported_order())]
+    records = records_of(old, [event_of(order(1, uuid4()))])
+    (pen,) = supposed(records, TWICE)
+    assert pen.decided == Tally(1, 0, Counter(), 1, 1200)
+    assert pen.whatif == Tally(1, 0, Counter(), 1, 2000)
 
 
 def test_what_was_decided_is_counted_from_the_record() -> None:

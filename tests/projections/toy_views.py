@@ -93,7 +93,7 @@ RECEIPTS_TABLE: Final = Table(
 def lines(event: Recorded) -> list[ReceiptLine]:
     """The line of a receipt, which a listing is too."""
     match event.payload:
-        case ProductListed(initial_stock=quantity) | StockReceived(quantity=quantity):
+        case ProductListed(opening_stock=quantity) | StockReceived(quantity=quantity):
             return [ReceiptLine(event.position, event.stream_id, quantity)]
         case _:
             return []

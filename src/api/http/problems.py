@@ -202,6 +202,7 @@ REFUSALS: Final[dict[Reason, str]] = {
     Reason.STOCK_LIMIT: "stock-limit",
     Reason.NOT_COMPLETED: "not-cancellable",
     Reason.ALREADY_CANCELLED: "not-cancellable",
+    Reason.IMPORTED: "not-cancellable",
     Reason.PRECONDITION_FAILED: "precondition-failed",
 }
 

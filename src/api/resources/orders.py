@@ -267,7 +267,7 @@ def _visible(request: Request, order: s.Order | None, order_id: UUID) -> s.Order
     id="cancelOrder",
 )
 async def cancel(context: Context, call: Call[s.CancelOrder]) -> Response:
-    """Request the cancellation of an order; one that is FAILED or CANCELLED is refused at once.
+    """Request the cancellation of an order; one that is final or imported is refused at once.
 
     `If-Match` names the order's ETag.
     """
@@ -280,6 +280,12 @@ async def cancel(context: Context, call: Call[s.CancelOrder]) -> Response:
                 "not-cancellable",
                 f"the order is {order.status}; only a COMPLETED order can be cancelled",
                 reason="ALREADY_CANCELLED" if order.status == Status.CANCELLED else "NOT_COMPLETED",
+            )
+        if order.status == Status.COMPLETED and order.price_paid is None:
+            raise Problem(
+                "not-cancellable",
+                "another system completed the order: what it took is not known here",
+                reason=Reason.IMPORTED.value,
             )
 
     requested = OrderCancelRequested(expected_position=expected_position(call))

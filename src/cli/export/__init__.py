@@ -20,7 +20,7 @@ class BadExport(Exception):
 
 
 class ImportRefused(Exception):
-    """The export can't be appended to this ledger."""
+    """What is to be imported can't be appended to this ledger."""
 
 
 class NoParquet(Exception):

@@ -108,7 +108,7 @@ async def import_events(settings: Settings, directory: Path) -> Imported:
     export = EventsExport(directory)
     async with engine(settings, "writer") as pool, pool.connect() as connection:
         await refuse_unsafe(connection)
-        await _refuse_writers(connection)
+        await refuse_writers(connection)
         ledger = await load(connection)
         before = ledger.head
         if before.position > export.manifest.position:
@@ -116,12 +116,7 @@ async def import_events(settings: Settings, directory: Path) -> Imported:
                 f"the ledger is at position {before.position}, the export ends at"
                 f" {export.manifest.position}: import into an empty ledger"
             )
-        # Every older writer is fenced off from here on.
-        ledger.head = await Store(connection).raise_epoch()
-        if (ledger.head.position, ledger.head.hash) != (before.position, before.hash):
-            raise ImportRefused(
-                f"a writer has gone on from position {before.position}: stop it first"
-            )
+        await fence_off_writers(connection, ledger)
         try:
             # Keys before events: the projector must find the key of each name it reads.
             if export.keys_path:
@@ -138,7 +133,7 @@ async def import_events(settings: Settings, directory: Path) -> Imported:
     return Imported(end.position, end.hash.hex(), appended, export.keys_path is not None)
 
 
-async def _refuse_writers(connection: AsyncConnection) -> None:
+async def refuse_writers(connection: AsyncConnection) -> None:
     """Raise ImportRefused while other sessions use the writer's account on this ledger."""
     # The fence alone would keep the two from mixing; but a writer that gets a message takes the
     # ledger over, and the import would fail half-way.
@@ -157,6 +152,14 @@ async def _refuse_writers(connection: AsyncConnection) -> None:
                 raise ImportRefused(
                     "a writer, or another import, is connected to this ledger: stop it first"
                 )
+
+
+async def fence_off_writers(connection: AsyncConnection, ledger: LedgerState) -> None:
+    """Fence off every older writer; raise ImportRefused if one has appended to what was loaded."""
+    before = ledger.head
+    ledger.head = await Store(connection).raise_epoch()
+    if (ledger.head.position, ledger.head.hash) != (before.position, before.hash):
+        raise ImportRefused(f"a writer has gone on from position {before.position}: stop it first")
 
 
 async def _restore_keys(connection: AsyncConnection, path: Path) -> None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final, assert_never
 from uuid import UUID
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ledger.core.events import (
     MAX_BALANCE_MINOR,
@@ -115,6 +115,8 @@ def decide(
     """Return the events decided from `event`; none if it simply takes effect."""
     match event:
         case OrderPlaced():
+            if event.history is not UNSET and not state.subject:
+                return ()  # another system has decided it
             return (_decide_order(state, event, rules),)
         case OrderCancelRequested():
             return (_decide_cancel(state, event),)
@@ -182,6 +184,9 @@ def _decide_cancel(state: State, event: OrderCancelRequested) -> DecidedPayload:
         return SubmissionRefused(Reason.UNKNOWN_ORDER)
     if order.status is Status.CANCELLED:
         return OrderCancelRefused(Reason.ALREADY_CANCELLED)
+    if order.status is Status.COMPLETED and not order.total_minor:
+        # Another system completed it: how much it took is not known here.
+        return OrderCancelRefused(Reason.IMPORTED)
     if order.status is not Status.COMPLETED or customer is None or product is None:
         return OrderCancelRefused(Reason.NOT_COMPLETED)
     if _is_stale(order, event):
@@ -209,8 +214,8 @@ def evolve(state: State, event: AnyPayload, position: int) -> State:
         case CustomerRegistered():
             return State(CustomerState(event.opening_balance_minor, position))
         case ProductListed():
-            stock = event.initial_stock
-            return State(ProductState(event.base_price_minor, stock, stock, position))
+            price_minor, stock = event.base_price_minor, event.opening_stock
+            return State(ProductState(price_minor, stock, event.initial_stock, position))
         case WalletCredited() | CustomerErased():
             if not isinstance(subject, CustomerState):
                 raise InvariantViolated("a customer was credited or erased that nobody registered")
@@ -236,6 +241,8 @@ def evolve_order(order: OrderState | None, event: AnyPayload, position: int) -> 
     match event:
         case OrderPlaced():
             status, total_minor = Status.PENDING, 0
+            if event.history is not UNSET:
+                status = Status(event.history.status)
         case OrderCompleted():
             status, total_minor = Status.COMPLETED, event.total_minor
         case OrderCancelled():

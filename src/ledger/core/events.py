@@ -4,10 +4,10 @@ The limits stand on the fields, so that bytes which break one can't become an ev
 """
 
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 MAX_AMOUNT_MINOR: Final = 10**12
 MAX_BALANCE_MINOR: Final = 10**15
@@ -16,6 +16,8 @@ MAX_STOCK: Final = 10**9
 MAX_USERNAME: Final = 100
 MAX_NAME: Final = 200
 MAX_DESCRIPTION: Final = 2000
+# The end of the year 9999, in µs since the Unix epoch: no later time can be shown.
+MAX_TIME_US: Final = 253_402_300_799_999_999
 DEFAULT_BALANCE_MINOR: Final = 500_000
 # Stands for a name that can't be decrypted: shorter than any that a client can send.
 NO_NAME: Final = ""
@@ -42,6 +44,7 @@ class Reason(StrEnum):
     ALREADY_CANCELLED = "ALREADY_CANCELLED"
     BATCH_FAILED = "BATCH_FAILED"
     PRECONDITION_FAILED = "PRECONDITION_FAILED"
+    IMPORTED = "IMPORTED"
 
 
 class Payload(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -76,12 +79,21 @@ class WalletCredited(Conditional, frozen=True):
 
 
 class ProductListed(Payload, frozen=True):
-    """A client put a product on sale."""
+    """A client put a product on sale.
+
+    It begins with `initial_stock` units, or with `stock` if another system has sold some of them.
+    """
 
     name: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
     description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)]
     base_price_minor: Amount
     initial_stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)]
+    stock: Annotated[int, Meta(ge=0, le=MAX_STOCK)] | UnsetType = UNSET
+
+    @property
+    def opening_stock(self) -> int:
+        """The units that there are to begin with."""
+        return self.initial_stock if self.stock is UNSET else self.stock
 
 
 class StockReceived(Conditional, frozen=True):
@@ -96,12 +108,23 @@ class PriceChanged(Conditional, frozen=True):
     base_price_minor: Amount
 
 
+class OrderHistory(Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """What another system made of an order, and when it did so, in µs since the Unix epoch."""
+
+    status: Literal["COMPLETED", "FAILED", "CANCELLED"]
+    updated_at_us: Annotated[int, Meta(ge=0, le=MAX_TIME_US)]
+
+
 class OrderPlaced(Payload, frozen=True):
-    """A client asked for `quantity` units, all or nothing."""
+    """A client asked for `quantity` units, all or nothing.
+
+    With `history` another system has decided it: it is recorded as it was, and moves nothing here.
+    """
 
     customer_id: UUID
     product_id: UUID
     quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)] = 1
+    history: OrderHistory | UnsetType = UNSET
 
 
 class OrderCancelRequested(Conditional, frozen=True):

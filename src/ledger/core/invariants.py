@@ -76,7 +76,7 @@ class ConservationCheck:
             case CustomerRegistered() | WalletCredited():
                 self._money.add(stream_id, money_moved_minor(event))
             case ProductListed():
-                self._units.add(stream_id, event.initial_stock)
+                self._units.add(stream_id, event.opening_stock)
             case StockReceived():
                 self._units.add(stream_id, event.quantity)
             case (

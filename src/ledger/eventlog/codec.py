@@ -13,7 +13,7 @@ from uuid import UUID
 from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, convert
 from msgspec.json import Decoder, Encoder
 
-from ledger.core.events import DECIDED, SUBMITTED, TYPE_OF, AnyPayload, Recorded
+from ledger.core.events import DECIDED, SUBMITTED, TYPE_OF, AnyPayload, OrderPlaced, Recorded
 from ledger.eventlog.encryption import is_sealed, unseal
 from ledger.eventlog.records import DECIDED_UUID_VERSION, Record, Submitted
 from ledger.runtime.timestamps import MAX_US, from_us, to_us
@@ -232,9 +232,9 @@ def _from_envelope(envelope: Envelope) -> Submitted:
         raise Unreadable(f"{envelope.type!r} is not the type of a submitted event")
     if envelope.id.version == DECIDED_UUID_VERSION:
         raise Unreadable("an id of UUID version 8 is reserved for decided events")
-    if envelope.atomicid and envelope.type != "order.placed":
-        raise Unreadable("only orders are decided all or none: atomicid must not be there")
     payload = decode_payload(envelope.type, envelope.schemaversion, bytes(envelope.data))
+    if envelope.atomicid and not may_be_atomic(payload):
+        raise Unreadable("only orders are decided all or none: atomicid must not be there")
     occurred_at_us = to_us(envelope.time)
     if not 0 <= occurred_at_us <= MAX_US:
         raise Unreadable("time in UTC is before 1970 or after 9999")
@@ -248,6 +248,11 @@ def _from_envelope(envelope: Envelope) -> Submitted:
         envelope.traceparent,
         envelope.atomicid,
     )
+
+
+def may_be_atomic(payload: AnyPayload) -> bool:
+    """True for an order that has yet to be decided: no other event can be of an atomic batch."""
+    return isinstance(payload, OrderPlaced) and payload.history is UNSET
 
 
 @lru_cache(maxsize=1024)

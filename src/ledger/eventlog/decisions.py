@@ -23,6 +23,7 @@ from ledger.eventlog.codec import (
     decided_meta,
     decode_submitted,
     encode_payload,
+    may_be_atomic,
     origin_of,
     payload_of,
     uuid_of,
@@ -154,7 +155,7 @@ def _submitted_event(cause: Record, keys: Mapping[bytes, bytes | None]) -> Submi
         event = decode_submitted(cause, keys)
     except READ_ERRORS as error:
         raise VerificationFailed(cause.position, f"{cause.type} can't be read: {error}") from error
-    if event.atomic_id and not isinstance(event.payload, OrderPlaced):
+    if event.atomic_id and not may_be_atomic(event.payload):
         raise VerificationFailed(
             cause.position, "only orders are decided all or none: atomicid can't be there"
         )

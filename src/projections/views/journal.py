@@ -138,7 +138,7 @@ def _moves(stream_id: UUID, event: AnyPayload) -> tuple[Move, ...]:
             )
         case CustomerRegistered(opening_balance_minor=amount) | WalletCredited(amount_minor=amount):
             return ((amount, ("deposits", stream_id), ("wallet", stream_id)),)
-        case ProductListed(initial_stock=units) | StockReceived(quantity=units):
+        case ProductListed(opening_stock=units) | StockReceived(quantity=units):
             return ((units, ("stock", stream_id), ("received", stream_id)),)
     assert_never(event)
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Final, assert_never
 from uuid import UUID
 
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, structs
 from sqlalchemy import Column, Index, Integer, Table
 
 from ledger.core.decider import Status
@@ -93,17 +93,20 @@ def apply(row: OrderRow | None, event: Recorded) -> OrderRow:
     """The order's row after an event."""
     payload = event.payload
     if isinstance(payload, OrderPlaced):
+        status, updated_at_us = Status.PENDING.value, event.recorded_at_us
+        if payload.history is not UNSET:
+            status, updated_at_us = payload.history.status, payload.history.updated_at_us
         return OrderRow(
             order_id=event.stream_id,
             customer_id=payload.customer_id,
             product_id=payload.product_id,
             quantity=payload.quantity,
-            status=Status.PENDING.value,
+            status=status,
             unit_price_minor=None,
             total_minor=None,
             failure_reason=None,
             created_at=from_us(event.occurred_at_us),
-            updated_at=from_us(event.recorded_at_us),
+            updated_at=from_us(updated_at_us),
             placed_position=event.position,
             position=event.position,
         )

@@ -103,7 +103,7 @@ def apply(row: StockRow | None, event: Recorded) -> StockRow:
     if isinstance(payload, ProductListed):
         key, name, description = event.stream_id, payload.name, payload.description
         base_price_minor = payload.base_price_minor
-        stock = initial_stock = payload.initial_stock
+        stock, initial_stock = payload.opening_stock, payload.initial_stock
         listed_position = event.position
     else:
         row = require_row(row, event)
