@@ -47,12 +47,13 @@ class Context:
     def __post_init__(self) -> None:
         self.views = Views(self.engine)
         self.feed = Feed(self.engine)
-        self.read_turns = Turns(
-            MAX_READS, TURN_TIMEOUT_S, STRANGERS_READS if self.guard else MAX_READS
-        )
+        strangers_reads = STRANGERS_READS if self.guard else MAX_READS
+        self.read_turns = Turns(MAX_READS, TURN_TIMEOUT_S, strangers_reads)
+        # Apart from those, so that products can be read while all turns of slow reads are taken.
+        self.product_turns = Turns(MAX_READS, TURN_TIMEOUT_S, strangers_reads)
         self.batch_turns = Turns(1, BATCH_TURN_TIMEOUT_S)
         self.as_of = AsOfReads(self.engine, self.read_turns)
-        self.trial_balance = TrialBalanceReads(self.engine)
+        self.trial_balance = TrialBalanceReads(self.engine, self.read_turns)
         self.waiters = Waiters()
         self.reads = ConsistentReads(self.waiters, self.feed)
         self.submissions = Submissions(
@@ -65,7 +66,9 @@ class Context:
             self.engine,
         )
         self.product_cache = ProductCache(self.announcements, self.reads)
-        self.product_reads: SingleFlight[UUID, tuple[StockRow | None, int]] = SingleFlight()
+        self.product_reads: SingleFlight[tuple[UUID, bool], tuple[StockRow | None, int]] = (
+            SingleFlight()
+        )
         self.streams = EventStreams(self.feed, self.reads)
         for part in (self.product_cache, self.pending, self.waiters, self.streams):
             self.announcements.subscribe(part.announced)

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -15,7 +15,7 @@ from api.auth.api_keys import FRESH_S
 from api.auth.principal import Scope
 from api.reads.event_stream import MAX_STREAMS_OF_CLIENT
 from cli.commands.keys import create, revoke
-from tests.harness import DEADLINE_S, Stack, eventually, free_port, start_stack
+from tests.harness import DEADLINE_S, Stack, engine_of, eventually, free_port, start_stack
 from tests.private_servers import Servers
 from tests.proxy import Proxy, open_proxy
 
@@ -237,3 +237,25 @@ async def test_strangers_who_read_lists_leave_turns_to_those_with_a_key(stack: S
         for _ in range(5):
             answer = await stack.http.get("/products?limit=500", headers=headers)
             assert answer.status_code == 200, answer.text
+
+
+async def test_strangers_who_read_made_up_products_leave_connections_to_those_with_a_key(
+    stack: Stack,
+) -> None:
+    headers = await key(stack)
+    migrate, began = engine_of(stack.settings, "migrate"), itertools.count()
+
+    async def stranger() -> None:
+        next(began)
+        answer = await stack.http.get(f"/products/{uuid4()}")
+        assert answer.status_code == 503, answer.text
+
+    async with migrate.connect() as locking:
+        # Any look-up of a product takes as long as it may.
+        await locking.exec_driver_sql("LOCK TABLES stock WRITE")
+        async with in_the_background(stranger, 64):
+            await eventually(lambda: _reached(began, 128), "a flood")
+            answer = await stack.http.get(f"/orders/{uuid4()}", headers=headers)
+            problem(answer, 404, "unknown-order")
+        await locking.exec_driver_sql("UNLOCK TABLES")
+    await migrate.dispose()

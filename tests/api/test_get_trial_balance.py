@@ -8,12 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
+from api.auth.rate_limit import Client, NoTurn, Turns
 from api.http.problems import Problem
 from api.reads import slow_reads
 from api.reads.slow_reads import TrialBalanceReads
 from cli.settings import Settings
 from projections import trial_balance
 from projections.queries import ViewsUnavailable
+from tests.harness import DEADLINE_S
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.projections.view_rows import advance_to_the_end
 from tests.submissions import opening, orders
@@ -21,6 +23,7 @@ from tests.submissions import opening, orders
 from .client import balance, cancel, exact, limit, list_product, order, problem, register, stock
 
 PATH = "/reports/trial-balance"
+ANN, BOB = Client("ann", known=True), Client("bob", known=True)
 
 
 async def accounts(http: httpx.AsyncClient, **when: object) -> dict[str, Decimal]:
@@ -132,9 +135,40 @@ async def written(settings: Settings) -> AsyncIterator[Ledger]:
         yield ledger
 
 
+def trial_balances(ledger: Ledger, turns: Turns | None = None) -> TrialBalanceReads:
+    return TrialBalanceReads(ledger.engine("api"), turns or Turns(1, 60))
+
+
+async def test_it_waits_for_its_turn_among_the_reads_that_take_long(written: Ledger) -> None:
+    turns = Turns(1, 0.01)
+    async with turns.turn(BOB):
+        with pytest.raises(NoTurn):
+            await trial_balances(written, turns).read(10**6, ANN)
+    await trial_balances(written, turns).read(10**6, ANN)
+
+
+async def test_those_who_wait_for_another_ones_hold_no_turn_of_other_reads(
+    written: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, query = Turns(2, 60), trial_balance.TrialBalanceReader._rows
+    shared, asked, answers = trial_balances(written, turns), asyncio.Event(), asyncio.Event()
+
+    async def slow(self: Any, statement: str, *parameters: object) -> Any:
+        asked.set()
+        await answers.wait()
+        return await query(self, statement, *parameters)
+
+    monkeypatch.setattr(trial_balance.TrialBalanceReader, "_rows", slow)
+    reading = [asyncio.create_task(shared.read(10**6, ANN)) for _ in range(5)]
+    await asked.wait()
+    async with asyncio.timeout(DEADLINE_S), turns.turn(BOB):
+        answers.set()
+    assert {position for _, position in await asyncio.gather(*reading)} == {42}
+
+
 async def test_a_journal_that_was_damaged_does_not_balance(written: Ledger) -> None:
     await written.execute("UPDATE journal SET credit = credit + 1 WHERE position = 4 AND line = 2")
-    found, position = await TrialBalanceReads(written.engine("api")).read(10**6)
+    found, position = await trial_balances(written).read(10**6, ANN)
     assert (found.balanced, position) == (False, 42)
 
 
@@ -160,11 +194,11 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slow_reads, "TRIAL_BALANCE_TIMEOUT_S", 0.5)
-    shared, sums = TrialBalanceReads(written.engine("api")), Sums(monkeypatch, slow=3)
+    shared, sums = trial_balances(written), Sums(monkeypatch, slow=3)
     with pytest.raises(Problem) as refused:
-        await shared.read(10**6)
+        await shared.read(10**6, ANN)
     assert refused.value.kind == "views-unavailable"
-    found, position = await shared.read(10**6)
+    found, position = await shared.read(10**6, ANN)
     assert (found.balanced, position) == (True, 42)
     assert sums.asked == [0, 10, 20, 20, 30, 40]
 
@@ -172,8 +206,8 @@ async def test_what_takes_too_long_is_gone_on_with_by_the_next(
 async def test_many_at_once_read_each_line_once(
     written: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared, sums = TrialBalanceReads(written.engine("api")), Sums(monkeypatch)
-    found = await asyncio.gather(*(shared.read(40) for _ in range(10)))
+    shared, sums = trial_balances(written), Sums(monkeypatch)
+    found = await asyncio.gather(*(shared.read(40, ANN) for _ in range(10)))
     assert len({balance.total("minor").debit for balance, _ in found}) == 1
     assert sums.asked == [0, 10, 20, 30]
 
@@ -181,4 +215,4 @@ async def test_many_at_once_read_each_line_once(
 async def test_without_a_journal_it_is_unavailable(written: Ledger) -> None:
     await written.execute("DELETE FROM checkpoints WHERE name = 'journal'")
     with pytest.raises(ViewsUnavailable, match="ledger migrate"):
-        await TrialBalanceReads(written.engine("api")).read(10**6)
+        await trial_balances(written).read(10**6, ANN)

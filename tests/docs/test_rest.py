@@ -131,10 +131,11 @@ def test_every_limit_is_documented_as_it_is() -> None:
         "Idempotency-Key": [f"{parameters.MAX_IDEMPOTENCY_KEY} visible ASCII characters", "422"],
         "streams of a process": [f"{event_stream.MAX_STREAMS}", "503"],
         "streams of one client": [f"{event_stream.MAX_STREAMS_OF_CLIENT}", "429"],
-        "lists and as-of reads at once": [
+        "lists, as-of reads and trial balances at once": [
             f"{slow_reads.MAX_READS} of a process, {slow_reads.STRANGERS_READS} of them for"
             f" requests without a key, others wait for {slow_reads.TURN_TIMEOUT_S:g} s",
             "503",
         ],
+        "products read at once, besides those in the cache": ["as many", "503"],
         "orders and requests of one client": ["`LEDGER_RATE_PER_S`, `LEDGER_CONCURRENCY`", "429"],
     }

@@ -17,8 +17,9 @@ from api.http.problems import Problem, invalid
 from projections.as_of import AsOf, AsOfPosition, AsOfReader, PositionBeyondHead, open_as_of
 from projections.trial_balance import JournalBalance, TrialBalanceReader
 
-# At once, fewer than the process has database connections; STRANGERS_READS of them are open to
-# requests without an API key or token, where the API asks for one.
+# At once, half of the database connections of a process, as many as may read a product that is not
+# in the cache; STRANGERS_READS of each are open to requests without an API key or token, where the
+# API asks for one.
 MAX_READS: Final = 4
 STRANGERS_READS: Final = 2
 TURN_TIMEOUT_S: Final = 2.0
@@ -69,19 +70,28 @@ class AsOfReads:
 
 
 class TrialBalanceReads:
-    """The journal added up, for one client after the other of an API process."""
+    """The journal added up, for one client after the other of an API process.
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    Whose turn it is takes one of the turns of all reads that take long.
+    """
+
+    def __init__(self, engine: AsyncEngine, turns: Turns) -> None:
         self._reader = TrialBalanceReader(engine)
-        self._turn = asyncio.Lock()
+        # Those who wait for what another one adds up must not hold turns meanwhile.
+        self._alone = Turns(1, READ_TIMEOUT_S)
+        self._turns = turns
 
-    async def read(self, at_most: int) -> tuple[JournalBalance, int]:
+    async def read(self, at_most: int, client: Client) -> tuple[JournalBalance, int]:
         """The trial balance at the journal's position, or at `at_most` if that is earlier.
 
-        Raises ViewsUnavailable, and Problem when it takes too long.
+        Raises ViewsUnavailable, NoTurn, and Problem when it takes too long.
         """
         try:
-            async with asyncio.timeout(TRIAL_BALANCE_TIMEOUT_S), self._turn:
+            async with (
+                asyncio.timeout(TRIAL_BALANCE_TIMEOUT_S),
+                self._alone.turn(client),
+                self._turns.turn(client),
+            ):
                 trial_balance = await self._reader.balance(at_most)
         except TimeoutError:
             # What was added up by then is remembered, so retries come to an end.

@@ -90,7 +90,7 @@ async def change(context: Context, call: Call[s.ChangePrice]) -> Response:
     "Show a product",
     {200: s.Product, 304: None},
     (p.PRODUCT_ID, *p.AS_OF, *p.VERSIONED),
-    problems=("unknown-product",),
+    problems=("unknown-product", "busy"),
     id="getProduct",
 )
 async def show(context: Context, call: Call[None]) -> Response:
@@ -103,19 +103,24 @@ async def show(context: Context, call: Call[None]) -> Response:
         cached = context.product_cache.get(product_id)
         if cached:
             return _answer(call, *cached)
+    client = context.client(call.request)
     if when := as_of(call):
-        async with context.as_of.open(when, context.client(call.request)) as (reader, moment):
+        async with context.as_of.open(when, client) as (reader, moment):
             then = await reader.row(STOCK, product_id, moment.position)
         page = _render(then, product_id, moment.position)
         # An answer that is not final yet may still change: a later event can be of the same time.
         cache_control = _IMMUTABLE if moment.final else _NO_CACHE
         return _answer(call, page, moment.position, cache_control)
+
+    async def read() -> tuple[StockRow | None, int]:
+        async with context.product_turns.turn(client):
+            return await context.views.row(STOCK, product_id)
+
     generation = context.product_cache.generation
+    # Who has a key shares no read with strangers, and so not their turn either.
     row, position = await context.reads.read_at_least(
         call[p.MIN_POSITION],
-        lambda: context.product_reads.join_next(
-            product_id, lambda: context.views.row(STOCK, product_id)
-        ),
+        lambda: context.product_reads.join_next((product_id, client.known), read),
     )
     page = _render(row, product_id, position)
     context.product_cache.put(product_id, page, generation)

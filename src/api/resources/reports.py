@@ -16,6 +16,7 @@ from api.reads.slow_reads import as_of
     "Show the trial balance",
     {200: schemas.TrialBalance},
     AS_OF,
+    problems=("busy",),
     id="getTrialBalance",
 )
 async def show_trial_balance(context: Context, call: Call[None]) -> Response:
@@ -25,10 +26,11 @@ async def show_trial_balance(context: Context, call: Call[None]) -> Response:
     received and sold.
     """
     at_most, at_least = MAX_POSITION, call[MIN_POSITION]
+    client = context.client(call.request)
     if when := as_of(call):
-        async with context.as_of.open(when, context.client(call.request)) as (_, moment):
+        async with context.as_of.open(when, client) as (_, moment):
             at_most = at_least = moment.position
     balances, position = await context.reads.read_at_least(
-        at_least, lambda: context.trial_balance.read(at_most)
+        at_least, lambda: context.trial_balance.read(at_most, client)
     )
     return reply(200, schemas.trial_balance(balances), position_header(position))
