@@ -18,7 +18,7 @@ from cli.settings import Settings
 from ledger.core.events import CustomerRegistered, OrderPlaced, ProductListed
 from ledger.runtime import logs
 from ledger.runtime.printable import printable, printable_json
-from tests.harness import DEADLINE_S, environment
+from tests.harness import DEADLINE_S, environment, free_port
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.projections.view_rows import advance_to_the_end
 from tests.submissions import event_of
@@ -79,6 +79,7 @@ async def test_no_command_lets_a_name_reach_the_terminal_as_it_is(
     rules = tmp_path / "rules.toml"
     rules.write_text("last_factor = 2\ntiers = []\n")
     export = ("export", "--all", "--format", "csv", "--out", str(tmp_path / "out"))
+    argument = HOSTILE.replace("\0", "")  # an command line has no NUL
     calls: list[tuple[tuple[str, ...], int]] = [
         (("status",), 0),
         (("balance",), 0),
@@ -101,13 +102,14 @@ async def test_no_command_lets_a_name_reach_the_terminal_as_it_is(
         (("keys", "list", "--json"), 0),
         (("keys", "rotate", "0123456789ab", "--overlap-s", "60"), 0),
         (("keys", "revoke", "0123456789ab"), 0),
-        (("keys", "revoke", HOSTILE.replace("\0", "")), 1),
+        (("keys", "revoke", argument), 1),
         (("parked", "list"), 0),
         *((("parked", "show", id_, *more), 0) for id_ in parked_ids for more in ((), ("--json",))),
         (("parked", "discard", "--all", "--yes"), 0),
         (("parked", "log"), 0),
         (("parked", "log", "--json"), 0),
         (("rebuild", "--all"), 0),
+        (("import-old", "--port", str(free_port()), "--user", argument, "--database", argument), 1),
         (("migrate",), 0),
         (("erase-customer", str(UUID(int=2)), "--json"), 2),
     ]
