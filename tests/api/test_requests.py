@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.http.connection import Refused, decoded_path
+from api.http.connection import decoded_path
+from api.http.exchange import Refused
 from api.http.parameters import HEADERS, POSITION_FORM, parse_idempotency_key, read_headers
 from api.http.problems import Problem
 from api.http.requests import invalid_fields, parse_json, read_query

@@ -26,22 +26,18 @@ import re
 import socket
 import struct
 import sys
-import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator
-from email.utils import formatdate
+from collections.abc import Callable
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 import httptools
 import prometheus_client
-from starlette.types import ASGIApp, Message, Scope
+from starlette.types import ASGIApp, Scope
 
-from api.http.middleware import METHODS, PROBLEMS, new_request_id
-from api.http.problems import CLOSE, Problem
-from api.http.responses import problem_response
+from api.http.exchange import HEAD_END, Exchange, Refused
+from api.http.middleware import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +80,10 @@ MAX_UPLOADS: Final = 64 * 1024 * 1024
 
 FOREVER: Final = float("inf")
 ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
-STATUS_LINES: Final = {
-    int(status): f"HTTP/1.1 {status} {status.phrase}\r\n".encode() for status in HTTPStatus
-}
-WITHOUT_BODY: Final = frozenset((204, 304))
-HEAD_END: Final = b"\r\n\r\n"
 HEAD_RULE: Final = f"path and headers have over {MAX_HEAD} bytes"
 FRAMING_RULE: Final = "there is too much around the body: chunk extensions, trailer fields"
 TARGET_RULE: Final = "the target must be a path, such as /orders, or an http URI without user"
 HOST_RULE: Final = "one Host header must name the host, and perhaps a port (RFC 9112, 3.2)"
-CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 # An abort with this set resets the connection: the kernel keeps nothing for who takes nothing.
 RESET: Final = struct.pack("ii", 1, 0)
 # Asks Linux for the bytes that are in a socket and not on their way (linux/sockios.h).
@@ -121,45 +111,6 @@ OPEN: Final = prometheus_client.Gauge(
 )
 
 
-class Refused(Exception):
-    """The client sent what can't be served: it is answered with a problem, and hung up on."""
-
-    def __init__(self, kind: str, detail: str) -> None:
-        super().__init__(detail)
-        self.kind = kind
-        self.detail = detail
-
-    def answer(self) -> bytes:
-        """The answer, whole."""
-        PROBLEMS.labels(self.kind).inc()
-        headers = {**CLOSE, "X-Request-Id": new_request_id().decode()}
-        response = problem_response(Problem(self.kind, self.detail, headers=headers), "")
-        return head_of(response.status_code, response.raw_headers) + bytes(response.body)
-
-
-class Done(Awaitable[None]):
-    """Awaiting it takes no turn of the event loop."""
-
-    def __await__(self) -> Iterator[Any]:  # type: ignore[override]  # what a generator needs, too
-        """Return at once."""
-        return iter(())
-
-
-DONE: Final = Done()
-
-
-def head_of(status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """The head of an answer, with the time."""
-    lines = [b"%b: %b\r\n" % header for header in headers]
-    return b"".join((STATUS_LINES[status], date_line(int(time.time())), *lines, b"\r\n"))
-
-
-@lru_cache(maxsize=1)
-def date_line(second: int) -> bytes:
-    """The header `Date` of this second."""
-    return f"date: {formatdate(second, usegmt=True)}\r\n".encode()
-
-
 @lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:
     """Whether a Host field names a host, and perhaps a port (RFC 9110, 7.2)."""
@@ -178,113 +129,6 @@ def decoded_path(raw_path: bytes) -> str:
     except UnicodeDecodeError:
         raise Refused("bad-request", "the path must be percent-encoded UTF-8") from None
     return path[:-1] if path.endswith("/") and len(path) > 1 else path
-
-
-class Exchange:
-    """A request and its answer, as ASGI's `receive` and `send`.
-
-    `received`: the body is here as a whole. `answered`: nothing more of the answer will come.
-    `broken`: why the rest of the request can't be read.
-    """
-
-    def __init__(self, connection: "ClientConnection", scope: Scope, *, keep_alive: bool) -> None:
-        self.scope = scope
-        self.body = bytearray()
-        self.received = False
-        self.answered = False
-        self.broken: Refused | None = None
-        self._connection = connection
-        self._keep_alive = keep_alive
-        self._is_http10 = scope["http_version"] == "1.0"
-        self._is_bodiless = scope["method"] == "HEAD"
-        self._is_chunked = False
-        # The client waits for 100 Continue before it sends the body (RFC 9110, 10.1.1).
-        self.expects = False
-        self._delivered = False
-        self.started = False
-        self._head = b""
-        self._waiter: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        """Have `receive` look again."""
-        if self._waiter and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def receive(self) -> Message:
-        """The next part of the body; after the last one, that the client has gone."""
-        connection = self._connection
-        if self.expects and not self.started:
-            self.expects = False
-            if not self.body and not self.received:
-                connection.transport.write(CONTINUE)
-        while not (self.body or (self.received and not self._delivered)):
-            if connection.lost or self.answered or self.broken:
-                return {"type": "http.disconnect"}
-            self._waiter = connection.connections.loop.create_future()
-            await self._waiter
-        body, self.body = bytes(self.body), bytearray()
-        self._delivered = is_last = self.received
-        if not is_last:
-            connection.go_on()  # which may receive more of it, even the last part, at once
-        return {"type": "http.request", "body": body, "more_body": not is_last}
-
-    def send(self, message: Message) -> Awaitable[None]:
-        """Write a part of the answer; what is returned ends when there is room for more."""
-        connection = self._connection
-        if self.answered or connection.lost:
-            return DONE
-        if message["type"] == "http.response.start":
-            if self.broken:
-                # What is wrong with the request says more than that its body ended early.
-                self.refuse(self.broken)
-            else:
-                self._start(message["status"], message["headers"])
-            return DONE
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if self._is_bodiless:
-            body = b""
-        elif self._is_chunked:
-            end = b"" if more else b"0\r\n\r\n"
-            body = b"%x\r\n%b\r\n%b" % (len(body), body, end) if body else end
-        if self._head or body:
-            connection.transport.write(self._head + body)
-            self._head = b""
-        if more:
-            return connection.has_room() if connection.is_full else DONE
-        self.answered = True
-        connection.answered(self, keep_alive=self._keep_alive)
-        return DONE
-
-    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
-        names = dict(headers)
-        headers = list(headers)
-        if status in WITHOUT_BODY:
-            self._is_bodiless = True
-        elif b"content-length" not in names and not self._is_bodiless:
-            if self._is_http10:
-                self._keep_alive = False
-            else:
-                self._is_chunked = True
-                headers.append((b"transfer-encoding", b"chunked"))
-        if names.get(b"connection") == b"close":
-            self._keep_alive = False
-        # A client that waits for 100 Continue may send the body all the same: there is no telling.
-        elif self.expects or not self._keep_alive or self._connection.connections.stopping:
-            self._keep_alive = False
-            headers.append((b"connection", b"close"))
-        elif self._is_http10:
-            headers.append((b"connection", b"keep-alive"))
-        self._head = head_of(status, headers)
-
-    def refuse(self, refusal: Refused) -> None:
-        """Answer with the refusal, and hang up."""
-        self.started = self.answered = True
-        answer = refusal.answer()
-        if self._is_bodiless:
-            answer = answer.partition(HEAD_END)[0] + HEAD_END
-        self._connection.transport.write(answer)
-        self._connection.answered(self, keep_alive=False)
 
 
 class Budget:
@@ -404,6 +248,11 @@ class ClientConnection(asyncio.Protocol):
         self._is_closing = False
         self._is_paused = False
         self._room: asyncio.Future[None] | None = None
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the next answer is the last one."""
+        return self.connections.stopping
 
     @property
     def is_unused(self) -> bool:
