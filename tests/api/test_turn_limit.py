@@ -25,8 +25,8 @@ class Begun:
             await asyncio.sleep(0)
 
 
-async def serve(limit: Any, number: int) -> None:
-    await limit({"number": number}, None, None)
+async def serve(limit: Any, number: int, path: str = "/api/v1/orders") -> None:
+    await limit({"number": number, "path": path}, None, None)
 
 
 async def served(app: Begun, count: int) -> list[asyncio.Task[None]]:
@@ -66,3 +66,14 @@ async def test_a_client_that_leaves_the_line_holds_up_nobody() -> None:
         request.cancel()
     await asyncio.gather(*requests, return_exceptions=True)
     assert len(app.begun) == 2 * TURN_REQUESTS
+
+
+async def test_a_probe_of_health_does_not_wait_behind_the_requests_of_clients() -> None:
+    app = Begun()
+    limit = TurnLimit(app)
+    clients = [asyncio.create_task(serve(limit, number)) for number in range(10 * TURN_REQUESTS)]
+    await asyncio.sleep(0)
+    await serve(limit, -1, "/health/live")
+    before = [number for _, number, _ in app.begun]
+    assert len(before) <= 3 * TURN_REQUESTS
+    await asyncio.gather(*clients)

@@ -63,6 +63,8 @@ MIN_GZIP: Final = 2048
 TURN_REQUESTS: Final = 64
 # Three thousand clients may order at one moment, however slow the machine is.
 MAX_LINE: Final = 3_200
+# The paths of the probes.
+HEALTH: Final = "/health/"
 # In the scope of a request that found so many in line.
 CROWDED: Final = "ledger.crowded"
 # Compressing this much takes long enough to be done beside the event loop.
@@ -115,6 +117,7 @@ class TurnLimit:
     Thousands of requests may arrive in one turn. If all began in it, whatever takes several turns,
     as a confirm of the broker does, would take seconds. Who finds MAX_LINE in line goes to a line
     of its own with CROWDED in its scope, and so comes sooner to the handler that may refuse it.
+    So do probes of health, as who sends them restarts a process that answers late.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -122,15 +125,17 @@ class TurnLimit:
         self._left = TURN_REQUESTS
         self._is_due = False  # _begin_turn, in the next turn
         self._line: deque[asyncio.Future[None]] = deque()
-        self._crowded: deque[asyncio.Future[None]] = deque()
+        self._express: deque[asyncio.Future[None]] = deque()
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request, in this turn or in a later one."""
         if self._left == 0:
             line = self._line
-            if len(line) >= MAX_LINE:
+            if scope["path"].startswith(HEALTH):
+                line = self._express
+            elif len(line) >= MAX_LINE:
                 scope[CROWDED] = True
-                line = self._crowded
+                line = self._express
             return self._serve_later(line, scope, receive, send)
         if not self._is_due:
             self._is_due = True
@@ -149,7 +154,7 @@ class TurnLimit:
     def _begin_turn(self) -> None:
         begun = _begin(self._line)
         self._left = TURN_REQUESTS - begun
-        self._is_due = begun + _begin(self._crowded) > 0
+        self._is_due = begun + _begin(self._express) > 0
         if self._is_due:
             asyncio.get_running_loop().call_soon(self._begin_turn)
 
