@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -49,7 +50,13 @@ PASSED_ON: Final = re.compile(
     r"PIP_(?:INDEX|EXTRA_INDEX|DEFAULT_TIMEOUT).*|(?:https?|no)_proxy", re.I
 )
 
-# A process namespace of its own is a must: the local stack looks for its homes in all of /proc.
+# Nothing of a run outlives this process, however it ends: unshare heeds no signal but SIGKILL, and
+# passes that one on. A process namespace of its own is a must: the local stack looks for its homes
+# in all of /proc.
+NAMESPACES: Final = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *("unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child"),
+)
 ENTER: Final = """
 root=$1; shift
 mount -t proc proc "$root/proc"
@@ -89,6 +96,8 @@ def main() -> int:
         "tests", nargs="*", help="what pytest is to run, instead of the whole suite"
     )
     asked = parser.parse_args()
+    # Python would wait for the threads, and these for their suites.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         mirror = prepare_machine()
     except StackRefused as refused:
@@ -112,7 +121,7 @@ def prepare_machine() -> str:
         raise StackRefused("roots are made with apt, on Debian or a release of its family")
     if os.geteuid() != 0:
         raise StackRefused("making and entering a root needs root: run it with sudo")
-    if said("unshare", "--mount", "--pid", "--ipc", "--fork", "true") is None:
+    if said(*NAMESPACES, "true") is None:
         raise StackRefused(
             "this system lets root make no namespaces: start the container privileged"
         )
@@ -166,7 +175,9 @@ def make_root(root: Path, mirror: str, fresh: bool, output: int) -> bool:
     if fresh or not stamp.exists() or stamp.read_text() != mark:
         say(f"… {root.name}: making the root (2 GB), a minute or two, this once")
         shutil.rmtree(root, ignore_errors=True)
-        command = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={packages}"]
+        # It unmounts what it mounted when it's asked to end.
+        command = ["setpriv", "--pdeathsig", "TERM"]
+        command += ["mmdebstrap", "--mode=root", "--variant=minbase", f"--include={packages}"]
         command += [f"--aptopt={each}" for each in options]
         command += ["--dpkgopt=force-unsafe-io", root.name, str(root), mirror]
         if subprocess.run(command, stdout=output, stderr=output, check=False).returncode:
@@ -207,10 +218,9 @@ def enter(root: Path, output: int, *command: str) -> int:
         "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt",
         "PIP_CERT": "/etc/ssl/certs/ca-certificates.crt",
     }
-    namespaces = ("unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child")
     within = ("env", "--chdir=/order-ledger", *command)
     return subprocess.run(
-        [*namespaces, "sh", "-euc", ENTER, "sh", str(root), *within],
+        [*NAMESPACES, "sh", "-euc", ENTER, "sh", str(root), *within],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output,
