@@ -1,7 +1,12 @@
 #!/bin/sh
-# Install Debian packages without a question asked and without letting them start a system-wide
-# server: policy-rc.d refuses service starts (invoke-rc.d(8)) for as long as this runs.
+# Install Debian packages without a question asked, without removing any package, and without letting
+# them start a system-wide server: policy-rc.d refuses service starts (invoke-rc.d(8)) for as long as
+# this runs. `--plan` only prints what apt would do, and `--as-planned` comes right after it. Ends with
+# 3 where apt would remove a package.
 set -eu
+
+mode=
+case "$1" in --*) mode="$1" && shift ;; esac
 
 # One at a time: two runs of this script would each find dpkg locked, and remove the other's policy.
 exec 9<"$0"
@@ -15,7 +20,23 @@ if [ ! -e "$policy" ]; then
     chmod 755 "$policy"
 fi
 
-export DEBIAN_FRONTEND=noninteractive
-apt-get -qq update
-# Something else of the machine, such as unattended-upgrades, may be installing just now.
-apt-get -qq -o DPkg::Lock::Timeout=600 install --yes --no-install-recommends "$@"
+export DEBIAN_FRONTEND=noninteractive LC_ALL=C
+# Something else of the machine, such as unattended-upgrades, may be installing just now, or have
+# changed what a simulation went by.
+apt_install() {
+    apt-get -qq -o DPkg::Lock::Timeout=600 -o APT::Get::AutomaticRemove=false \
+        --no-install-recommends "$@"
+}
+
+[ "$mode" = --as-planned ] || apt-get -qq update
+changes="$(apt_install --simulate install "$@")"
+removed="$(echo "$changes" | awk '/^(Remv|Purg) / { printf "%s%s", comma, $2; comma = ", " }')"
+if [ -n "$removed" ]; then
+    echo "to install $* apt would remove $removed" >&2
+    exit 3
+fi
+if [ "$mode" = --plan ]; then
+    echo "$changes"
+else
+    apt_install --yes --no-remove install "$@"
+fi

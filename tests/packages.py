@@ -7,7 +7,7 @@ from cli.localstack.install import apt_install
 
 def install_package(package: str) -> None:
     """Install a package; raises StackRefused naming the remedy."""
-    apt_install((package,), package, f"install {package} with your package manager", lambda: None)
+    apt_install((package,), package, f"install {package} with your package manager", lambda _: None)
 
 
 def require_program(name: str, package: str = "") -> str:

@@ -84,6 +84,121 @@ def test_without_root_or_sudo_nothing_is_tried_and_the_sentence_has_the_command(
         install.ensure_binaries(lambda _: None)
 
 
+class Machine:
+    """A machine of Debian's family whose apt-get is a script that notes what it was asked."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.lines: list[str] = []
+        monkeypatch.setenv("PATH", f"{directory / 'bin'}:/usr/bin:/bin")
+        monkeypatch.setenv("POLICY_RC_D", str(directory / "policy-rc.d"))
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        (directory / "bin").mkdir()
+        self.places = (str(directory / "bin"),)
+        find = install._find
+        monkeypatch.setattr(install, "_find", lambda places=self.places: find(self.places))
+        # Nothing of the real machine is found.
+        which = shutil.which
+        monkeypatch.setattr(
+            shutil,
+            "which",
+            lambda name, path=None: which(name, path=path and self.places[0]),
+        )
+
+    def apt(self, plan: str, *brings: str) -> None:
+        """Let a simulation print this, and an installation bring these executables."""
+        bin_ = self.directory / "bin"
+        (bin_ / "apt-get").write_text(
+            "#!/bin/sh\n"
+            f'echo "$*" >>{self.directory}/asked\n'
+            f"case \"$*\" in *--simulate*) printf '{plan}' ;;\n"
+            f"*install*) cd {bin_}; for name in {' '.join(brings)}; do\n"
+            "echo '#!/bin/sh' >$name; chmod +x $name; done ;; esac\n"
+        )
+        (bin_ / "apt-get").chmod(0o755)
+
+    def has(self, *names: str) -> None:
+        """Let these executables be there."""
+        for name in names:
+            (self.directory / "bin" / name).write_text("#!/bin/sh\n")
+            (self.directory / "bin" / name).chmod(0o755)
+
+    def ensure(self) -> install.Binaries:
+        return install.ensure_binaries(self.lines.append)
+
+    def installed(self) -> list[str]:
+        """The last words of each call that changes something."""
+        asked = (self.directory / "asked").read_text().splitlines()
+        changing = [line for line in asked if "--simulate" not in line and "install" in line]
+        assert all("--no-remove" in line for line in changing)
+        return [line.split(" install ")[1] for line in changing]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "packages"),
+    [
+        (("mysqld",), ("rabbitmq-server", "erl", "epmd"), "rabbitmq-server"),
+        (("mariadbd", "mariadb-install-db"), ("rabbitmq-server", "erl", "epmd"), "rabbitmq-server"),
+        (
+            ("rabbitmq-server", "erl", "epmd"),
+            ("mariadbd", "mariadb-install-db"),
+            "mariadb-server-core mariadb-client-core",
+        ),
+        ((), NAMES, "rabbitmq-server mariadb-server-core mariadb-client-core"),
+    ],
+)
+def test_only_what_is_missing_is_installed_beside_the_database_that_is_there(
+    machine: Machine, there: tuple[str, ...], missing: tuple[str, ...], packages: str
+) -> None:
+    machine.has(*there)
+    machine.apt("", *missing)
+    assert machine.ensure().database.name == ("mysqld" if "mysqld" in there else "mariadbd")
+    assert machine.installed() == [packages]
+
+
+def test_nothing_is_installed_where_apt_would_remove_a_package(machine: Machine) -> None:
+    """Debian's MariaDB and MySQL exclude each other: the server of the machine was gone."""
+    machine.has("rabbitmq-server", "erl", "epmd")
+    machine.apt(
+        "Remv mysql-client-core [9.7] []\\nPurg other [1]\\nInst mariadb-server-core (11)\\n"
+    )
+    with pytest.raises(
+        StackRefused, match="apt would remove mysql-client-core, other: nothing was"
+    ):
+        machine.ensure()
+    assert machine.installed() == []
+    assert machine.lines == []
+
+
+def test_one_line_says_what_is_installed_and_what_is_updated(machine: Machine) -> None:
+    machine.has("mysqld")
+    erlang = "".join(f"Inst erlang-{name} (25.2 Debian:12 [amd64])\\n" for name in "abcdefg")
+    machine.apt(
+        f"Inst libc6 [2.36-1] (2.36-2 Debian:12 [amd64])\\n{erlang}"
+        "Inst rabbitmq-server (3.10 Debian:12 [all])\\nConf rabbitmq-server (3.10)\\n",
+        "rabbitmq-server",
+        "erl",
+        "epmd",
+    )
+    machine.ensure()
+    assert machine.lines == [
+        "RabbitMQ is missing: apt installs rabbitmq-server, erlang-a, erlang-b, erlang-c and 4 more"
+        " and updates libc6 (once)"
+    ]
+
+
+def test_what_apt_did_not_bring_is_named(machine: Machine) -> None:
+    machine.has("mysqld")
+    machine.apt("")
+    with pytest.raises(StackRefused, match="apt did not bring RabbitMQ: run `sudo apt-get install"):
+        machine.ensure()
+
+
 @pytest.mark.parametrize("status", [0, 100])
 def test_no_package_starts_a_server_and_the_system_is_left_as_it_was(
     tmp_path: Path, status: int
