@@ -16,7 +16,7 @@ from ledger.runtime import failpoints
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 DB_ROLES: Final = ("migrate", "writer", "projector", "api", "analyst")
-AMQP_ROLES: Final = ("migrate", "writer", "projector", "api")
+AMQP_ROLES: Final = ("migrate", "writer", "projector", "api", "monitor")
 PREFIX: Final = "LEDGER_"
 # What the local stack itself puts into the environment of its processes.
 STACK_VARIABLES: Final = ("LEDGER_STACK", "LEDGER_EPMD_PORT", "LEDGER_AMQP_DIST_PORT")

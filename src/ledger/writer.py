@@ -221,6 +221,11 @@ class Writer:
                 await catch_up(connection, state)
                 HEAD_POSITION.set(state.head.position)
                 continue
+            if not batch.events and not batch.rejected:
+                # An API asked whether there is an inbox.
+                await inbox.ack(batch)
+                self.progress.messages += batch.messages
+                continue
             if not leading:
                 await take_over(connection, state)
                 await failpoint("writer.after-fence")

@@ -1,12 +1,14 @@
 """GET /health/live, and GET /health/ready."""
 
+import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urljoin
 
 import httpx
 
+from ledger.messaging.publisher import ASK_AGAIN_S, OVERDUE_S
 from ledger.messaging.rabbitmq import Connection
-from ledger.messaging.topology import INBOX, declare
+from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE, declare
 from tests.harness import Stack, eventually
 
 from .client import problem, register
@@ -27,6 +29,33 @@ async def test_a_process_that_answers_is_live(http: httpx.AsyncClient) -> None:
     response = await http.get(urljoin(str(http.base_url), "/health/live"))
     assert response.status_code == 200
     assert response.json() == {"status": "live"}
+
+
+async def test_a_process_whose_inbox_is_not_bound_stays_unready_until_it_is(
+    make_stack: Callable[..., Awaitable[Stack]],
+) -> None:
+    stack = await make_stack()
+
+    async def inbox() -> bool:
+        response = await stack.http.get(f"{stack.url}/health/ready")
+        there: bool = response.json()["inbox"]
+        assert there == (response.status_code == 200)
+        return there
+
+    connection = Connection(stack.settings.amqp_url("migrate"), "t")
+    async with connection.channel(confirms=False) as channel:
+        queue = await channel.get_queue(INBOX)
+        await queue.unbind(SUBMITTED_EXCHANGE)
+        problem(
+            await stack.http.post("/customers", json={"username": "ann"}), 503, "inbox-unavailable"
+        )
+        # Longer than any answer is kept for.
+        end = time.monotonic() + 2 * ASK_AGAIN_S + OVERDUE_S
+        while time.monotonic() < end:
+            assert not await inbox()
+        await queue.bind(SUBMITTED_EXCHANGE)
+        await eventually(inbox, "the API is ready again")
+    await register(stack.http)
 
 
 async def test_a_process_without_an_inbox_is_not_ready_and_needs_no_refusal_to_know(

@@ -141,10 +141,10 @@ async def test_a_submission_is_refused_when_no_queue_is_bound(
         await queue.unbind(SUBMITTED_EXCHANGE)
         with pytest.raises(Unroutable, match="no queue is bound"):
             await publisher.submit(orders(1))
-        assert not publisher.routable
+        assert not await publisher.has_inbox()
         await queue.bind(SUBMITTED_EXCHANGE)
     await publisher.submit(orders(1))
-    assert publisher.routable
+    assert await publisher.has_inbox()
     assert await ledger.depth(INBOX) == 1
 
 

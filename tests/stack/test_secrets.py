@@ -59,7 +59,7 @@ def test_there_is_no_guest_and_no_administrator(tmp_path: Path) -> None:
     assert not any(user["tags"] for user in users)
 
 
-@pytest.mark.parametrize("role", ["api", "writer", "projector"])
+@pytest.mark.parametrize("role", ["api", "writer", "projector", "monitor"])
 @pytest.mark.parametrize("foreign", ["ledger.inbox", "ledger.submitted", "ledger.parking"])
 def test_only_migrate_may_declare_the_topology(role: str, foreign: str) -> None:
     configure, _, _ = secrets.PERMISSIONS[role]
@@ -71,6 +71,8 @@ def test_only_the_writer_reads_the_inbox_and_nobody_writes_past_the_exchange() -
     assert [role for role, (_, _, read) in others.items() if re.search(read, "ledger.inbox")] == [
         "writer"
     ]
+    # The monitor's right makes the broker tell it the depth: it can read no exchange to bind.
+    assert others.pop("monitor")[::2] == (secrets.NOTHING, secrets.NOTHING)
     assert not any(re.search(write, "ledger.inbox") for _, write, _ in others.values())
 
 

@@ -67,10 +67,7 @@ async def live(context: Context, call: Call[None]) -> Response:
 async def ready(context: Context, call: Call[None]) -> Response:
     """Say whether orders can be accepted, followed and read."""
     publisher, announcements = context.publisher, context.announcements.connected
-    inbox = publisher.connected and publisher.routable
-    if inbox and context.depths:
-        # A connection is not enough: what is published without an inbox is returned.
-        inbox = await context.depths.inbox_exists()
+    inbox = await publisher.has_inbox()
     try:
         position = await context.views.position()
     except ViewsUnavailable:

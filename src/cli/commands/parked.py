@@ -6,7 +6,6 @@ operator runs the command again: the ids of events make that harmless, and a sec
 makes it visible.
 """
 
-import asyncio
 import os
 import pwd
 import re
@@ -47,7 +46,7 @@ from ledger.messaging.parking import (
     refuse_too_large,
 )
 from ledger.messaging.publisher import publish
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
+from ledger.messaging.rabbitmq import Connection
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.timestamps import format_rfc3339
@@ -384,11 +383,9 @@ async def remove(
         inbox = None
         if action == "resubmitted":
             # Not on the queue's connection: a broker in need stops reading from who publishes.
-            channel = await stack.enter_async_context(
-                Connection(url, f"{CONNECTION_NAME}-publisher").channel(confirms=True)
-            )
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                inbox = await channel.get_exchange(SUBMITTED_EXCHANGE)
+            publishing = Connection(url, f"{CONNECTION_NAME}-publisher")
+            channel = await stack.enter_async_context(publishing.channel(confirms=True))
+            inbox = await publishing.exchange(channel, SUBMITTED_EXCHANGE)
         while left > 0:
             # Opened again for each HELD_BYTES of messages.
             async with open_parking(url, CONNECTION_NAME) as parking:

@@ -25,7 +25,7 @@ from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from api.context import Context
 from api.reads.pending import Peers, PendingOrders
 from cli import connections, console
-from cli.settings import BadSettings, Settings
+from cli.settings import BadSettings, MissingSecret, Settings
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
@@ -121,6 +121,13 @@ async def _serve_api(settings: Settings) -> None:
         ) as keys_engine,
     ):
         pending = PendingOrders()
+        try:
+            monitor = settings.amqp_url("monitor")
+        except MissingSecret as error:
+            log.warning(
+                "ledger_inbox_messages and ledger_parking_messages are not known: %s", error
+            )
+            monitor = None
         context = Context(
             Publisher(publishing, "/api", name),
             Announcements(consuming, name),
@@ -129,7 +136,7 @@ async def _serve_api(settings: Settings) -> None:
             Peers(consuming, publishing, name, pending) if settings.api_shared else None,
             cors_origins=tuple((settings.cors_origins or "").split()),
             guard=make_guard(settings, keys_engine),
-            depths=QueueDepths(consuming),
+            depths=QueueDepths(Connection(monitor, f"{name}-depths")) if monitor else None,
         )
         # Where keys are asked for, a page of the web can't do what it could do without one.
         allows_host = server.any_host if settings.auth != "off" else server.local_host

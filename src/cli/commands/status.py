@@ -84,7 +84,9 @@ async def read_status(settings: Settings) -> LedgerStatus:
         )
         checkpoints: Any = result.all()
         head = await EventReader(connection).head()
-    async with Connection(settings.amqp_url("api"), "status").channel(confirms=False) as channel:
+    # Since 4.2.6 a broker tells only who has rights on the queues.
+    broker = Connection(settings.amqp_url("migrate"), "status")
+    async with broker.channel(confirms=False) as channel:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             inbox = (await channel.declare_queue(INBOX, passive=True)).declaration_result
             parking = (await channel.declare_queue(PARKING, passive=True)).declaration_result

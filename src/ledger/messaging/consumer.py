@@ -37,8 +37,10 @@ class InboxBatch(Struct, frozen=True):
 class Inbox:
     """A consumer of the inbox, on a channel of its own."""
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    def __init__(self, connection: Connection, channel: AbstractChannel) -> None:
+        self._connection = connection
         self._channel = channel
+        self._cancelled = False
         # As long as it has room, `put` never awaits: the client runs each callback as a task, and
         # one that waited could be overtaken.
         self.deliveries: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue(PREFETCH)
@@ -74,19 +76,31 @@ class Inbox:
 
     async def ensure_consumed(self) -> None:
         """Raise InboxLost, or one of BROKER_ERRORS, when nothing will be delivered any more."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            queue = await self._channel.declare_queue(INBOX, passive=True)
-        if not queue.declaration_result.consumer_count:
+        lost = self._cancelled
+        if self._connection.may_look:
+            queue = await self._connection.queue(self._channel, INBOX)
+            lost |= not queue.declaration_result.consumer_count
+        if lost:
             raise InboxLost("the inbox has no consumer: the broker cancelled this one")
+
+    async def consume(self) -> None:
+        """Begin to take deliveries; raises one of BROKER_ERRORS, where there is no inbox, too."""
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            await self._channel.set_qos(prefetch_count=PREFETCH)
+            transport = await self._channel.get_underlay_channel()
+            transport.on_consumer_cancel_callbacks.add(self._note_cancelled)
+            # Not declared passively, which some brokers refuse: to consume shows that it is there.
+            queue = await self._channel.get_queue(INBOX, ensure=False)
+            await queue.consume(self.deliveries.put)
+
+    def _note_cancelled(self, _: object) -> None:
+        self._cancelled = True
 
 
 @asynccontextmanager
 async def open_inbox(connection: Connection) -> AsyncIterator[Inbox]:
     """Consume the inbox; closing it returns messages without an ack to the queue, in order."""
     async with connection.channel(confirms=False) as channel:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await channel.set_qos(prefetch_count=PREFETCH)
-            inbox = Inbox(channel)
-            queue = await channel.declare_queue(INBOX, passive=True)
-            await queue.consume(inbox.deliveries.put)
+        inbox = Inbox(connection, channel)
+        await inbox.consume()
         yield inbox

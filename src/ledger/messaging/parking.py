@@ -112,8 +112,7 @@ async def park(connection: Connection, rejected: Sequence[Rejected]) -> None:
     if not rejected:
         return
     async with connection.channel(confirms=True) as channel:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            exchange = await channel.get_exchange(PARKING_EXCHANGE)
+        exchange = await connection.exchange(channel, PARKING_EXCHANGE)
         for begin in range(0, len(rejected), IN_FLIGHT):
             messages = [
                 Message(

@@ -27,9 +27,10 @@ from prometheus_client import Counter
 
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group, encode_submitted
 from ledger.eventlog.records import Submitted
-from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection, until_closed
+from ledger.messaging.rabbitmq import BROKER_ERRORS, CALL_TIMEOUT_S, Connection, until_closed
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
 from ledger.runtime import tracing
+from ledger.runtime.cache import SingleFlight
 from ledger.runtime.failpoints import failpoint, failpoint_after_send
 from ledger.runtime.metrics import PublisherMetrics
 from ledger.runtime.reconnect import first_to_end
@@ -50,6 +51,11 @@ OVERDUE_S: Final = 3.0
 # A broker that neither confirms nor says that it blocks for so long gets a new connection.
 CONFIRM_TIMEOUT_S: Final = 8.0
 CHECK_S: Final = 0.25
+# A confirm shows for so long that there is an inbox. Empty groups that ask for one may pile up
+# while no writer runs: one in so many seconds from an idle API is 100,000 in six days.
+PROOF_S: Final = 5.0
+ASK_TIMEOUT_S: Final = 1.0
+ASK_AGAIN_S: Final = 0.5
 # The most that all those times advance between two checks.
 TICK_MAX_S: Final = 0.5
 GROUP_MAX_EVENTS: Final = 512
@@ -157,7 +163,8 @@ class Publisher:
         self._confirmed = 0
         self._confirm_s = 0.0  # what a confirm takes, averaged
         self.blocked = False  # the broker, short of memory or disk, reads nothing
-        self._returned_s = -inf
+        self._confirmed_s = self._asked_s = -inf
+        self._asking: SingleFlight[str, None] = SingleFlight()
         self._stop_s = inf
         self._refused: dict[str, Counter] = {}
         self._sendable = asyncio.Event()
@@ -168,10 +175,36 @@ class Publisher:
         """True while the broker takes events as far as is known: no confirm is overdue."""
         return self._exchange is not None and not self.blocked and self._age_s() < OVERDUE_S
 
-    @property
-    def routable(self) -> bool:
-        """False if the broker returned events, for want of a queue, within the last OVERDUE_S."""
-        return time.monotonic() - self._returned_s > OVERDUE_S
+    async def has_inbox(self) -> bool:
+        """Whether a queue takes what is published, as a confirm within the last PROOF_S shows.
+
+        Where there is none, an empty group is published to get one: no account needs rights on the
+        queue for that, and a queue that is not bound is missed too. All who ask at once share it.
+        """
+        if self._is_proven():
+            return True
+        if time.monotonic() - self._asked_s > ASK_AGAIN_S:
+            await self._asking.join(self._exchange_name, self._ask)
+        return self._is_proven()
+
+    def _is_proven(self) -> bool:
+        return self.connected and time.monotonic() - self._confirmed_s <= PROOF_S
+
+    async def _ask(self) -> None:
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                if self._exchange:
+                    empty = Message(encode_group([]), content_type=BATCH_CONTENT_TYPE)
+                    await self._exchange.publish(empty, routing_key="", mandatory=True)
+                    self._confirmed_s = time.monotonic()
+        except PublishError:
+            self._confirmed_s = -inf
+        except DeliveryError:
+            # There is one, and it is full.
+            self._confirmed_s = time.monotonic()
+        except BROKER_ERRORS as error:
+            log.debug("whether there is an inbox is not known: %r", error)
+        self._asked_s = time.monotonic()
 
     @property
     def waiting(self) -> int:
@@ -262,11 +295,11 @@ class Publisher:
         self._stop_s = time.monotonic() + STOP_TIMEOUT_S
 
     async def _publish_on(self, channel: AbstractChannel) -> None:
+        exchange = await self._connection.exchange(channel, self._exchange_name)
         async with asyncio.timeout(CALL_TIMEOUT_S):
-            exchange = await channel.get_exchange(self._exchange_name)
             transport = await channel.get_underlay_channel()
             ready = transport.connection.ready
-        self._exchange = exchange
+        self._exchange, self._confirmed_s = exchange, -inf
         try:
             await first_to_end(
                 *(self._send_groups(exchange, ready) for _ in range(IN_FLIGHT)),
@@ -292,7 +325,7 @@ class Publisher:
                 await publish(exchange, body, self.name, timeout_s=None)
             except InboxUnavailable as refusal:
                 if isinstance(refusal, Unroutable):
-                    self._returned_s = time.monotonic()
+                    self._confirmed_s = -inf
                 for submission in group.submissions:
                     # The broker has refused these events now, and may have taken them before.
                     self._settle(submission, _unknown() if submission.sent else refusal)
@@ -310,7 +343,7 @@ class Publisher:
                     events += len(submission.bodies)
                     self._settle(submission, None)
                 took_s = time.monotonic() - began_s
-                self._returned_s = -inf
+                self._confirmed_s = time.monotonic()
                 self._confirmed += len(group.submissions)
                 self._confirm_s += (took_s - self._confirm_s) * CONFIRM_WEIGHT
                 self.metrics.publish_s.observe(took_s)

@@ -10,22 +10,27 @@ the connection of publishers.
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from math import inf, nan
+from math import nan
 from typing import Any, Final
 from uuid import uuid4
 
 import aio_pika
 from aio_pika import Message
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+from aio_pika.abc import (
+    AbstractChannel,
+    AbstractConnection,
+    AbstractExchange,
+    AbstractIncomingMessage,
+    AbstractQueue,
+)
 from aio_pika.connection import make_url
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+from aiormq.exceptions import ChannelAccessRefused
 
 from ledger.messaging.topology import INBOX, PARKING
-from ledger.runtime.cache import SingleFlight
 from ledger.runtime.metrics import INBOX_MESSAGES, PARKING_MESSAGES
 from ledger.runtime.reconnect import first_to_end, keep_alive
 
@@ -35,7 +40,6 @@ CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
 DEPTH_TIMEOUT_S: Final = 1.0
-EXISTS_FOR_S: Final = 0.5
 HEARTBEAT_S: Final = 10
 MAX_NOTIFICATIONS: Final = 1_000
 
@@ -56,6 +60,8 @@ class Connection:
         self._connecting = asyncio.Lock()
         self._users: Counter[AbstractConnection] = Counter()
         self.name: Final = name
+        # Whether the broker lets this account ask for what it does not configure: see `exchange`.
+        self.may_look = True
 
     @asynccontextmanager
     async def channel(self, *, confirms: bool) -> AsyncIterator[AbstractChannel]:
@@ -110,6 +116,37 @@ class Connection:
                 await use(channel)
 
         await keep_alive(purpose, session, BROKER_ERRORS)
+
+    async def exchange(self, channel: AbstractChannel, name: str) -> AbstractExchange:
+        """An exchange by its name; raises ChannelNotFoundEntity where it is missing.
+
+        RabbitMQ 4.2.6 and 4.3.0 refuse to tell those who may not configure it
+        (https://github.com/rabbitmq/rabbitmq-server/pull/16272). The first refusal ends the
+        channel; from then on nothing is asked, and what is missing ends the channel that uses it.
+        """
+        async with self._looking(name), asyncio.timeout(CALL_TIMEOUT_S):
+            return await channel.get_exchange(name, ensure=self.may_look)
+
+    async def queue(self, channel: AbstractChannel, name: str) -> AbstractQueue:
+        """A queue by its name, declared passively for as long as `may_look`: see `exchange`."""
+        async with self._looking(name), asyncio.timeout(CALL_TIMEOUT_S):
+            return await channel.get_queue(name, ensure=self.may_look)
+
+    @asynccontextmanager
+    async def _looking(self, name: str) -> AsyncIterator[None]:
+        try:
+            yield
+        except ChannelAccessRefused:
+            if self.may_look:
+                self.may_look = False
+                log.warning(
+                    "%s: the broker does not tell this account of %s, so it is not asked any more:"
+                    " RabbitMQ 4.2.6 and 4.3.0 need an upgrade, others the rights that"
+                    " docs/how-to/production.md names",
+                    self.name,
+                    name,
+                )
+            raise
 
     async def _open(self) -> AbstractConnection:
         connection = aio_pika.Connection(make_url(self._url))
@@ -189,8 +226,7 @@ class Notifier:
         await self._connection.keep_channel(f"publisher of {self._exchange}", self._publish_all)
 
     async def _publish_all(self, channel: AbstractChannel) -> None:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            exchange = await channel.get_exchange(self._exchange)
+        exchange = await self._connection.exchange(channel, self._exchange)
 
         async def publish() -> None:
             while True:
@@ -202,16 +238,14 @@ class Notifier:
 
 
 class QueueDepths:
-    """Asks the broker for the depths of inbox and parking queue, and whether there is an inbox.
+    """Asks the broker for the depths of inbox and parking queue, as often as metrics are asked for.
 
-    It asks as often as metrics or readiness are asked for.
+    Since 4.2.6 a broker tells them only to accounts that have rights on the queues.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._channel: AbstractChannel | None = None
-        self._exists, self._asked_s = False, -inf
-        self._asking: SingleFlight[str, None] = SingleFlight()
 
     async def run(self) -> None:
         """Hold a channel for as long as the process runs."""
@@ -221,34 +255,14 @@ class QueueDepths:
         """Set the gauges of both queues, to NaN where the broker does not answer."""
         for queue, gauge in ((INBOX, INBOX_MESSAGES), (PARKING, PARKING_MESSAGES)):
             depth = nan
-            if self._channel:
+            if self._channel and self._connection.may_look:
                 try:
                     async with asyncio.timeout(DEPTH_TIMEOUT_S):
-                        declared = await self._channel.declare_queue(queue, passive=True)
-                    depth = declared.declaration_result.message_count or 0
+                        found = await self._connection.queue(self._channel, queue)
+                    depth = found.declaration_result.message_count or 0
                 except BROKER_ERRORS as error:
                     log.debug("the depth of %s is not known: %r", queue, error)
             gauge.set(depth)
-
-    async def inbox_exists(self) -> bool:
-        """Whether the broker has an inbox; False, too, if it does not answer in time.
-
-        All who ask within EXISTS_FOR_S share an answer.
-        """
-        if time.monotonic() - self._asked_s > EXISTS_FOR_S:
-            await self._asking.join(INBOX, self._ask)
-        return self._exists
-
-    async def _ask(self) -> None:
-        self._exists = False
-        if self._channel:
-            try:
-                async with asyncio.timeout(DEPTH_TIMEOUT_S):
-                    await self._channel.declare_queue(INBOX, passive=True)
-                self._exists = True
-            except BROKER_ERRORS as error:
-                log.debug("whether there is an inbox is not known: %r", error)
-        self._asked_s = time.monotonic()
 
     async def _hold(self, channel: AbstractChannel) -> None:
         self._channel = channel
