@@ -55,6 +55,22 @@ def test_new_secrets_leave_the_broker_the_node_that_its_data_belongs_to(tmp_path
     assert prepare(tmp_path).broker.environment["RABBITMQ_NODENAME"] == first
 
 
+def test_what_the_broker_keeps_is_for_this_user_alone_in_a_home_of_an_earlier_release_too(
+    tmp_path: Path,
+) -> None:
+    """Its files hold the customers' names of undecided orders."""
+    base = tmp_path / "rabbitmq"
+    assert prepare(tmp_path).broker
+    assert base.stat().st_mode & 0o077 == 0
+    segment = base / "data" / "node" / "quorum" / "1.segment"
+    segment.parent.mkdir(parents=True)
+    segment.touch()
+    for path in (base, *base.rglob("*")):
+        path.chmod(0o755)
+    prepare(tmp_path)
+    assert [path for path in (base, *base.rglob("*")) if path.stat().st_mode & 0o077] == []
+
+
 async def test_no_server_shares_the_place_of_its_temporary_files(
     settings: Settings, servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -101,20 +104,75 @@ async def test_the_output_of_a_program_is_kept_in_its_log(
     assert (tmp_path / "logs" / "server.log").read_text() == "started\n"
 
 
-async def test_a_large_log_is_emptied_and_its_program_goes_on_writing(
+async def test_a_large_log_is_moved_away_and_its_program_goes_on_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "LOG_BYTES", 10)
-    monkeypatch.setattr(supervisor, "ROTATE_EVERY_S", 0.01)
     log = tmp_path / "logs" / "worker.log"
     async with Supervised(tmp_path) as supervised:
         await supervised.start(program("worker", "while echo a line of text; do sleep 0.05; done"))
 
         async def rotated() -> bool:
-            return log.with_name("worker.log.1").exists() and log.stat().st_size > 0
+            return log.with_name("worker.log.1").exists() and log.exists()
 
-        await eventually(rotated, "the log was emptied and has new lines")
-    assert b"\0" not in log.read_bytes()
+        await eventually(rotated, "the log was moved away and there is a new one")
+
+
+async def test_a_full_log_disk_costs_lines_which_the_log_says_once_it_can_and_no_program(
+    supervised: Supervised, tmp_path: Path
+) -> None:
+    """The broker ends when its output fails, and its restart failed as the log did."""
+    log = supervised.log("worker")
+    log.symlink_to("/dev/full")
+    await supervised.start(
+        program("worker", f"echo $$ >{tmp_path}/pid; while echo line; do sleep 0.05; done")
+    )
+
+    async def said() -> bool:
+        return bool(supervised.lines)
+
+    await eventually(said, "it's reported that the log can't be written")
+    assert supervised.lines == [
+        f"{log} can't be written (No space left on device): what worker says is dropped until there"
+        " is room"
+    ]
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+    async def restarted() -> bool:
+        return any("is started again now" in line for line in supervised.lines)
+
+    await eventually(restarted, "a program that ends then is started again")
+    log.unlink()
+
+    async def written() -> bool:
+        return log.exists() and log.read_text().endswith("line\n")
+
+    await eventually(written, "the log is written again")
+    assert re.match(r"\n… \d+ lines of output are missing here\nline\n", log.read_text())
+
+
+async def test_a_program_that_ends_while_its_log_cannot_be_written_is_named_with_its_last_line(
+    supervised: Supervised,
+) -> None:
+    supervised.log("worker").symlink_to("/dev/full")
+    with pytest.raises(StackRefused, match=r"worker ended soon .*\(no settings\)"):
+        await supervised.start(program("worker", "echo no settings; exit 2", lambda: False))
+
+
+async def test_what_a_program_writes_is_for_this_user_alone(
+    supervised: Supervised, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    await supervised.start(
+        program("worker", f"echo x >{made}; echo y; exec sleep 600", made.exists),
+    )
+
+    async def logged() -> bool:
+        return supervised.log("worker").exists()
+
+    await eventually(logged, "the program has a log")
+    for path in (made, supervised.log("worker")):
+        assert path.stat().st_mode & 0o077 == 0
 
 
 async def test_programs_are_stopped_in_the_reverse_order_of_their_starts(tmp_path: Path) -> None:

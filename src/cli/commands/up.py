@@ -77,6 +77,8 @@ class Terminal:
 
 def up() -> None:
     """Run `ledger up`."""
+    # Whatever is made in the home is for this user alone.
+    os.umask(0o077)
     run_stack(read_settings())
 
 

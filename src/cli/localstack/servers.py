@@ -113,6 +113,7 @@ def prepare_rabbitmq(
     base = home / "rabbitmq"
     for name in ("data", "log", "conf.d"):
         (base / name).mkdir(parents=True, exist_ok=True)
+    _make_private(base)
     cookie_file = base / ".erlang.cookie"
     if not cookie_file.exists():
         write_atomically(cookie_file, read_secret(secrets_dir, "erlang_cookie").encode(), 0o400)
@@ -165,6 +166,16 @@ def prepare_rabbitmq(
         lambda: amqp_answers(ports["LEDGER_AMQP_PORT"]),
     )
     return epmd, broker
+
+
+def _make_private(base: Path) -> None:
+    """Take the rights of group and others from what an earlier release, or umask, let them read."""
+    if base.stat().st_mode & 0o077 == 0:
+        return
+    for path in base.rglob("*"):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+    base.chmod(0o700)  # last: where this was interrupted it begins again
 
 
 def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries) -> Program:

@@ -6,12 +6,13 @@ input ends, as it does when the stack's owner is gone, and ends whatever still r
 
 import asyncio
 import contextlib
+import math
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from asyncio.subprocess import Process
 from collections.abc import Callable
@@ -41,7 +42,9 @@ STEADY_S = 30.0
 MAX_DELAY_S = 30.0
 LOG_BYTES = 10_000_000
 MAX_READ = 50
-ROTATE_EVERY_S = 60.0
+COPY_BYTES = 64 * 1024
+REPORT_EVERY_S = 60.0
+TAIL_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,11 +74,62 @@ def telling_line(output: str) -> str:
     return (errors or lines)[-1].strip()
 
 
-def rotate(log: Path) -> None:
-    """Move what a large log holds to `NAME.log.1`; its program goes on appending to the log."""
-    if log.exists() and log.stat().st_size > LOG_BYTES:
-        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-        os.truncate(log, 0)
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+class OutputCopy(threading.Thread):
+    """Copies a program's output into its log; where the log can't be written, lines are dropped.
+
+    A program whose output fails may end, as the broker does. `report` gets a line when the first
+    output is dropped; the log says how much is missing as soon as it can. A log of LOG_BYTES is
+    moved to `NAME.log.1`, and a new one begun.
+    """
+
+    def __init__(
+        self, source: int, log: Path, report: Callable[[str], None], before: Self | None
+    ) -> None:
+        super().__init__(name=f"output of {log.stem}", daemon=True)
+        self._source = source
+        self._log = log
+        self._report = report
+        self._missing: int = before._missing if before else 0
+        self._reported_at: float = before._reported_at if before else -math.inf
+        self._tail = b""
+
+    def run(self) -> None:
+        """Copy until the program and all that it started have closed their output."""
+        with open(self._source, "rb", buffering=0) as source:
+            while output := source.read(COPY_BYTES):
+                self._tail = (self._tail + output)[-COPY_BYTES:]
+                self._write(output)
+
+    def last_line(self) -> str:
+        """The line at the program's end that says why it ended; waits for it a moment."""
+        self.join(TAIL_TIMEOUT_S)
+        return telling_line(self._tail.decode(errors="replace"))
+
+    def _write(self, output: bytes) -> None:
+        note = f"\n… {self._missing} lines of output are missing here\n" if self._missing else ""
+        rest = memoryview(note.encode() + output)
+        with contextlib.suppress(OSError):
+            if self._log.stat().st_size > LOG_BYTES:
+                self._log.replace(self._log.with_name(f"{self._log.name}.1"))
+        try:
+            # Opened anew each time: the log may have been moved, or its disk mounted again.
+            with open(self._log, "ab", buffering=0, opener=_open_private) as log:
+                while rest:
+                    rest = rest[log.write(rest) :]
+        except OSError as error:
+            self._missing += max(1, output.count(b"\n"))
+            if time.monotonic() - self._reported_at > REPORT_EVERY_S:
+                self._reported_at = time.monotonic()
+                self._report(
+                    f"{self._log} can't be written ({error.strerror}): what {self._log.stem} says"
+                    " is dropped until there is room"
+                )
+        else:
+            self._missing = 0
 
 
 class Supervisor:
@@ -98,11 +152,11 @@ class Supervisor:
         self._running: dict[Program, Process] = {}
         self._starting: set[Program] = set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._copies: dict[Program, OutputCopy] = {}
 
     async def __aenter__(self) -> Self:
         (self._home / "logs").mkdir(parents=True, exist_ok=True)
         self._watchdog = start_watchdog(self._home)
-        self._tasks.append(asyncio.create_task(self._keep_logs_small()))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -113,6 +167,8 @@ class Supervisor:
             await asyncio.gather(*map(self._stop, programs))
         # What programs started themselves is ended by the watchdog.
         await asyncio.to_thread(self._watchdog.communicate)
+        for copy in self._copies.values():
+            await asyncio.to_thread(copy.join, TAIL_TIMEOUT_S)
 
     def log(self, name: str) -> Path:
         """The file with the output of a program."""
@@ -142,8 +198,9 @@ class Supervisor:
             process = await self._spawn(program)
             while not await asyncio.to_thread(program.answers):
                 if process.returncode is not None:
+                    last_line = await asyncio.to_thread(self._copies[program].last_line)
                     raise StackRefused(
-                        f"{name} ended soon after its start ({last_line(log)}): see {log}"
+                        f"{name} ended soon after its start ({last_line}): see {log}"
                     )
                 if time.monotonic() > deadline:
                     raise StackRefused(
@@ -166,21 +223,33 @@ class Supervisor:
                 f"`ledger {program.name}` took over {program.start_timeout_s:.0f} s: see {log}"
             ) from None
         if status:
-            raise StackRefused(f"`ledger {program.name}` failed ({last_line(log)}): see {log}")
+            last_line = await asyncio.to_thread(self._copies[program].last_line)
+            raise StackRefused(f"`ledger {program.name}` failed ({last_line}): see {log}")
 
     async def _spawn(self, program: Program) -> Process:
-        log = self.log(program.name)
-        rotate(log)
-        with log.open("ab") as output:
+        output, program_output = os.pipe()
+        try:
             process = await asyncio.create_subprocess_exec(
                 *program.command,
                 env=program.environment | {MARK: str(self._home)},
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
+                stdout=program_output,
                 stderr=asyncio.subprocess.STDOUT,
                 # Ctrl-C in the terminal is for `ledger up`, which stops them in order.
                 start_new_session=True,
+                # Customers' names are in what the servers write, and maybe in a log.
+                umask=0o077,
             )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(program_output)
+        log = self.log(program.name)
+        with contextlib.suppress(OSError):
+            log.touch(0o600)
+        self._copies[program] = OutputCopy(output, log, self._report, self._copies.get(program))
+        self._copies[program].start()
         self._running[program] = process
         return process
 
@@ -198,7 +267,10 @@ class Supervisor:
             )
             await asyncio.sleep(delay_s)
             delay_s = min(max(1.0, 2 * delay_s), MAX_DELAY_S)
-            await self._spawn(program)
+            try:
+                await self._spawn(program)
+            except OSError as error:  # such as no memory for a process: another time
+                self._report(f"{program.name} can't be started ({error.strerror})")
 
     async def _stop(self, program: Program) -> None:
         process = self._running.get(program)
@@ -217,12 +289,6 @@ class Supervisor:
                 self._report(f"{program.name} did not end in {timeout_s:g} s, so it is killed")
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
-
-    async def _keep_logs_small(self) -> None:
-        while True:
-            await asyncio.sleep(ROTATE_EVERY_S)
-            for log in (self._home / "logs").glob("*.log"):
-                await asyncio.to_thread(rotate, log)
 
 
 def find_processes(home: Path) -> list[psutil.Process]:
