@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import quote
 
+import yarl
 from dotenv import dotenv_values
 from pydantic import BaseModel, Field, ValidationError, field_validator
 from sqlalchemy import URL
@@ -80,6 +82,9 @@ class Settings(BaseModel):
     )
     amqp_host: str = Field("127.0.0.1", description="RabbitMQ's host")
     amqp_port: Port = Field(5672, description="RabbitMQ's port; the local stack picks a free one")
+    amqp_ca_file: Path | None = Field(
+        None, description="CA certificate of RabbitMQ; set: TLS, verified"
+    )
     amqp_vhost: str = Field("ledger", description="RabbitMQ's virtual host")
     db_host: str = Field("127.0.0.1", description="MySQL's or MariaDB's host")
     db_port: Port = Field(3306, description="its port; the local stack picks a free one")
@@ -124,6 +129,18 @@ class Settings(BaseModel):
                 raise ValueError(f"{origin}: write each origin as https://shop.example")
         return text
 
+    @field_validator("amqp_host", "db_host")
+    @classmethod
+    def _refuse_what_is_no_host(cls, text: str) -> str:
+        host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        try:
+            yarl.URL.build(scheme="amqp", host=host, port=1)
+        except ValueError:
+            raise ValueError(
+                "write a name, or an address such as 127.0.0.1 or ::1, without the port"
+            ) from None
+        return host
+
     @field_validator("failpoints")
     @classmethod
     def _refuse_unknown_failpoints(cls, text: str) -> str:
@@ -131,10 +148,18 @@ class Settings(BaseModel):
         return text
 
     def amqp_url(self, role: str) -> str:
-        """The AMQP URL of one role's account."""
-        vhost = self.amqp_vhost.replace("/", "%2f")
-        password = self._secret(f"amqp_{role}")
-        return f"amqp://ledger_{role}:{password}@{self.amqp_host}:{self.amqp_port}/{vhost}"
+        """The AMQP URL of one role's account, with every part escaped as RFC 3986 wants it."""
+        if self.amqp_ca_file and not self.amqp_ca_file.is_file():
+            raise BadSettings(f"LEDGER_AMQP_CA_FILE={self.amqp_ca_file}: there is no such file")
+        server = yarl.URL.build(
+            scheme="amqps" if self.amqp_ca_file else "amqp",
+            user=f"ledger_{role}",
+            password=self._secret(f"amqp_{role}"),
+            host=self.amqp_host,
+            port=self.amqp_port,
+        )
+        url = server.with_path("/" + quote(self.amqp_vhost, safe=""), encoded=True)
+        return str(url.with_query(cafile=str(self.amqp_ca_file)) if self.amqp_ca_file else url)
 
     def db_url(self, role: str) -> URL:
         """The SQLAlchemy URL of one role's account."""
@@ -155,12 +180,18 @@ class Settings(BaseModel):
     def _secret(self, name: str) -> str:
         path = (self.secrets_dir or self.home / "secrets") / name
         try:
-            return path.read_text().strip()
+            password = path.read_text("utf-8").strip()
+        except UnicodeDecodeError:
+            # Its message would show a part of the password.
+            raise BadSettings(f"{path} is no password: it is not UTF-8 text") from None
         except OSError as error:
             raise MissingSecret(
                 f"can't read {path}: `make run` makes it at its first start; for a stack with"
                 " another home set LEDGER_HOME, for passwords elsewhere LEDGER_SECRETS_DIR"
             ) from error
+        if not password or not password.isprintable():
+            raise BadSettings(f"{path} is no password: it is empty, or has more than one line")
+        return password
 
 
 def load_settings() -> Settings:

@@ -55,7 +55,7 @@ class Connection:
     """
 
     def __init__(self, url: str, name: str) -> None:
-        self._url = f"{url}?heartbeat={HEARTBEAT_S}&name={name}"
+        self._url = make_url(url, heartbeat=HEARTBEAT_S, name=name)
         self._current: AbstractConnection | None = None
         self._connecting = asyncio.Lock()
         self._users: Counter[AbstractConnection] = Counter()
@@ -149,7 +149,7 @@ class Connection:
             raise
 
     async def _open(self) -> AbstractConnection:
-        connection = aio_pika.Connection(make_url(self._url))
+        connection = aio_pika.Connection(self._url)
         try:
             await connection.connect(timeout=CONNECT_TIMEOUT_S)
         except BaseException:
