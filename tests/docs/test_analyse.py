@@ -81,7 +81,7 @@ async def test_a_question_is_answered_by_the_indexes_that_the_page_names(
     month: Ledger, question: str
 ) -> None:
     promised = rows("docs/how-to/analyse.md", "Questions")[question][0]
-    names, *plan = await ask(month, f"EXPLAIN {QUESTIONS[question]}")
+    names, *plan = await ask(month, f"EXPLAIN FORMAT=TRADITIONAL {QUESTIONS[question]}")
     used = []
     for step in (dict(zip(names, row, strict=True)) for row in plan):
         if str(step["table"]).startswith("<"):

@@ -1,10 +1,14 @@
-"""A server that could lose a COMMIT is refused. The tests need a server of their own."""
+"""A server that could lose a COMMIT is refused, and no default of a server counts.
+
+The tests need a server of their own.
+"""
 
 import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL
@@ -13,7 +17,13 @@ from cli.localstack.install import ensure_binaries
 from cli.localstack.servers import prepare_database
 from cli.localstack.supervisor import LEDGER
 from cli.settings import Settings
-from ledger.runtime.database import UnsafeDatabase, make_engine, refuse_unsafe
+from ledger.runtime.database import (
+    SESSION_SETTINGS,
+    SQL_MODE,
+    UnsafeDatabase,
+    make_engine,
+    refuse_unsafe,
+)
 from tests.harness import DEADLINE_S, environment, free_port
 from tests.private_servers import Servers, wait_until
 
@@ -99,3 +109,95 @@ async def test_neither_writer_nor_migrate_starts_on_such_a_server(
     assert ended.returncode == 1
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# What servers of others have by default: each of them changes what a statement means or returns.
+GLOBALS = (
+    "sql_mode = 'NO_BACKSLASH_ESCAPES,ANSI_QUOTES,PIPES_AS_CONCAT,NO_UNSIGNED_SUBTRACTION'",
+    "sql_mode = ''",
+    "time_zone = '+05:30'",
+    "sql_select_limit = 1",
+    "completion_type = 'RELEASE'",
+    "sql_safe_updates = 1",
+    "character_set_results = latin1",
+    "character_set_client = latin1",
+    "lock_wait_timeout = 31536000",
+)
+# Bytes that end a literal where a backslash does not escape: somebody's id may be these.
+HOSTILE_IDS = (b"' or 1=1 #       ", b"@ABCDEFGHIJKLMN'", b"\\' or 1=1 -- \\\\ ", bytes(range(256)))
+
+
+@pytest.mark.parametrize("setting", GLOBALS)
+async def test_a_session_relies_on_no_default_of_the_server(url: URL, setting: str) -> None:
+    name = setting.partition(" ")[0]
+    before = await ask(url, f"SELECT @@GLOBAL.{name}")
+    await ask(url, f"SET GLOBAL {setting}")
+    try:
+        assert await refusal(url) == ""
+        found = await ask(
+            url,
+            "SELECT @@sql_mode, NOW() = UTC_TIMESTAMP(), @@lock_wait_timeout, COUNT(*)"
+            " FROM (SELECT 1 UNION ALL SELECT 2) two",
+        )
+        assert [tuple(row) for row in found] == [(SQL_MODE, 1, 15, 2)]
+        assert len(await ask(url, "SELECT 1 UNION ALL SELECT 2")) == 2
+    finally:
+        value = before[0][0]
+        await ask(url, f"SET GLOBAL {name} = {value!r}")
+
+
+@pytest.mark.parametrize("autocommit", [True, False])
+async def test_every_session_reads_committed_rows(url: URL, autocommit: bool) -> None:
+    await ask(url, "SET GLOBAL TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+    engine = make_engine(url, autocommit=autocommit)
+    try:
+        async with engine.connect() as connection:
+            found = await connection.exec_driver_sql(
+                "SHOW SESSION VARIABLES WHERE Variable_name IN"
+                " ('tx_isolation', 'transaction_isolation')"
+            )
+            assert {value for _, value in found} == {"READ-COMMITTED"}
+    finally:
+        await engine.dispose()
+        await ask(url, "SET GLOBAL TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+
+@pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES", "ANSI_QUOTES"])
+@pytest.mark.parametrize("id_", HOSTILE_IDS)
+async def test_no_bytes_leave_their_literal_in_any_mode(url: URL, id_: bytes, mode: str) -> None:
+    """Not even in a mode that something set after the session began."""
+    engine = make_engine(url)
+    try:
+        async with engine.connect() as connection:
+            await connection.exec_driver_sql(f"SET SESSION sql_mode = '{mode}'")
+            found = await connection.exec_driver_sql(
+                "SELECT HEX(%s), %s = %s", (id_, id_, bytearray(id_))
+            )
+            assert tuple(found.one()) == (id_.hex().upper(), 1)
+    finally:
+        await engine.dispose()
+
+
+async def test_a_server_that_changes_what_a_session_set_is_refused(url: URL) -> None:
+    message = await refusal(url, "SET SESSION sql_mode = 'ANSI_QUOTES'")
+    assert "sql_mode is 'ANSI_QUOTES' in a session that set it to 'ONLY_FULL_GROUP_BY" in message
+    assert "init_connect" in message
+
+
+async def test_a_server_that_lacks_a_setting_is_refused_in_a_sentence(
+    url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SESSION_SETTINGS, "no_such_setting", 1)
+    with pytest.raises(UnsafeDatabase, match=r"no_such_setting.*use a supported server"):
+        await ask(url, "SELECT 1")
+
+
+async def ask(url: URL, statement: str) -> Sequence[Any]:
+    """The rows that a new session gets, if the statement gives rows."""
+    engine = make_engine(url)
+    try:
+        async with engine.connect() as connection:
+            found = await connection.exec_driver_sql(statement)
+            return found.all() if found.returns_rows else []
+    finally:
+        await engine.dispose()

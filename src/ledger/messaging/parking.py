@@ -347,7 +347,7 @@ async def refuse_too_large(connection: AsyncConnection, size: int) -> None:
     """Raise MessageTooLarge if a body of `size` bytes might not fit into one INSERT."""
     setting = await connection.exec_driver_sql("SELECT @@max_allowed_packet")
     max_bytes = int(setting.scalar_one())
-    # The driver may escape every byte of the body with a second one.
+    # In a literal each byte of the body takes two digits.
     if 2 * size + LOG_OVERHEAD_BYTES > max_bytes:
         raise MessageTooLarge(
             f"a message of {size} bytes may not go into the record: set the database's"

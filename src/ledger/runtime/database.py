@@ -3,21 +3,24 @@
 A bulk INSERT has its rows as literals in the text of a statement. Making literals takes a third of
 the client's time that placeholders take in the driver. Nothing has to be escaped: bytes and text
 are hexadecimal literals, except words of letters, digits and underscores, which stand in quotes.
+
+A session sets every mode and limit that the statements rely on, whatever the server's defaults are.
 """
 
 import asyncio
+import math
 import ssl
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-import asyncmy
+from asyncmy.connection import Connection
 from asyncmy.constants.FIELD_TYPE import DATETIME
 from asyncmy.converters import conversions
-from asyncmy.errors import OperationalError
+from asyncmy.errors import MySQLError, OperationalError
 from msgspec import Struct
 from msgspec.structs import astuple
 from sqlalchemy import URL
@@ -37,16 +40,50 @@ DATABASE_ERRORS: Final = (DBAPIError, PoolTimeout, OSError)
 # statement: what nobody waits for any more must not go on, and a connection whose statement was
 # ended by the server need not be closed.
 STATEMENT_SHARE: Final = 0.9
-# MariaDB ends any statement, MySQL SELECTs (https://mariadb.com/kb/en/max_statement_time/,
-# https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_max_execution_time).
-# Each server reads its own comment alone.
-_STATEMENT_LIMIT: Final = (
-    " /*M! , max_statement_time = {0} */ /*!80000 , max_execution_time = {1} */"
-)
 
-# Only MariaDB reads the comment. By default it turns a list of a thousand ids into a temporary
-# table, and may then scan the whole ledger to look up each row in it.
-_KEEP_IN_LISTS: Final = " /*M! , in_predicate_conversion_threshold = 0 */"
+# The same as in deploy/mysql.cnf. With others a backslash is no escape, double quotes are names,
+# long values are cut, or a result ends early, and nothing would say so.
+SQL_MODE: Final = (
+    "ONLY_FULL_GROUP_BY,STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,"
+    "ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
+)
+# The settings of each session, those of MySQL and MariaDB alone in comments which only they read.
+SESSION_SETTINGS: Final = {
+    "sql_mode": SQL_MODE,
+    "time_zone": "+00:00",
+    "character_set_client": "utf8mb4",
+    "character_set_connection": "utf8mb4",
+    "character_set_results": "utf8mb4",
+    "default_storage_engine": "InnoDB",
+    "completion_type": "NO_CHAIN",
+    "sql_select_limit": 2**64 - 1,
+    "sql_big_selects": 1,
+    "sql_safe_updates": 0,
+    "sql_auto_is_null": 0,
+    "unique_checks": 1,
+    "net_read_timeout": 30,
+    "net_write_timeout": 60,
+}
+MYSQL_SETTINGS: Final = {
+    "transaction_isolation": "READ-COMMITTED",
+    "transaction_read_only": 0,
+    # Else a list of more than 200 ids is costed by statistics, and while they lag behind a growing
+    # ledger the server may scan the whole index instead of looking each id up.
+    "eq_range_index_dive_limit": 0,
+}
+MARIADB_SETTINGS: Final = {
+    "tx_isolation": "READ-COMMITTED",
+    "tx_read_only": 0,
+    # By default a list of a thousand ids becomes a temporary table, and the server may then scan
+    # the whole ledger to look up each row in it.
+    "in_predicate_conversion_threshold": 0,
+    # A transaction of ours may rest as long as `wait_timeout` allows.
+    "idle_transaction_timeout": 0,
+    "idle_readonly_transaction_timeout": 0,
+    "idle_write_transaction_timeout": 0,
+}
+# Unknown variable, a value or a privilege that the server does not grant, a read-only variable.
+_SETTING_REFUSED: Final = (1193, 1227, 1231, 1238)
 
 # The values with which a COMMIT is on the disk when it returns, the recommended one last
 # (https://dev.mysql.com/doc/refman/8.4/en/innodb-parameters.html).
@@ -60,7 +97,7 @@ PACKET_CHARACTERS: Final = 250_000
 
 
 class UnsafeDatabase(Exception):
-    """The server is configured so that it could lose a COMMIT."""
+    """The server could lose a COMMIT, or does not take the settings that sessions need."""
 
 
 @lru_cache(maxsize=1024)  # most rows that are read together have the same times
@@ -112,7 +149,6 @@ def make_engine(
     Every wait has a deadline: for a connection, for an answer, for a lock. The server ends a
     statement after STATEMENT_SHARE of `read_timeout_s`.
     """
-    statement_s = STATEMENT_SHARE * read_timeout_s
     # The server ends a connection that is idle within a transaction, as that of a stopped process
     # is: its locks must not hold up a successor. With autocommit there are no such locks.
     idle_timeout_s = AUTOCOMMIT_IDLE_TIMEOUT_S if autocommit else IDLE_TIMEOUT_S
@@ -121,11 +157,7 @@ def make_engine(
         "connect_timeout": CONNECT_TIMEOUT_S,
         "conv": _CONVERSIONS,
         "read_timeout": read_timeout_s,
-        "init_command": (
-            f"SET SESSION wait_timeout = {idle_timeout_s}, "
-            f"innodb_lock_wait_timeout = {LOCK_TIMEOUT_S}{_KEEP_IN_LISTS}"
-            + _STATEMENT_LIMIT.format(round(statement_s, 3), round(statement_s * 1000))
-        ),
+        "init_command": _set_session(read_timeout_s, idle_timeout_s),
     }
     if ca_file:
         connect_args["ssl"] = ssl.create_default_context(cafile=ca_file)
@@ -142,20 +174,69 @@ def make_engine(
     )
 
 
+def _set_session(read_timeout_s: float, idle_timeout_s: int) -> str:
+    statement_s = STATEMENT_SHARE * read_timeout_s
+    limits = {
+        "wait_timeout": idle_timeout_s,
+        "innodb_lock_wait_timeout": LOCK_TIMEOUT_S,
+        # That of a lock on a table; by default it is a day or a year.
+        "lock_wait_timeout": math.ceil(read_timeout_s),
+    }
+    # MariaDB ends any statement, MySQL SELECTs (https://mariadb.com/kb/en/max_statement_time/,
+    # https://dev.mysql.com/doc/refman/8.4/en/server-system-variables.html#sysvar_max_execution_time).
+    mariadb = MARIADB_SETTINGS | {"max_statement_time": round(statement_s, 3)}
+    mysql = MYSQL_SETTINGS | {"max_execution_time": round(statement_s * 1000)}
+    return (
+        f"SET {_assignments(SESSION_SETTINGS | limits)}"
+        f" /*M! , {_assignments(mariadb)} */ /*!80000 , {_assignments(mysql)} */"
+    )
+
+
+def _assignments(settings: Mapping[str, object]) -> str:
+    return ", ".join(f"SESSION {name} = {value!r}" for name, value in settings.items())
+
+
+class _Connection(Connection):
+    def literal(self, obj: object) -> str:
+        # The driver would escape bytes with backslashes, which not every mode of a server reads so.
+        if isinstance(obj, bytes | bytearray):
+            return f"x'{obj.hex()}'"
+        text: str = super().literal(obj)  # type: ignore[no-untyped-call]  # a compiled driver
+        return text
+
+
 async def _connect(**arguments: Any) -> Any:
+    connection = _Connection(**arguments)  # type: ignore[no-untyped-call]
     try:
-        return await asyncmy.connect(**arguments)
+        await connection.connect()
     except RuntimeError as error:
         # asyncmy raises this for a proxy that accepts the connection and closes it at once.
         raise OperationalError(f"connecting: {error}") from error
+    except MySQLError as error:
+        if error.args and error.args[0] in _SETTING_REFUSED:
+            raise UnsafeDatabase(
+                f"the database does not take a setting that sessions need ({error.args[-1]}):"
+                " use a supported server, without a proxy that answers in its place"
+            ) from error
+        raise
+    return connection
 
 
 async def refuse_unsafe(connection: AsyncConnection) -> None:
-    """Raise UnsafeDatabase, with the setting and the remedy, if a COMMIT would not be durable."""
+    """Raise UnsafeDatabase, with the setting and the remedy, if the server can't be relied on.
 
-    async def setting(name: str) -> str:
-        return str((await connection.exec_driver_sql(f"SELECT @@GLOBAL.{name}")).scalar_one())
+    That is one where a COMMIT would not be durable, or that has not set what a session asked for.
+    """
 
+    async def setting(name: str, scope: str = "GLOBAL") -> str:
+        return str((await connection.exec_driver_sql(f"SELECT @@{scope}.{name}")).scalar_one())
+
+    for name, wanted in SESSION_SETTINGS.items():
+        if (value := await setting(name, "SESSION")) != str(wanted):
+            raise UnsafeDatabase(
+                f"{name} is {value!r} in a session that set it to {wanted!r}:"
+                " let no proxy or init_connect change what a session sets"
+            )
     for name, durable in DURABLE_SETTINGS.items():
         value = await setting(name)
         if value not in durable:
