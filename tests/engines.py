@@ -260,7 +260,7 @@ def counts(log: str) -> tuple[int, int]:
 def with_row(page: str, row: str) -> str:
     """The page with this row in its table, instead of the one of the same release."""
     release = row.split("|")[1].strip()
-    rule = re.search(r"^\|-.*\n", page, re.MULTILINE)
+    rule = re.search(r"^\| Debian .*\n\|-.*\n", page, re.MULTILINE)
     assert rule, f"{PAGE} has no table"
     kept = re.sub(rf"^\| {release} \|.*\n", "", page[rule.end() :], flags=re.MULTILINE)
     return f"{page[: rule.end()]}{row}\n{kept}"

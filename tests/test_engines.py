@@ -15,6 +15,10 @@ from tests.private_servers import wait_until
 
 PAGE = """# Tested
 
+| | from |
+|---|---|
+| Python | 3.11 |
+
 | Debian | tests |
 |---|---|
 | sid | 1 passed |

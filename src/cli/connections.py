@@ -8,6 +8,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
+from ledger.runtime import versions
 from ledger.runtime.database import make_engine
 
 # A statement over a whole ledger takes its time; what the processes ask is answered in seconds.
@@ -28,6 +29,7 @@ async def engine(
 
     With `autocommit` each statement is a transaction of its own, so that nothing is held while the
     reader of the output takes a break. With `read_only` the database refuses every change.
+    Connecting raises Unsupported where the server is too old.
     """
     pool = make_engine(
         settings.db_url(role),
@@ -36,6 +38,15 @@ async def engine(
         pool_size=pool_size,
         autocommit=autocommit,
     )
+
+    @event.listens_for(pool.sync_engine, "connect")
+    def check_version(_: Any, __: object) -> None:
+        # SQLAlchemy has asked the server itself: what a proxy greets with says nothing.
+        dialect = pool.dialect
+        product = "MariaDB" if getattr(dialect, "is_mariadb", False) else "MySQL"
+        told = ".".join(map(str, dialect.server_version_info or ()))
+        versions.check(product, versions.version_of(told))
+
     if read_only:
 
         @event.listens_for(pool.sync_engine, "connect")

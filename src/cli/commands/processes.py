@@ -29,9 +29,10 @@ from cli.settings import BadSettings, MissingSecret, Settings
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
-from ledger.runtime import logs, tracing
+from ledger.runtime import logs, tracing, versions
+from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.metrics import WRITER, registry_of
-from ledger.runtime.reconnect import first_to_end
+from ledger.runtime.reconnect import first_to_end, keep_alive
 from ledger.writer import Writer
 from projections.announcements import Announcements
 from projections.projector import PROJECTOR, Projector, listen, measure_lag
@@ -86,6 +87,7 @@ async def process_of(
     """
     url, name = settings.amqp_url(role), f"{role}-{os.getpid()}"
     logs.configure(settings.log_format, settings.log_level, access=settings.access_log)
+    versions.check_python()
     if settings.otel_endpoint or any(os.environ.get(variable) for variable in OTEL_ENDPOINTS):
         tracing.start(role, settings.otel_endpoint)
     try:
@@ -141,9 +143,23 @@ async def _serve_api(settings: Settings) -> None:
         # Where keys are asked for, a page of the web can't do what it could do without one.
         allows_host = server.any_host if settings.auth != "off" else server.local_host
         try:
-            await server.run(App(context), settings.api_host, settings.api_port, allows_host)
+            await first_to_end(
+                server.run(App(context), settings.api_host, settings.api_port, allows_host),
+                _refuse_old_database(engine),
+            )
         except server.CannotListen as error:
             raise BadSettings(f"{error}; set LEDGER_API_PORT to a free one") from error
+
+
+async def _refuse_old_database(engine: AsyncEngine) -> None:
+    """Connect once the database is there, which raises Unsupported; then wait until cancelled."""
+
+    async def connect() -> None:
+        async with engine.connect():
+            pass
+
+    await keep_alive("version of the database", connect, DATABASE_ERRORS)
+    await asyncio.Event().wait()
 
 
 async def _run_writer(settings: Settings) -> None:

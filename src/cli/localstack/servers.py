@@ -38,6 +38,10 @@ INITIALIZE_TIMEOUT_S = 300.0
 # RabbitMQ hands its directory to a shell unescaped, Erlang ends at letters outside Latin-1, and
 # MariaDB cuts a path after 511 bytes.
 _plain_name = re.compile(r"[A-Za-z0-9/._+,@=~% -]{1,200}").fullmatch
+_rabbitmq_version = re.compile(r"rabbitmq(?:_server-|/)(\d+)\.(\d+)").search
+_rabbitmq_4 = re.compile(r"rabbitmq_4\.(\d+)\.0").findall
+_flag_of_3_13 = re.compile(r"\bmessage_containers\b").search
+RABBITMQ_4 = (4, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ def prepare_rabbitmq(
 ) -> tuple[Program, Program]:
     """Write the configuration below `home/rabbitmq`; returns the programs epmd and rabbitmq."""
     base = home / "rabbitmq"
+    _refuse_other_rabbitmq(base, binaries)
     for name in ("data", "log", "conf.d"):
         (base / name).mkdir(parents=True, exist_ok=True)
     _make_private(base)
@@ -168,6 +173,41 @@ def prepare_rabbitmq(
     return epmd, broker
 
 
+def _refuse_other_rabbitmq(base: Path, binaries: Binaries) -> None:
+    """Raise StackRefused where this broker can't read the data; untouched, it stays readable.
+
+    The data names the features that it uses: https://www.rabbitmq.com/docs/feature-flags. The flags
+    of RabbitMQ 4 are named for its releases, and it needs all of those of 3.13.
+    """
+    # Debian's and Homebrew's directories have the version in their names.
+    found = _rabbitmq_version(str(binaries.rabbitmq_server.resolve()))
+    version = (int(found[1]), int(found[2])) if found else RABBITMQ_4
+    for flags in base.glob("data/*-feature_flags") if found else ():
+        used = flags.read_text()
+        made = max((int(minor) for minor in _rabbitmq_4(used)), default=0)
+        if version >= RABBITMQ_4 and not _flag_of_3_13(used):
+            made_by, remedy = "before 3.13", "start it with the RabbitMQ that made it, or 3.13"
+        elif _rabbitmq_4(used) and version < (4, made):
+            made_by, remedy = f"4.{made}", "install that one again"
+        else:
+            continue
+        raise StackRefused(
+            f"RabbitMQ {version[0]}.{version[1]} can't read the data of RabbitMQ {made_by} in"
+            f" {base}: {remedy}; docs/how-to/upgrade-servers.md has the way to another one"
+        )
+
+
+def _refuse_other_database(base: Path, binaries: Binaries) -> None:
+    """Raise StackRefused where the data was made by the other database."""
+    for mark, maker in (("aria_log_control", "MariaDB"), ("mysql.ibd", "MySQL")):
+        server = "MariaDB" if binaries.database_install else "MySQL"
+        if maker != server and (base / "data" / mark).exists():
+            raise StackRefused(
+                f"{server} can't read the data of {maker} in {base}: install {maker} again, or"
+                " bring the ledger over as docs/how-to/upgrade-servers.md has it"
+            )
+
+
 def _make_private(base: Path) -> None:
     """Take the rights of group and others from what an earlier release, or umask, let them read."""
     if base.stat().st_mode & 0o077 == 0:
@@ -183,6 +223,7 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
     base = home / "database"
     # A server that starts removes what it takes for left behind in its tmpdir, so none is shared.
     (base / "tmp").mkdir(parents=True, exist_ok=True)
+    _refuse_other_database(base, binaries)
     if not (base / "data").exists():
         _initialize(base, binaries)
     # root could log in without a password by the server's socket, so the account is locked.

@@ -11,7 +11,7 @@ the connection of publishers.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from math import nan
 from typing import Any, Final
@@ -31,6 +31,7 @@ from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 from aiormq.exceptions import ChannelAccessRefused
 
 from ledger.messaging.topology import INBOX, PARKING
+from ledger.runtime import versions
 from ledger.runtime.metrics import INBOX_MESSAGES, PARKING_MESSAGES
 from ledger.runtime.reconnect import first_to_end, keep_alive
 
@@ -67,7 +68,7 @@ class Connection:
     async def channel(self, *, confirms: bool) -> AsyncIterator[AbstractChannel]:
         """A channel, closed for certain; with `confirms` a publish waits for the broker.
 
-        Raises one of BROKER_ERRORS when the broker is away.
+        Raises one of BROKER_ERRORS when the broker is away, and Unsupported where it's too old.
         """
         async with self._connecting:
             if self._current is None or not self._current.connected.is_set():
@@ -152,6 +153,7 @@ class Connection:
         connection = aio_pika.Connection(self._url)
         try:
             await connection.connect(timeout=CONNECT_TIMEOUT_S)
+            _check_version(connection)
         except BaseException:
             # Mostly this only notes the end. Else the garbage collector would start to close the
             # connection later, and perhaps where no event loop runs.
@@ -170,6 +172,17 @@ class Connection:
         except BROKER_ERRORS as error:
             log.debug("%s: closing a broken connection: %r", self.name, error)
             await connection.close()  # notes the end: the transport is gone, see `_open`
+
+
+def _check_version(connection: AbstractConnection) -> None:
+    """Raise Unsupported where the broker that greeted is too old (AMQP 0-9-1, 1.4.2.1)."""
+    transport = connection.transport
+    greeting: Mapping[str, Any] = getattr(
+        transport and transport.connection, "server_properties", {}
+    )
+    is_rabbitmq = greeting.get("product") == "RabbitMQ"
+    version = str(greeting.get("version", "")) if is_rabbitmq else ""
+    versions.check("RabbitMQ", versions.version_of(version))
 
 
 async def until_closed(channel: AbstractChannel) -> None:
