@@ -85,6 +85,11 @@ class Settings(BaseModel):
     amqp_ca_file: Path | None = Field(
         None, description="CA certificate of RabbitMQ; set: TLS, verified"
     )
+    amqp_management_url: str | None = Field(
+        None,
+        description="RabbitMQ's management API, `http://host:15672`: where policies are looked up"
+        " with the account `ledger_monitor`; the local stack needs none",
+    )
     amqp_vhost: str = Field("ledger", description="RabbitMQ's virtual host")
     db_host: str = Field("127.0.0.1", description="MySQL's or MariaDB's host")
     db_port: Port = Field(3306, description="its port; the local stack picks a free one")
@@ -147,14 +152,19 @@ class Settings(BaseModel):
         failpoints.parse(text)
         return text
 
+    def amqp_account(self, role: str) -> tuple[str, str]:
+        """Name and password of one role's account."""
+        return f"ledger_{role}", self._secret(f"amqp_{role}")
+
     def amqp_url(self, role: str) -> str:
         """The AMQP URL of one role's account, with every part escaped as RFC 3986 wants it."""
         if self.amqp_ca_file and not self.amqp_ca_file.is_file():
             raise BadSettings(f"LEDGER_AMQP_CA_FILE={self.amqp_ca_file}: there is no such file")
+        user, password = self.amqp_account(role)
         server = yarl.URL.build(
             scheme="amqps" if self.amqp_ca_file else "amqp",
-            user=f"ledger_{role}",
-            password=self._secret(f"amqp_{role}"),
+            user=user,
+            password=password,
             host=self.amqp_host,
             port=self.amqp_port,
         )

@@ -56,7 +56,9 @@ def test_there_is_no_guest_and_no_administrator(tmp_path: Path) -> None:
     secrets.create_secrets(tmp_path)
     users = json.loads(secrets.write_definitions(tmp_path, "ledger").read_text())["users"]
     assert {user["name"] for user in users} == {f"ledger_{role}" for role in AMQP_ROLES}
-    assert not any(user["tags"] for user in users)
+    assert {user["name"]: user["tags"] for user in users if user["tags"]} == {
+        "ledger_monitor": ["management"]
+    }
 
 
 @pytest.mark.parametrize("role", ["api", "writer", "projector", "monitor"])

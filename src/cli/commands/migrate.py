@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import typer
+from aio_pika.exceptions import ChannelPreconditionFailed
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
+from cli.policies import read_problems
 from cli.settings import Settings
 from ledger.eventlog.migrations import upgrade
 from ledger.messaging import topology
@@ -71,6 +73,9 @@ def migrate_command(
     console.out.print(
         "migrated: tables, accounts, grants and queues are as this version needs them"
     )
+    unknown, problems = console.run(read_problems(settings))
+    if unknown:
+        console.out.print(f"not checked: {unknown}")
     names = [view.name for view in outdated if rebuild and not view.is_newer]
     for view in outdated:
         if view.name not in names:
@@ -81,6 +86,8 @@ def migrate_command(
                 f"{done.view}: rebuilt for this version, at position {done.position}; the table"
                 f" before is kept as {done.view}_old"
             )
+    if problems:
+        console.fail("; ".join(problems))
 
 
 async def _rebuild(settings: Settings, names: Sequence[str]) -> Sequence[Rebuilt]:
@@ -116,12 +123,18 @@ async def migrate(settings: Settings) -> list[Outdated]:
                 # Tables that an earlier release made may miss some.
                 await create_indexes(connection, view)
         await _create_accounts(connection, settings)
-    async with Connection(settings.amqp_url("migrate"), "migrate").channel(
-        confirms=False
-    ) as channel:
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            await topology.declare(channel, settings.inbox_max_length)
+    broker = Connection(settings.amqp_url("migrate"), "migrate")
+    try:
+        await _declare(broker, settings, at_least_once=True)
+    except ChannelPreconditionFailed:
+        # An earlier release made the inbox, and no queue's arguments can change.
+        await _declare(broker, settings, at_least_once=False)
     return outdated
+
+
+async def _declare(broker: Connection, settings: Settings, *, at_least_once: bool) -> None:
+    async with broker.channel(confirms=False) as channel, asyncio.timeout(CALL_TIMEOUT_S):
+        await topology.declare(channel, settings.inbox_max_length, at_least_once=at_least_once)
 
 
 async def _create_accounts(connection: AsyncConnection, settings: Settings) -> None:

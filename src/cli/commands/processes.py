@@ -24,7 +24,7 @@ from api.auth.rate_limit import RateLimit
 from api.auth.tokens import BadKeyFile, Tokens, load_signing_keys
 from api.context import Context
 from api.reads.pending import Peers, PendingOrders
-from cli import connections, console
+from cli import connections, console, policies
 from cli.settings import BadSettings, MissingSecret, Settings
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
@@ -168,7 +168,7 @@ async def _run_writer(settings: Settings) -> None:
         process = Writer(
             engine, consuming, publishing, notifier, snapshot_every=settings.snapshot_every
         )
-        beside = [notifier.run()]
+        beside = [notifier.run(), policies.watch(partial(policies.read_problems, settings))]
         if port := settings.writer_metrics_port:
             depths = QueueDepths(consuming)
             registry = registry_of(WRITER)

@@ -7,6 +7,7 @@ from msgspec import Struct
 from rich.table import Table
 
 from cli import connections, console
+from cli.policies import read_problems
 from cli.settings import Settings
 from ledger.eventlog.reader import EventReader
 from ledger.messaging.consumer import PREFETCH
@@ -52,9 +53,12 @@ def status(
     as_json: console.AsJson = False,
 ) -> None:
     """Run `ledger status`."""
-    current = console.run(read_status(console.read_settings()))
+    settings = console.read_settings()
+    current, (unknown, problems) = console.run(_read(settings))
     if as_json:
         console.print_json(current)
+        if problems:
+            console.fail("; ".join(problems))
         return
     table = Table(show_header=False, box=None)
     table.add_row("head", f"position {current.position}, epoch {current.epoch}")
@@ -70,7 +74,16 @@ def status(
     table.add_row("inbox", f"{current.inbox_messages} messages wait, {held}")
     see = ", see `ledger parked list`" if current.parked_messages else ""
     table.add_row("parking", f"{current.parked_messages} messages{see}")
+    if unknown:
+        table.add_row("policies", f"not checked: {unknown}")
     console.out.print(table)
+    if problems:
+        console.fail("; ".join(problems))
+
+
+async def _read(settings: Settings) -> tuple[LedgerStatus, tuple[str | None, list[str]]]:
+    status, problems = await asyncio.gather(read_status(settings), read_problems(settings))
+    return status, problems
 
 
 async def read_status(settings: Settings) -> LedgerStatus:

@@ -49,6 +49,8 @@ PERMISSIONS = {
     # least: to bind the queue, which takes an exchange that the account may read, and it has none.
     "monitor": (NOTHING, r"^ledger\.(inbox|parking)$", NOTHING),
 }
+# Where the management plugin is on, this account may list the queues with their policies.
+TAGS = {"monitor": ("management",)}
 
 
 def create_secrets(directory: Path) -> None:
@@ -71,7 +73,9 @@ def write_definitions(directory: Path, vhost: str) -> Path:
     """
     definitions = {
         "users": [
-            user_definition(f"ledger_{role}", read_secret(directory, f"amqp_{role}"))
+            user_definition(
+                f"ledger_{role}", read_secret(directory, f"amqp_{role}"), *TAGS.get(role, ())
+            )
             for role in PERMISSIONS
         ],
         "vhosts": [{"name": vhost}],

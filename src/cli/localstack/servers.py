@@ -4,6 +4,7 @@ import getpass
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -158,6 +159,12 @@ def prepare_rabbitmq(
         # The start script then becomes the broker, so signals and exit status are the broker's own.
         "RUNNING_UNDER_SYSTEMD": "true",
     }
+    # What the operator, and `cli.policies`, speak to this broker with.
+    environment = [f"{name}={value}" for name, value in broker_environment.items()]
+    command = ["env", "-i", *environment, str(binaries.rabbitmq_server.with_name("rabbitmqctl"))]
+    write_atomically(
+        base / "rabbitmqctl", f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n'.encode(), 0o700
+    )
     epmd = Program(
         "epmd",
         (str(binaries.epmd),),

@@ -71,6 +71,11 @@ INBOX_MESSAGES: Final = Gauge(
 PARKING_MESSAGES: Final = Gauge(
     "ledger_parking_messages", "Messages in the parking queue", registry=None
 )
+POLICY_PROBLEMS: Final = Gauge(
+    "ledger_policy_problems",
+    "Policies of the broker that may drop, move or refuse messages of the queues",
+    registry=None,
+)
 WRITER: Final = (
     CONNECTED,
     DECIDED,
@@ -83,6 +88,7 @@ WRITER: Final = (
     EPOCH,
     INBOX_MESSAGES,
     PARKING_MESSAGES,
+    POLICY_PROBLEMS,
 )
 
 
