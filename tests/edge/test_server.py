@@ -180,6 +180,24 @@ def test_any_other_target_is_refused(shared: Served, target: bytes) -> None:
     assert (answer.status, answer.problem) == (400, "bad-request")
 
 
+def test_a_head_request_is_refused_without_a_body(shared: Served) -> None:
+    client = shared.connect().send(b"HEAD /a%ff HTTP/1.1\r\n" + HOST + b"\r\n")
+    head, _, body = client.read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-length" in head.lower()
+    assert body == b""
+
+
+@pytest.mark.parametrize("line", [b"\0\0\r\n", b"GE\tT / HTTP/1.1\r\n", b"get / HTTP/1.1\r\n"])
+def test_what_is_no_request_is_answered_with_a_body_behind_a_head_request(
+    shared: Served, line: bytes
+) -> None:
+    client = shared.connect().send(b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n" + line)
+    _, _, answer = client.read().partition(b"\r\n\r\n")
+    assert b"application/problem+json" in answer
+    assert answer.endswith(b"}")
+
+
 def test_options_of_the_server_are_asked_for_by_an_asterisk(shared: Served) -> None:
     client = shared.connect().send(b"OPTIONS * HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n")
     assert client.answers()[0].status == 200

@@ -567,7 +567,9 @@ class ClientConnection(asyncio.Protocol):
         self.idle = False
         self.deadline = FOREVER
         if isinstance(item, Refused):
-            self.transport.write(item.answer())
+            # Nothing is parsed behind it: the method is that of its request, if it has a target.
+            is_head = self._url != b"" and self._parser.get_method() == b"HEAD"
+            self.transport.write(item.answer(is_bodiless=is_head))
             self._close()
             return
         self._current = item

@@ -33,12 +33,13 @@ class Refused(Exception):
         self.kind = kind
         self.detail = detail
 
-    def answer(self) -> bytes:
-        """The answer, whole."""
+    def answer(self, *, is_bodiless: bool = False) -> bytes:
+        """The answer, whole; `is_bodiless`: without its body, as HEAD is answered."""
         PROBLEMS.labels(self.kind).inc()
         headers = {**CLOSE, "X-Request-Id": new_request_id().decode()}
         response = problem_response(Problem(self.kind, self.detail, headers=headers), "")
-        return head_of(response.status_code, response.raw_headers) + bytes(response.body)
+        head = head_of(response.status_code, response.raw_headers)
+        return head if is_bodiless else head + bytes(response.body)
 
 
 class Done(Awaitable[None]):
@@ -186,8 +187,5 @@ class Exchange:
     def refuse(self, refusal: Refused) -> None:
         """Answer with the refusal, and hang up."""
         self.started = self.answered = True
-        answer = refusal.answer()
-        if self._is_bodiless:
-            answer = answer.partition(HEAD_END)[0] + HEAD_END
-        self._connection.transport.write(answer)
+        self._connection.transport.write(refusal.answer(is_bodiless=self._is_bodiless))
         self._connection.answered(self, keep_alive=False)
