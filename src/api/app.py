@@ -132,6 +132,7 @@ class App(Router):
             *(context.peers.works() if context.peers else ()),
             *((context.guard.run(),) if context.guard else ()),
             *((context.depths.run(),) if context.depths else ()),
+            *((context.watch.run(),) if context.watch else ()),
         )
 
     def stop_waiting(self) -> None:

@@ -20,6 +20,7 @@ from api.reads.slow_reads import (
     TrialBalanceReads,
 )
 from api.submission import Submissions
+from ledger.eventlog.identity import HeadWatch
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import QueueDepths
 from ledger.runtime.cache import SingleFlight
@@ -43,6 +44,7 @@ class Context:
     guard: Guard | None = None
     cors_origins: tuple[str, ...] = ()
     depths: QueueDepths | None = None
+    watch: HeadWatch | None = None
 
     def __post_init__(self) -> None:
         self.views = Views(self.engine)
@@ -74,6 +76,8 @@ class Context:
             self.announcements.subscribe(part.announced)
         for part in (self.product_cache, self.pending):
             self.announcements.on_reset(part.reset)
+        if self.watch:
+            self.watch.on_lost(self.announcements.forget)
 
     def client(self, request: Request) -> Client:
         """Whose share a request is of."""

@@ -334,7 +334,9 @@ class Liveness(Struct, frozen=True):
 class Readiness(Struct, frozen=True):
     """What the process needs, part by part; `status` is ready when all of it is there.
 
-    Unless `keys_required`, it takes requests from whoever reaches it.
+    Unless `keys_required`, it takes requests from whoever reaches it. `ledger` is false while
+    another ledger works on the same virtual host, or this one lost its end; `problem` says which,
+    and what to do.
     """
 
     status: str
@@ -344,6 +346,8 @@ class Readiness(Struct, frozen=True):
     position: int | None
     pending_orders: int
     keys_required: bool = False
+    ledger: bool = True
+    problem: str | None = None
 
 
 class ProblemExplanation(Struct, frozen=True):

@@ -100,6 +100,12 @@ class Settings(BaseModel):
     snapshot_every: int = Field(
         50_000, ge=1, description="events between two snapshots of the writer"
     )
+    lost_after: int | None = Field(
+        None,
+        ge=0,
+        description="after a restore: where the restored ledger ended; the writer then decides"
+        " orders that were accepted with later positions in sight, which it refuses otherwise",
+    )
     inbox_max_length: int = Field(
         100_000, ge=1, description="messages (groups of submitted events) the inbox holds at most"
     )

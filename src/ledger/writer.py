@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from ledger.eventlog import snapshots
 from ledger.eventlog.decisions import compose, drop_duplicates, recall_orders
 from ledger.eventlog.encryption import NEEDS_KEY, CustomerKeys, new_key
+from ledger.eventlog.identity import ForeignLedger, HeadCheck, SeenHead, encode_head, read_head
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import LedgerDamaged, Record, Submitted
 from ledger.eventlog.snapshots import LedgerState, catch_up, load
@@ -35,6 +36,7 @@ from ledger.runtime.metrics import (
     DECIDED,
     DUPLICATES,
     EPOCH,
+    FOREIGN_LEDGER,
     HEAD_POSITION,
     PARKED,
 )
@@ -165,6 +167,7 @@ class Writer:
         notifier: Notifier,
         *,
         snapshot_every: int,
+        lost_after: int | None = None,
         now_us: Callable[[], int] = now_us,
     ) -> None:
         self._engine = engine
@@ -172,6 +175,7 @@ class Writer:
         self._publishing = publishing
         self._notifier = notifier
         self._snapshot_every = snapshot_every
+        self._lost_after = lost_after
         self._now_us = now_us
         self._stopping = asyncio.Event()
         self._snapshot_task: asyncio.Task[None] | None = None
@@ -182,7 +186,11 @@ class Writer:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Write until stopped; raises what no new start can heal, such as UnsafeDatabase."""
+        """Write until stopped; raises what no new start can heal.
+
+        That is UnsafeDatabase, LedgerDamaged, and ForeignLedger where the inbox has orders that
+        were accepted by an API of another ledger, or of one that has more than this one.
+        """
         errors = (*BROKER_ERRORS, *DATABASE_ERRORS, Fenced)
         try:
             await keep_alive("writer", self._session, errors)
@@ -195,17 +203,19 @@ class Writer:
         async with self._engine.connect() as connection:
             await refuse_unsafe(connection)
             state = await load(connection, self._snapshot_when_due)
+            ledger_id = (await read_head(connection)).ledger_id
+            await connection.rollback()
             HEAD_POSITION.set(state.head.position)
             async with open_inbox(self._consuming) as inbox:
                 CONNECTED.set(1)
                 try:
-                    await self._append_batches(connection, state, inbox)
+                    await self._append_batches(connection, state, inbox, ledger_id)
                 finally:
                     CONNECTED.set(0)
                     EPOCH.set(0)
 
     async def _append_batches(
-        self, connection: AsyncConnection, state: LedgerState, inbox: Inbox
+        self, connection: AsyncConnection, state: LedgerState, inbox: Inbox, ledger_id: UUID
     ) -> None:
         """Append batch after batch, until stopped.
 
@@ -214,13 +224,28 @@ class Writer:
         over at once.
         """
         leading = False
+        check = HeadCheck(ledger_id, self._lost_after)
+
+        def notify() -> None:
+            head = state.head
+            self._notifier.notify(encode_head(SeenHead(ledger_id, head.position, head.hash)))
+
         while not self._stopping.is_set():
             batch = await inbox.batch(BATCH_EVENTS, IDLE_CHECK_S)
             if batch is None:
                 await inbox.ensure_consumed()
                 await catch_up(connection, state)
                 HEAD_POSITION.set(state.head.position)
+                if leading:
+                    # Who reads the inbox says so: others notice if it is not of their ledger.
+                    notify()
                 continue
+            try:
+                await check.refuse_foreign(connection, batch.seen)
+            except ForeignLedger as error:
+                FOREIGN_LEDGER.set(1)
+                log.critical("writer: %s", error)
+                raise
             if not batch.events and not batch.rejected:
                 # An API asked whether there is an inbox.
                 await inbox.ack(batch)
@@ -238,7 +263,7 @@ class Writer:
             await inbox.ack(batch)
             await failpoint("writer.after-ack")
             if new_events:
-                self._notifier.notify(str(state.head.position).encode())
+                notify()
                 self.progress.commits += 1
             self.progress.messages += batch.messages
             self.progress.duplicates += len(batch.events) - new_events

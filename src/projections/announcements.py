@@ -12,6 +12,7 @@ from msgspec.json import Decoder, Encoder
 from ledger.core.events import TYPE_OF, OrderCancelRefused, OrderFailed, SubmissionRefused
 from ledger.eventlog.codec import payload_of, uuid_of
 from ledger.eventlog.decisions import Decision
+from ledger.eventlog.identity import HeadWatch, SeenHead
 from ledger.messaging.rabbitmq import Connection, subscribe, until_closed
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE
 
@@ -39,12 +40,24 @@ class Announcement(Struct, frozen=True):
 
     `products` are the keys of the rows that changed in announced views. An idle projector repeats
     where it is (`after` equal to `position`), so that a listener notices what it missed.
+    `ledger_id` and the `hash` at `position` tell of which ledger it speaks, where they are known;
+    `foreign` says that the projector knows of another one on this virtual host.
     """
 
     after: int
     position: int
     outcomes: list[Outcome] = []
     products: list[UUID] = []
+    ledger_id: UUID | None = None
+    hash: bytes = b""
+    foreign: str | None = None
+
+    @property
+    def seen(self) -> SeenHead | None:
+        """The head that it names, if it names one."""
+        if self.ledger_id is None or not self.hash:
+            return None
+        return SeenHead(self.ledger_id, self.position, self.hash)
 
 
 _WITH_REASON: Final = tuple(
@@ -70,9 +83,14 @@ class Announcements:
     """Listens to the projector, on an exclusive queue of its own.
 
     An announcement may get lost, here or on the way: then the callbacks of `on_reset` are called.
+    `watch` hears of every head that is announced. What another ledger's projector says, as its id
+    tells, goes to nobody else.
     """
 
-    def __init__(self, connection: Connection, instance: str) -> None:
+    def __init__(
+        self, connection: Connection, instance: str, watch: HeadWatch | None = None
+    ) -> None:
+        self._watch = watch
         self._connection = connection
         self._instance = instance
         self._subscribers: list[Callable[[Announcement], None]] = []
@@ -101,6 +119,11 @@ class Announcements:
         finally:
             self._reset(connected=False)
 
+    def forget(self) -> None:
+        """Forget what was announced: the ledger has gone back."""
+        self.position = 0
+        self._reset(connected=self.connected)
+
     def _reset(self, *, connected: bool) -> None:
         self.connected = connected
         for callback in self._resets:
@@ -112,6 +135,12 @@ class Announcements:
         except DecodeError:
             log.exception("announcements: can't read one; is another version running?")
             return
+        if self._watch:
+            self._watch.hear(announcement.seen)
+            self._watch.hear_of_foreign(announcement.foreign)
+            known = self._watch.head
+            if announcement.ledger_id and known and announcement.ledger_id != known.ledger_id:
+                return
         if announcement.after > self.position:
             self._reset(connected=True)
         self.position = max(self.position, announcement.position)

@@ -9,21 +9,22 @@ from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from msgspec import Struct
+from msgspec import Struct, structs
 from prometheus_client import Gauge, Histogram
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ledger.core.events import Recorded
 from ledger.eventlog.codec import origin_of
+from ledger.eventlog.identity import HeadWatch, decode_head
 from ledger.eventlog.reader import EventReader
-from ledger.eventlog.records import LedgerDamaged, Record
+from ledger.eventlog.records import Head, LedgerDamaged, Record
 from ledger.messaging.rabbitmq import Connection, Notifier, subscribe, until_closed
 from ledger.messaging.topology import RECORDED_EXCHANGE
 from ledger.runtime import tracing
 from ledger.runtime.cache import Prefetch
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.failpoints import failpoint
-from ledger.runtime.metrics import LATENCY_S, SIZES
+from ledger.runtime.metrics import FOREIGN_LEDGER, LATENCY_S, SIZES
 from ledger.runtime.reconnect import keep_alive
 from ledger.runtime.timestamps import SECOND_US, now_us
 from projections.announcements import Announcement, Outcome, encode_announcement, outcome_of
@@ -64,7 +65,15 @@ LAG_S: Final = Gauge(
 LAG_KNOWN: Final = Gauge(
     "ledger_view_lag_known", "Whether the database told the positions just now", registry=None
 )
-PROJECTOR: Final = (BATCH_EVENTS, BATCH_S, POSITION, LAG_POSITIONS, LAG_S, LAG_KNOWN)
+PROJECTOR: Final = (
+    BATCH_EVENTS,
+    BATCH_S,
+    POSITION,
+    LAG_POSITIONS,
+    LAG_S,
+    LAG_KNOWN,
+    FOREIGN_LEDGER,
+)
 
 
 class ProjectedBatch(Struct, frozen=True):
@@ -144,6 +153,7 @@ class Projector:
         self._engine = engine
         self._projections = projections
         self._announcer = announcer
+        self.watch = HeadWatch(engine)
         self._woken = asyncio.Event()
         self._stopping = False
 
@@ -173,9 +183,15 @@ class Projector:
                         async with asyncio.timeout(POLL_S):
                             await self._woken.wait()
                 if moved or not self._woken.is_set():
-                    self._announcer.notify(encode_announcement(announcement))
+                    self._announcer.notify(encode_announcement(self._signed(announcement)))
                 if 0 < moved < LARGE_BATCH:
                     await asyncio.sleep(began + LINGER_S - time.monotonic())
+
+    def _signed(self, announcement: Announcement) -> Announcement:
+        """The announcement with what is known of the ledger, and of others beside it."""
+        head = self.watch.head
+        ledger_id = head.ledger_id if head else None
+        return structs.replace(announcement, ledger_id=ledger_id, foreign=self.watch.foreign)
 
 
 async def project_next_batch(
@@ -200,9 +216,9 @@ async def project_next_batch(
     if batch is None or len(batch.records) > limit:
         batch = await read_batch(reader, after, min(limit, PAGE))
     if not batch.records:
-        await _refuse_lost_end(reader, after, furthest)
+        head = await _refuse_lost_end(reader, after, furthest)
         await connection.rollback()
-        return Announcement(after, after)
+        return Announcement(after, after, hash=head.hash if head.position == after else b"")
     behind = [view for view in projections if checkpoints[view.name] == after]
     last = batch.records[-1].position
     if ahead and len(batch.records) > PAGE // READ_AHEAD_DIVISOR:
@@ -229,11 +245,11 @@ async def project_next_batch(
                 attributes = {"ledger.position": record.position}
                 tracing.record_span("project", traceparent, attributes, began_ns)
     keys = [key for view in behind for key in view.announced_keys(batch.events)]
-    return Announcement(after, last, batch.outcomes, keys)
+    return Announcement(after, last, batch.outcomes, keys, hash=batch.records[-1].hash)
 
 
-async def _refuse_lost_end(reader: EventReader, end: int, furthest: int) -> None:
-    """Raises LedgerDamaged unless the ledger, found to end at `end`, ends where its head says."""
+async def _refuse_lost_end(reader: EventReader, end: int, furthest: int) -> Head:
+    """The head; raises LedgerDamaged unless the ledger, found to end at `end`, ends there."""
     head = await reader.head()
     if head.position < furthest:
         raise LedgerDamaged(
@@ -242,17 +258,22 @@ async def _refuse_lost_end(reader: EventReader, end: int, furthest: int) -> None
     # What was committed since is there by now; what is not there is lost.
     if head.position > end and not (await reader.page(end, 2)).records:
         raise LedgerDamaged(end + 1, f"the head names position {head.position}, and this is gone")
+    return head
 
 
 async def listen(connection: Connection, projector: Projector) -> None:
-    """Wake the projector at each notification of the writer, for as long as the process runs."""
+    """Wake the projector at each notification of the writer, for as long as the process runs.
 
-    async def on_message(_: AbstractIncomingMessage) -> None:
+    The heads in them are compared with the ledger, as far as the projector's watch runs.
+    """
+
+    async def on_message(message: AbstractIncomingMessage) -> None:
+        projector.watch.hear(decode_head(message.body))
         projector.wake()
 
     async def wake(channel: AbstractChannel) -> None:
         name = f"ledger.projector.{os.getpid()}"
-        await subscribe(channel, name, RECORDED_EXCHANGE, on_message, max_waiting=1)
+        await subscribe(channel, name, RECORDED_EXCHANGE, on_message, max_waiting=100)
         await until_closed(channel)
 
     await connection.keep_channel("notifications of the writer", wake)

@@ -3,12 +3,15 @@
 import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import urljoin
+from uuid import uuid4
 
 import httpx
+from aio_pika import Message
 
 from ledger.messaging.publisher import ASK_AGAIN_S, OVERDUE_S
 from ledger.messaging.rabbitmq import Connection
-from ledger.messaging.topology import INBOX, SUBMITTED_EXCHANGE, declare
+from ledger.messaging.topology import ANNOUNCED_EXCHANGE, INBOX, SUBMITTED_EXCHANGE, declare
+from projections.announcements import Announcement, encode_announcement
 from tests.harness import Stack, eventually
 
 from .client import problem, register
@@ -84,3 +87,31 @@ async def test_a_process_without_an_inbox_is_not_ready_and_needs_no_refusal_to_k
         await declare(channel, stack.settings.inbox_max_length)
         await eventually(inbox, "the API is ready again")
     await register(stack.http)
+
+
+async def test_a_process_that_hears_another_ledger_is_not_ready_and_takes_nothing(
+    make_stack: Callable[..., Awaitable[Stack]],
+) -> None:
+    stack = await make_stack()
+    foreign = Announcement(90, 90, ledger_id=uuid4(), hash=bytes(32))
+    async with Connection(stack.settings.amqp_url("projector"), "t").channel(
+        confirms=True
+    ) as channel:
+        exchange = await channel.get_exchange(ANNOUNCED_EXCHANGE)
+        await exchange.publish(Message(encode_announcement(foreign)), routing_key="")
+
+    async def not_ready() -> str | None:
+        response = await stack.http.get(f"{stack.url}/health/ready")
+        body = response.json()
+        assert (response.status_code == 200) is body["ledger"] is (body["problem"] is None)
+        said: str | None = body["problem"]
+        return said
+
+    said = await eventually(not_ready, "the API is not ready")
+    assert said
+    assert str(foreign.ledger_id) in said
+    refusal = problem(
+        await stack.http.post("/customers", json={"username": "ann"}), 503, "inbox-unavailable"
+    )
+    assert refusal["accepted"] == "no"
+    assert str(foreign.ledger_id) in refusal["detail"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from cli.settings import Settings
 from ledger.eventlog.codec import encode_group, encode_submitted
+from ledger.eventlog.identity import HeadWatch, SeenHead, read_head
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import Head, Record, Submitted
 from ledger.eventlog.store import Store
@@ -212,7 +213,7 @@ class Ledger:
         *,
         snapshot_every: int = 50_000,
         read_timeout_s: float = 15,
-        **options: Callable[[], int],
+        **options: Any,
     ) -> tuple[Writer, Notifier]:
         """A writer and its notifier; other settings may lead it through a proxy."""
         chosen = settings or self.settings
@@ -236,10 +237,12 @@ class Ledger:
             yield writer
 
     @asynccontextmanager
-    async def publishing(self, settings: Settings | None = None) -> AsyncIterator[Publisher]:
+    async def publishing(
+        self, settings: Settings | None = None, watch: HeadWatch | None = None
+    ) -> AsyncIterator[Publisher]:
         """A connected publisher."""
         connection = Connection((settings or self.settings).amqp_url("api"), "tests")
-        publisher = Publisher(connection, "/tests", "tests")
+        publisher = Publisher(connection, "/tests", "tests", watch=watch)
         async with beside(publisher.run()):
             await until_connected(publisher)
             yield publisher
@@ -263,6 +266,12 @@ class Ledger:
         async with self.writing() as writer:
             await until_acked(writer, waiting + len(groups))
         return await self.records()
+
+
+async def seen_by(ledger: Ledger) -> SeenHead:
+    """The head as an API of this ledger sees it now."""
+    async with ledger.connection("api") as connection:
+        return await read_head(connection)
 
 
 async def until_acked(writer: Writer, messages: int) -> None:

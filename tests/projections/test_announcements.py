@@ -16,7 +16,7 @@ from projections.announcements import Announcement, Announcements, Outcome, enco
 from projections.projector import project_next_batch
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
-from tests.ledger.pipeline import Ledger, beside
+from tests.ledger.pipeline import Ledger, beside, seen_by
 from tests.proxy import open_proxy
 from tests.submissions import PEN, cancel, customer, event_of, opening, order, orders, price
 
@@ -119,10 +119,12 @@ async def test_the_products_that_changed_are_named(ledger: Ledger, listener: Lis
 
 async def test_an_idle_projector_says_where_it_is(ledger: Ledger, listener: Listener) -> None:
     await ledger.write(opening())
-    async with ledger.projecting():
+    async with ledger.projecting() as projector:
+        await projector.watch.check()
         await listener.until_heard(3)
     *_, last = listener.heard
-    assert last == Announcement(2, 2)
+    assert (last.after, last.position, last.outcomes) == (2, 2, [])
+    assert last.seen == await seen_by(ledger)
     assert listener.announcements.position == 2
 
 

@@ -16,6 +16,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
 from ledger.core.events import OrderCancelRequested, OrderPlaced
 from ledger.eventlog.codec import decode_group
+from ledger.eventlog.identity import HeadWatch, head_of
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxFull, InboxUnavailable, Publisher
 from ledger.messaging.rabbitmq import Connection, subscribe, until_closed
@@ -118,11 +119,19 @@ class Peers:
     """
 
     def __init__(
-        self, consuming: Connection, publishing: Connection, instance: str, pending: PendingOrders
+        self,
+        consuming: Connection,
+        publishing: Connection,
+        instance: str,
+        pending: PendingOrders,
+        watch: HeadWatch | None = None,
     ) -> None:
         self._consuming = consuming
         self._instance = instance
-        self._publisher = Publisher(publishing, "/api", f"{instance}-peers", ACCEPTED_EXCHANGE)
+        self._publisher = Publisher(
+            publishing, "/api", f"{instance}-peers", ACCEPTED_EXCHANGE, watch
+        )
+        self._watch = watch
         self._marks: dict[UUID, asyncio.Future[None]] = {}
         self._pending = pending
 
@@ -162,6 +171,11 @@ class Peers:
         await until_closed(channel)
 
     async def _receive(self, message: AbstractIncomingMessage) -> None:
+        own = self._watch.head if self._watch else None
+        if self._watch and own and (head := head_of(message.headers)):
+            self._watch.hear(head)
+            if head.ledger_id != own.ledger_id:
+                return
         events, _ = decode_group(message.body)
         for event in events:
             if (mark := self._marks.get(event.event_id)) and not mark.done():

@@ -15,7 +15,13 @@ from api.http.parameters import Call
 from api.http.responses import RETRY_AFTER_S, position_header, reply
 from api.operation import Operation
 from api.reads.consistent_reads import CACHE_READS
-from ledger.runtime.metrics import CONNECTED, INBOX_MESSAGES, PARKING_MESSAGES, registry_of
+from ledger.runtime.metrics import (
+    CONNECTED,
+    FOREIGN_LEDGER,
+    INBOX_MESSAGES,
+    PARKING_MESSAGES,
+    registry_of,
+)
 from projections.queries import ViewsUnavailable
 
 PENDING_ORDERS: Final = Gauge(
@@ -42,6 +48,7 @@ BESIDES: Final = (
     ANNOUNCED_POSITION,
     ANNOUNCEMENTS_CONNECTED,
     FEED_STREAMS,
+    FOREIGN_LEDGER,
     INBOX_MESSAGES,
     PARKING_MESSAGES,
 )
@@ -72,7 +79,8 @@ async def ready(context: Context, call: Call[None]) -> Response:
         position = await context.views.position()
     except ViewsUnavailable:
         position = None
-    all_there = inbox and announcements and position is not None
+    problem = context.watch.problem if context.watch else None
+    all_there = inbox and announcements and position is not None and problem is None
     content = schemas.Readiness(
         "ready" if all_there else "not ready",
         inbox,
@@ -81,6 +89,8 @@ async def ready(context: Context, call: Call[None]) -> Response:
         position,
         len(context.pending),
         keys_required=context.guard is not None,
+        ledger=problem is None,
+        problem=problem,
     )
     headers = {} if position is None else position_header(position)
     if all_there:

@@ -28,6 +28,7 @@ LEDGER_GRANTS: Final = {
     "writer": {
         "events": "SELECT, INSERT",
         "ledger_head": "SELECT, UPDATE",
+        "ledger_identity": "SELECT",
         "snapshots": "SELECT, INSERT, DELETE",
         "customer_keys": "SELECT, INSERT, UPDATE (sealing_key, erased_at_us)",
     },

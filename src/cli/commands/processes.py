@@ -26,6 +26,7 @@ from api.context import Context
 from api.reads.pending import Peers, PendingOrders
 from cli import connections, console, policies
 from cli.settings import BadSettings, MissingSecret, Settings
+from ledger.eventlog.identity import HeadWatch
 from ledger.messaging.publisher import Publisher
 from ledger.messaging.rabbitmq import Connection, Notifier, QueueDepths
 from ledger.messaging.topology import ANNOUNCED_EXCHANGE, RECORDED_EXCHANGE
@@ -46,8 +47,8 @@ Work = Coroutine[Any, Any, None]
 STOP_TIMEOUT_S: Final = 8.0
 READ_TIMEOUT_S: Final = 15.0
 API_CONNECTIONS: Final = 8
-# One connection writes the views, one reads ahead, one is for the metrics.
-PROJECTOR_CONNECTIONS: Final = 3
+# One connection writes the views, one reads ahead, one is for the metrics, one watches heads.
+PROJECTOR_CONNECTIONS: Final = 4
 
 OTEL_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 AUTH_WARNINGS: Final = {
@@ -130,15 +131,17 @@ async def _serve_api(settings: Settings) -> None:
                 "ledger_inbox_messages and ledger_parking_messages are not known: %s", error
             )
             monitor = None
+        watch = HeadWatch(engine)
         context = Context(
-            Publisher(publishing, "/api", name),
-            Announcements(consuming, name),
+            Publisher(publishing, "/api", name, watch=watch),
+            Announcements(consuming, name, watch),
             engine,
             pending,
-            Peers(consuming, publishing, name, pending) if settings.api_shared else None,
+            Peers(consuming, publishing, name, pending, watch) if settings.api_shared else None,
             cors_origins=tuple((settings.cors_origins or "").split()),
             guard=make_guard(settings, keys_engine),
             depths=QueueDepths(Connection(monitor, f"{name}-depths")) if monitor else None,
+            watch=watch,
         )
         # Where keys are asked for, a page of the web can't do what it could do without one.
         allows_host = server.any_host if settings.auth != "off" else server.local_host
@@ -165,8 +168,19 @@ async def _refuse_old_database(engine: AsyncEngine) -> None:
 async def _run_writer(settings: Settings) -> None:
     async with process_of(settings, "writer") as (engine, consuming, publishing):
         notifier = Notifier(publishing, RECORDED_EXCHANGE)
+        if settings.lost_after is not None:
+            log.warning(
+                "LEDGER_LOST_AFTER=%d: orders of who had seen later positions are decided all the"
+                " same; take the setting away once the inbox is empty and every API was restarted",
+                settings.lost_after,
+            )
         process = Writer(
-            engine, consuming, publishing, notifier, snapshot_every=settings.snapshot_every
+            engine,
+            consuming,
+            publishing,
+            notifier,
+            snapshot_every=settings.snapshot_every,
+            lost_after=settings.lost_after,
         )
         beside = [notifier.run(), policies.watch(partial(policies.read_problems, settings))]
         if port := settings.writer_metrics_port:
@@ -185,7 +199,7 @@ async def _run_projector(settings: Settings) -> None:
     ):
         announcer = Notifier(publishing, ANNOUNCED_EXCHANGE)
         process = Projector(engine, PROJECTIONS, announcer)
-        beside = [listen(consuming, process), announcer.run()]
+        beside = [listen(consuming, process), announcer.run(), process.watch.run()]
         if port := settings.projector_metrics_port:
             registry, measure = registry_of(PROJECTOR), partial(measure_lag, engine)
             beside.append(serve_metrics(settings.metrics_host, port, registry, measure))

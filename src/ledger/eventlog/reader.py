@@ -222,6 +222,21 @@ class EventReader:
         async with aclosing(pages):
             return await anext(pages, EventPage(()))
 
+    async def last_hash(self) -> tuple[int, bytes]:
+        """Return position and hash of the last record; those before the first without one."""
+        rows = await self._rows("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1")
+        return rows[0] if rows else (0, GENESIS_HASH)
+
+    async def hashes_at(self, positions: Collection[int]) -> dict[int, bytes]:
+        """The hashes at those of some positions that there are; at 0 stands the chain's begin."""
+        if not positions:
+            return {}
+        rows = await self._rows(
+            f"SELECT position, hash FROM events WHERE position IN ({placeholders(positions)})",
+            *positions,
+        )
+        return {0: GENESIS_HASH, **dict(rows)}
+
     async def record_at(self, position: int) -> Record | None:
         """The record at a position, if there is one."""
         return (await self.records_at([position])).get(position)

@@ -9,6 +9,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from msgspec import Struct
 
 from ledger.eventlog.codec import Rejected, decode_group
+from ledger.eventlog.identity import SeenHead, head_of
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import INBOX
@@ -25,13 +26,15 @@ class InboxLost(ConnectionError):
 class InboxBatch(Struct, frozen=True):
     """Deliveries decoded: their events in order, what could not be decoded, and the last one.
 
-    `messages` is their number. Acking `last` acks all of them.
+    `messages` is their number. Acking `last` acks all of them. `seen` are the heads that those who
+    accepted them had seen.
     """
 
     events: list[Submitted]
     rejected: list[Rejected]
     last: AbstractIncomingMessage
     messages: int
+    seen: set[SeenHead]
 
 
 class Inbox:
@@ -57,9 +60,12 @@ class Inbox:
             return None
         events: list[Submitted] = []
         rejected: list[Rejected] = []
+        seen: set[SeenHead] = set()
         messages = 0
         while True:
             messages += 1
+            if head := head_of(message.headers):
+                seen.add(head)
             message_events, message_rejected = decode_group(message.body)
             MESSAGE_EVENTS.observe(len(message_events) + len(message_rejected))
             events += message_events
@@ -67,7 +73,7 @@ class Inbox:
             if len(events) >= max_events or self.deliveries.empty():
                 break
             message = self.deliveries.get_nowait()
-        return InboxBatch(events, rejected, message, messages)
+        return InboxBatch(events, rejected, message, messages, seen)
 
     async def ack(self, batch: InboxBatch) -> None:
         """Ack the batch and all before it; only after its COMMIT may this be called."""

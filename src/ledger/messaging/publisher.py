@@ -26,6 +26,7 @@ from pamqp.commands import Basic
 from prometheus_client import Counter
 
 from ledger.eventlog.codec import BATCH_CONTENT_TYPE, encode_group, encode_submitted
+from ledger.eventlog.identity import HeadWatch, SeenHead
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import BROKER_ERRORS, CALL_TIMEOUT_S, Connection, until_closed
 from ledger.messaging.topology import SUBMITTED_EXCHANGE
@@ -137,7 +138,9 @@ class Publisher:
     """Appends submitted events to the inbox, or publishes them to another `exchange`.
 
     `run` keeps its channel open. `source` is the CloudEvents source of the events; without it each
-    event keeps the source that it was recorded with.
+    event keeps the source that it was recorded with. Messages name the head that `watch` has seen,
+    which only a writer that has it decides; while it knows of a foreign ledger, or that this one
+    went back, no event is submitted.
     """
 
     def __init__(
@@ -146,6 +149,7 @@ class Publisher:
         source: str | None,
         instance: str,
         exchange: str = SUBMITTED_EXCHANGE,
+        watch: HeadWatch | None = None,
     ) -> None:
         self._connection = connection
         self._source = source
@@ -165,6 +169,7 @@ class Publisher:
         self.blocked = False  # the broker, short of memory or disk, reads nothing
         self._confirmed_s = self._asked_s = -inf
         self._asking: SingleFlight[str, None] = SingleFlight()
+        self._watch = watch
         self._stop_s = inf
         self._refused: dict[str, Counter] = {}
         self._sendable = asyncio.Event()
@@ -205,6 +210,16 @@ class Publisher:
         except BROKER_ERRORS as error:
             log.debug("whether there is an inbox is not known: %r", error)
         self._asked_s = time.monotonic()
+
+    @property
+    def _seen(self) -> SeenHead | None:
+        return self._watch.head if self._watch else None
+
+    @property
+    def _held(self) -> str | None:
+        # Other API processes may be asked all the same.
+        is_inbox = self._exchange_name == SUBMITTED_EXCHANGE
+        return self._watch.problem if self._watch and is_inbox else None
 
     @property
     def waiting(self) -> int:
@@ -248,7 +263,7 @@ class Publisher:
         """
         began_ns = time.time_ns()
         count = len(events)
-        if not self.connected:
+        if self._held or not self.connected:
             error = InboxUnavailable(self._why_not())
             self.count_refusal(error, count)
             raise error
@@ -322,7 +337,7 @@ class Publisher:
                 # No deadline: the callers are answered in time all the same. To close the channel
                 # now would lose the confirms of the others, and the broker's word that it blocks,
                 # which a new connection gets only once it publishes.
-                await publish(exchange, body, self.name, timeout_s=None)
+                await publish(exchange, body, self.name, timeout_s=None, seen=self._seen)
             except InboxUnavailable as refusal:
                 if isinstance(refusal, Unroutable):
                     self._confirmed_s = -inf
@@ -397,6 +412,8 @@ class Publisher:
         return self._awake_s - self._sent[0].sent_s if self._sent else 0.0
 
     def _why_not(self) -> str:
+        if held := self._held:
+            return held
         if self._exchange is None:
             return "the broker is away"
         if self.blocked:
@@ -471,11 +488,13 @@ async def publish(
     body: bytes,
     instance: str,
     timeout_s: float | None = CONFIRM_TIMEOUT_S,
+    seen: SeenHead | None = None,
 ) -> None:
     """Publish one message; returns when the broker has confirmed it.
 
     Raises Unroutable and InboxFull, where the broker refused it, and NotConfirmed. Without
-    `timeout_s` the caller has a deadline of its own.
+    `timeout_s` the caller has a deadline of its own. A writer whose ledger does not have the head
+    that was `seen` refuses the message.
     """
     message = Message(
         body,
@@ -483,6 +502,7 @@ async def publish(
         delivery_mode=DeliveryMode.PERSISTENT,
         message_id=uuid4().hex,
         app_id=instance,
+        headers=seen.headers() if seen else None,
     )
     await failpoint("publisher.before-publish")
     try:

@@ -76,7 +76,13 @@ POLICY_PROBLEMS: Final = Gauge(
     "Policies of the broker that may drop, move or refuse messages of the queues",
     registry=None,
 )
+FOREIGN_LEDGER: Final = Gauge(
+    "ledger_foreign",
+    "1 while this process knows of another ledger on its virtual host, or that its own went back",
+    registry=None,
+)
 WRITER: Final = (
+    FOREIGN_LEDGER,
     CONNECTED,
     DECIDED,
     DUPLICATES,
