@@ -171,7 +171,7 @@ async def test_what_a_program_writes_is_for_this_user_alone(
         return supervised.log("worker").exists()
 
     await eventually(logged, "the program has a log")
-    for path in (made, supervised.log("worker")):
+    for path in (made, supervised.log("worker"), tmp_path / "logs"):
         assert path.stat().st_mode & 0o077 == 0
 
 

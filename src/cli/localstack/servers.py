@@ -230,6 +230,7 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
     base = home / "database"
     # A server that starts removes what it takes for left behind in its tmpdir, so none is shared.
     (base / "tmp").mkdir(parents=True, exist_ok=True)
+    _make_private(base)
     _refuse_other_database(base, binaries)
     if not (base / "data").exists():
         _initialize(base, binaries)
@@ -255,7 +256,8 @@ def prepare_database(home: Path, bootstrap: Path, port: int, binaries: Binaries)
     return Program(
         "mariadb" if binaries.database_install else "mysql",
         (str(binaries.database), f"--defaults-file={base / 'my.cnf'}", *_user()),
-        {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8"},
+        # The modes of what it makes; it takes no notice of its umask.
+        {"PATH": SYSTEM_PATH, "LANG": "C.UTF-8", "UMASK": "0600", "UMASK_DIR": "0700"},
         lambda: sql_answers(port),
     )
 

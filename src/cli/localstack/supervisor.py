@@ -156,6 +156,7 @@ class Supervisor:
 
     async def __aenter__(self) -> Self:
         (self._home / "logs").mkdir(parents=True, exist_ok=True)
+        (self._home / "logs").chmod(0o700)
         self._watchdog = start_watchdog(self._home)
         return self
 
