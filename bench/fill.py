@@ -72,7 +72,9 @@ def main(
     span_us = int(days * 86_400e6 * 1.85 / events)
 
     async def work(moved: Callable[[int], None]) -> int:
-        engine = make_engine(config.db_url("writer"), config.db_ca_file)
+        engine = make_engine(
+            config.db_url("writer"), config.db_ca_file, snapshot_key=config.snapshot_key()
+        )
         try:
             history = Shop(seed, customers, products, span_us).events()
             return await fill(engine, history, events, config.snapshot_every, moved=moved)

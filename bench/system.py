@@ -73,7 +73,7 @@ class System:
     @contextlib.asynccontextmanager
     async def engine(self, role: str = "projector") -> AsyncIterator[AsyncEngine]:
         """Connections with one role's account."""
-        engine = make_engine(self.settings.db_url(role))
+        engine = make_engine(self.settings.db_url(role), snapshot_key=self.settings.snapshot_key())
         try:
             yield engine
         finally:

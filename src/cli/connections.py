@@ -37,6 +37,7 @@ async def engine(
         read_timeout_s=read_timeout_s,
         pool_size=pool_size,
         autocommit=autocommit,
+        snapshot_key=settings.snapshot_key(),
     )
 
     @event.listens_for(pool.sync_engine, "connect")

@@ -19,6 +19,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 DB_ROLES: Final = ("migrate", "writer", "projector", "api", "analyst")
 AMQP_ROLES: Final = ("migrate", "writer", "projector", "api", "monitor")
+SNAPSHOT_KEY: Final = "snapshot_key"
 PREFIX: Final = "LEDGER_"
 # What the local stack itself puts into the environment of its processes.
 STACK_VARIABLES: Final = ("LEDGER_STACK", "LEDGER_EPMD_PORT", "LEDGER_AMQP_DIST_PORT")
@@ -105,6 +106,12 @@ class Settings(BaseModel):
         ge=0,
         description="after a restore: where the restored ledger ended; the writer then decides"
         " orders that were accepted with later positions in sight, which it refuses otherwise",
+    )
+    clock_limit_s: float = Field(
+        300,
+        ge=0,
+        description="seconds by which the writer's clock may differ from the database's, or the"
+        " newest event be ahead of it, before it records nothing more; 0: any",
     )
     inbox_max_length: int = Field(
         100_000, ge=1, description="messages (groups of submitted events) the inbox holds at most"
@@ -193,8 +200,18 @@ class Settings(BaseModel):
         """The password of each database role, for the command that creates the accounts."""
         return {role: self._secret(f"db_{role}") for role in DB_ROLES}
 
+    def snapshot_key(self) -> bytes | None:
+        """The key that snapshots are sealed with; None without one that can be read."""
+        try:
+            return (self._secrets_path() / SNAPSHOT_KEY).read_bytes().strip() or None
+        except OSError:
+            return None
+
+    def _secrets_path(self) -> Path:
+        return self.secrets_dir or self.home / "secrets"
+
     def _secret(self, name: str) -> str:
-        path = (self.secrets_dir or self.home / "secrets") / name
+        path = self._secrets_path() / name
         try:
             password = path.read_text("utf-8").strip()
         except UnicodeDecodeError:

@@ -9,6 +9,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -30,6 +32,8 @@ from ledger.runtime import tracing
 from ledger.runtime.database import DATABASE_ERRORS, refuse_unsafe
 from ledger.runtime.failpoints import failpoint
 from ledger.runtime.metrics import (
+    CLOCK_AHEAD_S,
+    CLOCK_WRONG,
     COMMIT_EVENTS,
     COMMIT_S,
     CONNECTED,
@@ -39,9 +43,10 @@ from ledger.runtime.metrics import (
     FOREIGN_LEDGER,
     HEAD_POSITION,
     PARKED,
+    RECORDED_AHEAD_S,
 )
 from ledger.runtime.reconnect import keep_alive
-from ledger.runtime.timestamps import now_us
+from ledger.runtime.timestamps import SECOND_US, format_us, now_us
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +56,81 @@ IDLE_CHECK_S: Final = 1.0
 # for one event as for a hundred, and the processor that it takes is wanted elsewhere.
 LINGER_S: Final = 0.02
 LARGE_BATCH: Final = 250
+# The clocks are compared so often, and at once where the writer's was set in between.
+CLOCK_CHECK_S: Final = 1.0
+# While they differ too much the writer stays away from the inbox, and looks again.
+CLOCK_RETRY_S: Final = 5.0
+_CLOCK_REMEDY: Final = (
+    "Nothing is recorded until then, and accepted orders wait in the inbox. See"
+    " docs/how-to/clocks.md"
+)
+
+
+class ClockWrong(Exception):
+    """The writer's clock differs too much from the database's, or from the newest record."""
+
+
+class Clock:
+    """The time to record at, compared with the database's clock and with the newest record.
+
+    What is recorded far in the future can't be taken back: recorded times never fall, so all that
+    comes after it would have the same time until the future has come.
+    """
+
+    def __init__(self, limit_s: float, now_us: Callable[[], int] = now_us) -> None:
+        self._limit_us = int(limit_s * SECOND_US)
+        self._now_us = now_us
+        self._compared: tuple[int, float] | None = None
+        self._ahead_us = 0
+
+    async def read(self, connection: AsyncConnection, recorded_at_us: int) -> int:
+        """The time now, in µs since 1970; raises ClockWrong. `recorded_at_us`: the newest record's.
+
+        The database is asked on this connection, once in CLOCK_CHECK_S. A limit of 0 compares
+        nothing.
+        """
+        now, monotonic_s = self._now_us(), time.monotonic()
+        if not self._limit_us:
+            return now
+        if self._is_due(now, monotonic_s):
+            # Not UNIX_TIMESTAMP(): in the hour that a summer time ends with it is ambiguous.
+            result = await connection.exec_driver_sql(
+                "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+            )
+            database_us = int(result.scalar_one())
+            # Any moment until the answer may have been that of the database.
+            waited_us = int((time.monotonic() - monotonic_s) * SECOND_US)
+            self._ahead_us = max(now - database_us, 0) or min(now + waited_us - database_us, 0)
+            self._compared = now, monotonic_s
+            CLOCK_AHEAD_S.set(self._ahead_us / SECOND_US)
+        record_ahead_us = recorded_at_us - now
+        RECORDED_AHEAD_S.set(max(0, record_ahead_us) / SECOND_US)
+        limit = f"more than the {self._limit_us / SECOND_US:g} s of LEDGER_CLOCK_LIMIT_S"
+        if abs(self._ahead_us) > self._limit_us:
+            self._compared = None
+            side = "ahead of" if self._ahead_us > 0 else "behind"
+            by = timedelta(seconds=abs(self._ahead_us) // SECOND_US)
+            raise ClockWrong(
+                f"this machine's clock is {by} {side} the database's, {limit}: set the one that is"
+                f" wrong. {_CLOCK_REMEDY}"
+            )
+        if record_ahead_us > self._limit_us:
+            by = timedelta(seconds=record_ahead_us // SECOND_US)
+            recorded_at = format_us(recorded_at_us)
+            raise ClockWrong(
+                f"the newest event was recorded at {recorded_at}, {by} ahead of this machine's"
+                f" clock, {limit}: set the clock, if that is wrong, or decide about the ledger, if"
+                f" the record is. {_CLOCK_REMEDY}"
+            )
+        return now
+
+    def _is_due(self, now: int, monotonic_s: float) -> bool:
+        if self._compared is None:
+            return True
+        then, then_s = self._compared
+        passed_s = monotonic_s - then_s
+        was_set = abs(now - then - passed_s * SECOND_US) > SECOND_US
+        return was_set or passed_s >= CLOCK_CHECK_S
 
 
 async def take_over(connection: AsyncConnection, state: LedgerState) -> None:
@@ -168,7 +248,7 @@ class Writer:
         *,
         snapshot_every: int,
         lost_after: int | None = None,
-        now_us: Callable[[], int] = now_us,
+        clock: Clock,
     ) -> None:
         self._engine = engine
         self._consuming = consuming
@@ -176,7 +256,7 @@ class Writer:
         self._notifier = notifier
         self._snapshot_every = snapshot_every
         self._lost_after = lost_after
-        self._now_us = now_us
+        self._clock = clock
         self._stopping = asyncio.Event()
         self._snapshot_task: asyncio.Task[None] | None = None
         self.progress = WriterCounts()
@@ -191,7 +271,7 @@ class Writer:
         That is UnsafeDatabase, LedgerDamaged, and ForeignLedger where the inbox has orders that
         were accepted by an API of another ledger, or of one that has more than this one.
         """
-        errors = (*BROKER_ERRORS, *DATABASE_ERRORS, Fenced)
+        errors = (*BROKER_ERRORS, *DATABASE_ERRORS, Fenced, ClockWrong)
         try:
             await keep_alive("writer", self._session, errors)
         finally:
@@ -206,6 +286,9 @@ class Writer:
             ledger_id = (await read_head(connection)).ledger_id
             await connection.rollback()
             HEAD_POSITION.set(state.head.position)
+            await self._until_clock_is_right(connection, state)
+            if self._stopping.is_set():
+                return
             async with open_inbox(self._consuming) as inbox:
                 CONNECTED.set(1)
                 try:
@@ -213,6 +296,22 @@ class Writer:
                 finally:
                     CONNECTED.set(0)
                     EPOCH.set(0)
+
+    async def _until_clock_is_right(self, connection: AsyncConnection, state: LedgerState) -> None:
+        """Wait, away from the inbox, so that the broker feeds a writer whose clock is right."""
+        while not self._stopping.is_set():
+            try:
+                await self._clock.read(connection, state.recorded_at_us)
+            except ClockWrong as error:
+                CLOCK_WRONG.set(1)
+                log.error("writer: %s", error)  # noqa: TRY400
+            else:
+                CLOCK_WRONG.set(0)
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOCK_RETRY_S):
+                    await self._stopping.wait()
+            await catch_up(connection, state)
 
     async def _append_batches(
         self, connection: AsyncConnection, state: LedgerState, inbox: Inbox, ledger_id: UUID
@@ -234,6 +333,7 @@ class Writer:
             batch = await inbox.batch(BATCH_EVENTS, IDLE_CHECK_S)
             if batch is None:
                 await inbox.ensure_consumed()
+                await self._clock.read(connection, state.recorded_at_us)
                 await catch_up(connection, state)
                 HEAD_POSITION.set(state.head.position)
                 if leading:
@@ -258,7 +358,8 @@ class Writer:
                 leading = True
             began = time.monotonic()
             await park(self._publishing, batch.rejected)
-            new_events = await append_new(connection, state, batch.events, self._now_us())
+            at_us = await self._clock.read(connection, state.recorded_at_us)
+            new_events = await append_new(connection, state, batch.events, at_us)
             await failpoint("writer.after-commit")
             await inbox.ack(batch)
             await failpoint("writer.after-ack")

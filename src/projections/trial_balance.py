@@ -1,5 +1,6 @@
 """The trial balance: the debits and credits of each account of the journal, at a position."""
 
+import time
 from typing import Any, Final, get_args
 
 from msgspec import Struct
@@ -11,6 +12,8 @@ from projections.views.journal import JOURNAL, UNIT_OF, Unit
 
 # Positions that one statement adds up, so that none of them takes long.
 STEP: Final = 50_000
+# Long enough for a few retries of one that takes too long for a single request.
+REMEMBERED_S: Final = 60.0
 
 
 class JournalBehind(Exception):
@@ -37,6 +40,13 @@ class Sums(Struct, frozen=True):
 Accounts = dict[tuple[str, str], Sums]
 
 
+class _Step(Struct, frozen=True):
+    """The sums of a full step, and when its lines were read, by the monotonic clock."""
+
+    read_at: float
+    accounts: Accounts
+
+
 class JournalBalance(Struct, frozen=True):
     """Every account at a position. In a right journal the balance of each unit is 0."""
 
@@ -58,15 +68,17 @@ class JournalBalance(Struct, frozen=True):
 
 
 class TrialBalanceReader:
-    """Adds up the journal. Its lines never change, so the sums of full steps are remembered.
+    """Adds up the journal, step by step. One that was not finished is gone on with by the next.
 
-    Every method raises ViewsUnavailable.
+    A finished one is not remembered: whoever asks wants to know how the lines are now, after they
+    were damaged or repaired. Every method raises ViewsUnavailable.
     """
 
     def __init__(self, engine: AsyncEngine, timeout_s: float = QUERY_TIMEOUT_S) -> None:
         self._engine = engine
         self._timeout_s = timeout_s
-        self._steps: dict[int, Accounts] = {}
+        self._steps: dict[int, _Step] = {}
+        self._finished = True
 
     async def position(self) -> int:
         """The checkpoint of the journal."""
@@ -76,12 +88,22 @@ class TrialBalanceReader:
         return int(rows[0][0])
 
     async def balance(
-        self, at_most: int, on_progress: OnProgress = lambda more: None
+        self,
+        at_most: int,
+        on_progress: OnProgress = lambda more: None,
+        *,
+        asked_at: float | None = None,
     ) -> JournalBalance:
         """The trial balance at this position, or where the journal is if that is before it.
 
-        `on_progress` is called with numbers of positions.
+        `on_progress` is called with numbers of positions. All lines are read after `asked_at`, by
+        the monotonic clock: now, or when a request came that had to wait for others. Only where
+        the last call came to no end are sums of it used, of REMEMBERED_S at most.
         """
+        asked_at = time.monotonic() if asked_at is None else asked_at
+        oldest = asked_at if self._finished else asked_at - REMEMBERED_S
+        self._steps = {k: step for k, step in self._steps.items() if step.read_at >= oldest}
+        self._finished = False
         position = min(await self.position(), at_most)
         accounts: Accounts = {(account, unit): Sums() for account, unit in UNIT_OF.items()}
         for start in range(0, position, STEP):
@@ -89,11 +111,13 @@ class TrialBalanceReader:
             for key, sums in (await self._sums(start, end)).items():
                 accounts[key] = accounts.get(key, Sums()) + sums
             on_progress(end - start)
+        self._finished = True
         return JournalBalance(position, accounts)
 
     async def _sums(self, after: int, up_to: int) -> Accounts:
         if after in self._steps and up_to == after + STEP:
-            return self._steps[after]
+            return self._steps[after].accounts
+        read_at = time.monotonic()
         rows = await self._rows(
             "SELECT account, unit, SUM(debit), SUM(credit) FROM journal"
             " WHERE position > %s AND position <= %s GROUP BY account, unit",
@@ -104,7 +128,7 @@ class TrialBalanceReader:
             (account, unit): Sums(int(debit), int(credit)) for account, unit, debit, credit in rows
         }
         if up_to == after + STEP:
-            self._steps[after] = sums
+            self._steps[after] = _Step(read_at, sums)
         return sums
 
     async def _rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:

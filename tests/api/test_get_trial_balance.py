@@ -172,6 +172,18 @@ async def test_a_journal_that_was_damaged_does_not_balance(written: Ledger) -> N
     assert (found.balanced, position) == (False, 42)
 
 
+async def test_damage_and_repair_after_the_first_look_are_seen(
+    written: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial_balance, "STEP", 10)
+    shared, change = trial_balances(written), "UPDATE journal SET debit = debit {} WHERE line = 1"
+    for statement, balanced in ((None, True), ("+ 1", False), ("- 1", True)):
+        if statement:
+            await written.execute(change.format(statement) + " AND position < 5")
+        found, _ = await shared.read(10**6, ANN)
+        assert found.balanced == balanced
+
+
 class Sums:
     """The positions after which lines were summed, STEP by step; the sum `slow` takes too long."""
 

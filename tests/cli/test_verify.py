@@ -253,7 +253,8 @@ async def test_quick_checks_the_chain_and_no_decision(settings: Settings) -> Non
         records = await ledger.records()
         refused = next(r for r in records if r.type == "order.cancel-refused")
         await rewrite(ledger, forged(records, refused.position, data=b'{"reason":"NOT_COMPLETED"}'))
-        await verified(ledger, quick=True)
+        found = await verified(ledger, quick=True)
+        assert [*map(_first_words, found.unchecked)] == ["decisions, invariants"]
         assert (await wrong(ledger)).position == refused.position
         await ledger.execute("UPDATE events SET meta = '{}' WHERE position = 2")
         assert (await wrong(ledger, quick=True)).position == 2
@@ -276,6 +277,40 @@ async def test_records_before_since_position_are_trusted(settings: Settings) -> 
         for quick in (False, True):
             found = await wrong(ledger, since_position=150, quick=quick)
             assert found.position == 220
+
+
+def _first_words(phrase: str) -> str:
+    return phrase.partition(", the")[0].partition(" (")[0]
+
+
+async def test_what_an_option_left_out_is_said(run: Run, settings: Settings) -> None:
+    async with running_ledger(settings) as ledger:
+        await fill(ledger.engine("writer"), Shop(5, 3, 3, 1000).events(), 300, 100, 20)
+        await project(ledger)
+    whole = await run("verify")
+    assert (whole.status, whole.err) == (0, "")
+    quick = await run("verify", "--quick")
+    assert "not checked: decisions, invariants, the contents of snapshots, and views" in quick.out
+    since = await run("verify", "--since-position", "150")
+    assert (quick.status, since.status) == (0, 0)
+    for left_out in ("everything up to position 1", "the snapshot at position 1", "views"):
+        assert f"not checked: {left_out}" in since.out
+    as_json = await run("verify", "--since-position", "150", "--quick", "--json")
+    assert len(as_json.json["unchecked"]) == 2
+
+
+async def test_a_snapshot_that_is_not_sealed_is_told_and_passed_over(
+    run: Run, settings: Settings
+) -> None:
+    async with running_ledger(settings) as ledger:
+        await fill(ledger.engine("writer"), Shop(5, 3, 3, 1000).events(), 300, 100, 20)
+        await project(ledger)
+        (newest,) = (await ledger.rows("SELECT MAX(position) FROM snapshots"))[0]
+        forged = "UPDATE snapshots SET body = CONCAT('x', body) WHERE position = %s"
+        await ledger.execute(forged, "migrate", newest)
+    done = await run("verify")
+    assert (done.status, f"nobody believes, at position {newest}:" in done.err) == (0, True)
+    assert (await run("verify", "--json")).json["refused_snapshots"] == [newest]
 
 
 async def test_it_runs_beside_writer_and_projector(run: Run, settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -28,7 +28,8 @@ from ledger.messaging.topology import (
 )
 from ledger.runtime.database import make_engine
 from ledger.runtime.reconnect import end
-from ledger.writer import Writer
+from ledger.runtime.timestamps import now_us
+from ledger.writer import Clock, Writer
 from projections.projector import Projector, listen
 from projections.views.registry import PROJECTIONS
 from tests.harness import eventually
@@ -59,8 +60,16 @@ class Ledger:
     def engine(self, role: str) -> AsyncEngine:
         """Connections with one role's account."""
         if role not in self._engines:
-            self._engines[role] = make_engine(self.settings.db_url(role), pool_size=8)
+            self._engines[role] = self.make_engine(role, pool_size=8)
         return self._engines[role]
+
+    def make_engine(
+        self, role: str, settings: Settings | None = None, **options: Any
+    ) -> AsyncEngine:
+        """A pool of its own with one role's account, and with the key of snapshots."""
+        chosen = settings or self.settings
+        key = chosen.snapshot_key()
+        return make_engine(chosen.db_url(role), snapshot_key=key, **options)
 
     async def close(self) -> None:
         """Close every connection to the database."""
@@ -213,17 +222,25 @@ class Ledger:
         *,
         snapshot_every: int = 50_000,
         read_timeout_s: float = 15,
+        clock_limit_s: float = 300,
+        now_us: Callable[[], int] = now_us,
         **options: Any,
     ) -> tuple[Writer, Notifier]:
         """A writer and its notifier; other settings may lead it through a proxy."""
         chosen = settings or self.settings
         url, name = chosen.amqp_url("writer"), f"writer-{next(_numbers)}"
-        engine = make_engine(chosen.db_url("writer"), read_timeout_s=read_timeout_s)
+        engine = self.make_engine("writer", chosen, read_timeout_s=read_timeout_s)
         self._engines[name] = engine
         consuming, publishing = Connection(url, name), Connection(url, f"{name}-publisher")
         notifier = Notifier(publishing, RECORDED_EXCHANGE)
         writer = Writer(
-            engine, consuming, publishing, notifier, snapshot_every=snapshot_every, **options
+            engine,
+            consuming,
+            publishing,
+            notifier,
+            snapshot_every=snapshot_every,
+            clock=Clock(clock_limit_s, now_us),
+            **options,
         )
         return writer, notifier
 

@@ -1,5 +1,10 @@
 """Snapshots spare reading and never change an answer: a bad one is passed over."""
 
+import hmac
+import struct
+import zlib
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,6 +12,8 @@ from hypothesis import strategies as st
 from ledger.core.decider import Fold
 from ledger.eventlog import snapshots
 from ledger.eventlog.snapshots import KEPT, NEWEST, LedgerState, load, spread
+from ledger.runtime.database import make_engine
+from ledger.runtime.metrics import SNAPSHOTS_REFUSED
 from tests.harness import eventually
 from tests.submissions import history, opening, orders
 
@@ -203,6 +210,98 @@ async def test_an_entry_that_a_snapshot_lost_is_taken_from_an_older_one(ledger: 
             )
             for key, state in whole.customers.items():
                 assert await snapshots.entry(connection, key, 1, newest) == (older, state)
+
+
+def packed(part: object, key: bytes, header: bytes) -> bytes:
+    """A body as whoever has this key would make it."""
+    body = zlib.compress(msgspec.msgpack.encode(part))
+    return body + hmac.digest(key, b"order-ledger snapshot 1\n" + header + body, "sha256")
+
+
+def richer(body: bytes) -> list[dict[bytes, list[int]]]:
+    """The contents of a body, with a fortune in every wallet."""
+    customers, products = msgspec.msgpack.decode(zlib.decompress(body))
+    return [{key: [10**12, position] for key, (_, position) in customers.items()}, products]
+
+
+@pytest.mark.parametrize("at", ["the newest", "another position"])
+@pytest.mark.parametrize("seal", ["none", "the old one", "of another key"])
+async def test_a_snapshot_forged_by_the_writers_account_is_never_believed(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, seal: str, at: str
+) -> None:
+    whole = await written(ledger)
+    newest, *_ = await positions(ledger)
+    rows = await ledger.rows(
+        "SELECT part, parts, fold_version, body FROM snapshots WHERE position = %s",
+        "writer",
+        newest,
+    )
+    position = newest if at == "the newest" else (await ledger.head()).position
+    hash_ = (await ledger.records())[position - 1].hash
+    async with ledger.engine("writer").begin() as connection:
+        statement = "DELETE FROM snapshots WHERE position = %s"
+        await connection.exec_driver_sql(statement, (position,))
+        for part, parts, version, body in rows:
+            header = struct.pack(">QIII", position, version, part, parts) + hash_
+            forged = packed(richer(body), b"guessed", header)
+            if seal != "of another key":
+                forged = forged[:-32] + (body[-32:] if seal == "the old one" else b"")
+            await connection.exec_driver_sql(
+                "INSERT INTO snapshots (position, part, parts, fold_version, hash, body)"
+                " VALUES (%s, %s, %s, %s, %s, %s)",
+                (position, part, parts, version, hash_, forged),
+            )
+    before = SNAPSHOTS_REFUSED._value.get()
+    known = await loaded(ledger)
+    assert same(known, whole)
+    assert known.snapshot_position < position
+    assert f"the snapshot at position {position} can't be used" in caplog.text
+    assert SNAPSHOTS_REFUSED._value.get() > before
+    async with ledger.connection() as connection:
+        assert await snapshots.refused(connection) == [position]
+        # Neither by a look at one wallet as of a position.
+        for key in whole.customers:
+            found = await snapshots.entry(connection, key, 1, position)
+            assert found is None or found[0] < position
+    # The next one that is saved takes it away.
+    await snapshots.save(ledger.engine("writer"), await taken_at(ledger, known.snapshot_position))
+    assert position not in await positions(ledger)
+
+
+async def test_forged_snapshots_do_not_push_out_true_ones(ledger: Ledger) -> None:
+    await written(ledger)
+    good = await positions(ledger)
+    head = (await ledger.head()).position
+    forged = [p for p in range(1, head + 1) if p not in good]
+    for position in forged:
+        await ledger.execute(
+            "INSERT INTO snapshots SELECT %s, part, parts, fold_version,"
+            " (SELECT hash FROM events WHERE position = %s), body"
+            " FROM snapshots WHERE position = %s",
+            "migrate",
+            position,
+            position,
+            good[0],
+        )
+    await snapshots.save(ledger.engine("writer"), await taken_at(ledger, good[0]))
+    assert await positions(ledger) == good
+
+
+async def test_without_the_key_no_snapshot_is_made_or_believed(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = await written(ledger)
+    before = await positions(ledger)
+    engine = make_engine(ledger.settings.db_url("writer"))
+    try:
+        async with engine.connect() as connection:
+            known = await load(connection)
+        await snapshots.save(engine, known.take_snapshot())
+    finally:
+        await engine.dispose()
+    assert same(known, whole)
+    assert await positions(ledger) == before
+    assert "snapshot_key" in caplog.text
 
 
 DAMAGES: dict[str, str] = {

@@ -5,6 +5,7 @@ from itertools import count, pairwise
 from uuid import uuid4
 
 import pytest
+import sqlalchemy
 
 from ledger.core.events import (
     OrderCancelled,
@@ -19,8 +20,9 @@ from ledger.eventlog.encryption import is_sealed
 from ledger.eventlog.records import Record, Submitted
 from ledger.eventlog.snapshots import load, save
 from ledger.messaging.topology import INBOX
+from ledger.runtime.metrics import CLOCK_AHEAD_S, CLOCK_WRONG, RECORDED_AHEAD_S
 from ledger.runtime.timestamps import now_us
-from ledger.writer import append_new, take_over
+from ledger.writer import Clock, append_new, take_over
 from tests.harness import eventually
 from tests.submissions import (
     ANN,
@@ -194,16 +196,99 @@ async def test_an_order_is_cancelled_from_its_history_after_it_was_forgotten(
 async def test_recorded_time_never_falls_though_the_clock_does(ledger: Ledger) -> None:
     falling = count(10**15, -(10**6))
     await ledger.put_events(*[[event] for event in opening()])
-    async with ledger.writing(now_us=lambda: next(falling)):
+    async with ledger.writing(now_us=lambda: next(falling), clock_limit_s=0):
         for event in orders(3):
             await ledger.put_events([event])
             await ledger.until_recorded([event])
-    async with ledger.writing(now_us=lambda: 5):
+    async with ledger.writing(now_us=lambda: 5, clock_limit_s=0):
         last = orders(1)
         await ledger.put_events(last)
         records = await ledger.until_recorded(last)
     assert all(one.recorded_at_us <= two.recorded_at_us for one, two in pairwise(records))
     assert records[-1].recorded_at_us > 5
+
+
+YEAR_US = 365 * 86_400 * 10**6
+
+
+@pytest.mark.parametrize(("off_us", "side"), [(YEAR_US, "ahead of"), (-YEAR_US, "behind")])
+async def test_a_writer_with_a_wrong_clock_records_nothing_and_says_so(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, off_us: int, side: str
+) -> None:
+    await ledger.put_events(events := opening())
+    async with ledger.writing(now_us=lambda: now_us() + off_us):
+
+        async def is_said() -> bool:
+            return f"{side} the database's, more than the 300 s" in caplog.text
+
+        await eventually(is_said, "the writer says how wrong the clock is")
+        assert CLOCK_WRONG._value.get() == 1
+        assert abs(CLOCK_AHEAD_S._value.get() - off_us / 10**6) < 60
+    assert await ledger.records() == []
+    # Another one, whose clock is right, gets what waits.
+    async with ledger.writing():
+        records = await ledger.until_recorded(events)
+    assert CLOCK_WRONG._value.get() == 0
+    assert abs(records[-1].recorded_at_us - now_us()) < 10**8
+
+
+async def test_a_clock_that_is_set_under_a_running_writer_ends_its_work_until_it_is_right(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.writer.CLOCK_RETRY_S", 0.05)
+    off_us = 0
+    async with ledger.writing(now_us=lambda: now_us() + off_us):
+        await ledger.put_events(first := opening())
+        await ledger.until_recorded(first)
+        off_us = YEAR_US
+        await ledger.put_events(events := orders(3))
+
+        async def is_said() -> bool:
+            return "ahead of the database's" in caplog.text
+
+        await eventually(is_said, "the writer says that the clock is wrong")
+        assert len(await ledger.records()) == len(first)
+        off_us = 0
+        records = await ledger.until_recorded(events)
+    assert all(abs(record.recorded_at_us - now_us()) < 10**8 for record in records)
+
+
+async def test_a_ledger_whose_newest_event_is_of_the_future_is_gone_on_with_only_on_demand(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    await ledger.put_events(first := opening())
+    async with ledger.writing(now_us=lambda: now_us() + YEAR_US, clock_limit_s=0):
+        await ledger.until_recorded(first)
+    await ledger.put_events(events := orders(2))
+    async with ledger.writing():
+
+        async def is_said() -> bool:
+            return "ahead of this machine's clock" in caplog.text
+
+        await eventually(is_said, "the writer says that the newest event is of the future")
+        assert len(await ledger.records()) == len(first)
+        assert RECORDED_AHEAD_S._value.get() > 364 * 86_400
+    async with ledger.writing(clock_limit_s=0):
+        records = await ledger.until_recorded(events)
+    assert {record.recorded_at_us for record in records[2:]} == {records[1].recorded_at_us}
+
+
+async def test_the_database_is_not_asked_for_its_clock_in_every_batch(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger.writer.CLOCK_CHECK_S", 3600)
+    clock, asked = Clock(300), list[str]()
+
+    def record(_: object, __: object, statement: str, *___: object) -> None:
+        asked.append(statement)
+
+    engine = ledger.engine("writer")
+    sqlalchemy.event.listen(engine.sync_engine, "before_cursor_execute", record)
+    async with engine.connect() as connection:
+        for _ in range(50):
+            at_us = await clock.read(connection, 0)
+    assert len(asked) == 1
+    assert abs(at_us - now_us()) < 10**8
 
 
 async def test_the_submitter_is_recorded_with_the_event(ledger: Ledger) -> None:

@@ -141,7 +141,7 @@ async def test_a_future_time_is_refused(reader: AsOfReader) -> None:
 
 async def test_the_clock_of_the_writer_counts_where_it_is_ahead(ledger: Ledger) -> None:
     ahead_us = now_us() + 10**10
-    async with ledger.writing(now_us=lambda: ahead_us):
+    async with ledger.writing(now_us=lambda: ahead_us, clock_limit_s=0):
         await ledger.put_events(events := opening())
         await ledger.until_recorded(events)
     async with open_as_of(ledger.engine("api"), 60) as reader:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from ledger.eventlog.records import Record
-from ledger.runtime.database import insert_rows, make_engine
+from ledger.runtime.database import insert_rows
 from projections.queries import Feed, FeedFilter, Views
 from projections.views.orders import ORDERS, OrderRow
 from projections.views.stock import STOCK, StockRow
@@ -84,7 +84,7 @@ async def filled(servers: Servers) -> AsyncIterator[Ledger]:
 @pytest.fixture
 async def engine(filled: Ledger) -> AsyncIterator[AsyncEngine]:
     """One connection of the API's account, whose counters tell what a query read."""
-    engine = make_engine(filled.settings.db_url("api"), pool_size=1, autocommit=True)
+    engine = filled.make_engine("api", pool_size=1, autocommit=True)
     yield engine
     await engine.dispose()
 

@@ -5,6 +5,7 @@ single rows are read with, nor the event loop from those who place orders.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -86,13 +87,14 @@ class TrialBalanceReads:
 
         Raises ViewsUnavailable, NoTurn, and Problem when it takes too long.
         """
+        asked_at = time.monotonic()
         try:
             async with (
                 asyncio.timeout(TRIAL_BALANCE_TIMEOUT_S),
                 self._alone.turn(client),
                 self._turns.turn(client),
             ):
-                trial_balance = await self._reader.balance(at_most)
+                trial_balance = await self._reader.balance(at_most, asked_at=asked_at)
         except TimeoutError:
             # What was added up by then is remembered, so retries come to an end.
             detail = (

@@ -44,7 +44,7 @@ from ledger.eventlog.snapshots import LedgerState, load
 from ledger.eventlog.store import Fenced
 from ledger.runtime.database import DATABASE_ERRORS, make_engine, refuse_unsafe
 from ledger.runtime.timestamps import now_us, to_us
-from ledger.writer import BATCH_EVENTS, append_new
+from ledger.writer import BATCH_EVENTS, Clock, ClockWrong, append_new
 
 # The events have ids made of those of the rows, so that none is appended twice.
 NAMESPACE: Final = UUID("5f0c0b0e-6a0d-5c39-8d1c-6c1f5b1f7a52")
@@ -277,7 +277,7 @@ async def bring_over(settings: Settings, url: URL) -> OldImport:
                 )
             totals = await old_totals(old)
             await fence_off_writers(connection, ledger)
-            await append_rows(old, connection, ledger, rows)
+            await append_rows(old, connection, ledger, rows, settings.clock_limit_s)
         position = ledger.head.position
         return OldImport(totals, await ledger_totals(connection), position, position - before)
 
@@ -361,9 +361,14 @@ async def checked(old: AsyncConnection, number: int) -> tuple[int, bytes | None]
 
 
 async def append_rows(
-    old: AsyncConnection, connection: AsyncConnection, ledger: LedgerState, rows: int
+    old: AsyncConnection,
+    connection: AsyncConnection,
+    ledger: LedgerState,
+    rows: int,
+    clock_limit_s: float,
 ) -> None:
     """Append the rows that the ledger does not have; raises ImportRefused."""
+    clock = Clock(clock_limit_s)
     began_us, before, number = now_us(), ledger.head.position, 0
     batch: list[Submitted] = []
     with console.progress("importing", rows) as advance:
@@ -374,9 +379,12 @@ async def append_rows(
                     if number > before:
                         batch.append(event_of(row, began_us))
                     if len(batch) == BATCH_EVENTS or number == rows:
-                        await append_new(connection, ledger, batch, now_us())
+                        at_us = await clock.read(connection, ledger.recorded_at_us)
+                        await append_new(connection, ledger, batch, at_us)
                         batch = []
                     advance(1)
+        except ClockWrong as error:
+            raise ImportRefused(str(error)) from error
         except Fenced as error:
             raise ImportRefused(
                 f"a writer took the ledger over at position {ledger.head.position}: stop it first"

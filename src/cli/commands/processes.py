@@ -34,7 +34,7 @@ from ledger.runtime import logs, tracing, versions
 from ledger.runtime.database import DATABASE_ERRORS
 from ledger.runtime.metrics import WRITER, registry_of
 from ledger.runtime.reconnect import first_to_end, keep_alive
-from ledger.writer import Writer
+from ledger.writer import Clock, Writer
 from projections.announcements import Announcements
 from projections.projector import PROJECTOR, Projector, listen, measure_lag
 from projections.queries import QUERY_TIMEOUT_S
@@ -181,6 +181,7 @@ async def _run_writer(settings: Settings) -> None:
             notifier,
             snapshot_every=settings.snapshot_every,
             lost_after=settings.lost_after,
+            clock=Clock(settings.clock_limit_s),
         )
         beside = [notifier.run(), policies.watch(partial(policies.read_problems, settings))]
         if port := settings.writer_metrics_port:

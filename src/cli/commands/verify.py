@@ -52,13 +52,19 @@ class CheckedLedger(Struct, frozen=True):
     since: int
 
 
-class Verified(Struct, frozen=True):
-    """What was found right, and how long each part took."""
+class Verified(Struct, frozen=True, omit_defaults=True):
+    """What was found right, what was not looked at, and how long each part took.
+
+    `refused_snapshots` are the positions of those that nobody believes, as they are torn or not
+    sealed with the key of this ledger's processes.
+    """
 
     ledger: CheckedLedger | None
     views: list[CheckedView]
     ledger_s: float
     views_s: float
+    unchecked: list[str] = []
+    refused_snapshots: list[int] = []
 
 
 def verify(
@@ -103,6 +109,12 @@ def verify(
         console.print_json(verified)
     else:
         _print_for_people(verified, quick=quick)
+    if verified.refused_snapshots:
+        where = ", ".join(map(str, verified.refused_snapshots))
+        console.err.print(
+            f"snapshots that nobody believes, at position {where}: torn, or not sealed with the key"
+            " of this ledger's processes; delete them, and find out who wrote them"
+        )
     if kept and not public_key:
         console.err.print("the kept head was taken as it is: --public-key FILE says who signed it")
 
@@ -117,6 +129,8 @@ def _print_for_people(verified: Verified, *, quick: bool) -> None:
         count = "1 row" if rows == 1 else f"{rows} rows"
         made = f"as the ledger makes them up to position {position}"
         console.out.print(f"{name}: {count}, {made}")
+    for what in verified.unchecked:
+        console.out.print(f"not checked: {what}")
 
 
 async def check_only_views(settings: Settings, views: Sequence[Projection[Any]]) -> Verified:
@@ -153,6 +167,7 @@ async def check(
         since = chain.position
         end = await EventReader(connection).compare_head()
         failures = [end.failure, await _compare_kept_head(connection, since, end, against)]
+        refused = await snapshots.refused(connection) if settings.snapshot_key() else []
         ranges = _checked_ranges(connection, chain, decisions, end.position)
 
         async def next_checked() -> EventRange | None:
@@ -184,7 +199,25 @@ async def check(
         raise first
     ledger = CheckedLedger(chain.position, chain.hash.hex(), since)
     views_s = time.perf_counter() - started - ledger_s
-    return Verified(ledger, views, round(ledger_s, 3), round(views_s, 3))
+    unchecked = _unchecked(since, since_position, quick=quick)
+    return Verified(ledger, views, round(ledger_s, 3), round(views_s, 3), unchecked, refused)
+
+
+def _unchecked(since: int, since_position: int, *, quick: bool) -> list[str]:
+    """What these options leave out, each as a phrase."""
+    unchecked = []
+    if since:
+        unchecked.append(f"everything up to position {since}, which was trusted (--since-position)")
+    if since and not quick:
+        unchecked.append(
+            f"the snapshot at position {since}, from which the decisions after it were made again"
+            " (--since-position)"
+        )
+    if quick:
+        unchecked.append("decisions, invariants, the contents of snapshots, and views (--quick)")
+    elif since_position:
+        unchecked.append("views (--since-position)")
+    return unchecked
 
 
 async def _checked_ranges(

@@ -10,13 +10,14 @@ import os
 import secrets
 from pathlib import Path
 
-from cli.settings import AMQP_ROLES, DB_ROLES, load_settings
+from cli.settings import AMQP_ROLES, DB_ROLES, SNAPSHOT_KEY, load_settings
 from ledger.runtime.files import write_atomically
 
 NAMES = (
     *(f"db_{role}" for role in (*DB_ROLES, "root")),
     *(f"amqp_{role}" for role in AMQP_ROLES),
     "erlang_cookie",
+    SNAPSHOT_KEY,
 )
 PRIVATE = 0o600
 DEFINITIONS = "definitions.json"
@@ -149,6 +150,11 @@ def hand_out(directory: Path, vhost: str, schema: str) -> None:
         role = path.name.rpartition("_")[2]
         owner = SERVER_USER_ID if path.name in SERVER_FILES else OWNER_IDS.get(role, 0)
         os.chown(path, owner, USER_IDS["migrate"])
+        if path.name == SNAPSHOT_KEY:
+            # Whoever looks back must tell true snapshots from forged ones; only the writer's
+            # account may write any.
+            path.chmod(0o444)
+            continue
         path.chmod(0o440 if path.name.startswith("db_") and path.name != "db_root" else 0o400)
 
 

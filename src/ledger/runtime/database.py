@@ -92,6 +92,8 @@ DURABLE_SETTINGS: Final = {
     "innodb_doublewrite": ("1", "DETECT_AND_RECOVER", "ON"),
 }
 
+_SNAPSHOT_KEY: Final = "ledger_snapshot_key"
+
 # Far below the `max_allowed_packet` of any server, and enough to make round trips cheap.
 PACKET_CHARACTERS: Final = 250_000
 
@@ -143,11 +145,13 @@ def make_engine(
     read_timeout_s: float = 15,
     pool_size: int = 2,
     autocommit: bool = False,
+    snapshot_key: bytes | None = None,
 ) -> AsyncEngine:
     """A pool of connections with READ COMMITTED, or with `autocommit`; dispose of it at the end.
 
     Every wait has a deadline: for a connection, for an answer, for a lock. The server ends a
-    statement after STATEMENT_SHARE of `read_timeout_s`.
+    statement after STATEMENT_SHARE of `read_timeout_s`. Who has the `snapshot_key` can tell true
+    snapshots from forged ones, and make them.
     """
     # The server ends a connection that is idle within a transaction, as that of a stopped process
     # is: its locks must not hold up a successor. With autocommit there are no such locks.
@@ -171,6 +175,7 @@ def make_engine(
         pool_recycle=idle_timeout_s // 2,
         connect_args=connect_args,
         hide_parameters=True,  # errors are logged, and customers' data must not be
+        execution_options={_SNAPSHOT_KEY: snapshot_key},
     )
 
 
@@ -203,6 +208,14 @@ class _Connection(Connection):
             return f"x'{obj.hex()}'"
         text: str = super().literal(obj)  # type: ignore[no-untyped-call]  # a compiled driver
         return text
+
+
+def snapshot_key(connectable: AsyncConnection | AsyncEngine) -> bytes | None:
+    """The key that the engine of a connection was made with, for the seals of snapshots."""
+    if isinstance(connectable, AsyncConnection):
+        connectable = connectable.engine
+    key: bytes | None = connectable.get_execution_options().get(_SNAPSHOT_KEY)
+    return key
 
 
 async def _connect(**arguments: Any) -> Any:

@@ -65,6 +65,26 @@ HEAD_POSITION: Final = Gauge(
 EPOCH: Final = Gauge(
     "ledger_epoch", "The epoch in which this writer leads, 0 while it stands by", registry=None
 )
+CLOCK_AHEAD_S: Final = Gauge(
+    "ledger_clock_ahead_seconds",
+    "By how much this writer's clock is ahead of the database's; below 0: behind",
+    registry=None,
+)
+RECORDED_AHEAD_S: Final = Gauge(
+    "ledger_recorded_ahead_seconds",
+    "By how much the newest event's recorded time is ahead of this writer's clock, or 0",
+    registry=None,
+)
+CLOCK_WRONG: Final = Gauge(
+    "ledger_clock_wrong",
+    "1 while this writer records nothing, as clocks differ by more than LEDGER_CLOCK_LIMIT_S",
+    registry=None,
+)
+SNAPSHOTS_REFUSED: Final = Counter(
+    "ledger_snapshots_refused",
+    "Times that this process passed over a snapshot that is torn or not sealed with its key",
+    registry=None,
+)
 INBOX_MESSAGES: Final = Gauge(
     "ledger_inbox_messages", "Messages in the inbox that are not delivered yet", registry=None
 )
@@ -92,6 +112,10 @@ WRITER: Final = (
     MESSAGE_EVENTS,
     HEAD_POSITION,
     EPOCH,
+    CLOCK_AHEAD_S,
+    RECORDED_AHEAD_S,
+    CLOCK_WRONG,
+    SNAPSHOTS_REFUSED,
     INBOX_MESSAGES,
     PARKING_MESSAGES,
     POLICY_PROBLEMS,
