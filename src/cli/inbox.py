@@ -5,7 +5,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from cli.settings import Settings
+from ledger.eventlog.identity import HeadWatch
 from ledger.eventlog.records import Submitted
 from ledger.messaging.publisher import InboxUnavailable, Publisher
 from ledger.messaging.rabbitmq import Connection
@@ -21,16 +24,20 @@ class NotShown(Exception):
 
 async def submit(
     settings: Settings,
+    engine: AsyncEngine,
     source: str,
     events: Sequence[Submitted],
     is_shown: Callable[[], Awaitable[bool]],
 ) -> None:
     """Append events to the inbox and wait until the views show them.
 
-    Raises InboxUnavailable, NotShown.
+    Only a writer that has the head which `engine` leads to now decides them. Raises
+    InboxUnavailable, NotShown.
     """
     name = source.strip("/")
-    publisher = Publisher(Connection(settings.amqp_url("api"), name), source, name)
+    watch = HeadWatch(engine)
+    await watch.check()
+    publisher = Publisher(Connection(settings.amqp_url("api"), name), source, name, watch=watch)
 
     async def is_connected() -> bool:
         return publisher.connected

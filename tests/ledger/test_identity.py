@@ -6,6 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from cli.inbox import submit
 from ledger.eventlog import identity
 from ledger.eventlog.identity import (
     HASH_HEADER,
@@ -110,6 +111,16 @@ async def test_the_writer_of_another_ledger_is_told_by_the_id(ledger: Ledger, co
         await publisher.submit(orders(1))
     assert "but this is ledger" in str(await refused_by(copy))
     assert await ledger.depth(INBOX) == 1
+
+
+async def test_what_a_command_submits_is_of_its_ledger_too(ledger: Ledger, copy: Ledger) -> None:
+    await ledger.write(opening())
+
+    async def is_shown() -> bool:
+        return True
+
+    await submit(ledger.settings, ledger.engine("api"), "/command", orders(1), is_shown)
+    assert "this ledger has no position 2" in str(await refused_by(copy))
 
 
 async def test_messages_that_name_no_head_are_decided_as_before(ledger: Ledger) -> None:

@@ -63,4 +63,4 @@ async def load_demo(settings: Settings) -> None:
                     return False
             return True
 
-        await submit(settings, "/demo", events, is_shown)
+        await submit(settings, engine, "/demo", events, is_shown)
