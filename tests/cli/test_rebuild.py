@@ -32,6 +32,16 @@ RENAMING = "WHERE db = DATABASE() AND info LIKE 'RENAME%%'"
 NAMES = {view.name for view in PROJECTIONS}
 
 
+async def test_status_shows_what_rebuilds_left(ledger: Ledger, run: Run) -> None:
+    assert "side_tables" not in (await run("status", "--json")).json
+    await rebuilt(ledger, "orders")
+    (left,) = (await run("status", "--json")).json["side_tables"]
+    assert (left["name"], left["position"]) == ("orders_old", (await ledger.head()).position)
+    shown = await run("status")
+    assert "orders_old" in shown.out
+    assert "--undo" in shown.out
+
+
 @pytest.fixture
 async def ledger(settings: Settings) -> AsyncIterator[Ledger]:
     """A ledger whose views show all of it."""

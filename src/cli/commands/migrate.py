@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 from aio_pika.exceptions import ChannelPreconditionFailed
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.schema import CreateTable
 
 from cli import connections, console
 from cli.policies import read_problems
@@ -16,7 +17,7 @@ from ledger.messaging import topology
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.runtime.database import refuse_unsafe
 from projections.rebuild import Outdated, Rebuilt, open_rebuild, outdated_views
-from projections.table_swap import SESSION_S
+from projections.table_swap import REBUILDS, SESSION_S
 from projections.tables import create_indexes, register
 from projections.views.projection import METADATA, LineProjection, Projection
 from projections.views.registry import PROJECTIONS, views_named
@@ -39,6 +40,8 @@ LEDGER_GRANTS: Final = {
         "snapshots": "SELECT",
         "customer_keys": "SELECT",
         "checkpoints": "SELECT, UPDATE",
+        # `ledger status` shows what rebuilds left beside the views.
+        "rebuilds": "SELECT",
     },
     "api": {
         "events": "SELECT",
@@ -115,6 +118,7 @@ async def migrate(settings: Settings) -> list[Outdated]:
         )
         await connection.run_sync(upgrade)
         await connection.run_sync(METADATA.create_all)
+        await connection.execute(CreateTable(REBUILDS, if_not_exists=True))
         await register(connection, PROJECTIONS)
         outdated = await outdated_views(connection, PROJECTIONS)
         # `ledger rebuild` makes these anew, with their indexes.

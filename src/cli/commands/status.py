@@ -13,6 +13,7 @@ from ledger.eventlog.reader import EventReader
 from ledger.messaging.consumer import PREFETCH
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
 from ledger.messaging.topology import INBOX, PARKING
+from projections.table_swap import OLD, REBUILDS, existing_tables
 from projections.views.registry import PROJECTIONS
 
 READ_TIMEOUT_S: Final = 15
@@ -32,7 +33,15 @@ class ViewStatus(Struct, frozen=True):
     code_version: int | None
 
 
-class LedgerStatus(Struct, frozen=True):
+class SideTable(Struct, frozen=True):
+    """A table that a rebuild left beside a view: a shadow that is not swapped in, or an old one."""
+
+    name: str
+    position: int
+    version: int
+
+
+class LedgerStatus(Struct, frozen=True, omit_defaults=True):
     """The whole at one moment. The inbox is counted in messages, each a group of events.
 
     A broker counts only messages that no consumer holds. So `inbox_messages` leaves out what the
@@ -47,6 +56,7 @@ class LedgerStatus(Struct, frozen=True):
     inbox_messages: int
     held_messages_at_most: int
     parked_messages: int
+    side_tables: list[SideTable] = []
 
 
 def status(
@@ -68,6 +78,11 @@ def status(
         if view.version != view.code_version:
             version += f", which is not that of this code: {view.code_version}"
         table.add_row(view.name, f"position {view.position}, {view.lag} behind, {version}")
+    for side in current.side_tables:
+        kept = "of a rebuild under way, or that ended early: `ledger rebuild` goes on with it"
+        if side.name.endswith(OLD):
+            kept = "before the last rebuild: `ledger rebuild --undo` swaps it back in"
+        table.add_row(side.name, f"position {side.position}, version {side.version}, {kept}")
     held = "no writer is connected"
     if current.held_messages_at_most:
         held = f"up to {current.held_messages_at_most} more are with the writer"
@@ -97,6 +112,13 @@ async def read_status(settings: Settings) -> LedgerStatus:
         )
         checkpoints: Any = result.all()
         head = await EventReader(connection).head()
+        side_tables: Any = ()
+        # The account sees it once `ledger migrate` of this version has run.
+        if await existing_tables(connection, [REBUILDS.name]):
+            result = await connection.exec_driver_sql(
+                "SELECT name, position, view_version FROM rebuilds ORDER BY name"
+            )
+            side_tables = result.all()
     # Since 4.2.6 a broker tells only who has rights on the queues.
     broker = Connection(settings.amqp_url("migrate"), "status")
     async with broker.channel(confirms=False) as channel:
@@ -115,4 +137,5 @@ async def read_status(settings: Settings) -> LedgerStatus:
         # Of several writers the broker feeds one.
         PREFETCH if inbox.consumer_count else 0,
         parking.message_count or 0,
+        [SideTable(*row) for row in side_tables],
     )
