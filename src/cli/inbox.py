@@ -28,6 +28,7 @@ async def submit(
     source: str,
     events: Sequence[Submitted],
     is_shown: Callable[[], Awaitable[bool]],
+    role: str = "api",
 ) -> None:
     """Append events to the inbox and wait until the views show them.
 
@@ -37,7 +38,9 @@ async def submit(
     name = source.strip("/")
     watch = HeadWatch(engine)
     await watch.check()
-    publisher = Publisher(Connection(settings.amqp_url("api"), name), source, name, watch=watch)
+    user_id, _ = settings.amqp_account(role)
+    connection = Connection(settings.amqp_url(role), name)
+    publisher = Publisher(connection, source, name, watch=watch, user_id=user_id)
 
     async def is_connected() -> bool:
         return publisher.connected

@@ -187,10 +187,13 @@ class Ledger:
 
     async def put(self, *bodies: bytes) -> None:
         """Put messages into the inbox just as they are."""
-        async with Connection(self.settings.amqp_url("api"), "t").channel(confirms=True) as channel:
+        connection = Connection(self.settings.amqp_url("migrate"), "t")
+        async with connection.channel(confirms=True) as channel:
             exchange = await channel.get_exchange(SUBMITTED_EXCHANGE)
             for body in bodies:
-                message = Message(body, delivery_mode=DeliveryMode.PERSISTENT)
+                message = Message(
+                    body, delivery_mode=DeliveryMode.PERSISTENT, user_id="ledger_migrate"
+                )
                 await exchange.publish(message, routing_key="")
 
     async def put_events(self, *groups: Iterable[Submitted]) -> None:
@@ -258,8 +261,9 @@ class Ledger:
         self, settings: Settings | None = None, watch: HeadWatch | None = None
     ) -> AsyncIterator[Publisher]:
         """A connected publisher."""
-        connection = Connection((settings or self.settings).amqp_url("api"), "tests")
-        publisher = Publisher(connection, "/tests", "tests", watch=watch)
+        # As the operator, who may submit all there is.
+        connection = Connection((settings or self.settings).amqp_url("migrate"), "tests")
+        publisher = Publisher(connection, "/tests", "tests", watch=watch, user_id="ledger_migrate")
         async with beside(publisher.run()):
             await until_connected(publisher)
             yield publisher

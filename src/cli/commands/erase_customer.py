@@ -112,7 +112,7 @@ async def erase(settings: Settings, customer_id: UUID) -> Erasure:
             # The id follows from the number of erasures: run twice at once, it is recorded once.
             event_id = uuid5(_NAMESPACE, f"{customer_id} {len(before.erasures)}")
             event = Submitted(event_id, customer_id, now_us(), CustomerErased())
-            await submit(settings, engine, SOURCE, [event], is_erased)
+            await submit(settings, engine, SOURCE, [event], is_erased, "migrate")
         else:
             await wait_until_shown(is_erased)
         after = await _name_state(engine, customer_id)

@@ -374,6 +374,7 @@ async def remove(
     before anything is done, where the log can't take a message; InboxUnavailable, ParkingBusy.
     """
     url = settings.amqp_url("migrate")
+    user_id, _ = settings.amqp_account("migrate")
     wanted = {message.id: message for message in messages}
     left = sum(message.copies for message in messages)
     async with AsyncExitStack() as stack:
@@ -397,7 +398,7 @@ async def remove(
                         for delivery in batch:
                             if inbox:
                                 body = inbox_body(delivery.body, delivery.parked.whole)
-                                await publish(inbox, body, CONNECTION_NAME)
+                                await publish(inbox, body, CONNECTION_NAME, user_id)
                             removable.append(delivery)
                     finally:
                         # What the inbox has is logged and acked, even if the next message fails.

@@ -220,7 +220,9 @@ async def resubmit_events(
     """
     refuse_same_ledger(settings, other)
     name = f"replay-{os.getpid()}"
-    publisher = Publisher(Connection(other.amqp_url("api"), name), None, name)
+    # Erasures and imported history are taken from this account alone.
+    user_id, _ = other.amqp_account("migrate")
+    publisher = Publisher(Connection(other.amqp_url("migrate"), name), None, name, user_id=user_id)
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(InboxUnavailable),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),

@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
-from ledger.eventlog.codec import Rejected, decode_group
+from ledger.core.events import CustomerErased, OrderPlaced
+from ledger.eventlog.codec import Rejected, decode_group, encode_submitted
 from ledger.eventlog.identity import SeenHead, head_of
 from ledger.eventlog.records import Submitted
 from ledger.messaging.rabbitmq import CALL_TIMEOUT_S, Connection
-from ledger.messaging.topology import INBOX
+from ledger.messaging.topology import INBOX, OPERATOR
 from ledger.runtime.metrics import MESSAGE_EVENTS
 
 # The broker sends no more messages until one is acked.
@@ -67,6 +68,9 @@ class Inbox:
             if head := head_of(message.headers):
                 seen.add(head)
             message_events, message_rejected = decode_group(message.body)
+            if message.user_id != OPERATOR:
+                message_events, refused = _refuse_privileged(message_events)
+                message_rejected += refused
             MESSAGE_EVENTS.observe(len(message_events) + len(message_rejected))
             events += message_events
             rejected += message_rejected
@@ -101,6 +105,26 @@ class Inbox:
 
     def _note_cancelled(self, _: object) -> None:
         self._cancelled = True
+
+
+def _refuse_privileged(events: list[Submitted]) -> tuple[list[Submitted], list[Rejected]]:
+    """Those that any account may submit, and the others as rejected.
+
+    Every API process has the password of an account that may publish; an erasure destroys a key.
+    """
+    privileged = [event for event in events if _is_privileged(event)]
+    if not privileged:
+        return events, []
+    reason = f"only the account {OPERATOR} may submit this: see docs/explanation/promises.md"
+    rejected = [Rejected(encode_submitted(e, None), reason, whole=False) for e in privileged]
+    return [event for event in events if not _is_privileged(event)], rejected
+
+
+def _is_privileged(event: Submitted) -> bool:
+    payload = event.payload
+    if isinstance(payload, OrderPlaced):
+        return payload.history is not UNSET
+    return isinstance(payload, CustomerErased)
 
 
 @asynccontextmanager

@@ -140,7 +140,7 @@ class Publisher:
     `run` keeps its channel open. `source` is the CloudEvents source of the events; without it each
     event keeps the source that it was recorded with. Messages name the head that `watch` has seen,
     which only a writer that has it decides; while it knows of a foreign ledger, or that this one
-    went back, no event is submitted.
+    went back, no event is submitted. `user_id`: see `publish`.
     """
 
     def __init__(
@@ -150,10 +150,12 @@ class Publisher:
         instance: str,
         exchange: str = SUBMITTED_EXCHANGE,
         watch: HeadWatch | None = None,
+        user_id: str | None = None,
     ) -> None:
         self._connection = connection
         self._source = source
         self._exchange_name = exchange
+        self._user_id = user_id
         self.name = instance
         self._exchange: AbstractExchange | None = None
         self._sent: list[_Group] = []
@@ -337,7 +339,9 @@ class Publisher:
                 # No deadline: the callers are answered in time all the same. To close the channel
                 # now would lose the confirms of the others, and the broker's word that it blocks,
                 # which a new connection gets only once it publishes.
-                await publish(exchange, body, self.name, timeout_s=None, seen=self._seen)
+                await publish(
+                    exchange, body, self.name, self._user_id, timeout_s=None, seen=self._seen
+                )
             except InboxUnavailable as refusal:
                 if isinstance(refusal, Unroutable):
                     self._confirmed_s = -inf
@@ -487,10 +491,14 @@ async def publish(
     exchange: AbstractExchange,
     body: bytes,
     instance: str,
+    user_id: str | None = None,
     timeout_s: float | None = CONFIRM_TIMEOUT_S,
     seen: SeenHead | None = None,
 ) -> None:
     """Publish one message; returns when the broker has confirmed it.
+
+    The broker refuses a `user_id` that is not the name of the account that publishes
+    (https://www.rabbitmq.com/docs/validated-user-id); the writer looks at it: see `consumer`.
 
     Raises Unroutable and InboxFull, where the broker refused it, and NotConfirmed. Without
     `timeout_s` the caller has a deadline of its own. A writer whose ledger does not have the head
@@ -503,6 +511,7 @@ async def publish(
         message_id=uuid4().hex,
         app_id=instance,
         headers=seen.headers() if seen else None,
+        user_id=user_id,
     )
     await failpoint("publisher.before-publish")
     try:

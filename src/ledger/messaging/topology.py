@@ -27,6 +27,8 @@ EXCHANGES: Final = (
 # Without an explicit limit RabbitMQ 4 drops a message after 20 deliveries, and 3.10 puts one that
 # is delivered again at the end of the queue.
 DELIVERY_LIMIT: Final = 1_000_000
+# The account whose messages may erase customers and import history.
+OPERATOR: Final = "ledger_migrate"
 INBOX_MAX_BYTES: Final = 2**30
 
 # Keys of a policy that neither lose nor move a message, whatever their value.
