@@ -204,6 +204,7 @@ TABLES = {
     "parking_log": "operator",
     "api_keys": "name",
     "checkpoints": "position",
+    "rebuilds": "position",
     **{projection.name: "position" for projection in PROJECTIONS},
 }
 VERBS = {
