@@ -95,10 +95,14 @@ class Outdated(Struct, frozen=True):
     reason: str
     is_newer: bool = False
 
+    @property
+    def remedy(self) -> str:
+        """What to do."""
+        return "run the newer code" if self.is_newer else f"run `ledger rebuild {self.name}`"
+
     def __str__(self) -> str:
         """The reason with what to do."""
-        remedy = "run the newer code" if self.is_newer else f"run `ledger rebuild {self.name}`"
-        return f"{self.reason}: {remedy}"
+        return f"{self.reason}: {self.remedy}"
 
 
 async def outdated_views(

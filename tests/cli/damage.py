@@ -33,13 +33,19 @@ def events() -> list[list[Submitted]]:
 
 
 @asynccontextmanager
-async def filled(settings: Settings, *batches: Sequence[Submitted]) -> AsyncIterator[Ledger]:
-    """A ledger that a real writer wrote, with its views; whoever has every right may change it."""
+async def filled(
+    settings: Settings, *batches: Sequence[Submitted], with_triggers: bool = False
+) -> AsyncIterator[Ledger]:
+    """A ledger that a real writer wrote, with its views; whoever has every right may change it.
+
+    Not `with_triggers`, which keep it as it is.
+    """
     async with running_ledger(settings) as ledger:
         await ledger.write(*(batches or events()))
         await project(ledger)
-        for name in ("events_no_delete", "events_no_update"):
-            await ledger.execute(f"DROP TRIGGER {name}")
+        if not with_triggers:
+            for name in ("events_no_delete", "events_no_update"):
+                await ledger.execute(f"DROP TRIGGER {name}")
         yield ledger
 
 

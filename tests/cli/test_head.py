@@ -66,7 +66,7 @@ async def test_a_signed_head_is_verified_with_the_public_key(
     assert private.stat().st_mode & 0o777 == 0o600
     file = tmp_path / "head.json"
     against = ("verify", "--against", str(file))
-    async with filled(settings) as ledger:
+    async with filled(settings, with_triggers=True) as ledger:
         head = await kept(run, private, file)
         printed = await run("head", "--sign", "--key", str(private))
         assert convert(printed.json, KeptHead) == head
@@ -87,7 +87,7 @@ async def test_a_key_made_by_openssl_works(run: Run, settings: Settings, tmp_pat
         f"chmod 600 {private}",
     ):
         subprocess.run(command.split(), check=True, capture_output=True)  # noqa: ASYNC221
-    async with filled(settings):
+    async with filled(settings, with_triggers=True):
         await kept(run, private, file)
         done = await run("verify", "--against", str(file), "--public-key", str(public))
         assert (done.status, done.err) == (0, "")

@@ -25,7 +25,7 @@ NAMES = [projection.name for projection in PROJECTIONS]
 
 
 async def test_an_intact_ledger_and_its_views_pass(run: Run, settings: Settings) -> None:
-    async with filled(settings) as ledger:
+    async with filled(settings, with_triggers=True) as ledger:
         head = await ledger.head()
         done = await run("verify", "--json")
         assert (done.status, done.err) == (0, "")

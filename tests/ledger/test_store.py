@@ -10,7 +10,7 @@ from msgspec import structs
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from cli.commands.migrate import grants
+from cli.drift import grants
 from ledger.core.decider import Fold
 from ledger.eventlog.decisions import compose
 from ledger.eventlog.encryption import CustomerKeys

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from aio_pika.exceptions import ChannelPreconditionFailed
@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateTable
 
 from cli import connections, console
+from cli.drift import LEDGER_GRANTS, find_drift, grants, make_missing_triggers
 from cli.policies import read_problems
 from cli.settings import Settings
 from ledger.eventlog.migrations import upgrade
@@ -19,50 +20,16 @@ from ledger.runtime.database import refuse_unsafe
 from projections.rebuild import Outdated, Rebuilt, open_rebuild, outdated_views
 from projections.table_swap import REBUILDS, SESSION_S
 from projections.tables import create_indexes, register
-from projections.views.projection import METADATA, LineProjection, Projection
+from projections.views.projection import METADATA
 from projections.views.registry import PROJECTIONS, views_named
 
 # Adding an index to a table of many millions of rows takes its time.
 INDEX_TIMEOUT_S: Final = 3600
-# The rights of each account, table by table. Nobody but `migrate` may change `events`.
-LEDGER_GRANTS: Final = {
-    "writer": {
-        "events": "SELECT, INSERT",
-        "ledger_head": "SELECT, UPDATE",
-        "ledger_identity": "SELECT",
-        "snapshots": "SELECT, INSERT, DELETE",
-        "customer_keys": "SELECT, INSERT, UPDATE (sealing_key, erased_at_us)",
-    },
-    "projector": {
-        "events": "SELECT",
-        "ledger_head": "SELECT",
-        "ledger_identity": "SELECT",
-        "snapshots": "SELECT",
-        "customer_keys": "SELECT",
-        "checkpoints": "SELECT, UPDATE",
-        # `ledger status` shows what rebuilds left beside the views.
-        "rebuilds": "SELECT",
-    },
-    "api": {
-        "events": "SELECT",
-        "ledger_identity": "SELECT",
-        "snapshots": "SELECT",
-        "customer_keys": "SELECT",
-        "api_keys": "SELECT",
-        "checkpoints": "SELECT",
-    },
-    "analyst": {"checkpoints": "SELECT"},
-}
 # The most connections of each account, as eighths of what the server allows in all: whatever the
 # others do, there is room for the writer, and for the operator who looks into it.
 CONNECTION_EIGHTHS: Final = {"writer": 1, "projector": 2, "api": 3, "analyst": 1}
 # Only MariaDB has it for an account. Sessions of our own set a limit of theirs, on MySQL too.
 STATEMENT_LIMIT_S: Final = 600
-VIEW_GRANTS: Final = {
-    "projector": "SELECT, INSERT, UPDATE, DELETE",
-    "api": "SELECT",
-    "analyst": "SELECT",
-}
 
 
 def migrate_command(
@@ -74,6 +41,10 @@ def migrate_command(
     """Run `ledger migrate`."""
     settings = console.read_settings()
     outdated = console.run(migrate(settings))
+    rebuilds = {view.remedy for view in outdated}
+    differences = console.run(find_drift(settings))
+    if left := [str(each) for each in differences if each.remedy not in rebuilds]:
+        console.fail("migrated, but somebody has changed what migrate made\n" + "\n".join(left))
     console.out.print(
         "migrated: tables, accounts, grants and queues are as this version needs them"
     )
@@ -117,6 +88,8 @@ async def migrate(settings: Settings) -> list[Outdated]:
             f"ALTER DATABASE `{settings.db_name}` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
         )
         await connection.run_sync(upgrade)
+        for name in await make_missing_triggers(connection):
+            console.err.print(f"the trigger {name} was missing: it is there again")
         await connection.run_sync(METADATA.create_all)
         await connection.execute(CreateTable(REBUILDS, if_not_exists=True))
         await register(connection, PROJECTIONS)
@@ -163,14 +136,3 @@ async def _create_accounts(connection: AsyncConnection, settings: Settings) -> N
                 await connection.exec_driver_sql(
                     f"GRANT {rights} ON `{settings.db_name}`.{table} TO {account}"
                 )
-
-
-def grants(role: str, projections: tuple[Projection[Any], ...]) -> dict[str, str]:
-    """The rights of a role by table."""
-    tables = dict(LEDGER_GRANTS[role])
-    if role in VIEW_GRANTS:
-        for view in projections:
-            # A view of lines is append-only, as the ledger is.
-            is_append_only = role == "projector" and isinstance(view, LineProjection)
-            tables[view.name] = "SELECT, INSERT" if is_append_only else VIEW_GRANTS[role]
-    return tables

@@ -7,6 +7,7 @@ from msgspec import Struct
 from rich.table import Table
 
 from cli import connections, console
+from cli.drift import fail_on_drift
 from cli.policies import read_problems
 from cli.settings import Settings
 from ledger.eventlog.reader import EventReader
@@ -67,9 +68,12 @@ def status(
     current, (unknown, problems) = console.run(_read(settings))
     if as_json:
         console.print_json(current)
-        if problems:
-            console.fail("; ".join(problems))
-        return
+    else:
+        _print_for_people(current, unknown)
+    fail_on_drift(settings, problems)
+
+
+def _print_for_people(current: LedgerStatus, unknown: str | None) -> None:
     table = Table(show_header=False, box=None)
     table.add_row("head", f"position {current.position}, epoch {current.epoch}")
     table.add_row("", f"hash {current.hash}")
@@ -92,8 +96,6 @@ def status(
     if unknown:
         table.add_row("policies", f"not checked: {unknown}")
     console.out.print(table)
-    if problems:
-        console.fail("; ".join(problems))
 
 
 async def _read(settings: Settings) -> tuple[LedgerStatus, tuple[str | None, list[str]]]:

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from cli import connections, console
 from cli.commands.head import BadFile, KeptHead, load_head
+from cli.drift import fail_on_drift
 from cli.settings import Settings
 from ledger.audit.decision_audit import DecisionAudit, audit_pages, check_page
 from ledger.core.events import Recorded
@@ -117,6 +118,8 @@ def verify(
         )
     if kept and not public_key:
         console.err.print("the kept head was taken as it is: --public-key FILE says who signed it")
+    if not view:
+        fail_on_drift(settings)
 
 
 def _print_for_people(verified: Verified, *, quick: bool) -> None:
