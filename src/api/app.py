@@ -17,7 +17,7 @@ from api import openapi
 from api.auth.guard import client_of
 from api.auth.rate_limit import NoTurn, RequestShare
 from api.context import Context
-from api.http.middleware import CROWDED, middleware
+from api.http.middleware import CROWDED, middleware, refused_page
 from api.http.parameters import IF_NONE_MATCH, Call
 from api.http.problems import CLOSE, Problem
 from api.http.requests import invalid_fields
@@ -30,6 +30,9 @@ from projections.queries import ViewsUnavailable
 log = logging.getLogger(__name__)
 
 RETRY_SPREAD_S: Final = 3
+
+# What tells a preflight from another OPTIONS (Fetch, 3.3.2).
+_PREFLIGHT: Final = frozenset((b"origin", b"access-control-request-method"))
 
 
 @Operation(
@@ -163,6 +166,8 @@ class Endpoint:
             if method != "OPTIONS":
                 detail = f"{self.path} takes {self._allowed['Allow']}, not {method}"
                 raise Problem("method-not-allowed", detail, headers=self._allowed)
+            if dict(scope["headers"]).keys() >= _PREFLIGHT:
+                raise refused_page()  # else Cors would have answered it
             await Response(None, 204, self._allowed)(scope, receive, send)
             return
         if operation.submits:
@@ -178,9 +183,10 @@ class Endpoint:
         with admitted as share:
             request = Request(scope, receive)
             if operation.orders is None:
-                call = await operation.read_call(request)
+                call = await operation.read_call(request, context.cors_origins)
             else:
-                call = await operation.read_call(request, partial(self._parse_turn, scope, share))
+                turn = partial(self._parse_turn, scope, share)
+                call = await operation.read_call(request, context.cors_origins, turn)
                 if share:
                     share.weigh(operation.orders(call.body))
             response = await operation.handler(context, call)

@@ -345,9 +345,14 @@ def _answer_headers(operation: Operation, status: int, is_problem: bool) -> Iter
     if is_problem:
         return
     if operation.submits:
-        yield from ("Location", "Preference-Applied", "Idempotency-Replayed")
-        if status in (HTTPStatus.OK, HTTPStatus.CREATED):
-            yield "ETag"
+        yield from ("Preference-Applied", "Idempotency-Replayed")
+        if status != HTTPStatus.ACCEPTED:
+            yield "Ledger-Position"
+        # A batch has no path of its own.
+        if operation.orders is None:
+            yield "Location"
+            if status != HTTPStatus.ACCEPTED:
+                yield "ETag"
     elif operation.reads_views:
         yield "Ledger-Position"
     if "after" in operation.query:

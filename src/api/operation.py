@@ -4,7 +4,7 @@ The declaration names who may do it, what it takes and what it answers. By it th
 parsed (`read_call`), the sender is admitted (`api.app`) and the OpenAPI document is written.
 """
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.context import Context
+from api.http.middleware import refuse_page
 from api.http.parameters import (
     AS_OF_POSITION,
     CONDITIONS,
@@ -72,12 +73,16 @@ class Operation:
         self.handler = handler
         return self
 
-    async def read_call(self, request: Request, parse_turn: Turn | None = None) -> Call[Any]:
+    async def read_call(
+        self, request: Request, origins: Collection[str], parse_turn: Turn | None = None
+    ) -> Call[Any]:
         """The request as the declaration says; raises Problem or pydantic's ValidationError.
 
-        The body is parsed inside `parse_turn`.
+        `origins`: whose pages may submit. The body is parsed inside `parse_turn`.
         """
         headers = read_headers(request.scope["headers"])
+        if self.submits and (b"origin" in headers or b"sec-fetch-site" in headers):
+            refuse_page(headers, origins)
         if not CONDITIONS.keys().isdisjoint(headers):
             versioned = IF_MATCH in self.headers
             refuse_conditions(headers, submits=self.submits, versioned=versioned)
@@ -108,8 +113,10 @@ class Operation:
         return dict(sorted(statuses.items()))
 
     def _problem_kinds(self) -> Iterator[str]:
-        # Any request can be no HTTP, too slow, too large, or have a parameter that is not known.
+        # Any request can be no HTTP, too slow, too large, for another host, or have a parameter
+        # that is not known.
         yield from ("bad-request", "head-too-slow", "target-too-long", "head-too-large")
+        yield "misdirected-host"
         yield from ("invalid-fields", "internal-error")
         if self.body:
             yield from ("bad-json", "body-too-large", "not-json", "body-too-slow")
@@ -117,6 +124,7 @@ class Operation:
             yield "precondition-failed"
         if self.submits:
             yield from ("key-reused", "inbox-unavailable", "inbox-full", "inbox-unconfirmed")
+            yield "cors-refused"
         if self.reads_views:
             yield from ("views-unavailable", "views-behind", "beyond-head")
         if AS_OF_POSITION in self.parameters:

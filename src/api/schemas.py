@@ -83,7 +83,8 @@ def _whole(value: object) -> object:
     if not isinstance(value, Decimal) or not value.is_finite():
         return value
     if value and value.adjusted() >= EXACT.prec:
-        return value
+        # Beyond one of the limits, on the side of its sign.
+        return 10**EXACT.prec if value > 0 else -(10**EXACT.prec)
     number = int(value)
     return number if number == value else value
 

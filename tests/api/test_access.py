@@ -146,6 +146,32 @@ async def test_a_page_of_a_known_origin_may_call(stack: Stack) -> None:
     assert refused.headers["access-control-allow-origin"] == ORIGIN
 
 
+@pytest.mark.parametrize("names", ["", ",", "prefer,, ,", ", authorization"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PATCH"])
+async def test_a_preflight_may_ask_for_any_method_and_leave_names_of_headers_empty(
+    stack: Stack, method: str, names: str
+) -> None:
+    asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": names}
+    answer = await stack.http.options("/orders", headers={"Origin": ORIGIN, **asked})
+    assert answer.status_code == 204, answer.text
+
+
+async def test_pages_of_known_origins_and_of_the_api_itself_may_post(stack: Stack) -> None:
+    headers = bearer(signed(scope="wallets:write"))
+    own = f"http://{stack.http.base_url.netloc.decode()}"
+    for page, status in (
+        ({"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}, 202),
+        ({"Origin": own}, 202),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null", "Sec-Fetch-Site": "cross-site"}, 403),
+    ):
+        path, given = "/customers", {**headers, **page, "Prefer": "respond-async"}
+        answer = await stack.http.post(path, json={"username": "d"}, headers=given)
+        assert answer.status_code == status, (page, answer.text)
+        allowed = answer.headers.get("access-control-allow-origin")
+        assert allowed == (ORIGIN if page["Origin"] == ORIGIN else None)
+
+
 async def test_a_page_of_another_origin_may_not_call(stack: Stack) -> None:
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     refused = problem(

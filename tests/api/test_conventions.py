@@ -129,6 +129,63 @@ async def test_options_of_the_server_answers_with_the_methods_of_all_paths(
     assert b"x-request-id: " in head
 
 
+@pytest.mark.parametrize(
+    ("page", "may"),
+    [
+        ({}, True),
+        ({"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}, False),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "http://evil.example", "Sec-Fetch-Site": "none"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": ""}, False),
+        ({"Origin": "{scheme}://{host}"}, True),
+        ({"Origin": "https://{host}"}, True),
+        ({"Origin": "HTTP://{host}", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "{scheme}://{host}.evil.example"}, False),
+        ({"Origin": "http://127.0.0.1:1"}, False),
+        ({"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-site"}, False),
+        ({"Origin": "https://api.example:8443", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "http://api", "Host": "API:80"}, True),
+        ({"Origin": "https://api", "Host": "api:443"}, True),
+        ({"Origin": "http://api", "Host": "api:443"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "what is this"}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+    ],
+)
+async def test_only_pages_of_the_api_itself_may_submit(
+    http: httpx.AsyncClient, page: dict[str, str], *, may: bool
+) -> None:
+    """A browser posts a form to this machine for any page, and so cancels an order."""
+    url = http.base_url
+    headers = {
+        name: value.format(scheme=url.scheme, host=url.netloc.decode())
+        for name, value in page.items()
+    }
+    for method, path in (
+        ("POST", f"/orders/{uuid4()}/cancel"),
+        ("PATCH", f"/products/{uuid4()}"),
+        ("POST", "/orders"),
+    ):
+        answer = await http.request(method, path, headers=headers)
+        if may:
+            assert answer.status_code != 403, answer.text
+        else:
+            problem(answer, 403, "cors-refused", "Origin")
+    assert (await http.get("/products", headers=headers)).status_code == 200
+
+
+async def test_a_preflight_of_another_page_is_refused_where_no_origin_is_allowed(
+    http: httpx.AsyncClient,
+) -> None:
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    for path in ("/orders", f"/orders/{uuid4()}/cancel"):
+        problem(await http.options(path, headers=asked), 403, "cors-refused", "Origin")
+    assert (await http.options("/orders", headers={"Origin": "null"})).status_code == 204
+
+
 async def test_options_of_an_unknown_path_is_refused(http: httpx.AsyncClient) -> None:
     problem(await http.options(root(http) + "/nowhere"), 404, "no-such-path")
 
@@ -178,6 +235,9 @@ async def test_a_small_answer_is_not_compressed(http: httpx.AsyncClient) -> None
         ("gzip;q=0.001, *;q=0", True),
         ("gzip;Q=0", False),
         ("gzip ; q=0", False),
+        ('br;x=", gzip"', False),
+        ('br;x="\\", gzip', False),
+        (";gzip", False),
     ],
 )
 def test_accept_encoding_says_whether_gzip_is_accepted(accepted: str, takes: bool) -> None:

@@ -592,6 +592,27 @@ async def test_waiting_streams_cost_no_query_and_one_announcement_wakes_all(
     assert all(not client.sent[-1].get("more_body", False) for client in clients)
 
 
+async def test_streams_that_are_closed_make_room_at_once(http: httpx.AsyncClient) -> None:
+    """Nothing is written that could find out, and the next comment is seconds away."""
+    url = httpx.URL(f"{http.base_url}events")
+    head = f"GET {url.path} HTTP/1.1\r\nHost: x\r\nAccept: {event_stream.EVENT_STREAM}\r\n\r\n"
+
+    async def begin() -> tuple[asyncio.StreamWriter, bytes]:
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(head.encode())
+        return writer, await reader.readline()
+
+    async def all_begin() -> bool:
+        """Whether there is room for all; leaves none."""
+        began = [await begin() for _ in range(event_stream.MAX_STREAMS)]
+        for writer, _ in began:
+            writer.close()
+        return all(b" 200 " in line for _, line in began)
+
+    await eventually(all_begin, "all streams are free", 60)
+    await eventually(all_begin, "all are free again", event_stream.HEARTBEAT_S / 2)
+
+
 async def test_a_stream_beyond_the_limit_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

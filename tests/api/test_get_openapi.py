@@ -236,6 +236,20 @@ def test_an_order_has_one_shape_wherever_it_is_answered() -> None:
     assert SCHEMAS["ProblemDetails"]["properties"]["orders"]["items"] == shape
 
 
+def test_a_location_is_promised_where_there_is_one() -> None:
+    for path, method, status, promised in (
+        ("/orders", "post", "202", True),
+        ("/customers/{customer_id}/deposits", "post", "200", True),
+        ("/products/{product_id}", "patch", "200", True),
+        ("/orders/batch", "post", "201", False),
+        ("/orders/batch", "post", "202", False),
+    ):
+        answer = GUARDED["paths"][f"/api/v1{path}"][method]["responses"][status]
+        assert ("Location" in answer["headers"]) == promised, path
+        assert ("ETag" in answer["headers"]) == (promised and status != "202")
+        assert ("Ledger-Position" in answer["headers"]) == (status != "202")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -16,7 +16,7 @@ from tests.harness import Stack, eventually, free_port, start_stack
 from tests.ledger.pipeline import running_ledger
 from tests.private_servers import Servers
 
-from .client import WAIT, Body, list_product, order, problem, register
+from .client import WAIT, Body, limit, list_product, order, problem, register
 
 Call = tuple[str, str, Body, Body]
 """Method, path, body, and another body."""
@@ -124,6 +124,19 @@ async def test_a_key_in_quotes_is_the_key_without_them(
     ]
     assert first.status_code == 202
     assert {other.headers["location"] for other in others} == {first.headers["location"]}
+
+
+async def test_the_longest_key_is_the_same_one_in_quotes(here: httpx.AsyncClient) -> None:
+    body, unique = {"customer_id": str(uuid4()), "product_id": str(uuid4())}, uuid4().hex
+    escaped = '"' + unique + r"\"" * (255 - len(unique)) + '"'
+    answers = [
+        await here.post("/orders", json=body, headers={"Idempotency-Key": key})
+        for key in (unique + '"' * (255 - len(unique)), escaped)
+    ]
+    assert len({answer.headers["location"] for answer in answers}) == 1
+    too_long = {"Idempotency-Key": f'"{"x" * 256}"'}
+    answer = await here.post("/orders", json=body, headers=too_long)
+    assert limit(problem(answer, 422, "invalid-fields"), "Idempotency-Key") == 255
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What can be told of requests without a server: JSON and numbers."""
 
 import re
+import time
 from contextlib import suppress
 from decimal import Decimal
 from urllib.parse import quote, urlencode
@@ -11,13 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from api.http.connection import decoded_path
+from api.http.connection import MAX_HEAD, decoded_path
 from api.http.exchange import Refused
-from api.http.parameters import HEADERS, POSITION_FORM, parse_idempotency_key, read_headers
+from api.http.parameters import (
+    HEADERS,
+    POSITION_FORM,
+    list_elements,
+    parse_idempotency_key,
+    read_headers,
+)
 from api.http.problems import Problem
 from api.http.requests import invalid_fields, parse_json, read_query
 from api.http.responses import problem_response
-from api.schemas import Deposit, PlaceOrder, money
+from api.schemas import Deposit, PlaceOrder, PlaceOrders, money
 from ledger.core.events import MAX_AMOUNT_MINOR
 from ledger.runtime.logs import mask_secrets
 from ledger.runtime.timestamps import BadTimestamp, format_us, parse_rfc3339
@@ -63,6 +70,57 @@ def test_every_invalid_value_is_reported_by_its_field(value: object) -> None:
     assert [found.field for found in invalid_fields(raised.value).errors] == ["customer_id"]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"quantity": 1e400}', "quantity must be at most 1000000"),
+        ('{"quantity": 1e28}', "quantity must be at most 1000000"),
+        ('{"quantity": -1e400}', "quantity must be at least 1"),
+        ('{"quantity": 1e-400}', "quantity must be a whole number, without quotes"),
+        ('{"quantity": 0e400}', "quantity must be at least 1"),
+        ('{"": 1}', '"" is not a field of this request: leave it out'),
+    ],
+)
+def test_a_number_out_of_range_and_a_name_without_letters_are_named(body: str, words: str) -> None:
+    ids = f'"customer_id": "{NAME}", "product_id": "{NAME}"'
+    with pytest.raises(ValidationError) as raised:
+        PlaceOrder.model_validate(parse_json(f"{{{ids}, {body[1:]}".encode()))
+    assert invalid_fields(raised.value).detail == words
+
+
+@pytest.mark.parametrize("body", ['{"": 1, "": 2}', '{"": "\\ud800"}', '{"a": {"": 1, "": 2}}'])
+def test_a_name_without_letters_is_shown_as_such(body: str) -> None:
+    with pytest.raises(Problem, match=r'^"" '):
+        parse_json(body.encode())
+
+
+def test_a_parameter_without_a_name_is_shown_as_such() -> None:
+    with pytest.raises(Problem, match=r'^"" is not a parameter: known here: limit$'):
+        read_query(b"=1", ["limit"])
+
+
+def test_a_list_that_is_too_short_is_told_so_in_words() -> None:
+    with pytest.raises(ValidationError) as raised:
+        PlaceOrders.model_validate({"orders": []})
+    assert invalid_fields(raised.value).detail == "orders must have at least 1 element"
+
+
+@given(st.text(st.sampled_from('"\\,;= a'), max_size=40))
+def test_a_separator_in_a_quoted_string_separates_nothing(text: str) -> None:
+    quoted = '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
+    assert list(list_elements(f"a={quoted};b={quoted}, c")) == [
+        [f"a={quoted}", f"b={quoted}"],
+        [" c"],
+    ]
+
+
+@pytest.mark.parametrize("part", ['"', '"\\', "\\", '"a', ",", ";", '"\\"', '";', '\\"'])
+def test_a_list_is_read_in_time_that_grows_with_its_length_alone(part: str) -> None:
+    started_at = time.perf_counter()
+    list(list_elements(part * (MAX_HEAD // len(part))))
+    assert time.perf_counter() - started_at < 0.5
+
+
 @given(st.dictionaries(st.text(), st.none() | st.integers(), min_size=1))
 def test_a_problem_with_any_field_names_can_be_encoded(names: dict[str, object]) -> None:
     with pytest.raises(ValidationError) as raised:
@@ -93,6 +151,14 @@ def test_times_are_rfc_3339_to_the_microsecond(time_us: int, text: str) -> None:
 )
 def test_a_leap_second_is_the_first_one_after_it(text: str, read: str) -> None:
     assert format_us(parse_rfc3339(text)) == read
+
+
+@pytest.mark.parametrize("digits", ["123456", "1234567", "1234569999", "123456" + "9" * 8000])
+def test_digits_beyond_the_microsecond_are_cut_off(digits: str) -> None:
+    assert format_us(parse_rfc3339(f"2026-01-31T12:00:00.{digits}Z")).endswith("00.123456Z")
+    with pytest.raises(BadTimestamp) as raised:
+        parse_rfc3339(f"2026-01-31T12:00:00.{digits}")
+    assert len(str(raised.value)) < 100
 
 
 @pytest.mark.parametrize(

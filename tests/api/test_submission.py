@@ -53,6 +53,12 @@ def call(**headers: str) -> Call[None]:
         ("wait", 2, Preference(2)),
         ("return=minimal", 2, Preference(2)),
         (",;=,", 0, Preference(0)),
+        ('foo="a,wait=9"', 2, Preference(2)),
+        ('foo="a\\",wait=9", wait=5', 2, Preference(5, wait=True)),
+        ('foo=";", wait=5', 2, Preference(5, wait=True)),
+        ('wait="9;8"', 2, Preference(2)),
+        ('foo="a, wait=9', 2, Preference(2)),
+        (";wait=9", 2, Preference(2)),
     ],
 )
 def test_a_preference_is_read_and_what_is_no_preference_is_passed_over(

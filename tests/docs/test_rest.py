@@ -25,8 +25,6 @@ NO_OPERATION = {
     "no-such-path",
     "method-not-allowed",
     "unknown-method",
-    "misdirected-host",
-    "cors-refused",
     "unknown-coding",
 }
 """What requests are answered with that reach no operation."""

@@ -46,11 +46,8 @@ class Echo:
             await self.gate.wait()
         if path == "/large":
             body = b"x" * int(scope["query_string"])
-        if path == "/stream":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            for _ in range(3):
-                await send({"type": "http.response.body", "body": b"part ", "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        if path in ("/stream", "/endless"):
+            await stream(receive, send, has_end=path == "/stream")
             return
         if path != "/large":
             body = json.dumps({"method": scope["method"], "body": body.decode("latin-1")}).encode()
@@ -62,6 +59,18 @@ class Echo:
             await send({"type": "http.response.body", "body": body[:5], "more_body": True})
             raise RuntimeError("the rest is missing")
         await send({"type": "http.response.body", "body": body})
+
+
+async def stream(receive: Receive, send: Send, *, has_end: bool) -> None:
+    """Answer without a length: a few parts, or one before and one after the client has left."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(3):
+        await send({"type": "http.response.body", "body": b"part ", "more_body": True})
+    if not has_end:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await send({"type": "http.response.body", "body": b"last", "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 class Answer(NamedTuple):
@@ -76,10 +85,17 @@ class Answer(NamedTuple):
         """The kind of the problem, which must be whole: media type, request id and all."""
         assert self.headers["content-type"] == "application/problem+json"
         assert self.headers["x-request-id"]
+        assert self.headers["x-content-type-options"] == "nosniff"
+        assert self.headers["cache-control"] == "no-store"
         content = json.loads(self.body)
         assert content["status"] == self.status
         assert content["detail"]
         return str(content["type"]).removeprefix("/problems/")
+
+    @property
+    def instance(self) -> str:
+        """The path that the problem names."""
+        return str(json.loads(self.body)["instance"])
 
 
 def parse_answers(data: bytes) -> list[Answer]:

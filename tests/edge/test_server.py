@@ -198,6 +198,58 @@ def test_what_is_no_request_is_answered_with_a_body_behind_a_head_request(
     assert answer.endswith(b"}")
 
 
+@pytest.mark.parametrize(
+    ("sent", "instance"),
+    [
+        (get(b"/a%ff?b"), "/a%ff"),
+        (get(b"/a#b"), "/a%23b"),
+        (get(b"http://evil.example.com/orders?b"), "/orders"),
+        (get(b"http://evil.example.com"), "/"),
+        (get(b"/" + b"x" * MAX_TARGET), "/" + "x" * 199),
+        (get(b"/orders", b"Host: y\r\n"), "/orders"),
+        (get(b"/orders", b"X: y\r\n" * MAX_HEADERS), "/orders"),
+        (get(b"/orders", b"Transfer-Encoding: br\r\n"), "/orders"),
+        (b"PROPFIND /orders HTTP/1.1\r\n" + HOST + b"\r\n", "/orders"),
+        (b"BREW /orders?a HTTP/1.1\r\n" + HOST + b"\r\n", "/orders"),
+        (get(b"*"), ""),
+        (b"GET /ord", ""),
+        (b"hello\r\n\r\n", ""),
+    ],
+)
+@pytest.mark.parametrize("first", [b"", get(b"/other")])
+def test_a_refusal_names_the_path_if_it_is_known(first: bytes, sent: bytes, instance: str) -> None:
+    with served(local_host) as running:
+        *_, answer = running.connect().send(first + sent).send_end().answers()
+        assert answer.problem
+        assert answer.instance == instance
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        (b"/a%ff", b""),
+        (b"/", b"Transfer-Encoding: br\r\n"),
+        (b"/", b"X: y\r\n" * MAX_HEADERS),
+        (b"/fail", b""),
+    ],
+)
+def test_a_refusal_has_the_id_of_its_request(shared: Served, path: bytes, headers: bytes) -> None:
+    first = get(headers=b"X-Request-Id: another\r\n")
+    sent = get(path, b"X-Request-Id: mine\r\n" + headers)
+    *_, answer = shared.connect().send(first + sent).answers()
+    assert answer.problem
+    assert answer.headers["x-request-id"] == "mine"
+    *_, answer = shared.connect().send(first + b"BREW / HTTP/1.1\r\n").answers()
+    assert answer.problem == "unknown-method"
+    assert len(answer.headers["x-request-id"]) == 32
+
+
+def test_an_error_of_the_application_names_the_path(shared: Served) -> None:
+    (answer,) = shared.connect().send(get(b"/fail")).answers()
+    assert answer.problem == "internal-error"
+    assert answer.instance == "/fail"
+
+
 def test_options_of_the_server_are_asked_for_by_an_asterisk(shared: Served) -> None:
     client = shared.connect().send(b"OPTIONS * HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n")
     assert client.answers()[0].status == 200
@@ -358,6 +410,44 @@ def test_a_client_that_shuts_down_its_side_gets_its_answers(server: Served, at_o
         client.send_end()
     server.call(server.app.gate.set)
     assert [echoed(answer.body) for answer in client.answers()] == ["body", "slow"]
+
+
+@pytest.mark.parametrize("behind", [b"", get(CLOSE) * 10, b"\r\n", b"GET /half"])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+def test_an_answer_without_an_end_ends_when_the_client_sends_no_more(
+    server: Served, version: bytes, at_once: bool, behind: bytes
+) -> None:
+    """Nobody could tell who has shut down one side from who has gone."""
+    client = server.connect().send(b"GET /endless HTTP/%b\r\n" % version + HOST + b"\r\n")
+    if not at_once:
+        assert client.socket.recv(8)
+        server.wait_for(lambda: len(server.app.seen) == 1, "it is served")
+        server.run(asyncio.sleep(0.05))
+    received = client.send(behind).send_end().read()
+    assert received.partition(b"last")[1]
+    server.wait_for(lambda: not server.server.connections.open, "it is gone")
+
+
+def test_many_streams_that_are_closed_at_one_moment_are_gone_at_once(server: Served) -> None:
+    for _ in range(2):
+        clients = [server.connect().send(get(b"/endless")) for _ in range(100)]
+        for client in clients:
+            assert client.socket.recv(1 << 16)
+        for client in clients:
+            client.socket.close()
+        server.wait_for(lambda: not server.server.connections.open, "all are gone")
+
+
+def test_what_is_sent_behind_an_answer_without_an_end_is_bounded(server: Served) -> None:
+    client = server.connect().send(get(b"/endless"))
+    assert client.socket.recv(1 << 16)
+    client.socket.settimeout(0.3)
+    with suppress(TimeoutError):
+        client.send(get() * 1_000_000)
+    (one,) = server.server.connections.open
+    assert len(one._input) < 1 << 20
+    assert len(server.app.seen) == 1
 
 
 @pytest.mark.parametrize("sent", [post()[:-1], post()[:-10], b"GE"])

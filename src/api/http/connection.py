@@ -8,7 +8,8 @@ idle     Nothing of a request is here. Ends after KEEP_ALIVE_S.
 head     A part of a request's head is here. Refused after HEAD_TIMEOUT_S.
 serving  The application works on a request, whose own deadlines hold. What it leaves unread of the
          body is thrown away for DISCARD_TIMEOUT_S after the answer. Nothing of the next request is
-         parsed meanwhile, so what a client pipelines is bytes, and few.
+         parsed meanwhile, so what a client pipelines is bytes, and few. A client that shuts down
+         its side gets its answer, but for one that may have no end: that ends then.
 closing  All was said. What still arrives is thrown away for LINGER_S: closing a socket with unread
          bytes resets it, and the answer with it (RFC 9112, 9.6).
 
@@ -37,7 +38,7 @@ import prometheus_client
 from starlette.types import ASGIApp, Scope
 
 from api.http.exchange import HEAD_END, Exchange, Refused
-from api.http.middleware import METHODS
+from api.http.middleware import METHODS, request_id_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ _HOST: Final = re.compile(
     rb"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]+)(:[0-9]{0,5})?"
 ).fullmatch
 _REQUEST_LINE: Final = re.compile(
-    rb"(?:\r\n)*[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r\n"
+    rb"(?:\r\n)*[!#$%&'*+.^_`|~0-9A-Za-z-]+ (\S+) HTTP/1\.[01]\r\n"
 ).match
 _PART_OF_LINE: Final = re.compile(rb"[ -~]+\r?").fullmatch
 _ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE).fullmatch
@@ -215,6 +216,8 @@ class ClientConnection(asyncio.Protocol):
         self.lost = False
         # Whether the answer is full: more of it has to wait until the client takes some.
         self.is_full = False
+        # The client sends no more.
+        self.has_ended = False
         # Neither means serving, or closing.
         self.idle = False
         self._in_head = True
@@ -229,6 +232,7 @@ class ClientConnection(asyncio.Protocol):
         # Received, and parsed up to `_position`.
         self._input = b""
         self._position = 0
+        self._holds_input = False
         # The parser is fed a head that was served already.
         self._repeats_head = False
         # A line whose method the parser doesn't know, until its end says whether it is a request.
@@ -243,7 +247,6 @@ class ClientConnection(asyncio.Protocol):
         self._body_size = 0
         self._framing_size = 0
         self._discarded = 0
-        self._has_ended = False
         self._is_refused = False
         self._is_closing = False
         self._is_paused = False
@@ -283,8 +286,10 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Answer what is here: a client may shut down its side and wait."""
-        self._has_ended = True
+        self.has_ended = True
         self.go_on()
+        if self._current:
+            self._current.wake()
         return not self._is_closing
 
     def pause_writing(self) -> None:
@@ -338,12 +343,19 @@ class ClientConnection(asyncio.Protocol):
         if self._is_closing or self.lost:
             return
         if self._input:
+            self._holds_input = True
             self.connections.unparsed.hold(self, len(self._input))
-        elif self._is_paused:
+        elif self._holds_input:
+            self._holds_input = False
             self.connections.unparsed.release(self)
-        if self._has_ended and not self._input and not self._is_refused:
+        if self.has_ended and not self._input and not self._is_refused:
             self._end_input()
-        elif (waits := self._is_waiting()) != self._is_paused:
+            return
+        waits = self._is_waiting()
+        if waits and self._current and self._current.awaits_end:
+            # Its end is behind what is left in the socket.
+            waits = len(self._input) >= MAX_HEAD
+        if waits != self._is_paused:
             self._is_paused = waits
             if waits:
                 self.transport.pause_reading()
@@ -417,7 +429,10 @@ class ClientConnection(asyncio.Protocol):
         self._head_size += len(piece)
         if _PART_OF_LINE(piece) and self._head_size < MAX_TARGET:
             return
-        if _REQUEST_LINE(self._bad_line):
+        line = _REQUEST_LINE(self._bad_line)
+        # They would be those of the request before.
+        self._url, self._headers = line[1] if line else b"", []
+        if line:
             self._refuse(Refused("unknown-method", "the method is none that is known"))
         else:
             self._refuse(Refused("bad-request", "this is not HTTP/1.1: no method comes first"))
@@ -568,14 +583,26 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = FOREVER
         if isinstance(item, Refused):
             # Nothing is parsed behind it: the method is that of its request, if it has a target.
-            is_head = self._url != b"" and self._parser.get_method() == b"HEAD"
-            self.transport.write(item.answer(is_bodiless=is_head))
+            has_method = self._url != b"" and self._bad_line is None
+            is_head = has_method and self._parser.get_method() == b"HEAD"
+            path, request_id = self._refused_path(), request_id_of(self._headers)
+            self.transport.write(item.answer(path, request_id, is_bodiless=is_head))
             self._close()
             return
         self._current = item
         task = self.connections.loop.create_task(self._run(item))
         self.connections.tasks.add(task)
         task.add_done_callback(self.connections.tasks.discard)
+
+    def _refused_path(self) -> bytes:
+        """The path of the request that is refused; empty if its target is none, or not all here."""
+        target = self._url
+        is_whole = not self._in_head or self._headers or self._bad_line
+        if not is_whole and len(target) <= MAX_TARGET:
+            return b""
+        if form := _ABSOLUTE_FORM(target):
+            target = form[2] if form[2].startswith(b"/") else b"/"
+        return target.partition(b"?")[0] if target.startswith(b"/") else b""
 
     async def _run(self, exchange: Exchange) -> None:
         try:
@@ -718,7 +745,7 @@ class ClientConnection(asyncio.Protocol):
         self.connections.uploads.release(self)
         self._discarded = 0
         self.deadline = self.connections.loop.time() + LINGER_S
-        if self._has_ended or not lingers:
+        if self.has_ended or not lingers:
             self.transport.close()
         elif not self.transport.is_closing():
             self.transport.write_eof()

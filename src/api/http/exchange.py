@@ -13,9 +13,9 @@ from typing import Any, Final, Protocol
 
 from starlette.types import Message, Scope
 
-from api.http.middleware import PROBLEMS, new_request_id
+from api.http.middleware import PROBLEMS, REQUEST_ID, request_id_of
 from api.http.problems import CLOSE, Problem
-from api.http.responses import problem_response
+from api.http.responses import path_reference, problem_response
 
 STATUS_LINES: Final = {
     int(status): f"HTTP/1.1 {status} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -33,11 +33,19 @@ class Refused(Exception):
         self.kind = kind
         self.detail = detail
 
-    def answer(self, *, is_bodiless: bool = False) -> bytes:
-        """The answer, whole; `is_bodiless`: without its body, as HEAD is answered."""
+    def answer(self, raw_path: bytes, request_id: bytes, *, is_bodiless: bool = False) -> bytes:
+        """The answer, whole; `is_bodiless`: without its body, as HEAD is answered.
+
+        `raw_path` is that of the request, empty if the client did not get so far.
+        """
         PROBLEMS.labels(self.kind).inc()
-        headers = {**CLOSE, "X-Request-Id": new_request_id().decode()}
-        response = problem_response(Problem(self.kind, self.detail, headers=headers), "")
+        headers = {
+            **CLOSE,
+            "X-Request-Id": request_id.decode(),
+            "X-Content-Type-Options": "nosniff",
+        }
+        problem = Problem(self.kind, self.detail, headers=headers)
+        response = problem_response(problem, path_reference(raw_path))
         head = head_of(response.status_code, response.raw_headers)
         return head if is_bodiless else head + bytes(response.body)
 
@@ -71,6 +79,7 @@ class AnsweredConnection(Protocol):
     transport: asyncio.Transport
     lost: bool
     is_full: bool
+    has_ended: bool
 
     @property
     def is_stopping(self) -> bool:
@@ -91,7 +100,8 @@ class Exchange:
     """A request and its answer, as ASGI's `receive` and `send`.
 
     `received`: the body is here as a whole. `answered`: nothing more of the answer will come.
-    `broken`: why the rest of the request can't be read.
+    `broken`: why the rest of the request can't be read. `awaits_end`: the application waits for the
+    client to leave, with an answer under way that may have no end.
     """
 
     def __init__(self, connection: AnsweredConnection, scope: Scope, *, keep_alive: bool) -> None:
@@ -100,11 +110,13 @@ class Exchange:
         self.received = False
         self.answered = False
         self.broken: Refused | None = None
+        self.awaits_end = False
         self._connection = connection
         self._keep_alive = keep_alive
         self._is_http10 = scope["http_version"] == "1.0"
         self._is_bodiless = scope["method"] == "HEAD"
         self._is_chunked = False
+        self._has_length = True
         # The client waits for 100 Continue before it sends the body (RFC 9110, 10.1.1).
         self.expects = False
         self._delivered = False
@@ -118,7 +130,11 @@ class Exchange:
             self._waiter.set_result(None)
 
     async def receive(self) -> Message:
-        """The next part of the body; after the last one, that the client has gone."""
+        """The next part of the body; after the last one, that the client has gone.
+
+        Whoever shuts down its side still gets an answer that has an end. Where the answer has begun
+        without a length, nobody could tell such a client from one that has gone: it has gone.
+        """
         connection = self._connection
         if self.expects and not self.started:
             self.expects = False
@@ -127,6 +143,13 @@ class Exchange:
         while not (self.body or (self.received and not self._delivered)):
             if connection.lost or self.answered or self.broken:
                 return {"type": "http.disconnect"}
+            if self.started and not self._has_length:
+                if connection.has_ended:
+                    return {"type": "http.disconnect"}
+                if not self.awaits_end:
+                    self.awaits_end = True
+                    connection.go_on()  # which may find the end at once
+                    continue
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         body, self.body = bytes(self.body), bytearray()
@@ -169,6 +192,7 @@ class Exchange:
         if status in WITHOUT_BODY:
             self._is_bodiless = True
         elif b"content-length" not in names and not self._is_bodiless:
+            self._has_length = False
             if self._is_http10:
                 self._keep_alive = False
             else:
@@ -187,5 +211,8 @@ class Exchange:
     def refuse(self, refusal: Refused) -> None:
         """Answer with the refusal, and hang up."""
         self.started = self.answered = True
-        self._connection.transport.write(refusal.answer(is_bodiless=self._is_bodiless))
+        scope = self.scope
+        request_id = scope.get(REQUEST_ID) or request_id_of(scope["headers"])
+        answer = refusal.answer(scope["raw_path"], request_id, is_bodiless=self._is_bodiless)
+        self._connection.transport.write(answer)
         self._connection.answered(self, keep_alive=False)

@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.http.parameters import GZIP_SUFFIX, HEADERS, IF_NONE_MATCH, parse_etags
+from api.http.parameters import GZIP_SUFFIX, HEADERS, IF_NONE_MATCH, list_elements, parse_etags
 from api.http.problems import KINDS, FieldError, Problem
 from api.http.responses import ANSWER_HEADERS, path_reference, problem_response
 from ledger.runtime import logs, tracing
@@ -84,6 +84,8 @@ METHODS: Final = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 )
 _CORS_HEADERS: Final = ("Authorization", "Content-Type", "traceparent")
+_ASKED_HEADERS: Final = "access-control-request-headers"
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _TRACEPARENT: Final = "ledger.traceparent"
 _STATUS: Final = "ledger.status"
 
@@ -174,19 +176,17 @@ def with_request_id(app: ASGIApp) -> ASGIApp:
     """Put the request's id into the scope: the client's, if it is fit for a log, or a new one."""
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        for name, value in scope["headers"]:
-            if name == b"x-request-id" and _REQUEST_ID(value):
-                scope[REQUEST_ID] = value
-                break
-        else:
-            scope[REQUEST_ID] = new_request_id()
+        scope[REQUEST_ID] = request_id_of(scope["headers"])
         return app(scope, receive, send)
 
     return serve
 
 
-def new_request_id() -> bytes:
-    """A request id that nobody had yet."""
+def request_id_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """The request id among the headers, or else one that nobody had yet."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID(value):
+            return value
     return secrets.token_hex(16).encode()
 
 
@@ -263,12 +263,48 @@ def traceparent_of(scope: Scope) -> str | None:
     return tracing.valid_traceparent(given[0].decode("latin-1")) if len(given) == 1 else None
 
 
+def refuse_page(headers: Mapping[bytes, bytes], origins: Collection[str]) -> None:
+    """Raise Problem if a page sent the request that is neither of this API nor of these origins.
+
+    A browser sends a POST of any page without asking, if body and headers are those of a form, and
+    so from within a network that the page's author can't reach. It says whose page it was (Fetch,
+    3.2; Fetch Metadata, 2.2), which no page can change; who is no browser says nothing. The scheme
+    of the API's own origin is not known here, nor behind some proxies its port: there a browser
+    says `same-origin`.
+    """
+    site = headers.get(b"sec-fetch-site")
+    given = headers.get(b"origin")
+    if given is None:
+        if site in (b"same-origin", b"none"):
+            return
+    elif site == b"same-origin" or "*" in origins:
+        return
+    else:
+        origin = given.decode("latin-1")
+        scheme, _, host = origin.lower().partition("://")
+        port, own = _DEFAULT_PORTS.get(scheme), headers.get(b"host", b"").decode("latin-1").lower()
+        if origin in origins or (port and own and own in (host, f"{host}:{port}")):
+            return
+    raise refused_page()
+
+
+def refused_page() -> Problem:
+    """The problem of a page that may not make its request."""
+    detail = "is not this API's own, and none of LEDGER_CORS_ORIGINS"
+    return Problem("cors-refused", f"the page's origin {detail}", [FieldError("Origin", detail)])
+
+
 class Cors(CORSMiddleware):
     """Lets pages of other origins call, and refuses others with a problem that says why."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight (Fetch, 3.3): 204, or the problem of what is not allowed."""
-        answer = super().preflight_response(request_headers)
+        given = dict(request_headers)
+        # Empty elements of a list mean nothing (RFC 9110, 5.6.1.2), and all may be empty.
+        names = given.pop(_ASKED_HEADERS, "").split(",")
+        if asked := ",".join(filter(str.strip, names)):
+            given[_ASKED_HEADERS] = asked
+        answer = super().preflight_response(Headers(given))
         allowed = {n: v for n, v in answer.headers.items() if not n.startswith("content-")}
         if answer.status_code == HTTPStatus.OK:
             return Response(None, 204, allowed)
@@ -411,8 +447,7 @@ def accepted_weights(scope: Scope, header: bytes) -> dict[str, float]:
     """What a header of the kind of `Accept` names, with its weights (RFC 9110, 12.4.2)."""
     given = b",".join(value for name, value in scope["headers"] if name == header)
     weights: dict[str, float] = {}
-    for part in given.decode("latin-1").lower().split(","):
-        name, *parameters = part.split(";")
+    for name, *parameters in list_elements(given.decode("latin-1").lower()):
         found = [_WEIGHT(parameter.strip()) for parameter in parameters]
         weights[name.strip()] = next((float(match[1]) for match in found if match), 1.0)
     return weights

@@ -5,7 +5,7 @@ handler its typed values (`call[LIMIT]`) and describe the parameter in the OpenA
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Generic, Literal, NamedTuple, TypeVar, overload
@@ -31,8 +31,9 @@ MAX_WAIT_S: Final = 30
 MAX_IDEMPOTENCY_KEY: Final = 255
 UUID_LENGTH: Final = 36
 
-# A key as it is, or as a string of RFC 8941, 3.3.3.
-KEY_PATTERN: Final = r'^([!#-~][!-~]*|"([ !#-\[\]-~]|\\["\\])+")$'
+# A key as it is, or as a string of RFC 8941, 3.3.3, in which each character may be escaped.
+KEY_PATTERN: Final = r'^([!#-~][!-~]{0,254}|"([ !#-\[\]-~]|\\["\\]){1,255}")$'
+MAX_QUOTED_KEY: Final = 2 * MAX_IDEMPOTENCY_KEY + 2
 
 _UUID: Final = re.compile(UUID_PATTERN[1:-1]).fullmatch
 _KEY: Final = re.compile(KEY_PATTERN[1:-1]).fullmatch
@@ -40,6 +41,11 @@ _ESCAPED: Final = re.compile(r"\\(.)")
 # The end of the ETag of a body in gzip: other bytes need another strong ETag (RFC 9110, 8.8.3.3).
 GZIP_SUFFIX: Final = "-gzip"
 _GZIP_END: Final = f'{GZIP_SUFFIX}"'
+# An element up to its separator, which means nothing in a quoted string (RFC 9110, 5.6.4). A string
+# without an end takes all that follows, or looking for its end would be done again and again.
+_UP_TO: Final = r'(?:"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[^"%s])++'
+_ELEMENTS: Final = re.compile(_UP_TO % ",").findall
+_PARTS: Final = re.compile(_UP_TO % ";").findall
 _ETAG: Final = re.compile(r'(?:W/)?"[!#-~\x80-\xff]*"')
 
 
@@ -126,6 +132,13 @@ def parse_instant(name: str, text: str) -> int:
         raise invalid(name, f"{error}; in a query + is %2B") from None
 
 
+def list_elements(text: str) -> Iterator[list[str]]:
+    """The elements of a list as headers have it (RFC 9110, 5.6.1), each with its parameters."""
+    for element in _ELEMENTS(text):
+        if element.strip():
+            yield _PARTS(element) if element.lstrip()[0] != ";" else ["", *_PARTS(element)]
+
+
 class Preferences(NamedTuple):
     """What `Prefer` states: the seconds to wait for the decision, and whether not to wait."""
 
@@ -136,8 +149,8 @@ class Preferences(NamedTuple):
 def parse_prefer(name: str, text: str) -> Preferences:
     """The preferences; what can't be read is passed over, as RFC 7240 wants it."""
     preferences: dict[str, str] = {}
-    for part in text.lower().split(","):
-        preference, _, value = part.split(";")[0].partition("=")
+    for stated, *_ in list_elements(text.lower()):
+        preference, _, value = stated.partition("=")
         # Of a name given twice the first counts.
         preferences.setdefault(preference.strip(), value.strip().strip('"'))
     wait = preferences.get("wait", "")
@@ -150,7 +163,7 @@ def parse_idempotency_key(name: str, text: str) -> str:
 
     Raises Problem.
     """
-    if len(text) > MAX_IDEMPOTENCY_KEY or not _KEY(text):
+    if len(text) > MAX_QUOTED_KEY or not _KEY(text):
         detail = f"must be 1 to {MAX_IDEMPOTENCY_KEY} visible ASCII characters, as they are or"
         detail = f'{detail} as a string in quotes, in which \\" and \\\\ stand for " and \\'
         raise invalid(name, detail, MAX_IDEMPOTENCY_KEY)
@@ -325,7 +338,7 @@ PREFER: Final = header(
 )
 IDEMPOTENCY_KEY: Final = header(
     "Idempotency-Key",
-    {"pattern": KEY_PATTERN, "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY},
+    {"pattern": KEY_PATTERN, "minLength": 1, "maxLength": MAX_QUOTED_KEY},
     "the same key and body make the same event, for ever: a retry can't happen twice",
     parse_idempotency_key,
 )

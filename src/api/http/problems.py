@@ -72,7 +72,8 @@ KINDS: Final[dict[str, Kind]] = {
     "cors-refused": Kind(
         403,
         "Pages of this origin may not make this request",
-        "Call from an origin of `LEDGER_CORS_ORIGINS`, with the methods and headers of this API",
+        "Call from the API's own origin or one of `LEDGER_CORS_ORIGINS`, with the methods and"
+        " headers of this API",
     ),
     "no-such-path": Kind(404, "No such path", "Look the path up in `/openapi.json`"),
     "unknown-order": Kind(
@@ -93,7 +94,8 @@ KINDS: Final[dict[str, Kind]] = {
     "misdirected-host": Kind(
         421,
         "The request is for another host",
-        "Call the API by its address or as `localhost`; without keys it answers to no other name",
+        "Without keys the API answers to IP addresses, to `localhost` and to names without a dot:"
+        " call it by one of them",
     ),
     "head-too-slow": Kind(
         408, "The request took too long to arrive", "Send path and headers in one go"

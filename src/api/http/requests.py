@@ -55,7 +55,7 @@ def read_query(query: bytes, names: Collection[str]) -> Mapping[str, str]:
     for name, value in pairs:
         if name not in names:
             words = f"known here: {', '.join(names)}" if names else "this request has none"
-            raise invalid(name[:100], f"is not a parameter: {words}")
+            raise invalid(_shown(name), f"is not a parameter: {words}")
         if name in values:
             raise invalid(name, "stands twice: give it once")
         values[name] = value
@@ -204,8 +204,8 @@ def _refuse_half_pairs(value: object) -> None:
 
 
 def _shown(name: str) -> str:
-    """A name that a client made up, short enough and clean enough to send back."""
-    return name[:100].encode("utf-8", "replace").decode()
+    """A name that a client made up, short enough, clean enough and visible in a message."""
+    return name[:100].encode("utf-8", "replace").decode() or '""'
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -251,7 +251,7 @@ _WORDS: Final[Mapping[str, tuple[str, str | None]]] = {
     "less_than_equal": ("must be at most {le}", "le"),
     "bool_type": ("must be true or false, without quotes", None),
     "list_type": ("must be a JSON array", None),
-    "too_short": ("must have at least {min_length} element(s)", "min_length"),
+    "too_short": ("must have at least {min_length} element", "min_length"),
     "too_long": ("must have at most {max_length} elements: split it", "max_length"),
     "model_type": ("must be a JSON object", None),
 }
@@ -261,7 +261,9 @@ def invalid_fields(error: ValidationError) -> Problem:
     """The problem that names every field at fault, up to MAX_ERRORS."""
     errors = []
     for at_fault in error.errors(include_url=False, include_input=False)[:MAX_ERRORS]:
-        parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in at_fault["loc"])
+        parts = (
+            f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in at_fault["loc"]
+        )
         field = _shown("".join(parts).removeprefix(".") or "body")
         context: dict[str, Any] = at_fault.get("ctx", {})
         words, limit = _WORDS.get(at_fault["type"], (None, None))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 EXPORT_TIMEOUT_S: Final = 3.0
 STOP_TIMEOUT_S: Final = 2.0
+# Later versions may have more behind the 55 characters of version 00.
+MAX_TRACEPARENT: Final = 512
 
 Attributes = Mapping[str, str | int]
 
@@ -97,6 +99,8 @@ def record_span(name: str, parent: str, attributes: Attributes, began_ns: int) -
 
 def valid_traceparent(text: str) -> str | None:
     """A W3C traceparent that may be carried on, as version 00; None where it breaks the rules."""
+    if len(text) > MAX_TRACEPARENT:
+        return None  # OpenTelemetry logs a warning for each longer one
     context = trace.get_current_span(_context(text)).get_span_context()
     return _format(context) if context.is_valid else None
 
