@@ -319,6 +319,22 @@ async def test_forged_events_with_a_matching_checksum_are_not_imported(
     audit(await records_of(settings))
 
 
+async def test_a_cause_whose_decision_was_cut_off_is_not_appended(
+    exports: Path, settings: Settings, tmp_path: Path
+) -> None:
+    copytree(exports / "jsonl", tmp_path, dirs_exist_ok=True)
+    file, entry = tmp_path / "events.jsonl", manifest(tmp_path)["tables"][0]
+    lines = file.read_bytes().splitlines(keepends=True)
+    records = [record for page in read_json_lines(file) for record in page]
+    decided = max(n for n, record in enumerate(records) if record.cause_position)
+    file.write_bytes(b"".join(lines[:decided]))
+    entry["sha256"] = sha256(file.read_bytes()).hexdigest()
+    forge_manifest(tmp_path, tables=[entry])
+    with pytest.raises(BadExport, match=f"ends at position {decided}"):
+        await import_events(settings, tmp_path)
+    assert await records_of(settings) == records[: decided - 1]
+
+
 async def test_a_number_out_of_range_ends_an_import_in_one_sentence(
     run: Run, exports: Path, settings: Settings, tmp_path: Path
 ) -> None:

@@ -61,10 +61,14 @@ class EventsExport:
         Raises BadExport, which names the first position that is not as it must be.
         """
         chain = ChainCheck()
+        # The last batch is whole only if the file ends where the manifest says.
+        held_back: list[Record] = []
         try:
             for batch in whole_decisions(self._read(self._path)):
                 chain.check(batch)
-                yield batch
+                if held_back:
+                    yield held_back
+                held_back = batch
         except (LedgerDamaged, struct.error) as error:  # struct's: a number out of range
             raise BadExport(f"{self._path} is not a ledger's: {error}") from error
         except (DecodeError, ValueError, LookupError, OverflowError) as error:
@@ -74,6 +78,8 @@ class EventsExport:
                 f"{self._path} ends at position {chain.position}, its manifest names"
                 f" {self.manifest.position}, or another hash"
             )
+        if held_back:
+            yield held_back
 
 
 def whole_decisions(pages: RecordPages) -> RecordPages:
