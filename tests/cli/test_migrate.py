@@ -116,3 +116,11 @@ async def test_a_migration_that_was_killed_after_any_statement_is_finished_by_th
     async with connections.connection(unfinished, "migrate") as connection:
         version = await connection.exec_driver_sql("SELECT version_num FROM ledger_migrations")
         assert version.scalar_one() == "0005"
+
+
+async def test_a_schema_that_the_account_may_not_make_is_named(run: Run) -> None:
+    done = await run("migrate", LEDGER_DB_NAME="of_somebody_else")
+    assert done.status == 1
+    said = done.said_one_sentence()
+    assert "there is no schema of_somebody_else" in said
+    assert "choose a name that begins with ledger_" in said

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import typer
 from aio_pika.exceptions import ChannelPreconditionFailed
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateTable
 
@@ -30,6 +31,10 @@ INDEX_TIMEOUT_S: Final = 3600
 CONNECTION_EIGHTHS: Final = {"writer": 1, "projector": 2, "api": 3, "analyst": 1}
 # Only MariaDB has it for an account. Sessions of our own set a limit of theirs, on MySQL too.
 STATEMENT_LIMIT_S: Final = 600
+
+
+class NoSchema(Exception):
+    """The schema is missing, and the account may not make it."""
 
 
 def migrate_command(
@@ -77,8 +82,9 @@ async def migrate(settings: Settings) -> list[Outdated]:
     """Bring database and broker to what this version needs; a second time changes nothing.
 
     Views that another version made are left as they are, and returned. Raises UnsafeDatabase where
-    a COMMIT could be lost, and MadeByNewerCode.
+    a COMMIT could be lost, NoSchema and MadeByNewerCode.
     """
+    await _make_missing_schema(settings)
     async with (
         connections.connection(settings, "migrate", read_timeout_s=INDEX_TIMEOUT_S) as connection,
         connection.begin(),
@@ -108,6 +114,25 @@ async def migrate(settings: Settings) -> list[Outdated]:
         # An earlier release made the inbox, and no queue's arguments can change.
         await _declare(broker, settings, at_least_once=False)
     return outdated
+
+
+async def _make_missing_schema(settings: Settings) -> None:
+    # Every account may connect to this one.
+    server = settings.model_copy(update={"db_name": "information_schema"})
+    async with connections.connection(server, "migrate") as connection:
+        found = await connection.exec_driver_sql(
+            "SELECT 1 FROM schemata WHERE schema_name = %s", (settings.db_name,)
+        )
+        if not found.first():
+            try:
+                await connection.exec_driver_sql(f"CREATE DATABASE `{settings.db_name}`")
+            except OperationalError as error:
+                raise NoSchema(
+                    f"there is no schema {settings.db_name}, and the account ledger_migrate can't"
+                    f" make it ({error.orig}): make it as an administrator, with all rights on it"
+                    " for this account; on the local stack choose a name that begins with ledger_"
+                ) from None
+            console.err.print(f"the schema {settings.db_name} was missing: it is there now, empty")
 
 
 async def _declare(broker: Connection, settings: Settings, *, at_least_once: bool) -> None:
