@@ -4,6 +4,7 @@ Balances and stock are brought over as they are, orders as history that moves no
 database does not say what was paid.
 """
 
+import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, cast
 from uuid import UUID, uuid5
 
 import typer
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, field
 from sqlalchemy import URL, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -31,6 +32,7 @@ from ledger.core.events import (
     MAX_STOCK,
     MAX_TIME_US,
     MAX_USERNAME,
+    TYPE_OF,
     CustomerRegistered,
     OrderHistory,
     OrderPlaced,
@@ -38,12 +40,13 @@ from ledger.core.events import (
 )
 from ledger.core.money import to_amount, to_minor
 from ledger.core.names import BadText, clean_description, clean_name
+from ledger.eventlog.codec import decode_submitted
 from ledger.eventlog.reader import EventReader
 from ledger.eventlog.records import ChainCheck, Submitted
 from ledger.eventlog.snapshots import LedgerState, load
 from ledger.eventlog.store import Fenced
 from ledger.runtime.database import DATABASE_ERRORS, make_engine, refuse_unsafe
-from ledger.runtime.timestamps import now_us, to_us
+from ledger.runtime.timestamps import format_us, now_us, to_us
 from ledger.writer import BATCH_EVENTS, Clock, ClockWrong, append_new
 
 # The events have ids made of those of the rows, so that none is appended twice.
@@ -67,6 +70,10 @@ READ_TIMEOUT_S: Final = 6 * 3600
 MAX_SHOWN: Final = 20
 MAX_CHARACTERS: Final = 60
 
+# Stricter than UUID(), so that `refuse_repeated_ids` has the database compare what this reads.
+is_id: Final = re.compile(
+    r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE
+).fullmatch
 Value = TypeVar("Value")
 
 
@@ -80,6 +87,25 @@ class BadOldData(Exception):
 
 class BadRow(Exception):
     """A row can't be brought over; the message names table, id, column and remedy."""
+
+
+class Findings(Struct):
+    """What is wrong in one way: how often, and the first MAX_SHOWN in words."""
+
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, sentence: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if self.count <= MAX_SHOWN:
+            self.shown.append(sentence)
+
+    def refuse(self, what: str, remedy: str) -> None:
+        """Raise BadOldData if there was any: how many of what there are, and the remedy."""
+        if self.count:
+            more = f", of which the first {MAX_SHOWN} are shown" if self.count > MAX_SHOWN else ""
+            raise BadOldData(f"{self.count} {what}{more}: {remedy}", tuple(self.shown))
 
 
 class Totals(Struct, frozen=True):
@@ -108,7 +134,7 @@ class Row:
     def __init__(self, table: str, values: Mapping[str, str | None]) -> None:
         self.table = table
         self._values = values
-        self._id = next(iter(values.values()))
+        self.name = f"{table} {next(iter(values.values()))!r:.{MAX_CHARACTERS}}"
 
     def read(self, column: str, parse: Callable[[str], Value], remedy: str) -> Value:
         """The parsed value of a column; raises BadRow, with the remedy, if it can't be parsed."""
@@ -122,12 +148,11 @@ class Row:
             except (ValueError, ArithmeticError):
                 pass
         shown = "NULL" if value is None else f"{value!r:.{MAX_CHARACTERS}}"
-        where = f"{self.table} {self._id!r:.{MAX_CHARACTERS}}, column {column}"
-        raise BadRow(f"{where}: {shown} {remedy}")
+        raise BadRow(f"{self.name}, column {column}: {shown} {remedy}")
 
     def id(self, column: str) -> UUID:
         """An id."""
-        return self.read(column, UUID, "must be a UUID in text")
+        return self.read(column, parse_id, "must be a UUID in text, of 32 or 36 characters")
 
     def number(self, column: str, low: int, high: int) -> int:
         """A whole number from `low` to `high`."""
@@ -140,9 +165,10 @@ class Row:
         remedy = f"must be an amount from {to_amount(low)} to {to_amount(high)} of two decimals"
         return self.read(column, lambda text: within(to_minor(Decimal(text)), low, high), remedy)
 
-    def time_us(self, column: str) -> int:
-        """A time in µs since the Unix epoch; without a zone it is in UTC."""
-        return self.read(column, time_us, "must be a time from 1970 to 9999")
+    def time_us(self, column: str, low: int = 0, remedy: str = "") -> int:
+        """A time in µs since the Unix epoch, at least `low`; without a zone it is in UTC."""
+        remedy = f"must be a time from 1970 to 9999{remedy}"
+        return self.read(column, lambda text: within(time_us(text), low, MAX_TIME_US), remedy)
 
 
 def within(number: int, low: int, high: int) -> int:
@@ -152,10 +178,17 @@ def within(number: int, low: int, high: int) -> int:
     return number
 
 
+def parse_id(text: str) -> UUID:
+    """An id with or without dashes; raises ValueError."""
+    if not is_id(text):
+        raise ValueError
+    return UUID(text)
+
+
 def time_us(text: str) -> int:
     """A time in µs since the Unix epoch; without a zone it is in UTC. Raises ValueError."""
     moment = datetime.fromisoformat(text)
-    return within(to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC)), 0, MAX_TIME_US)
+    return to_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
 
 
 def final_status(text: str) -> Literal["COMPLETED", "FAILED", "CANCELLED"]:
@@ -193,14 +226,63 @@ def event_of(row: Row, now_us: int) -> Submitted:
             remedy = (
                 "must be COMPLETED, FAILED or CANCELLED: let the old workers decide PENDING ones"
             )
+            updated_at_us = row.time_us("updated_at", occurred_at_us, ", and not before created_at")
             payload = OrderPlaced(
                 row.id("customer_id"),
                 row.id("product_id"),
                 row.number("quantity", 1, MAX_QUANTITY),
-                OrderHistory(row.read("status", final_status, remedy), row.time_us("updated_at")),
+                OrderHistory(row.read("status", final_status, remedy), updated_at_us),
             )
     event_id = uuid5(NAMESPACE, f"{row.table}/{stream_id}")
     return Submitted(event_id, stream_id, occurred_at_us, payload, META)
+
+
+def columns_of(event: Submitted) -> dict[str, object]:
+    """The columns of the row that an event brought over; of any other event none."""
+    match event.payload:
+        case ProductListed() as product:
+            return {
+                "name": product.name,
+                "description": product.description,
+                "base_price": to_amount(product.base_price_minor),
+                "stock": product.opening_stock,
+                "initial_stock": product.initial_stock,
+            }
+        case CustomerRegistered() as customer:
+            return {
+                "username": customer.username,
+                "wallet_balance": to_amount(customer.opening_balance_minor),
+            }
+        case OrderPlaced(history=OrderHistory() as history) as order:
+            return {
+                "product_id": str(order.product_id),
+                "customer_id": str(order.customer_id),
+                "quantity": order.quantity,
+                "status": history.status,
+                "created_at": format_us(event.occurred_at_us),
+                "updated_at": format_us(history.updated_at_us),
+            }
+        case _:
+            return {}
+
+
+def difference(row: Row, event: Submitted, position: int, recorded: Submitted) -> str:
+    """Say how the event of a row differs from the one that is recorded; empty where it does not."""
+    if recorded.event_id != event.event_id:
+        return f"{row.name}: {described(recorded)} is at its position, {position}"
+    old, new = columns_of(event), columns_of(recorded)
+    changes = [
+        f"column {name}: {value!r:.{MAX_CHARACTERS}}, but {new.get(name)!r:.{MAX_CHARACTERS}}"
+        " in the ledger"
+        for name, value in old.items()
+        if value != new.get(name)
+    ]
+    return f"{row.name}, {'; '.join(changes)}" if changes else ""
+
+
+def described(event: Submitted) -> str:
+    """An event in words."""
+    return f"{TYPE_OF[type(event.payload)]} of {event.stream_id}"
 
 
 def import_old(
@@ -256,8 +338,9 @@ def compared(done: OldImport) -> list[tuple[str, object, object]]:
 async def bring_over(settings: Settings, url: URL) -> OldImport:
     """Append the old data to a ledger that is empty, or that an import of them has begun to fill.
 
-    Raises BadOldData and ImportRefused before anything is appended, ImportRefused also where a
-    database fails later; UnsafeDatabase, LedgerDamaged.
+    Raises BadOldData and ImportRefused before anything is appended. Later it raises ImportRefused
+    where a database fails, and BadOldData where what was appended is not what the rows are.
+    Raises UnsafeDatabase, LedgerDamaged.
     """
     async with connections.connection(settings, "writer") as connection:
         # It is idle for as long as it takes to read the old tables.
@@ -266,20 +349,16 @@ async def bring_over(settings: Settings, url: URL) -> OldImport:
         await refuse_writers(connection)
         ledger = await load(connection)
         before = ledger.head.position
-        last = await EventReader(connection).record_at(before) if before else None
-        await connection.rollback()
         async with old_data(url) as old:
-            rows, event_id = await checked(old, before)
-            if last and last.event_id != event_id:
-                raise ImportRefused(
-                    f"the ledger ends at position {before} with another event than this import"
-                    " has there: import into an empty ledger"
-                )
+            rows = await check(old, connection, before, "nothing was appended")
+            await refuse_repeated_ids(old)
             totals = await old_totals(old)
-            await fence_off_writers(connection, ledger)
             await append_rows(old, connection, ledger, rows, settings.clock_limit_s)
+            if appended := ledger.head.position - before:
+                note = f"{appended} events were appended"
+                await check(old, connection, ledger.head.position, note)
         position = ledger.head.position
-        return OldImport(totals, await ledger_totals(connection), position, position - before)
+        return OldImport(totals, await ledger_totals(connection), position, appended)
 
 
 @asynccontextmanager
@@ -332,32 +411,86 @@ async def rows_of(old: AsyncConnection) -> AsyncGenerator[Row, None]:
             yield Row(table, dict(zip(names, row, strict=True)))
 
 
-async def checked(old: AsyncConnection, number: int) -> tuple[int, bytes | None]:
-    """Check every row; return how many there are, and the event id of the row of that number.
+async def check(old: AsyncConnection, connection: AsyncConnection, position: int, note: str) -> int:
+    """Check every row, and compare the first ones with the ledger's events up to a position.
 
-    Raises BadOldData.
+    Returns how many rows there are. Raises BadOldData, which ends with the note, and ImportRefused
+    where the ledger has events of something else.
     """
-    rows, event_id, bad, shown = 0, None, 0, []
-    async with aclosing(rows_of(old)) as reading:
+    rows, bad, changed = 0, Findings(), Findings()
+    async with (
+        aclosing(rows_of(old)) as reading,
+        aclosing(imported_events(connection, position)) as recorded,
+    ):
         async for row in reading:
             rows += 1
+            there = await anext(recorded, None)
             try:
                 event = event_of(row, 0)
             except BadRow as error:
-                bad += 1
-                if bad <= MAX_SHOWN:
-                    shown.append(str(error))
+                bad.add(str(error))
                 continue
-            if rows == number:
-                event_id = event.event_id.bytes
-    if bad:
-        more = f", of which the first {MAX_SHOWN} are shown" if bad > MAX_SHOWN else ""
-        raise BadOldData(
-            f"{bad} of {rows} rows can't be brought over{more}: change them in the old database,"
-            " and run it again; nothing was appended",
-            tuple(shown),
+            if there and (differs := difference(row, event, *there)):
+                changed.add(differs)
+        async for at, event in recorded:
+            changed.add(f"{described(event)} at position {at} has no row any more")
+    bad.refuse(
+        f"of {rows} rows can't be brought over",
+        f"change them in the old database, and run it again; {note}",
+    )
+    changed.refuse(
+        f"of {position} events are not those of their rows",
+        f"the ledger does not hold what the old database does, import into a new one; {note}",
+    )
+    return rows
+
+
+async def imported_events(
+    connection: AsyncConnection, up_to: int
+) -> AsyncGenerator[tuple[int, Submitted], None]:
+    """The events of an import of old data, each with its position; raises ImportRefused at others.
+
+    A row is an event, and nothing is decided of it.
+    """
+    try:
+        async for page in EventReader(connection).pages(0, up_to, with_keys=True):
+            for decision in page.decisions():
+                position = decision.cause.position
+                if decision.cause.meta != META or decision.decided:
+                    raise ImportRefused(
+                        "the ledger has other events than such an import, from position"
+                        f" {position} on: import into an empty ledger"
+                    )
+                yield position, decode_submitted(decision.cause, page.keys)
+    except DATABASE_ERRORS as error:
+        # Here, as `old_data` would take it for an error of the old database.
+        reason = getattr(error, "orig", None) or error
+        raise ImportRefused(f"can't read the ledger: {reason}; run it again") from error
+
+
+async def refuse_repeated_ids(old: AsyncConnection) -> None:
+    """Raise BadOldData where rows of any tables have the same id, as each is a stream of its own.
+
+    All ids must be in a writing that `is_id` takes.
+    """
+    # The old database sorts them, as there may be more than the memory holds.
+    ids = " UNION ALL ".join(
+        f"SELECT '{table}' AS name, CAST(`{columns[0]}` AS CHAR(36)) AS id FROM `{table}`"
+        for table, columns in COLUMNS.items()
+    )
+    rows = await old.stream(
+        text(
+            "SELECT GROUP_CONCAT(name, ' ', id ORDER BY name, id SEPARATOR ' and ')"
+            f" FROM ({ids}) ids GROUP BY UNHEX(REPLACE(id, '-', '')) HAVING COUNT(*) > 1"
         )
-    return rows, event_id
+    )
+    repeated = Findings()
+    async for (names,) in rows:
+        repeated.add(f"{names} have the same id")
+    repeated.refuse(
+        "ids stand more than once",
+        "change them in the old database, and run it again; nothing was appended",
+    )
 
 
 async def append_rows(
@@ -367,12 +500,17 @@ async def append_rows(
     rows: int,
     clock_limit_s: float,
 ) -> None:
-    """Append the rows that the ledger does not have; raises ImportRefused."""
+    """Fence off writers, and append the rows that the ledger does not have.
+
+    Raises ImportRefused.
+    """
     clock = Clock(clock_limit_s)
     began_us, before, number = now_us(), ledger.head.position, 0
     batch: list[Submitted] = []
     with console.progress("importing", rows) as advance:
         try:
+            await connection.rollback()  # what was read for the check
+            await fence_off_writers(connection, ledger)
             async with aclosing(rows_of(old)) as reading:
                 async for row in reading:
                     number += 1
