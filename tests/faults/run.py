@@ -20,7 +20,7 @@ from tests.faults.workload import Clients
 from tests.faults.world import APIS, World, open_world
 from tests.ledger.pipeline import beside
 
-INJECTED_WITHIN_S: Final = 240.0
+INJECTED_WITHIN_S: Final = 900.0
 HEARS: Final = "receiving the orders that other API processes accept"
 NOT_TOLD: Final = "were not told of"
 """What an API process logs that has missed, or has others miss, what was accepted."""
