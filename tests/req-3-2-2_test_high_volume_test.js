@@ -25,6 +25,9 @@ const JSON_BODY = { 'Content-Type': 'application/json' };
 // One up for each 202, one down for each order that the view shows afterwards.
 const lost = new Counter('orders_lost');
 const catchUp = new Trend('views_catch_up', true);
+// The first request of a user opens a connection, which the others keep.
+const onNew = new Trend('on_new_connections', true);
+const onKept = new Trend('on_kept_connections', true);
 
 export const options = {
   discardResponseBodies: true,
@@ -65,6 +68,8 @@ export default function ({ product_id, customer_id }) {
   const response = http.post(`${API}/orders`, JSON.stringify({ product_id, customer_id }), {
     headers: JSON_BODY,
   });
+  const { connecting, duration } = response.timings;
+  (connecting > 0 ? onNew : onKept).add(connecting + duration);
   if (check(response, { 'is 202': ({ status }) => status === 202 })) {
     lost.add(1);
   }
