@@ -1,6 +1,7 @@
 """The private servers of the suite, and ledgers on them."""
 
 import compileall
+import logging
 import os
 import shutil
 import sys
@@ -100,6 +101,15 @@ def no_process_left() -> Iterator[None]:
     """A process that a test leaves running fails that test."""
     with failing_leaks():
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_log_handler_left() -> Iterator[None]:
+    """A command that ran in this process leaves a log handler whose stream ends with the test."""
+    yield
+    for handler in logging.root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            logging.root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
