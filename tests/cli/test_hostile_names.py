@@ -16,9 +16,10 @@ import pytest
 from cli.main import COMMANDS
 from cli.settings import Settings
 from ledger.core.events import CustomerRegistered, OrderPlaced, ProductListed
+from ledger.messaging.topology import PARKING
 from ledger.runtime import logs
 from ledger.runtime.printable import printable, printable_json
-from tests.harness import DEADLINE_S, environment, free_port
+from tests.harness import DEADLINE_S, environment, eventually, free_port
 from tests.ledger.pipeline import Ledger, running_ledger
 from tests.projections.view_rows import advance_to_the_end
 from tests.submissions import event_of
@@ -56,7 +57,11 @@ async def hostile_ledger(settings: Settings) -> AsyncIterator[Ledger]:
         await ledger.write(customers, products, [first])
         await ledger.put(HOSTILE.encode(), json.dumps({"type": HOSTILE}).encode())
         async with ledger.writing():
-            await ledger.until_inbox_empty()
+
+            async def both_are_parked() -> bool:
+                return await ledger.depth(PARKING) == 2
+
+            await eventually(both_are_parked, "the two messages are parked")
         async with ledger.connection("projector") as connection:
             await advance_to_the_end(connection)
         await ledger.execute(
