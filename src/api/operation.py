@@ -81,7 +81,7 @@ class Operation:
         `origins`: whose pages may submit. The body is parsed inside `parse_turn`.
         """
         headers = read_headers(request.scope["headers"])
-        if self.submits and (b"origin" in headers or b"sec-fetch-site" in headers):
+        if self.submits:
             refuse_page(headers, origins)
         if not CONDITIONS.keys().isdisjoint(headers):
             versioned = IF_MATCH in self.headers

@@ -183,11 +183,11 @@ class Projector:
                         async with asyncio.timeout(POLL_S):
                             await self._woken.wait()
                 if moved or not self._woken.is_set():
-                    self._announcer.notify(encode_announcement(self._signed(announcement)))
+                    self._announcer.notify(encode_announcement(self._with_ledger(announcement)))
                 if 0 < moved < LARGE_BATCH:
                     await asyncio.sleep(began + LINGER_S - time.monotonic())
 
-    def _signed(self, announcement: Announcement) -> Announcement:
+    def _with_ledger(self, announcement: Announcement) -> Announcement:
         """The announcement with what is known of the ledger, and of others beside it."""
         head = self.watch.head
         ledger_id = head.ledger_id if head else None

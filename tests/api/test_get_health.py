@@ -34,15 +34,20 @@ async def test_a_process_that_answers_is_live(http: httpx.AsyncClient) -> None:
     assert response.json() == {"status": "live"}
 
 
+async def readiness_and_inbox(stack: Stack) -> tuple[int, bool]:
+    """The status of the answer of readiness, and whether it says that there is an inbox."""
+    response = await stack.http.get(f"{stack.url}/health/ready")
+    return response.status_code, response.json()["inbox"]
+
+
 async def test_a_process_whose_inbox_is_not_bound_stays_unready_until_it_is(
     make_stack: Callable[..., Awaitable[Stack]],
 ) -> None:
     stack = await make_stack()
 
     async def inbox() -> bool:
-        response = await stack.http.get(f"{stack.url}/health/ready")
-        there: bool = response.json()["inbox"]
-        assert there == (response.status_code == 200)
+        status, there = await readiness_and_inbox(stack)
+        assert there == (status == 200)
         return there
 
     connection = Connection(stack.settings.amqp_url("migrate"), "t")
@@ -67,9 +72,8 @@ async def test_a_process_without_an_inbox_is_not_ready_and_needs_no_refusal_to_k
     stack = await make_stack()
 
     async def inbox() -> bool:
-        response = await stack.http.get(f"{stack.url}/health/ready")
-        there: bool = response.json()["inbox"]
-        assert there or response.status_code == 503
+        status, there = await readiness_and_inbox(stack)
+        assert there or status == 503
         return there
 
     async def no_inbox() -> bool:

@@ -275,7 +275,7 @@ def refuse_page(headers: Mapping[bytes, bytes], origins: Collection[str]) -> Non
     site = headers.get(b"sec-fetch-site")
     given = headers.get(b"origin")
     if given is None:
-        if site in (b"same-origin", b"none"):
+        if site in (None, b"same-origin", b"none"):
             return
     elif site == b"same-origin" or "*" in origins:
         return

@@ -91,10 +91,7 @@ def head_of(headers: Mapping[str, Any]) -> SeenHead | None:
 
 async def read_head(connection: AsyncConnection) -> SeenHead:
     """The last record of this ledger; raises NoIdentity."""
-    reader = EventReader(connection)
-    ledger_id = (await reader.identified_head()).ledger_id
-    position, hash_ = await reader.last_hash()
-    return SeenHead(ledger_id, position, hash_)
+    return SeenHead(*await EventReader(connection).identified_end())
 
 
 class HeadCheck:

@@ -42,6 +42,11 @@ _SELECT_IDENTIFIED_HEAD: Final = (
     "SELECT (SELECT ledger_id FROM ledger_identity) AS ledger_id,"
     " (SELECT MAX(position) FROM events) AS head"
 )
+_SELECT_IDENTIFIED_END: Final = (
+    "SELECT ledger_id, position, hash FROM ledger_identity"
+    " LEFT JOIN (SELECT position, hash FROM events ORDER BY position DESC LIMIT 1) e ON TRUE"
+)
+NO_IDENTITY: Final = "the ledger has no identity: run `ledger migrate`"
 
 # Encryption keys by customer; None for one that was destroyed.
 Keys = Mapping[bytes, bytes | None]
@@ -222,10 +227,16 @@ class EventReader:
         async with aclosing(pages):
             return await anext(pages, EventPage(()))
 
-    async def last_hash(self) -> tuple[int, bytes]:
-        """Return position and hash of the last record; those before the first without one."""
-        rows = await self._rows("SELECT position, hash FROM events ORDER BY position DESC LIMIT 1")
-        return rows[0] if rows else (0, GENESIS_HASH)
+    async def identified_end(self) -> tuple[UUID, int, bytes]:
+        """Which ledger it is, and position and hash of its last record; raises NoIdentity.
+
+        Without a record they are those before the first one.
+        """
+        rows = await self._rows(_SELECT_IDENTIFIED_END)
+        if not rows:
+            raise NoIdentity(NO_IDENTITY)
+        ledger_id, position, hash_ = rows[0]
+        return uuid_of(ledger_id), position or 0, hash_ or GENESIS_HASH
 
     async def hashes_at(self, positions: Collection[int]) -> dict[int, bytes]:
         """The hashes at those of some positions that there are; at 0 stands the chain's begin."""
@@ -545,7 +556,7 @@ def _columns(alias: str) -> str:
 def _identified_head(row: Sequence[Any]) -> IdentifiedHead:
     ledger_id, position, *_ = row
     if ledger_id is None:
-        raise NoIdentity("the ledger has no identity: run `ledger migrate`")
+        raise NoIdentity(NO_IDENTITY)
     return IdentifiedHead(uuid_of(ledger_id), position or 0)
 
 
